@@ -34,7 +34,7 @@ fn share(profile: &Profile, column: usize, counts: impl Fn(&[String]) -> bool) -
     for sample in &profile.samples {
         let names = names(profile, sample);
         // Excludes the recorder's own thread.
-        if names.iter().any(|name| name.contains("marple::cpu::live")) {
+        if names.iter().any(|name| name.contains("marple::cpu::sampling")) {
             continue;
         }
         all += sample.values[column];

@@ -8,20 +8,20 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::Error as AgentError;
-use super::announce::{self, Callback, CallbackSender, IncidentEvent};
 use super::capture::CaptureWorker;
 use super::capture::directory::{Directory, OpenedStore, TOPIC as DIRECTORY};
 use super::collect;
-use super::collectors::{Collected, CollectorOptions, CollectorOutput, Collectors};
 use super::core::{AgentState, InitialState};
 use super::deferred::{DeferredParts, FileWatch, FirstOpened};
 use super::event::QUEUE;
-use super::guard::Agent;
 use super::handle::AgentHandle;
 use super::pending::AgentThreads;
 use super::run::AgentLoop;
 use super::service::Service;
 use super::threads::{lead, work};
+use crate::agent::callbacks::{self, Callback, CallbackSender, IncidentEvent};
+use crate::agent::custom_collectors::{Collected, CollectorOptions, CollectorOutput, Collectors};
+use crate::agent::singleton::Agent;
 use crate::base::{Clock, Error, SystemClock, log, panics, spare, warnings};
 use crate::config::{Settings, WatchedFile};
 use crate::metrics::Metrics;
@@ -172,7 +172,7 @@ impl Builder {
         let (announcer, announced) = CallbackSender::new(&callbacks);
         if let Some(announced) = announced {
             // This thread is never joined: it runs host code.
-            threads.callbacks.prepare(move || announce::call(&announced, callbacks));
+            threads.callbacks.prepare(move || callbacks::call(&announced, callbacks));
         }
         collect::names::begin();
         collect::heap::read_images();

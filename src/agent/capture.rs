@@ -5,27 +5,27 @@
 //! therefore delays no tick, rule or reply. No failure ends it: a collector that fails or panics is
 //! recorded in the manifest, a failed write in the report.
 
-mod beside;
 pub(super) mod directory;
+mod disk_plan;
 mod gather;
 mod give_up;
-mod headroom;
 mod labels;
-mod room;
+mod low_memory;
 mod stuck;
 mod take;
+mod trace_overlays;
 mod write;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use self::beside::TraceOverlay;
 use self::directory::{Directory, OpenedStore};
-use super::announce::CallbackSender;
 use super::collect::{self, Collector};
-use super::collectors::{CollectorRun, Collectors};
 use super::fence::{chain, fence};
+use crate::agent::callbacks::CallbackSender;
+use crate::agent::capture::trace_overlays::TraceOverlay;
+use crate::agent::custom_collectors::{CollectorRun, Collectors};
 use crate::base::{Bytes, Clock, IncidentId, log, warnings};
 use crate::config::{Settings, StoreSettings};
 use crate::model::{
@@ -121,7 +121,7 @@ pub(super) struct CaptureWorker {
     runs: Vec<CollectorRun>,
     /// Evidence to be shown in running traces.
     kept: Vec<TraceOverlay>,
-    sizes: room::ArtifactSizes,
+    sizes: disk_plan::ArtifactSizes,
 }
 
 /// A running collector and the index of its record in the manifest.
@@ -153,7 +153,7 @@ impl CaptureWorker {
             collectors,
             runs: Vec::new(),
             kept: Vec::new(),
-            sizes: room::ArtifactSizes::default(),
+            sizes: disk_plan::ArtifactSizes::default(),
         }
     }
 

@@ -19,14 +19,14 @@ use jiff::Timestamp;
 use super::capture::CaptureReport;
 use super::capture::directory::OpenedStore;
 use super::collect;
-use super::collectors::Collectors;
 use super::event::AgentEvent;
 use super::fence::chain;
 use super::history::{History, VitalsRecording};
 use super::reload;
 use super::status::{AgentCounters, ConfigStatus};
-use super::stream::{self, OnDemandCaptures, work};
-use super::stuck::RecentStalls;
+use crate::agent::custom_collectors::Collectors;
+use crate::agent::on_demand::{self, OnDemandCaptures, worker};
+use crate::agent::recent_stalls::RecentStalls;
 use crate::base::{
     Clock, ClockReading, Error as PublicError, IncidentId, Moment, TimeAnchor, log, panic_log,
     spare, standstill, warnings,
@@ -60,7 +60,7 @@ pub(super) struct AgentState {
     open: Vec<OpenIncident>,
     streams: OnDemandCaptures,
     collectors: Collectors,
-    tasks: SyncSender<work::WorkerCommand>,
+    tasks: SyncSender<worker::WorkerCommand>,
     /// True while the capture thread is performing a command.
     busy: bool,
     location: Location,
@@ -100,7 +100,7 @@ impl AgentState {
         clock: Arc<dyn Clock>,
         begun: InitialState,
         reader: Reader,
-        tasks: SyncSender<work::WorkerCommand>,
+        tasks: SyncSender<worker::WorkerCommand>,
     ) -> Self {
         let InitialState { settings, path, collectors, location, directory, endpoint } = begun;
         let started = clock.wall();
@@ -290,7 +290,7 @@ impl AgentState {
             AgentEvent::Collected { id } => self.decider.incidents.collected(id),
             AgentEvent::Streamed(done) => {
                 self.capture_thread_is_free();
-                if let stream::OnDemandResult::Started { engine: Some(engine), .. } = &done {
+                if let on_demand::OnDemandResult::Started { engine: Some(engine), .. } = &done {
                     self.engines.extend([engine.clone()]);
                 }
                 self.streamed(done);
@@ -305,7 +305,7 @@ impl AgentState {
         }
     }
 
-    fn streamed(&mut self, done: stream::OnDemandResult) {
+    fn streamed(&mut self, done: on_demand::OnDemandResult) {
         if let Some(bytes) = self.streams.done(self.clock.now(), done) {
             self.counters.streams += 1;
             self.counters.stream_bytes.0 += bytes;

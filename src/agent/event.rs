@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::capture::CaptureReport;
 use super::capture::directory::OpenedStore;
 use super::status::{Captured, Status, Toggled};
-use super::stream;
+use crate::agent::on_demand;
 use crate::base::{Error, IncidentId};
 use crate::config::Settings;
 use crate::model::{CaptureSet, Origin};
@@ -52,13 +52,13 @@ pub(crate) enum AgentEvent {
     /// A custom collector returned.
     Collected { id: IncidentId },
     /// A request for an on-demand capture.
-    Stream(stream::ProfileRequest),
+    Stream(on_demand::ProfileRequest),
     /// A client of an on-demand capture disconnected.
     StreamGone,
     /// The capture thread finished a command of an on-demand capture.
-    Streamed(stream::OnDemandResult),
+    Streamed(on_demand::OnDemandResult),
     /// The result of an on-demand capture is encoded.
-    Encoded(stream::OnDemandResult),
+    Encoded(on_demand::OnDemandResult),
     /// The capture thread could not save the state that must survive a restart.
     NotSaved(String),
     /// The settings file changed; holds the parsed settings or the error.

@@ -11,12 +11,12 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Error as AgentError;
-use super::collectors::{Collected, CollectorOptions, CollectorOutput, Collectors};
 use super::event::{AgentEvent, Reply, ToggleAction};
 use super::pending::AgentThreads;
 use super::side_thread::{SideThread, WakeAside};
 use super::status::{Captured, Status, Toggled};
-use super::stream::{PendingProfile, ProfileError, ProfileKind, ProfileRequest};
+use crate::agent::custom_collectors::{Collected, CollectorOptions, CollectorOutput, Collectors};
+use crate::agent::on_demand::{PendingProfile, ProfileError, ProfileKind, ProfileRequest};
 use crate::base::Error;
 use crate::config::{HttpSettings, Settings};
 use crate::metrics::{Counter, Gauge, Histogram, Metrics};

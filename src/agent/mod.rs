@@ -22,32 +22,32 @@
 //! additional tick, so that rules are not evaluated a quarter of a second late. Where polls are not
 //! recorded, stalls are inferred from the workers' counters (`collect::suspects`).
 
-mod announce;
 mod builder;
+mod callbacks;
 mod capture;
 mod collect;
-mod collectors;
 mod core;
+mod custom_collectors;
 mod deferred;
 mod event;
 mod fence;
-mod guard;
 mod handle;
 #[cfg(feature = "heap")]
 mod heap_writer;
 mod history;
 #[cfg(feature = "heap")]
 mod memory_summary;
+mod on_demand;
 mod pending;
+mod recent_stalls;
 mod reload;
 mod run;
 mod service;
 mod side_thread;
+mod singleton;
 mod stall_log;
 mod standstill;
 mod status;
-mod stream;
-mod stuck;
 mod threads;
 mod ticker;
 
@@ -59,23 +59,23 @@ pub use crate::policy::replay::{
     Outcome as ReplayOutcome, ProcessHistory, ReplayTiming, ReplayedCapture as ReplayTaken, replay,
     replay_restarts,
 };
-pub use announce::IncidentEvent;
 pub use builder::Builder;
-pub use collectors::{Collected, CollectorOptions, CollectorOutput};
+pub use callbacks::IncidentEvent;
+pub use custom_collectors::{Collected, CollectorOptions, CollectorOutput};
 pub use event::ToggleAction;
-pub use guard::Agent;
 pub use handle::{AgentHandle, Pending};
 #[cfg(feature = "heap")]
 pub use heap_writer::{HeapWriter, ProcessMemory};
+pub use on_demand::StreamStatus;
+#[cfg(feature = "http")]
+pub(crate) use on_demand::{HeapView, ProfileError, ProfileForm, ProfileKind, ThreadView};
 #[cfg(feature = "http")]
 pub(crate) use service::Service;
+pub use singleton::Agent;
 pub use status::{
     AgentCounters, BudgetStatus, Captured, ConfigStatus, IncidentStatus, PastDecision, RuleStatus,
     Status, Toggled,
 };
-pub use stream::StreamStatus;
-#[cfg(feature = "http")]
-pub(crate) use stream::{HeapView, ProfileError, ProfileForm, ProfileKind, ThreadView};
 
 /// An error of the agent.
 #[derive(Debug, thiserror::Error)]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::stream::StreamStatus;
+use crate::agent::on_demand::StreamStatus;
 use crate::base::{Bytes, IncidentId, LogStatus, ThreadPanics, TimeAnchor, Warning};
 use crate::config::BudgetSettings;
 use crate::metrics::Distribution;

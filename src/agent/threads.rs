@@ -19,7 +19,7 @@ use super::handle::AgentHandle;
 use super::run::{self, AgentLoop};
 use super::service::Service;
 use super::standstill;
-use super::stream::work::{OnDemandWorker, WorkerCommand};
+use crate::agent::on_demand::worker::{OnDemandWorker, WorkerCommand};
 use crate::base::retry::RetryBackoff;
 use crate::base::{Clock, log, panics, warnings};
 use crate::config::StoreSettings;
@@ -237,8 +237,8 @@ fn perform(
 fn stream(
     desk: &mut OnDemandWorker,
     clock: &dyn Clock,
-    task: super::stream::work::OnDemandTask,
-) -> super::stream::OnDemandResult {
+    task: crate::agent::on_demand::worker::OnDemandTask,
+) -> crate::agent::on_demand::OnDemandResult {
     let id = task.job.id();
     match panics::fence(|| desk.perform(clock, task)) {
         Ok(done) => done,

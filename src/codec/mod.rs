@@ -7,8 +7,8 @@
 //! - CPU and heap profiles are [`pprof`]: gzip-compressed `profile.proto`, for `go tool pprof`.
 //! - Timelines are [`perfetto`]: gzip-compressed Perfetto traces.
 //! - Dumps of threads and tasks are also [`text`], and JSON for scripts.
-//! - `jeheap` reads the output of jemalloc's own profiler (feature `jemalloc`).
-//! - [`legacy`] is the text form of profiles that Go prints for `debug=1`.
+//! - `jemalloc_heap` reads the output of jemalloc's own profiler (feature `jemalloc`).
+//! - [`go_debug`] is the text form of profiles that Go prints for `debug=1`.
 //!
 //! Writers stream, because a capture may be written when memory is nearly exhausted. Independent of
 //! the length of the capture, they hold the model value, one message, one block of 32 KiB and the
@@ -19,13 +19,13 @@
 //! The tests in `tests/codec_*.rs` check every field number with independent decoders.
 
 mod error;
+pub mod go_debug;
 mod gzip;
 #[cfg(feature = "jemalloc")]
-pub mod jeheap;
-pub mod legacy;
+pub mod jemalloc_heap;
 pub mod perfetto;
 pub mod pprof;
-mod press;
+mod reusable_gzip;
 pub mod text;
 
 pub use error::Error;

@@ -15,6 +15,7 @@
 //! Relative paths (`dir`, `toggle.trigger_file`, `http.token_file`, `unix:` sockets) are relative
 //! to the working directory of the process, not to the directory of the file.
 
+mod debounce;
 mod default_rules;
 mod defaults;
 mod event_rate;
@@ -25,7 +26,6 @@ mod read;
 mod secret;
 mod section;
 mod settings;
-mod settle;
 mod validate;
 mod value;
 mod watch;

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::settle::Debouncer;
 use super::{Error, Settings, judge, read_bounded};
 use crate::base::Moment;
+use crate::config::debounce::Debouncer;
 
 /// Quiet time: a change must be stable for this time.
 pub(super) const QUIET: Duration = Duration::from_millis(100);

@@ -68,8 +68,9 @@ use std::time::{Duration, Instant};
 
 use pprof::{MAX_DEPTH, ProfilerGuard, ProfilerGuardBuilder, UnresolvedReport};
 
-use super::{Error, account};
+use super::Error;
 use crate::base::{Bytes, Hertz, Moment, TimeAnchor};
+use crate::cpu::accounting;
 use crate::model::{Profile, Sample, ValueType};
 use crate::os;
 use crate::os::proc::process::cpu_time;
@@ -144,7 +145,7 @@ impl ItimerEngine {
             self.frequency
         ));
         let got = add_samples(&mut profile, &report);
-        account::tell(&mut profile, cpu_time, self.frequency, got, 0, MISSING);
+        accounting::tell(&mut profile, cpu_time, self.frequency, got, 0, MISSING);
         match os::images::seen() {
             Ok(images) => profile.attach_mappings(images),
             Err(error) => profile.comments.push(format!("addresses without files: {error}")),

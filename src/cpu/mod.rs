@@ -23,7 +23,7 @@
 //!
 //! The value `samples` is the number of samples taken. The value `cpu` is the CPU time they stand
 //! for: the samples of all threads with one name add up to the CPU time that the kernel charged to
-//! those threads (`live/strata.rs`). Without such a charge, each sample stands for one period.
+//! those threads (`sampling/scaling.rs`). Without such a charge, each sample stands for one period.
 //!
 //! # New threads
 //!
@@ -60,13 +60,13 @@
 //! - in wall mode;
 //! - on a profile that does not end together with the trace.
 
-mod account;
+mod accounting;
 mod itimer;
 #[cfg(target_os = "linux")]
-mod live;
+mod sampling;
 #[cfg(not(target_os = "linux"))]
-#[path = "elsewhere.rs"]
-mod live;
+#[path = "unsupported.rs"]
+mod sampling;
 
 use crate::base::sync::Mutex;
 use std::any::Any;
@@ -79,7 +79,7 @@ use crate::base::{Bytes, Hertz, Moment, OfProcess, TimeAnchor};
 use crate::model::{CpuEngine, CpuMode, Profile};
 use crate::os;
 use itimer::ItimerEngine;
-use live::{CpuRecorder, WallRecorder};
+use sampling::{CpuRecorder, WallRecorder};
 
 /// An error that prevents a CPU profile.
 #[derive(Debug, thiserror::Error)]

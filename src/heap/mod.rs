@@ -23,8 +23,8 @@ mod frames;
 mod index;
 #[cfg(all(feature = "jemalloc", target_os = "linux"))]
 pub mod jemalloc;
-mod level;
 mod live;
+mod live_bytes;
 mod recorder;
 mod sampler;
 mod segment;

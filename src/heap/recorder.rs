@@ -14,12 +14,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use super::filter::AddressFilter;
-use super::level::LiveBytes;
 use super::live::{LiveBlocks, coarsened};
 use super::segment::BlockRecord;
 use super::sites::{AllocatedAmount, NO_ROOM, NO_STACK, SiteCounts, SiteId, SiteTable};
 use super::stacks::StackSlots;
 use super::thread::{self, exclude_current_thread};
+use crate::heap::live_bytes::LiveBytes;
 use crate::os::fork;
 use crate::unwind::{MAX_FRAMES, UnwindError, WalkEnd, unwind_here};
 

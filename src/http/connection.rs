@@ -10,9 +10,9 @@
 //! While unread responses take much memory, [`CROWDED_PACE`] replaces [`PACE`].
 //!
 //! The head is limited to 16 KiB and hyper's 100 headers. A connection beyond a limit is closed. It
-//! is also closed if a new connection needs its [slot](super::places). A slow client holds only
-//! that slot, a buffer and its response: its capture is finished, and the engine is free for the
-//! next one.
+//! is also closed if a new connection needs its [slot](crate::http::connection_slots). A slow
+//! client holds only that slot, a buffer and its response: its capture is finished, and the engine
+//! is free for the next one.
 
 use std::convert::Infallible;
 use std::io;
@@ -37,12 +37,12 @@ use tokio::time::{self, Instant, Sleep};
 use tower_service::Service;
 
 use super::Peer;
-use super::answer::refusal;
 use super::audit::AuditRecord;
 use super::greeting;
-use super::places::SlotState;
 use super::route::Route;
-use super::unread;
+use crate::http::connection_slots::SlotState;
+use crate::http::response_budget;
+use crate::http::responses::refusal;
 
 /// Prometheus and browsers keep connections open; reopening one after this time is cheap.
 const HEAD: Duration = Duration::from_secs(10);
@@ -179,7 +179,7 @@ struct ProgressTimeout<S> {
 
 impl<S> ProgressTimeout<S> {
     fn new(stream: S, seat: &Arc<SlotState>) -> Self {
-        let pace = || if unread::is_crowded() { CROWDED_PACE } else { PACE };
+        let pace = || if response_budget::is_crowded() { CROWDED_PACE } else { PACE };
         Self { stream, seat: Arc::clone(seat), pace, stalled: None }
     }
 

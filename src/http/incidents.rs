@@ -12,11 +12,11 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
-use super::answer::{NOSNIFF, not_found, refusal};
 use super::archive::IncidentArchive;
 use super::chunks::{self, CHUNK, ChunkSource};
 use super::rows::Rows;
 use crate::base::IncidentId;
+use crate::http::responses::{NOSNIFF, not_found, refusal};
 use crate::store::{self, Location};
 
 /// Serves `/incidents`: all incidents, the latest first.

@@ -10,8 +10,8 @@ use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST};
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 
-use super::answer::NOSNIFF;
 use crate::agent::Status;
+use crate::http::responses::NOSNIFF;
 
 /// Profiles as `(name, query of the link, description)`.
 const PROFILES: [(&str, &str, &str); 10] = [

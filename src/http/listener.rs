@@ -21,13 +21,13 @@ use tokio::net::TcpSocket;
 use tokio::time;
 
 use super::pace::RateLimiter;
-use super::places::ConnectionSlots;
 use super::{Peer, connection, own};
 use crate::agent::{AgentHandle, NotInherited, Service};
 use crate::base::retry::RetryBackoff;
 use crate::base::spare::{self, DescriptorNeed, OpenError};
 use crate::base::{Error, log, panics, warnings};
 use crate::config::{HttpSettings, Listen, Settings};
+use crate::http::connection_slots::ConnectionSlots;
 
 /// Maximum number of connections. Each takes about 30 KiB while it is served and one descriptor of
 /// the process; scrapers and users need ten.

@@ -107,7 +107,7 @@
 //!   capture, so a probe is free.
 //! - **`heap?debug=1`.** Go scales by the rate in the first line and adds `runtime.MemStats`.
 //!   marple writes values that are already estimates (`@ heapprofile`) and the vitals of the
-//!   process; see [`codec::legacy`](crate::codec::legacy).
+//!   process; see [`codec::legacy`](crate::codec::go_debug).
 //! - **`gc=1`.** Go collects garbage first. marple sends `X-Marple-Gc`: there is no collector, and
 //!   freed memory leaves the profile at once.
 //! - **`goroutineleak`.** It is 404: references between tasks are not traced.
@@ -129,11 +129,11 @@
 //! has the checks of a request, `audit` its log lines and counts.
 
 mod access;
-mod answer;
 mod archive;
 mod audit;
 mod chunks;
 mod connection;
+mod connection_slots;
 mod greeting;
 mod incidents;
 mod index;
@@ -141,13 +141,13 @@ mod listener;
 mod metrics;
 mod notify;
 mod pace;
-mod places;
 mod pprof;
 mod query;
+mod response_budget;
+mod responses;
 mod route;
 mod rows;
 mod symbol;
-mod unread;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -165,10 +165,10 @@ use crate::base::warnings;
 use crate::config::{HttpSettings, Listen};
 use access::{Access, AccessRole, RequestOrigin};
 use audit::AuditRecord;
+use connection_slots::SlotState;
 pub(crate) use listener::Listener;
 use notify::Action;
 use pace::{RateLimiter, RefusalPenalty};
-use places::SlotState;
 use query::QueryParams;
 use route::Route;
 
@@ -315,7 +315,7 @@ async fn dispatch(endpoint: &HttpEndpoint, route: Route, request: Request) -> Re
             };
             pprof::profile(asked, body).await
         }
-        Route::Unknown => answer::not_found(),
+        Route::Unknown => responses::not_found(),
     };
     audit.answered(response.status().as_u16());
     response
@@ -330,16 +330,16 @@ fn admit(
     needed: AccessRole,
     audit: &mut AuditRecord,
 ) -> Result<RequestOrigin, Box<Response>> {
-    let caller = access.check(parts).map_err(answer::denied)?;
+    let caller = access.check(parts).map_err(responses::denied)?;
     audit.allowed(caller.role);
     if route == Route::Unknown {
         return Ok(caller);
     }
     if caller.role < needed {
-        return Err(answer::lacks(needed).into());
+        return Err(responses::lacks(needed).into());
     }
     if !route.takes(&parts.method) {
-        return Err(answer::wrong_method(route.methods()).into());
+        return Err(responses::wrong_method(route.methods()).into());
     }
     Ok(caller)
 }
@@ -360,20 +360,20 @@ fn who(parts: &Parts) -> String {
 
 async fn status(agent: &AgentHandle) -> Response {
     match agent.status().await {
-        Ok(status) => answer::readable(&status),
-        Err(error) => answer::failure(&error),
+        Ok(status) => responses::readable(&status),
+        Err(error) => responses::failure(&error),
     }
 }
 
 async fn metrics(agent: &AgentHandle) -> Response {
     match agent.status().await {
         Ok(status) => {
-            let mut response = ([answer::NOSNIFF], metrics::text(&status)).into_response();
+            let mut response = ([responses::NOSNIFF], metrics::text(&status)).into_response();
             let kind = HeaderValue::from_static(metrics::CONTENT_TYPE);
             response.headers_mut().insert(CONTENT_TYPE, kind);
             response
         }
-        Err(error) => answer::failure(&error),
+        Err(error) => responses::failure(&error),
     }
 }
 
@@ -381,7 +381,9 @@ async fn metrics(agent: &AgentHandle) -> Response {
 /// page need the slash.
 fn to_index(parts: &Parts) -> Response {
     let path = parts.extensions.get::<OriginalUri>().map_or(parts.uri.path(), |it| it.path());
-    let Ok(place) = HeaderValue::try_from(format!("{path}/")) else { return answer::not_found() };
+    let Ok(place) = HeaderValue::try_from(format!("{path}/")) else {
+        return responses::not_found();
+    };
     let text = format!("<a href=\"{}/\">Temporary Redirect</a>.\n\n", index::EscapedHtml(path));
     let kind = HeaderValue::from_static("text/html; charset=utf-8");
     let headers = [(LOCATION, place), (CONTENT_TYPE, kind)];

@@ -6,9 +6,9 @@ use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use super::answer::{failure, needs_post, refusal};
 use super::query::QueryParams;
 use crate::agent::{AgentHandle, ToggleAction, Toggled};
+use crate::http::responses::{failure, needs_post, refusal};
 use crate::model::Origin;
 
 /// The action that a request names.

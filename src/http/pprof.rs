@@ -11,13 +11,13 @@ use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 
-use super::answer::{NOSNIFF, pprof_error, stream_error, wrong_method};
 use super::query::QueryParams;
 use super::symbol::{self, AddressRefused};
-use super::unread;
 use crate::agent::{AgentHandle, HeapView, ProfileForm, ProfileKind, ThreadView};
 use crate::base::{Bytes, Hertz};
 use crate::codec::pprof;
+use crate::http::response_budget;
+use crate::http::responses::{NOSNIFF, pprof_error, stream_error, wrong_method};
 use crate::model::{CpuMode, Profile, ValueType};
 
 /// Maximum of `hz`, the same as for `cpu.frequency`. At higher rates the sampling itself shows in
@@ -266,16 +266,16 @@ async fn stream(
     let unread = || {
         let text = format!(
             "{failure}: {} bytes of captures wait for clients that do not take them",
-            unread::MOST
+            response_budget::MOST
         );
         pprof_error(StatusCode::SERVICE_UNAVAILABLE, &text)
     };
-    if unread::is_full() {
+    if response_budget::is_full() {
         return unread();
     }
     match asked.agent.stream(take, asked.who.to_owned()).await {
         Ok(streamed) => {
-            let Some(bytes) = unread::hold(streamed.bytes) else { return unread() };
+            let Some(bytes) = response_budget::hold(streamed.bytes) else { return unread() };
             let mut response = content(kind, file, bytes);
             let cut = streamed.cut_short.and_then(|why| HeaderValue::try_from(why).ok());
             if let Some(why) = cut {

@@ -8,9 +8,9 @@ use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::answer::NOSNIFF;
 use super::chunks::{self, CHUNK, ChunkSource};
 use crate::base::{Bytes, IncidentId};
+use crate::http::responses::NOSNIFF;
 use crate::model::{CaptureKind, IncidentState};
 use crate::store::{IncidentEntries, IncidentEntry};
 

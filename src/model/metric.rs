@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::own::{CounterPart, HistogramPart};
 use super::vitals::Vitals;
+use crate::model::custom_metrics::{CounterPart, HistogramPart};
 
 /// The unit of a metric's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,6 +13,7 @@ mod amount;
 mod capture;
 mod collect;
 mod cpu;
+mod custom_metrics;
 mod descriptors;
 mod difference;
 mod dump;
@@ -21,7 +22,6 @@ mod losses;
 mod manifest;
 mod marker;
 mod metric;
-mod own;
 mod panics;
 mod profile;
 mod rule;
@@ -37,6 +37,9 @@ pub use amount::Amount;
 pub use capture::{CaptureKind, CaptureSet, Form, ParseCaptureKindError};
 pub use collect::{Collect, FileName, ParseFileNameError};
 pub use cpu::{CpuEngine, CpuMode, ParseCpuEngineError};
+pub use custom_metrics::{
+    CounterPart, CounterReading, HistogramPart, HistogramReading, MAX_OWN_NAME, is_own_name,
+};
 pub use descriptors::{DescriptorCount, DescriptorDump};
 pub use dump::{SiteCount, Spawned, TaskDump, TaskRow, TaskState, ThreadDump, ThreadRow};
 pub use incident::{IncidentState, Origin, Reason};
@@ -47,9 +50,6 @@ pub use manifest::{
 };
 pub use marker::Marker;
 pub use metric::{Metric, ParseMetricError, Unit};
-pub use own::{
-    CounterPart, CounterReading, HistogramPart, HistogramReading, MAX_OWN_NAME, is_own_name,
-};
 pub use panics::PanicDump;
 pub use profile::{
     Function, FunctionHandle, Label, LabelValue, Profile, Sample, TimedSample, ValueType,

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::own::{CounterReading, HistogramReading};
 use crate::base::{Bytes, Moment, Percent};
+use crate::model::custom_metrics::{CounterReading, HistogramReading};
 
 /// Maximum time to a limit that is forecast. A trend over half a minute does not predict more than
 /// a day.

@@ -45,21 +45,21 @@
 //! known.
 
 mod memory;
-mod place;
-mod strain;
+mod path;
+mod pressure;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use self::memory::{LimitProblem, MemoryUse};
-pub use self::strain::ResourcePressure;
+pub use crate::os::cgroup::pressure::ResourcePressure;
 
 use self::memory::MemoryLimits;
-use self::place::{CgroupPath, Version, place};
-use self::strain::StrainFiles;
 use super::kernel_file::{BUFFER, KernelFile, ReopenedFile, number, under, words};
 use crate::base::Bytes;
 use crate::model::{AtLimit, Limit};
+use crate::os::cgroup::path::{CgroupPath, Version, place};
+use crate::os::cgroup::pressure::StrainFiles;
 
 /// Maximum number of levels read on the way up. Kubernetes creates five, systemd rarely more than
 /// eight.

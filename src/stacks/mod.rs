@@ -8,17 +8,17 @@
 //! Both return rows, and addresses in a [`Profile`](crate::model::Profile), which `symbols`
 //! symbolizes.
 
-mod desk;
-#[cfg(feature = "trace")]
-pub(crate) mod polls;
 mod registry;
+mod reply_queue;
 mod slot;
 pub mod tasks;
+#[cfg(feature = "trace")]
+pub(crate) mod thread_probe;
 pub mod threads;
 mod waker;
 
-pub use desk::poll_seen;
 pub use registry::{PollGuard, TaskRegistration};
+pub use reply_queue::poll_seen;
 
 use crate::os;
 

@@ -29,7 +29,6 @@ use std::task::Waker;
 use std::time::Duration;
 
 use super::Error;
-use super::desk::{DESK, TaskReply};
 use super::registry::{self, Kept, Slot, SlotCursor};
 use super::slot::SlotView;
 use crate::base::{Clock, Moment, SpawnSite, TimeAnchor};
@@ -38,6 +37,7 @@ use crate::model::{
 };
 use crate::os::clock::cycle_clock;
 use crate::os::images;
+use crate::stacks::reply_queue::{DESK, TaskReply};
 use crate::unwind;
 use sampling::TaskSampling;
 

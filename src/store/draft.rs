@@ -15,9 +15,9 @@ use super::error::{Error, StoreLimit};
 use super::incident::Open;
 
 use super::names::{PART, artifact, custom_extension, short_stem};
-use super::room::SpaceReservation;
 use crate::base::Bytes;
 use crate::model::{Artifact, FileName, Form};
+use crate::store::usage::SpaceReservation;
 
 /// Encoders write a few bytes at a time. Space is reserved and the kernel called once per buffer. A
 /// draft started because memory is low must not need much memory itself.

@@ -14,10 +14,10 @@ use super::error::{Error, StoreLimit};
 use super::manifest::{self, ManifestHead};
 use super::names::{IncidentName, MANIFEST, NEW, PART, artifact_stem};
 use super::retention::SpaceRequest;
-use super::room::{Registration, StoreInner};
-use super::thin::{between, enough, give_up};
 use crate::base::{Bytes, IncidentId};
 use crate::model::{FileName, Form, Manifest};
+use crate::store::prune::{between, enough, give_up};
+use crate::store::usage::{Registration, StoreInner};
 
 /// The directory of an open incident. The incident is not evicted while this handle or a draft of
 /// it lives. Dropping the handle does not close the incident: set its state through

@@ -62,11 +62,11 @@ mod lock;
 pub mod manifest;
 mod names;
 mod place;
+mod prune;
 mod recovery;
 mod removed;
 mod retention;
-mod room;
-mod thin;
+mod usage;
 
 use std::fs::File;
 use std::os::fd::BorrowedFd;
@@ -90,7 +90,7 @@ use crate::base::{Bytes, Clock, IncidentId};
 use crate::config::StoreSettings;
 use crate::model::Manifest;
 use lock::WriterLock;
-use room::StoreInner;
+use usage::StoreInner;
 
 /// A limit for `state.json`, which holds a few numbers per rule.
 const MAX_STATE: Bytes = Bytes::mib(1);

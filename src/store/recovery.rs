@@ -16,9 +16,9 @@ use super::incident::put_head;
 use super::index::read_head;
 use super::names::{AGES, GONE, IncidentName, NEW, PART, STATE, artifact_form, is_part};
 use super::retention::{BlockedRemoval, RetentionReport, finish_removal};
-use super::room::StoreInner;
 use crate::base::{Bytes, IncidentId};
 use crate::model::{Artifact, CaptureKind, IncidentState, Manifest, Outcome};
+use crate::store::usage::StoreInner;
 
 /// Seconds after which an unlocked entry counts as abandoned. A later start recovers it.
 const RECENT: i64 = 15 * 60;

@@ -29,9 +29,9 @@ use super::names::{
     GONE, IncidentName, MANIFEST, artifact_form, incident_name, is_part, is_remains,
 };
 use super::removed::Removed;
-use super::room::{LimitExceeded, SpaceUsage, StoreInner};
-use super::thin::{between, thin};
 use crate::base::{Bytes, IncidentId};
+use crate::store::prune::{between, thin};
+use crate::store::usage::{LimitExceeded, SpaceUsage, StoreInner};
 
 /// Result of enforcing the limits.
 #[derive(Debug, Default)]

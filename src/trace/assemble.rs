@@ -17,7 +17,6 @@ use tracing::Metadata;
 
 use super::fields::{FieldList, MESSAGE};
 use super::flight::{self, Window};
-use super::log::{RecordKind, Source, SpanLog, SpanRecord};
 use super::loss::LossCounts;
 use super::recorder::{self, RecorderState};
 use crate::base::{Moment, TimeAnchor};
@@ -25,6 +24,7 @@ use crate::model::{
     ArgValue, EventKind, StringHandle, Timeline, TimelineEvent, TrackHandle, TrackKind,
 };
 use crate::os::clock::cycle_clock;
+use crate::trace::span_log::{RecordKind, Source, SpanLog, SpanRecord};
 
 /// Builds the timeline of a session that has ended.
 pub(super) fn assemble(
@@ -78,7 +78,7 @@ pub(super) fn assemble(
 /// instants.
 fn process(
     timeline: &mut Timeline,
-    mut instants: Vec<super::ledger::ProcessEvent>,
+    mut instants: Vec<crate::trace::process_events::ProcessEvent>,
     (complete, started, now): (Option<Moment>, Moment, Moment),
 ) {
     let name = timeline.process_name.clone();
@@ -116,7 +116,7 @@ fn process(
 }
 
 /// Writes one track per counter.
-fn counters(timeline: &mut Timeline, mut values: Vec<super::ledger::Value>) {
+fn counters(timeline: &mut Timeline, mut values: Vec<crate::trace::process_events::Value>) {
     values.sort_by(|a, b| (&a.series, a.at).cmp(&(&b.series, b.at)));
     let category = timeline.strings.intern("vitals");
     for series in values.chunk_by(|a, b| a.series == b.series) {

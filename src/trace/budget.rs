@@ -6,8 +6,8 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use super::log::SpanRecord;
 use crate::model::{ArgValue, StringHandle, TimelineEvent};
+use crate::trace::span_log::SpanRecord;
 
 /// Size of an event in the timeline, without its arguments.
 pub(super) const EVENT: usize = size_of::<TimelineEvent>();

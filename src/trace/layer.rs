@@ -17,9 +17,9 @@ use tracing_subscriber::registry::{LookupSpan, SpanRef};
 
 use super::budget::is_spent;
 use super::fields::FieldList;
-use super::log::{EndOutcome, LogPages, Source};
 use super::loss::LossCause;
 use super::recorder;
+use crate::trace::span_log::{EndOutcome, LogPages, Source};
 
 /// Creates the layer that records spans and events in the runtime trace. Add it once to the
 /// service's subscriber:

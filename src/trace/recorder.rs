@@ -19,9 +19,9 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use super::budget::TraceBudget;
 use super::fields::FieldList;
 use super::hooks;
-use super::ledger::ProcessEvents;
-use super::log::{LogPages, SpanLog};
 use super::loss::{LossCause, LossCounts};
+use crate::trace::process_events::ProcessEvents;
+use crate::trace::span_log::{LogPages, SpanLog};
 
 static SESSION: AtomicU64 = AtomicU64::new(0);
 static RUNNING: Mutex<RunningRecorder> = Mutex::new(RunningRecorder { sessions: 0, shared: None });

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::assemble::assemble;
 use super::flight::{self, SHARE, Window};
-use super::ledger;
 use super::recorder::{self, RecorderState};
 use crate::base::{Bytes, Clock, Moment, SystemClock, TimeAnchor};
 use crate::model::Timeline;
+use crate::trace::process_events;
 
 /// Errors of starting a recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -63,7 +63,7 @@ impl TraceSession {
             [threads, process].map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
         let started = SystemClock.now();
         let shared = recorder::start(threads, process).ok_or(Error::Busy)?;
-        ledger::begin(&shared);
+        process_events::begin(&shared);
         let window = flight::begin(max_bytes);
         Ok(Self { shared: Some(shared), window, anchor, started })
     }

@@ -4,7 +4,7 @@
 //! progress has its start time, so the next check is due when the oldest open poll reaches the
 //! threshold. While no poll is open, one check per threshold finds every poll that becomes a stall.
 //! With the default threshold of 100 ms the process is checked ten times a second, or slightly more
-//! often. A stall is found within 10 ms after it reaches the threshold (`overdue.rs`).
+//! often. A stall is found within 10 ms after it reaches the threshold (`recorded_polls.rs`).
 //!
 //! After 500 ms without a poll, the detector arms a wake-up that the next poll triggers
 //! (`thread.rs`), checks once more at the usual time, and sleeps. One race is left: a thread reads
@@ -15,11 +15,12 @@
 //! the polls that ended in the meantime from the rings. So every poll above the threshold is
 //! reported unless its ring has wrapped.
 //!
-//! Stalls of polls that are not recorded are inferred from runtime counters (`suspects.rs`).
+//! Stalls of polls that are not recorded are inferred from runtime counters
+//! (`unrecorded_polls.rs`).
 
 mod budget;
-mod overdue;
-mod suspects;
+mod recorded_polls;
+mod unrecorded_polls;
 mod waits;
 mod workers;
 
@@ -28,12 +29,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
-pub(crate) use self::overdue::StarvedPoll;
-use self::overdue::{EndedPoll, FoundPolls, RecordedPollDetector, SeenPoll};
-pub(crate) use self::suspects::{
-    MAX_FOLLOWED, PollSample, PollStackRequest, StallVerdict, Still, SuspectedStall,
-    UnrecordedPollDetector, WorkerThread,
-};
 use self::waits::{ExcludedTime, PollWait, WaitEstimator};
 use super::registry::{self, RingOwner};
 use super::sites;
@@ -42,6 +37,12 @@ use crate::base::{Clock, Moment, SystemClock, standstill};
 use crate::model::{Calibration, OpenSlice, RawKind, RawSlice};
 use crate::os::clock::cycle_clock;
 use crate::os::eventfd::EventListener;
+pub(crate) use crate::trace::stalls::recorded_polls::StarvedPoll;
+use crate::trace::stalls::recorded_polls::{EndedPoll, FoundPolls, RecordedPollDetector, SeenPoll};
+pub(crate) use crate::trace::stalls::unrecorded_polls::{
+    MAX_FOLLOWED, PollSample, PollStackRequest, StallVerdict, Still, SuspectedStall,
+    UnrecordedPollDetector, WorkerThread,
+};
 
 /// A poll that lasted longer than the threshold.
 #[derive(Clone, Debug)]

@@ -20,7 +20,7 @@
 mod absent;
 mod blocking;
 mod contention;
-mod late;
+mod lag_percentile;
 mod probe;
 mod reader;
 mod rise;

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use super::blocking::{BlockingPools, BlockingProbe};
 use super::contention::{ContentionInput, ContentionReader};
-use super::late::LagPercentile;
 use super::probe::{RuntimeProbe, rest};
 use super::rise::RiseDetector;
 use super::runtimes::Runtimes;
@@ -18,6 +17,7 @@ use crate::os::cgroup::{Cgroup, LimitProblem, ResourcePressure};
 use crate::os::proc::cores::CoreCounter;
 use crate::os::proc::process;
 use crate::os::proc::procfs::Procfs;
+use crate::vitals::lag_percentile::LagPercentile;
 
 /// Interval at which limits are read again. They are changed by hand or by an autoscaler, which
 /// poll less often than once a second. Reading them at every tick would double its cost.

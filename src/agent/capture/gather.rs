@@ -2,7 +2,7 @@
 
 use super::{CaptureTask, CaptureWorker, TaskStats};
 use crate::agent::collect::CaptureFailure;
-use crate::agent::collectors::CollectorOutcome;
+use crate::agent::custom_collectors::CollectorOutcome;
 use crate::agent::fence::chain;
 use crate::base::{IncidentId, Moment};
 use crate::model::{CaptureKind, CaptureRecord, Collect, Losses, Outcome};

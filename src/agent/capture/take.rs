@@ -1,9 +1,9 @@
 //! Starting, repeating and stopping captures.
 
-use super::headroom::turns;
 use super::stuck::of_stuck;
 use super::write::{PendingArtifact, fail};
 use super::{CaptureTask, CaptureWorker, RunningCapture, TaskStats};
+use crate::agent::capture::low_memory::turns;
 use crate::agent::collect;
 use crate::agent::fence::{chain, fence};
 use crate::base::IncidentId;

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::io::Write;
 
-use super::beside;
 use super::{CaptureWorker, TaskStats};
+use crate::agent::capture::trace_overlays;
 use crate::agent::collect::{CaptureFailure, Evidence};
 use crate::agent::fence::{chain, fence};
 use crate::base::{Bytes, IncidentId};
@@ -49,7 +49,7 @@ impl CaptureWorker {
             let mut failed = None;
             for form in Form::of(kind) {
                 let stacks = match kind {
-                    CaptureKind::Trace => beside::stacks(id, &self.kept, &ahead),
+                    CaptureKind::Trace => trace_overlays::stacks(id, &self.kept, &ahead),
                     _ => Vec::new(),
                 };
                 match fence(|| write_as(&mut self.dirs, id, form, (&evidence, &stacks))) {

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::{Absent, CaptureFailure, Collector, Evidence, StartedCapture};
 use crate::agent::memory_summary::MemorySummary;
 use crate::base::{Moment, TimeAnchor};
-use crate::codec::jeheap;
+use crate::codec::jemalloc_heap;
 use crate::heap;
 use crate::heap::jemalloc::{Activation, Profiler};
 use crate::model::Profile;
@@ -69,7 +69,7 @@ fn dump(
     let accumulates = profiler.accumulates()?;
     let mut text = profiler.dump()?;
     text.seek(SeekFrom::Start(0))?;
-    let mut profile = jeheap::read(BufReader::new(text), accumulates, wall)?;
+    let mut profile = jemalloc_heap::read(BufReader::new(text), accumulates, wall)?;
     profile.drop_frames = format!("{}|{}", heap::DROP_FRAMES, heap::jemalloc::DROP_FRAMES);
     profile.attach_mappings(images::seen()?);
     MemorySummary::describe(&mut profile);

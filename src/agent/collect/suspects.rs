@@ -21,7 +21,7 @@ use crate::model::{Profile, ValueType, WorkerProgress};
 use crate::os::clock::cpu_timer;
 use crate::os::images;
 use crate::os::proc::threads;
-use crate::stacks::polls::{SampledStack, ThreadProbe};
+use crate::stacks::thread_probe::{SampledStack, ThreadProbe};
 use crate::symbols;
 use crate::trace::stalls::{
     MAX_FOLLOWED, PollSample, PollStackRequest, StallVerdict, Still, SuspectedStall,

@@ -8,7 +8,7 @@ use super::AgentState;
 use crate::agent::Error;
 use crate::agent::capture::{CaptureReport, CaptureTask, TaskStats};
 use crate::agent::history::row;
-use crate::agent::stream::{self, EngineInUse, ProfileError, work};
+use crate::agent::on_demand::{self, EngineInUse, ProfileError, worker};
 use crate::base::{Bytes, TimeAnchor, warnings};
 use crate::model::{Limits, Vitals};
 use crate::os;
@@ -26,8 +26,8 @@ impl AgentState {
         }
         let Some(order) = self.next_order() else { return };
         let job = match &order {
-            work::WorkerCommand::Incident(task) => task.job.words(),
-            work::WorkerCommand::Stream(task) => task.job.words(),
+            worker::WorkerCommand::Incident(task) => task.job.words(),
+            worker::WorkerCommand::Stream(task) => task.job.words(),
         };
         match self.tasks.try_send(order) {
             Ok(()) => {
@@ -70,35 +70,35 @@ impl AgentState {
     }
 
     /// Completes `order` as failed, since there is no capture thread.
-    fn lose(&mut self, order: work::WorkerCommand) {
+    fn lose(&mut self, order: worker::WorkerCommand) {
         let why = Error::CaptureThreadGone.to_string();
         warnings::set("captures", why.clone());
         match order {
-            work::WorkerCommand::Incident(task) => {
+            worker::WorkerCommand::Incident(task) => {
                 let mut tally = TaskStats::default();
                 tally.failures.push(("capture thread gone", why));
                 self.done(CaptureReport { done: task.job.lost(), dir: None, tally });
             }
-            work::WorkerCommand::Stream(task) => {
+            worker::WorkerCommand::Stream(task) => {
                 self.fail("capture thread gone", why.clone());
                 let result = Err(ProfileError::Failed(why));
-                self.streamed(stream::OnDemandResult::Finished { id: task.job.id(), result });
+                self.streamed(on_demand::OnDemandResult::Finished { id: task.job.id(), result });
             }
         }
     }
 
     /// Returns the next command. An on-demand capture that blocks an incident is stopped first; all
     /// other on-demand captures wait for the incidents.
-    fn next_order(&mut self) -> Option<work::WorkerCommand> {
+    fn next_order(&mut self) -> Option<worker::WorkerCommand> {
         let (anchor, taken) = (self.clock.anchor(), self.taken());
         let urgent = self.streams.urgent_job(&taken);
         if urgent.is_none()
             && let Some(job) = self.decider.next_job(anchor.moment)
         {
-            return Some(work::WorkerCommand::Incident(Box::new(self.task(job))));
+            return Some(worker::WorkerCommand::Incident(Box::new(self.task(job))));
         }
         let job = urgent.or_else(|| self.streams.next_job(anchor, &taken))?;
-        Some(work::WorkerCommand::Stream(work::OnDemandTask {
+        Some(worker::WorkerCommand::Stream(worker::OnDemandTask {
             // Saved before the command, so that a command that kills the process counts against the
             // budget.
             state: self

@@ -9,11 +9,11 @@ use jiff::Timestamp;
 use tempfile::TempDir;
 
 use super::*;
-use crate::agent::announce::CallbackSender;
+use crate::agent::callbacks::CallbackSender;
 use crate::agent::capture::directory::Directory;
 use crate::agent::capture::{CaptureReport, CaptureTask};
-use crate::agent::collectors::Collectors;
 use crate::agent::core::{AgentState, InitialState};
+use crate::agent::custom_collectors::Collectors;
 use crate::agent::deferred::{DeferredParts, FileWatch};
 use crate::agent::event::QUEUE;
 use crate::agent::pending::AgentThreads;

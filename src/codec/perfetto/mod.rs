@@ -24,9 +24,9 @@
 //! Writing takes 6 bytes per event while the events are sorted and 4 afterwards, and some bytes per
 //! text. Merging the tracks would need none, but all events are in one list.
 
-mod begins;
+mod by_start;
 mod interner;
-mod pen;
+mod poll_packets;
 mod proto;
 mod samples;
 mod slices;

@@ -26,7 +26,7 @@
 //! order of time.
 //!
 //! A ring has slices in the order of their ends. They are read in the order of their starts
-//! (`begins.rs`), and an end is written when the next start is outside. Starts and ends on each
+//! (`by_start.rs`), and an end is written when the next start is outside. Starts and ends on each
 //! track are therefore always properly nested, whatever the times are.
 //!
 //! Slices are not copied, and only a few bytes are allocated for each slice that contains others.
@@ -35,9 +35,9 @@
 use std::io::{self, Write};
 
 use super::SEQUENCE;
-use super::begins::SlicesByStart;
-use super::pen::{GOES_ON, PollPacketWriter, Slice};
 use crate::codec::gzip::GzipMessageWriter;
+use crate::codec::perfetto::by_start::SlicesByStart;
+use crate::codec::perfetto::poll_packets::{GOES_ON, PollPacketWriter, Slice};
 use crate::model::{Activity, RawKind, RawSlice, StringTable, ThreadSlices};
 
 /// Writes the slices of `thread` to the track `track`, as the sequence number `place` among

@@ -17,7 +17,7 @@ use std::io::{self, Write};
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 
 use super::STACK_UNKNOWN;
-use crate::codec::press::ReusableGzip;
+use crate::codec::reusable_gzip::ReusableGzip;
 use crate::model::{Mapping, ValueType};
 
 /// Id of the location for samples without one. It cannot collide with ids from a table of 2^32

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::place::{CgroupPath, Version};
 use super::{ancestors, smallest, value_of};
 use crate::base::Bytes;
 use crate::model::{AtLimit, Limit};
+use crate::os::cgroup::path::{CgroupPath, Version};
 use crate::os::kernel_file::{BUFFER, KernelFile, ReopenedFile, under};
 
 /// Smallest v1 value that means "no limit". An unlimited v1 cgroup reads as the highest multiple of

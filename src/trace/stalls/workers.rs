@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::overdue::{IDLE, PERIOD, REST};
 use crate::base::Moment;
 use crate::model::WorkerProgress;
+use crate::trace::stalls::recorded_polls::{IDLE, PERIOD, REST};
 
 /// Time between two checks while workers are busy and make progress.
 pub(super) const BUSY: Duration = Duration::from_millis(20);

@@ -19,9 +19,9 @@
 
 use std::path::Path;
 
-use super::place::{CgroupPath, Version};
 use super::value_of;
 use crate::base::Percent;
+use crate::os::cgroup::path::{CgroupPath, Version};
 use crate::os::kernel_file::{BUFFER, KernelFile, number, under};
 
 /// Pressure counters and averages of the kernel. A field is `None` if its file cannot be read.

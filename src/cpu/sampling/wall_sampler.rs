@@ -8,11 +8,11 @@ use std::thread;
 use std::time::Duration;
 
 use super::images::SeenImages;
-use super::tally::SampleTable;
 use super::wall_report::WallCounts;
-use super::wall_standing::{ThreadStateInterner, ThreadStateKey};
 use crate::base::{Clock, Hertz, Moment, SystemClock, panics};
 use crate::cpu::Error;
+use crate::cpu::sampling::sample_table::SampleTable;
+use crate::cpu::sampling::thread_state_key::{ThreadStateInterner, ThreadStateKey};
 use crate::os::proc::thread_list::ThreadList;
 use crate::os::proc::thread_reader::{ProcThreadReader, SchedStat};
 use crate::os::proc::threads::{self, Thread};

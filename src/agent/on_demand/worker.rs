@@ -15,7 +15,7 @@ use super::{
     ProfileResponse, ThreadView,
 };
 use crate::base::{Bytes, Clock, TimeAnchor, panics};
-use crate::codec::legacy;
+use crate::codec::go_debug;
 use crate::config::Settings;
 use crate::model::{CaptureKind, Profile, Sample, ValueType, VitalsRow};
 use crate::policy::incident_budget::SavedState;
@@ -284,7 +284,7 @@ fn look(
         (ProfileForm::Text, Evidence::Profile(mut profile)) => {
             symbols::name_functions(&mut profile);
             let mut out = BoundedBuffer::default();
-            legacy::write(&profile, vitals, &mut out)?;
+            go_debug::write(&profile, vitals, &mut out)?;
             out.bytes
         }
         (_, evidence) => encode(evidence, view)?,

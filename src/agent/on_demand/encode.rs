@@ -17,8 +17,8 @@ use tokio::sync::mpsc;
 use super::super::collect::{self, Evidence};
 use super::super::event::AgentEvent;
 use super::super::fence::{fence, panicked};
-use super::work::{encode, failed};
 use super::{HeapView, MOST, OnDemandResult, ProfileError, ProfileResponse};
+use crate::agent::on_demand::worker::{encode, failed};
 use crate::base::{panics, warnings};
 use crate::os;
 

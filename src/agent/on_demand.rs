@@ -22,10 +22,10 @@
 
 #![cfg_attr(not(feature = "http"), allow(dead_code, reason = "the endpoint is who asks"))]
 
-mod ask;
 mod encode;
-mod take;
-pub(super) mod work;
+mod profile_kind;
+mod request;
+pub(super) mod worker;
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -33,9 +33,9 @@ use serde::Serialize;
 use crate::base::{Moment, TimeAnchor};
 use crate::model::{CaptureKind, CaptureSet};
 use crate::policy::daily_quota::DailyQuota;
-pub(crate) use ask::{PendingProfile, ProfileError, ProfileRequest, ProfileResponse};
-use take::ProfileClass;
-pub(crate) use take::{HeapView, ProfileForm, ProfileKind, ThreadView};
+use profile_kind::ProfileClass;
+pub(crate) use profile_kind::{HeapView, ProfileForm, ProfileKind, ThreadView};
+pub(crate) use request::{PendingProfile, ProfileError, ProfileRequest, ProfileResponse};
 
 /// Maximum number of on-demand captures in all phases: the sum over all classes ([`ProfileClass`]).
 /// An encoded snapshot takes some hundred KiB until the client receives it, so this limit also

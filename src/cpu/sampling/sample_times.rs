@@ -19,8 +19,8 @@
 
 use std::collections::HashMap;
 
-use super::tally::{SampleKey, SampleTable};
 use crate::base::Moment;
+use crate::cpu::sampling::sample_table::{SampleKey, SampleTable};
 use crate::model::{Profile, TimedSample};
 
 /// Key of a sample in one of several consecutive tallies: (index of the tally, key).

@@ -44,10 +44,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::budget::SearchBudget;
-use super::overdue::{PERIOD, REST};
 use super::workers::{BUSY, WorkerState, WorkerStates};
 use crate::base::Moment;
 use crate::model::WorkerProgress;
+use crate::trace::stalls::recorded_polls::{PERIOD, REST};
 
 /// Longest time between two counter updates of a worker without a stall: 61 polls of 5 ms, plus a
 /// margin.

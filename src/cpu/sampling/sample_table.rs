@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::allotment::Unsampled;
-use super::strata::{NameGroup, UNPLACED};
-use super::timed::SampleLog;
+use crate::cpu::sampling::sample_times::SampleLog;
+use crate::cpu::sampling::scaling::{NameGroup, UNPLACED};
 
 /// Root of the tree: the outer end of every stack.
 const ROOT: u32 = 0;

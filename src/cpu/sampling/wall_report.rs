@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::tally::{SampleCount, SampleTable};
-use super::wall_standing::{ThreadStateInterner, ThreadStateKey};
 use crate::base::Hertz;
+use crate::cpu::sampling::sample_table::{SampleCount, SampleTable};
+use crate::cpu::sampling::thread_state_key::{ThreadStateInterner, ThreadStateKey};
 use crate::model::{Mapping, Profile, Sample, ValueType};
 
 const SAMPLES: ValueType = ValueType { name: "samples", unit: "count" };

@@ -30,22 +30,22 @@
 //! prints the times.
 
 mod allotment;
-mod charges;
 mod images;
 mod perf;
 mod recorder;
 mod relief;
 mod report;
-mod roster;
+mod sample_table;
+mod sample_times;
 mod sampler;
-mod strata;
-mod tally;
-mod timed;
+mod scaling;
+mod thread_cpu_clocks;
+mod thread_state_key;
+mod thread_table;
 mod timer;
 mod wall;
 mod wall_report;
-mod wall_standing;
-mod wall_watch;
+mod wall_sampler;
 mod window;
 
 pub(super) use recorder::CpuRecorder;

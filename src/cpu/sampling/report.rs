@@ -6,12 +6,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::allotment::Unsampled;
-use super::roster::ThreadTable;
-use super::strata::{NameGroup, ScaleFactors};
-use super::tally::{SampleCount, SampleTable};
-use super::timed::{SampleIndex, SampleOrigin};
 use crate::base::Hertz;
-use crate::cpu::account;
+use crate::cpu::accounting;
+use crate::cpu::sampling::sample_table::{SampleCount, SampleTable};
+use crate::cpu::sampling::sample_times::{SampleIndex, SampleOrigin};
+use crate::cpu::sampling::scaling::{NameGroup, ScaleFactors};
+use crate::cpu::sampling::thread_table::ThreadTable;
 use crate::model::{Mapping, Profile, Sample, ValueType};
 
 const SAMPLES: ValueType = ValueType { name: "samples", unit: "count" };
@@ -186,7 +186,7 @@ fn fit(
         "CPU time without a sample, in periods: threads that ended within one, or unseen"
     };
     let lost = sum(|t| t.lost) + unseen;
-    account::tell(profile, subject.cpu, subject.frequency, got, lost, rest);
+    accounting::tell(profile, subject.cpu, subject.frequency, got, lost, rest);
 }
 
 const UNSEEN: &str = "CPU time without a sample, in periods: threads called";

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::take::ProfileKind;
 use crate::agent::event::AgentEvent;
+use crate::agent::on_demand::profile_kind::ProfileKind;
 
 /// A finished on-demand capture.
 #[derive(Debug, Default)]

@@ -30,8 +30,8 @@ use std::sync::mpsc::{self, Sender};
 use std::thread::{self, JoinHandle};
 
 use super::wall_report::{self, Subject};
-use super::wall_watch::WallSampler;
 use crate::base::{Hertz, Moment, TimeAnchor};
+use crate::cpu::sampling::wall_sampler::WallSampler;
 use crate::cpu::{Error, Options};
 use crate::model::Profile;
 

@@ -6,8 +6,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::tally::SampleTable;
 use crate::base::Moment;
+use crate::cpu::sampling::sample_table::SampleTable;
 
 const BUCKETS: u32 = 6;
 const NODES: usize = 8 << 10;
