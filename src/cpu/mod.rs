@@ -402,12 +402,28 @@ static TAKEN: AtomicBool = AtomicBool::new(false);
 
 impl SessionToken {
     fn claim() -> Option<Self> {
-        (!TAKEN.swap(true, Ordering::Acquire)).then_some(Self(()))
+        // Not `then_some`, whose argument would be made and dropped in any case.
+        if TAKEN.swap(true, Ordering::Acquire) { None } else { Some(Self(())) }
     }
 }
 
 impl Drop for SessionToken {
     fn drop(&mut self) {
         TAKEN.store(false, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refused_claims_do_not_release_the_session_token() {
+        let token = SessionToken::claim();
+        assert!(token.is_some());
+        assert!(SessionToken::claim().is_none());
+        assert!(SessionToken::claim().is_none());
+        drop(token);
+        assert!(SessionToken::claim().is_some());
     }
 }
