@@ -248,7 +248,8 @@ impl Building {
     fn claim() -> Option<Self> {
         // A forked child does not have the thread that held it.
         fork::reset_in_child(|| BUILDING.store(false, Release));
-        (!BUILDING.swap(true, Acquire)).then_some(Self)
+        // Not `then_some`, whose argument would be made and dropped in any case.
+        if BUILDING.swap(true, Acquire) { None } else { Some(Self) }
     }
 }
 

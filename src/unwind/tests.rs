@@ -163,3 +163,17 @@ fn tables_are_replaced_under_walkers_and_freed_after_them() {
     assert!(!refresh().unwrap(), "nothing was loaded in between");
     assert!(RETIRED.lock().unwrap().len() <= MAX_RETIRED);
 }
+
+#[test]
+fn refused_claims_do_not_release_the_right_to_build() {
+    let building = loop {
+        // Another test may be building.
+        if let Some(building) = Building::claim() {
+            break building;
+        }
+        std::thread::yield_now();
+    };
+    assert!(Building::claim().is_none());
+    assert!(Building::claim().is_none());
+    drop(building);
+}
