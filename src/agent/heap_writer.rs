@@ -14,7 +14,7 @@ use std::io::{self, Write};
 use jiff::Timestamp;
 
 use super::memory_summary::MemorySummary;
-use crate::base::Error;
+use crate::base::{Bytes, Error};
 use crate::codec::pprof::{self, FunctionId, ProfileHeader, ProfileStream};
 use crate::heap::{self, BATCH};
 use crate::model::{Mapping, Marker};
@@ -57,6 +57,9 @@ struct Used {
 }
 
 impl HeapWriter {
+    /// Memory that [`Self::reserve`] takes, roughly.
+    pub(super) const RESERVED: Bytes = Bytes::kib(1536);
+
     /// Reserves the memory of a dump, about 1.5 MiB, makes it resident, and opens the loaded files.
     pub fn reserve() -> Self {
         let _excluded = heap::exclude_current_thread();

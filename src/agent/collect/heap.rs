@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use jiff::Timestamp;
 
-use super::{CaptureFailure, Collector, Evidence, StartedCapture, StreamedEvidence, jemalloc};
+use super::{
+    Absent, CaptureFailure, Collector, Evidence, StartedCapture, StreamedEvidence, jemalloc,
+};
 use crate::agent::heap_writer::{HeapWriter, ProcessMemory};
 use crate::agent::memory_summary::MemorySummary;
 use crate::base::{Bytes, Moment, TimeAnchor, log};
@@ -18,6 +20,7 @@ use crate::config::{HeapSettings, Settings};
 use crate::heap;
 use crate::model::{CaptureKind, Losses, Metric, Profile, Rule, Vitals};
 use crate::os::eventfd::EventListener;
+use crate::os::mapped_memory::address_space_left;
 use crate::unwind;
 
 /// Dumps are serialized: there is one set of reserved buffers.
@@ -29,6 +32,9 @@ static RATES: Mutex<SamplingRates> =
 /// tasks of 1 KiB that pile up during the capture have eight samples. At 1 GB/s of allocations it
 /// takes 5 % of a core.
 const RATE_DURING_INCIDENT: Bytes = Bytes::kib(64);
+
+/// One part in this many of the address space left may be reserved.
+const ADDRESS_SPACE_SHARE: u64 = 8;
 
 /// Values measured at the last tick; 0 if unknown.
 static RESIDENT: AtomicU64 = AtomicU64::new(0);
@@ -133,10 +139,32 @@ impl StreamedEvidence for HeapEvidence {
             limit: known(&LIMIT),
         };
         let mut writer = WRITER.lock().unwrap_or_else(PoisonError::into_inner);
-        let writer = writer.get_or_insert_with(HeapWriter::reserve);
+        let writer = match &mut *writer {
+            Some(writer) => writer,
+            empty => {
+                check_address_space()?;
+                empty.insert(HeapWriter::reserve())
+            }
+        };
         writer.write(self.wall, process, out)?;
         *self.summary.lock().unwrap_or_else(PoisonError::into_inner) = writer.summary();
         Ok(())
+    }
+}
+
+/// Returns an error if the buffers of a dump would take much of the address space that is left: an
+/// allocation that fails ends the process.
+fn check_address_space() -> Result<(), CaptureFailure> {
+    match address_space_left() {
+        Some(left) if left.get() < HeapWriter::RESERVED.get() * ADDRESS_SPACE_SHARE => {
+            Err(Absent(format!(
+                "a heap profile needs {} of address space, and {left} are left below RLIMIT_AS (ulimit -v); at \
+                 most an eighth of it is taken",
+                HeapWriter::RESERVED,
+            ))
+            .into())
+        }
+        _ => Ok(()),
     }
 }
 
