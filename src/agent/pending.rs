@@ -1,14 +1,20 @@
 //! Threads that are started as soon as the system allows it.
 
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use super::Error as AgentError;
-use crate::base::{Error, warnings};
+use crate::base::{Bytes, Error, warnings};
 use crate::os;
 
 /// Topic of the warning raised while a thread cannot be started.
 const TOPIC: &str = "threads";
+
+/// Address space that must be left below `RLIMIT_AS` to start a thread. An allocation that fails ends
+/// the process. The stack takes 2 MiB; with 8 to 12 MiB left, the allocations of the agent and the
+/// service ended it.
+const MIN_ADDRESS_SPACE: Bytes = Bytes::mib(16);
 
 type Body = Box<dyn FnOnce() + Send>;
 
@@ -80,7 +86,12 @@ impl PendingThread {
                 body();
             }
         };
-        let started = thread::Builder::new().name(self.name.to_owned()).spawn(run);
+        let started = match os::mapped_memory::address_space_left() {
+            Some(left) if left < MIN_ADDRESS_SPACE => Err(io::Error::other(format!(
+                "{left} of address space are left below RLIMIT_AS (ulimit -v), and it needs {MIN_ADDRESS_SPACE}"
+            ))),
+            _ => thread::Builder::new().name(self.name.to_owned()).spawn(run),
+        };
         let failed = |error| Error::new(AgentError::Thread { name: self.name, error });
         *handle = Some(started.map_err(failed)?);
         Ok(())
