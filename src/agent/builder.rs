@@ -94,7 +94,7 @@ impl Builder {
     /// Adds a service that runs on the agent's runtime.
     #[cfg_attr(
         not(feature = "http"),
-        expect(dead_code, reason = "the endpoint is the one service")
+        expect(dead_code, reason = "the endpoint is the only service")
     )]
     pub(crate) fn attach(mut self, service: impl Service + 'static) -> Self {
         self.services.push(Box::new(service));

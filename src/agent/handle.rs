@@ -42,7 +42,7 @@ pub struct AgentHandle {
 }
 
 /// Values that are constant while the agent runs.
-#[cfg_attr(not(feature = "http"), allow(dead_code, reason = "the endpoint is who asks"))]
+#[cfg_attr(not(feature = "http"), allow(dead_code, reason = "only the endpoint uses it"))]
 struct Fixed {
     location: Location,
     http: HttpSettings,
@@ -172,7 +172,7 @@ impl AgentHandle {
 
     /// Requests the on-demand capture `take`. `who` identifies the client in errors of other
     /// clients while it uses the engine.
-    #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "the endpoint is who asks"))]
+    #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "only the endpoint uses it"))]
     pub(crate) fn stream(&self, take: ProfileKind, who: String) -> PendingProfile {
         let (reply, answer) = oneshot::channel();
         if let Err(error) =
@@ -191,13 +191,13 @@ impl AgentHandle {
         PendingProfile::new(answer, self.events.clone())
     }
 
-    #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "the endpoint is who asks"))]
+    #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "only the endpoint uses it"))]
     pub(crate) fn location(&self) -> &Location {
         &self.fixed.location
     }
 
     /// Returns the settings of `[http]`, or the defaults without that section.
-    #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "the endpoint is who asks"))]
+    #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "only the endpoint uses it"))]
     pub(crate) fn http(&self) -> &HttpSettings {
         &self.fixed.http
     }

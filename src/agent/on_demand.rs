@@ -20,7 +20,7 @@
 //! Stopping and encoding are separate steps, so that an incident waits only for the first. Encoding
 //! runs on a separate thread at low priority ([`encode`]), below the threads of the service.
 
-#![cfg_attr(not(feature = "http"), allow(dead_code, reason = "the endpoint is who asks"))]
+#![cfg_attr(not(feature = "http"), allow(dead_code, reason = "only the endpoint uses it"))]
 
 mod encode;
 mod profile_kind;

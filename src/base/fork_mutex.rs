@@ -108,7 +108,7 @@ impl<T: Default> Mutex<T> {
 }
 
 /// Locks `mutex`, ignoring poisoning.
-#[allow(dead_code, reason = "what is built decides who uses it")]
+#[allow(dead_code, reason = "its users depend on the features")]
 pub(crate) fn lock<T: Default>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

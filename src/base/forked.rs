@@ -40,7 +40,7 @@ impl<T> OfProcess<T> {
     }
 
     /// Returns the value, or `None` in a child or after [`take`](Self::take).
-    #[cfg_attr(not(feature = "cpu"), allow(dead_code, reason = "sessions are asked through it"))]
+    #[cfg_attr(not(feature = "cpu"), allow(dead_code, reason = "only CPU sessions use it"))]
     pub(crate) fn get(&self) -> Option<&T> {
         self.value.as_ref().filter(|_| !self.is_inherited())
     }

@@ -18,7 +18,7 @@
 //! Texts are escaped here, in one place. Names of threads, tasks, spans and files come from
 //! outside. A line break or terminal escape in them must not forge a log line.
 
-#[cfg_attr(not(feature = "http"), allow(dead_code, reason = "only the endpoint audits"))]
+#[cfg_attr(not(feature = "http"), allow(dead_code, reason = "only the endpoint logs requests"))]
 mod event;
 pub(crate) mod fork_gate;
 mod quiet;

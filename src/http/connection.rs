@@ -301,9 +301,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn requires_a_higher_read_rate_while_unread_responses_take_much_memory() {
-        for (pace, expected) in [(PACE, Ok(())), (CROWDED_PACE, Err(io::ErrorKind::TimedOut))] {
+        let cases: [(fn() -> usize, _); 2] =
+            [(|| PACE, Ok(())), (|| CROWDED_PACE, Err(io::ErrorKind::TimedOut))];
+        for (pace, expected) in cases {
             let (mut client, server) = tokio::io::duplex(4 << 10);
-            let pace = if pace == PACE { || PACE } else { || CROWDED_PACE };
             let mut server =
                 ProgressTimeout { pace, ..ProgressTimeout::new(server, &Arc::default()) };
             let write = tokio::spawn(async move { server.write_all(&[0; BODY_BYTES / 4]).await });

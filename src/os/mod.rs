@@ -29,7 +29,7 @@ pub mod quota;
 #[cfg(target_os = "linux")]
 pub mod signal;
 pub mod sigprof;
-#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "only Linux fills it"))]
+#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "only Linux uses it"))]
 pub mod stack_snapshot;
 #[cfg(target_os = "linux")]
 pub mod syscalls;

@@ -150,10 +150,7 @@ impl Decider {
         fired
     }
 
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "all of it is the one moment at which a rule fires"
-    )]
+    #[allow(clippy::too_many_arguments, reason = "all parameters describe one firing of a rule")]
     fn fire(
         &mut self,
         now: Moment,

@@ -227,8 +227,14 @@ impl WatchedRule {
     /// such as that of a runtime that has shut down: it would absorb all later incidents.
     fn without_value(&mut self, now: Moment) -> Decision {
         let since = *self.lost_since.get_or_insert(now);
-        let is_lost = self.active && now.since(since) >= VALUE_LOST;
-        is_lost.then(|| self.clear()).flatten().unwrap_or(Decision::Hold(Hold::NoValue))
+        let is_lost = now.since(since) >= VALUE_LOST;
+        if self.active
+            && is_lost
+            && let Some(cleared) = self.clear()
+        {
+            return cleared;
+        }
+        Decision::Hold(Hold::NoValue)
     }
 
     /// Ends the part of this rule in its incident. `None` while its capture runs.

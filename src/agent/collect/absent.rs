@@ -1,7 +1,7 @@
 //! Stub for collectors that are not built in: their captures fail with the name of the missing
 //! feature, everything else is a no-op.
 
-#![allow(dead_code, reason = "what is called depends on which features are missing")]
+#![allow(dead_code, reason = "the functions used depend on the missing features")]
 
 use std::time::Duration;
 

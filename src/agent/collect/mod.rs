@@ -173,7 +173,7 @@ pub(super) fn start(
 /// The output of a collector.
 #[cfg_attr(
     not(all(feature = "cpu", feature = "heap", feature = "trace")),
-    allow(dead_code, reason = "a collector that is not built in makes none")
+    allow(dead_code, reason = "only built-in collectors create it")
 )]
 pub(super) enum Evidence {
     Profile(Box<Profile>),

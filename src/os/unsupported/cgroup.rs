@@ -7,7 +7,7 @@ use crate::model::{AtLimit, Limit};
 
 /// Pressure counters and averages; always `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-#[allow(missing_docs, reason = "as on Linux")]
+#[allow(missing_docs, reason = "documented in the Linux module")]
 pub struct ResourcePressure {
     pub periods: Option<u64>,
     pub throttled: Option<u64>,
@@ -26,7 +26,7 @@ pub enum LimitProblem {}
 
 /// Memory charged to a cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "as on Linux")]
+#[allow(missing_docs, reason = "documented in the Linux module")]
 pub struct MemoryUse {
     pub working_set: Bytes,
     pub reclaimable: Bytes,
