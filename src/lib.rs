@@ -133,7 +133,9 @@ pub mod vitals;
 
 pub mod task;
 
+mod capture;
 mod policy;
+mod stalls;
 
 pub mod agent;
 #[cfg(feature = "http")]

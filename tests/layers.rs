@@ -45,12 +45,24 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("store", &["base", "model", "config", "os"]),
     // One wrapper serves both the trace and task dumps, which may not use each other.
     ("task", &["base", "model", "os", "trace", "stacks"]),
+    // The threshold and the permission to signal threads are settings, which are plain values.
+    (
+        "stalls",
+        &["base", "model", "config", "os", "unwind", "symbols", "trace", "stacks", "vitals"],
+    ),
     ("policy", &["base", "model", "config", "rules"]),
+    (
+        "capture",
+        &[
+            "base", "model", "config", "os", "unwind", "codec", "symbols", "cpu", "heap", "trace",
+            "stacks", "metrics", "vitals", "store", "stalls", "policy",
+        ],
+    ),
     (
         "agent",
         &[
-            "base", "model", "config", "os", "unwind", "codec", "symbols", "cpu", "heap", "trace",
-            "stacks", "metrics", "vitals", "rules", "store", "task", "policy",
+            "base", "model", "config", "os", "trace", "metrics", "vitals", "rules", "store",
+            "stalls", "policy", "capture",
         ],
     ),
     ("http", &["agent", "store", "codec", "config", "model", "base"]),

@@ -8,21 +8,24 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::Error as AgentError;
-use super::capture::CaptureWorker;
-use super::capture::directory::{Directory, OpenedStore, TOPIC as DIRECTORY};
-use super::collect;
-use super::core::{AgentState, InitialState};
 use super::deferred::{DeferredParts, FileWatch, FirstOpened};
 use super::event::QUEUE;
+use super::event::results;
 use super::handle::AgentHandle;
 use super::pending::AgentThreads;
 use super::run::AgentLoop;
 use super::service::Service;
-use super::threads::{lead, work};
-use crate::agent::callbacks::{self, Callback, CallbackSender, IncidentEvent};
-use crate::agent::custom_collectors::{Collected, CollectorOptions, CollectorOutput, Collectors};
+use super::threads::lead;
 use crate::agent::singleton::Agent;
+use crate::agent::state::{AgentState, InitialState};
 use crate::base::{Clock, Error, SystemClock, log, panics, spare, warnings};
+use crate::capture::callbacks;
+use crate::capture::callbacks::{Callback, CallbackSender, IncidentEvent};
+use crate::capture::collectors;
+use crate::capture::custom_collectors::{Collected, CollectorOptions, CollectorOutput, Collectors};
+use crate::capture::thread as capture_thread;
+use crate::capture::worker::CaptureWorker;
+use crate::capture::worker::directory::{Directory, OpenedStore, TOPIC as DIRECTORY};
 use crate::config::{Settings, WatchedFile};
 use crate::metrics::Metrics;
 use crate::model::{ProcessInfo, Versions};
@@ -124,10 +127,10 @@ impl Builder {
         spare::reserve();
         log::set_on_start(|| {
             crate::os::own_thread::enter();
-            collect::heap::exclude_for_good();
+            collectors::heap::exclude_for_good();
         });
         let (events, queue) = mpsc::channel(QUEUE);
-        let registry = Collectors::new(events.clone());
+        let registry = Collectors::new(results(events.clone()));
         for (name, options, collect) in collectors {
             registry.add(&name, options, collect)?;
         }
@@ -174,15 +177,15 @@ impl Builder {
             // This thread is never joined: it runs host code.
             threads.callbacks.prepare(move || callbacks::call(&announced, callbacks));
         }
-        collect::names::begin();
-        collect::heap::read_images();
+        collectors::names::begin();
+        collectors::heap::read_images();
         let (first, opening) = std_mpsc::sync_channel(1);
         threads.capture.prepare({
-            let (clock, events) = (Arc::clone(&clock), events.clone());
+            let (clock, results) = (Arc::clone(&clock), results(events.clone()));
             let (collectors, path, store) =
                 (registry.clone(), location.clone(), settings.store.clone());
             move || {
-                let _excluded = collect::heap::exclude_current_thread();
+                let _excluded = collectors::heap::exclude_current_thread();
                 let (directory, opened) = Directory::open(path, &store, Arc::clone(&clock));
                 // Fails if the start failed and dropped the receiver.
                 let _ = first.send(opened);
@@ -195,7 +198,7 @@ impl Builder {
                     announcer,
                     collectors,
                 );
-                work(worker, &*clock, &store, &inbox, &events);
+                capture_thread::run(worker, &*clock, &store, &inbox, &results);
             }
         });
         if strict {
@@ -208,13 +211,13 @@ impl Builder {
 
         // Set on the calling thread rather than the agent's: at rate 1 every block is in the
         // profile from the moment `start` returns.
-        collect::heap::set_rates(&settings.heap);
+        collectors::heap::set_rates(&settings.heap);
 
         let (finished_tx, finished) = std_mpsc::sync_channel(1);
         threads.agent_loop.prepare({
             let (handle, deferred) = (handle.clone(), DeferredParts::new(&threads, files, opening));
             move || {
-                let _excluded = collect::heap::exclude_current_thread();
+                let _excluded = collectors::heap::exclude_current_thread();
                 let begun = InitialState {
                     settings,
                     path,

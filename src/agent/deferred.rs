@@ -10,13 +10,13 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use super::capture::directory::{OpenedStore, TOPIC as DIRECTORY};
-use super::collect;
-use super::core::AgentState;
 use super::event::{AgentEvent, ToggleAction};
 use super::pending::AgentThreads;
+use crate::agent::state::AgentState;
 use crate::base::retry::RetryBackoff;
 use crate::base::{Error, log, warnings};
+use crate::capture::collectors;
+use crate::capture::worker::directory::{OpenedStore, TOPIC as DIRECTORY};
 use crate::config::{FileChange, FileWatcher, WatchedFile};
 use crate::model::Origin;
 use crate::os::{self, fork};
@@ -104,7 +104,7 @@ impl FileWatch {
         }
         let enter = || {
             os::own_thread::enter();
-            collect::heap::exclude_for_good();
+            collectors::heap::exclude_for_good();
         };
         let on_change = on_change(self.events.clone());
         match FileWatcher::with_thread_hook(self.files.clone(), enter, on_change) {

@@ -2,15 +2,14 @@
 
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
-use super::capture::CaptureReport;
-use super::capture::directory::OpenedStore;
 use super::status::{Captured, Status, Toggled};
-use crate::agent::on_demand;
-use crate::base::{Error, IncidentId};
+use crate::base::Error;
+use crate::capture::messages::{CaptureResult, ResultSender};
 use crate::config::Settings;
 use crate::model::{CaptureSet, Origin};
+use crate::policy::on_demand;
 
 /// Capacity of the event queue. An event takes some hundred bytes, and the loop handles thousands a
 /// second. A full queue means a caller is polling in a loop; its request is rejected.
@@ -45,24 +44,19 @@ pub(crate) enum AgentEvent {
     Capture { kinds: CaptureSet, duration: Duration, reply: Reply<Captured> },
     /// A request for the status.
     Status { reply: Reply<Box<Status>> },
-    /// The capture thread finished a command.
-    Done(CaptureReport),
-    /// The capture thread opened the incident directory.
-    DirectoryOpened(Box<OpenedStore>),
-    /// A custom collector returned.
-    Collected { id: IncidentId },
+    /// A result of the capture thread.
+    Result(CaptureResult),
     /// A request for an on-demand capture.
     Stream(on_demand::ProfileRequest),
     /// A client of an on-demand capture disconnected.
     StreamGone,
-    /// The capture thread finished a command of an on-demand capture.
-    Streamed(on_demand::OnDemandResult),
-    /// The result of an on-demand capture is encoded.
-    Encoded(on_demand::OnDemandResult),
-    /// The capture thread could not save the state that must survive a restart.
-    NotSaved(String),
     /// The settings file changed; holds the parsed settings or the error.
     Reloaded { settings: Result<Box<Settings>, Error> },
     /// The guard was dropped.
     Shutdown,
+}
+
+/// Returns a sender that puts the results of the capture thread into the queue of the loop.
+pub(super) fn results(events: mpsc::Sender<AgentEvent>) -> ResultSender {
+    ResultSender::new(move |result| events.blocking_send(AgentEvent::Result(result)).is_ok())
 }

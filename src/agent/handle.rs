@@ -1,5 +1,6 @@
 //! The handle used by the service's code, the endpoint, the signal and the trigger file.
 
+use crate::capture::own_thread::side_thread;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
@@ -13,15 +14,16 @@ use tokio::sync::{mpsc, oneshot};
 use super::Error as AgentError;
 use super::event::{AgentEvent, Reply, ToggleAction};
 use super::pending::AgentThreads;
-use super::side_thread::{SideThread, WakeAside};
+use super::pending_profile::PendingProfile;
 use super::status::{Captured, Status, Toggled};
-use crate::agent::custom_collectors::{Collected, CollectorOptions, CollectorOutput, Collectors};
-use crate::agent::on_demand::{PendingProfile, ProfileError, ProfileKind, ProfileRequest};
 use crate::base::Error;
+use crate::base::side_thread::{SideThread, WakeAside};
+use crate::capture::custom_collectors::{Collected, CollectorOptions, CollectorOutput, Collectors};
 use crate::config::{HttpSettings, Settings};
 use crate::metrics::{Counter, Gauge, Histogram, Metrics};
 use crate::model::{CaptureSet, Origin};
 use crate::os::fork;
+use crate::policy::on_demand::{ProfileError, ProfileKind, ProfileRequest};
 use crate::store::Location;
 use crate::vitals::Runtimes;
 
@@ -66,7 +68,7 @@ impl AgentHandle {
             runtimes,
             numbers,
             collectors,
-            wakers: SideThread::new("marple-wakers"),
+            wakers: side_thread("marple-wakers"),
             fixed: Arc::new(Fixed {
                 location,
                 http,

@@ -1,5 +1,7 @@
 //! The loop of the `marple` thread.
 
+use crate::capture::own_thread::side_thread;
+use crate::stalls::detector;
 use std::future;
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -9,15 +11,15 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time;
 
-use super::collect;
-use super::core::AgentState;
 use super::deferred::DeferredParts;
 use super::event::{AgentEvent, ToggleAction};
-use super::standstill::StandstillDetector;
 use super::ticker::TickTimer;
+use crate::agent::state::AgentState;
 use crate::base::{panics, warnings};
+use crate::capture::collectors;
 use crate::config::ToggleSignal;
 use crate::model::Origin;
+use crate::stalls::standstill::StandstillDetector;
 use crate::vitals::Runtimes;
 
 /// Time allowed for a shutdown: running captures are stopped and written, then the loop ends.
@@ -106,8 +108,8 @@ impl AgentLoop {
 pub(super) async fn run(agent: &mut AgentLoop) {
     let mut signals = listen(agent.core.settings().toggle.signal);
     let mut ticker = TickTimer::new(agent.core.interval());
-    let heap = collect::heap::ThresholdEvents::listen();
-    let mut stalls = collect::stalls::Stalls::new(agent.runtimes.clone());
+    let heap = collectors::heap::ThresholdEvents::listen();
+    let mut stalls = detector::Stalls::new(agent.runtimes.clone(), side_thread("marple-stalls"));
     let mut detector = StandstillDetector::new();
     loop {
         if agent.begin_turn() {

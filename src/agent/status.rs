@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::agent::on_demand::StreamStatus;
 use crate::base::{Bytes, IncidentId, LogStatus, ThreadPanics, TimeAnchor, Warning};
 use crate::config::BudgetSettings;
 use crate::metrics::Distribution;
 use crate::model::{CaptureKind, CaptureSet, Limits, Losses, Metric, Stall, VitalsRow};
 use crate::policy::daily_quota::DailyQuota;
+use crate::policy::on_demand::StreamStatus;
 use crate::rules::{Admission, State};
 use crate::store::StoreUsage;
 

@@ -4,26 +4,20 @@
 //! captures) outside the fence. A panic costs only the iteration or command in which it occurred.
 
 use std::io;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
-use tokio::sync::mpsc;
 use tokio::time;
 
-use super::capture::CaptureWorker;
-use super::collect;
-use super::event::AgentEvent;
 use super::handle::AgentHandle;
 use super::run::{self, AgentLoop};
 use super::service::Service;
-use super::standstill;
-use crate::agent::on_demand::worker::{OnDemandWorker, WorkerCommand};
 use crate::base::retry::RetryBackoff;
-use crate::base::{Clock, log, panics, warnings};
-use crate::config::StoreSettings;
+use crate::base::{log, panics, warnings};
+use crate::capture::collectors;
 use crate::os;
+use crate::stalls::standstill;
 
 /// Maximum number of threads that read files for the endpoint. They end when idle.
 const BLOCKING_THREADS: usize = 2;
@@ -32,7 +26,6 @@ const BLOCKING_THREADS: usize = 2;
 const POLLER: &str = "descriptors";
 
 const LOOP: &str = "marple";
-const CAPTURE: &str = "marple-capture";
 
 /// Delay after a panic of the loop, doubled with each consecutive panic, so that one that recurs at
 /// once costs little.
@@ -154,99 +147,10 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
         .max_blocking_threads(BLOCKING_THREADS)
         .on_thread_start(|| {
             os::own_thread::enter();
-            collect::heap::exclude_for_good();
+            collectors::heap::exclude_for_good();
             panics::fence_thread();
         })
         .build()
-}
-
-/// Runs the `marple-capture` thread.
-pub(super) fn work(
-    mut worker: CaptureWorker,
-    clock: &dyn Clock,
-    settings: &StoreSettings,
-    inbox: &Receiver<WorkerCommand>,
-    events: &mpsc::Sender<AgentEvent>,
-) {
-    let mut desk = OnDemandWorker::new(events.clone());
-    panics::fence_and_record(CAPTURE, || worker.prepare());
-    while let Some(event) = next_event(&mut worker, &mut desk, clock, settings, inbox, events) {
-        if events.blocking_send(event).is_err() {
-            break;
-        }
-    }
-    if let Err(panic) = panics::catch(|| drop((worker, desk))) {
-        panics::record(CAPTURE, &panic);
-    }
-}
-
-/// Waits for the next command and performs it, or opens the directory when a retry is due. Returns
-/// the event for the loop, or `None` once the loop has ended.
-fn next_event(
-    worker: &mut CaptureWorker,
-    desk: &mut OnDemandWorker,
-    clock: &dyn Clock,
-    settings: &StoreSettings,
-    inbox: &Receiver<WorkerCommand>,
-    events: &mpsc::Sender<AgentEvent>,
-) -> Option<AgentEvent> {
-    loop {
-        if let Some(opened) = worker.take_opened() {
-            return Some(AgentEvent::DirectoryOpened(Box::new(opened)));
-        }
-        let order = match worker.until_retry() {
-            None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(wait) => inbox.recv_timeout(wait),
-        };
-        match order {
-            Ok(WorkerCommand::Incident(task)) => {
-                return Some(AgentEvent::Done(perform(worker, *task)));
-            }
-            Ok(WorkerCommand::Stream(task)) => {
-                let saved = task.state.as_ref().map(|state| worker.save(state));
-                if let Some(Err(error)) = saved {
-                    events.blocking_send(AgentEvent::NotSaved(error)).ok()?;
-                }
-                return Some(AgentEvent::Streamed(stream(desk, clock, task)));
-            }
-            Err(RecvTimeoutError::Timeout) => {
-                panics::fence_and_record(CAPTURE, || worker.retry(settings));
-            }
-            Err(RecvTimeoutError::Disconnected) => return None,
-        }
-    }
-}
-
-/// Performs one command. A panic is reported as a failure, and the captures the command was about
-/// are abandoned.
-fn perform(
-    worker: &mut CaptureWorker,
-    task: super::capture::CaptureTask,
-) -> super::capture::CaptureReport {
-    let lost = task.job.lost();
-    match panics::fence(|| worker.perform(task)) {
-        Ok(report) => report,
-        Err(panic) => {
-            panics::record(CAPTURE, &panic);
-            worker.give_up(lost, &panic)
-        }
-    }
-}
-
-/// Performs one command of an on-demand capture. A panic is reported to the client.
-fn stream(
-    desk: &mut OnDemandWorker,
-    clock: &dyn Clock,
-    task: crate::agent::on_demand::worker::OnDemandTask,
-) -> crate::agent::on_demand::OnDemandResult {
-    let id = task.job.id();
-    match panics::fence(|| desk.perform(clock, task)) {
-        Ok(done) => done,
-        Err(panic) => {
-            panics::record(CAPTURE, &panic);
-            desk.give_up(id, &panic)
-        }
-    }
 }
 
 #[cfg(test)]

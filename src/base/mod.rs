@@ -4,14 +4,18 @@
 mod clock;
 mod code_file;
 mod error;
+pub(crate) mod failure;
 mod fork_mutex;
 mod forked;
 mod id;
 pub(crate) mod log;
 pub(crate) mod panic_log;
+#[cfg(test)]
+pub(crate) mod panicking_clock;
 pub(crate) mod panics;
 mod reading;
 pub(crate) mod retry;
+pub(crate) mod side_thread;
 mod site;
 pub(crate) mod spare;
 pub(crate) mod standstill;

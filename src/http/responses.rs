@@ -100,7 +100,9 @@ pub(super) fn stream_error(what: &str, error: &ProfileError) -> Response {
         ProfileError::Absent(_) => (StatusCode::NOT_FOUND, None),
         ProfileError::Spent { wait, .. } => (StatusCode::TOO_MANY_REQUESTS, Some(*wait)),
         ProfileError::Busy { wait, .. } => (StatusCode::INTERNAL_SERVER_ERROR, *wait),
-        ProfileError::Failed(_) => (StatusCode::INTERNAL_SERVER_ERROR, None),
+        ProfileError::Failed(_) | ProfileError::Stopped => {
+            (StatusCode::INTERNAL_SERVER_ERROR, None)
+        }
     };
     let mut response = pprof_error(status, &format!("{what}: {error}"));
     if let Some(wait) = wait {

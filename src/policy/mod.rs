@@ -8,5 +8,6 @@ pub(crate) mod daily_quota;
 pub(crate) mod decider;
 pub(crate) mod incident_budget;
 pub(crate) mod incidents;
+pub(crate) mod on_demand;
 pub(crate) mod replay;
 pub(crate) mod saved_state;

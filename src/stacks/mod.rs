@@ -12,8 +12,6 @@ mod registry;
 mod reply_queue;
 mod slot;
 pub mod tasks;
-#[cfg(feature = "trace")]
-pub(crate) mod thread_probe;
 pub mod threads;
 mod waker;
 

@@ -96,7 +96,7 @@ pub(super) fn calibrate() {
 }
 
 /// Returns the current conversion of ticks to moments.
-pub(super) fn calibration() -> Calibration {
+pub(crate) fn calibration() -> Calibration {
     let flight = lock();
     Calibration::new(flight.pairs.iter().copied().chain([cycle_clock::pair()]))
 }

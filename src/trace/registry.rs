@@ -40,16 +40,16 @@ const fn bytes(slices: usize) -> usize {
 
 /// The current or last owner of a thread's rings.
 #[derive(Clone, Debug)]
-pub(super) struct RingOwner {
+pub(crate) struct RingOwner {
     /// Unique number of this ownership.
-    pub(super) id: u64,
-    pub(super) tid: u32,
-    pub(super) thread: Arc<str>,
+    pub(crate) id: u64,
+    pub(crate) tid: u32,
+    pub(crate) thread: Arc<str>,
     /// The first records of this thread.
-    pub(super) first_slice: u64,
-    pub(super) first_task: u64,
+    pub(crate) first_slice: u64,
+    pub(crate) first_task: u64,
     /// End of the thread, in ticks; `None` while it runs.
-    pub(super) ended: Option<u64>,
+    pub(crate) ended: Option<u64>,
 }
 
 #[derive(Default)]
@@ -78,7 +78,7 @@ enum RingGrant {
 
 /// Sets the memory limit of all rings in bytes and the length of the window in ticks. Existing
 /// rings are not changed.
-pub(super) fn limit(bytes: usize, window: u64) {
+pub(crate) fn limit(bytes: usize, window: u64) {
     cpus();
     let mut registry = lock(&REGISTRY);
     registry.most = bytes;
@@ -93,14 +93,14 @@ fn cpus() -> usize {
 }
 
 /// Returns all rings that have or had an owner.
-pub(super) fn all() -> Vec<(&'static ThreadRings, RingOwner)> {
+pub(crate) fn all() -> Vec<(&'static ThreadRings, RingOwner)> {
     let registry = lock(&REGISTRY);
     let rings = registry.rings.iter();
     rings.filter_map(|rings| Some((*rings, lock(&rings.tenancy).clone()?))).collect()
 }
 
 /// Returns `true` if the thread of the owner `id` has ended, or its rings have another owner.
-pub(super) fn is_over(id: u64) -> bool {
+pub(crate) fn is_over(id: u64) -> bool {
     let registry = lock(&REGISTRY);
     !registry.rings.iter().any(|rings| {
         lock(&rings.tenancy).as_ref().is_some_and(|own| own.id == id && own.ended.is_none())
@@ -108,14 +108,14 @@ pub(super) fn is_over(id: u64) -> bool {
 }
 
 /// Returns the number of slices of all threads that were nested too deep.
-pub(super) fn too_deep() -> u64 {
+pub(crate) fn too_deep() -> u64 {
     let registry = lock(&REGISTRY);
     registry.rings.iter().map(|rings| rings.too_deep.load(Ordering::Relaxed)).sum()
 }
 
 /// The reason why a thread gets no rings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RingDenial {
+pub(crate) enum RingDenial {
     /// Another thread holds the lock and may have been preempted.
     Busy,
     /// There is no memory for more rings.
@@ -127,7 +127,7 @@ pub(super) enum RingDenial {
 /// # Errors
 ///
 /// The reason why there are no rings.
-pub(super) fn take() -> Result<&'static ThreadRings, RingDenial> {
+pub(crate) fn take() -> Result<&'static ThreadRings, RingDenial> {
     if EXHAUSTED.load(Ordering::Relaxed) {
         return Err(RingDenial::NoMemory);
     }
@@ -165,7 +165,7 @@ fn map(slices: usize) -> Option<&'static ThreadRings> {
 }
 
 /// Marks the rings of a thread that ended as available.
-pub(super) fn give_back(rings: &ThreadRings) {
+pub(crate) fn give_back(rings: &ThreadRings) {
     rings.close();
     if let Some(tenancy) = lock(&rings.tenancy).as_mut() {
         tenancy.ended = Some(cycle_clock::now());

@@ -22,11 +22,11 @@
 use crate::base::sync::{AtomicU64, Ordering, fence};
 
 /// The words of one record.
-pub(super) type Words = [u64; 2];
+pub(crate) type Words = [u64; 2];
 
 /// The last records of one thread, in memory provided by the caller.
 #[derive(Debug)]
-pub(super) struct EventRing<M> {
+pub(crate) struct EventRing<M> {
     memory: M,
     /// Capacity in records; a power of two.
     records: u64,
@@ -36,18 +36,18 @@ pub(super) struct EventRing<M> {
 
 /// Records copied out of a ring.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Copied {
+pub(crate) struct Copied {
     /// The records, oldest first.
-    pub(super) records: Vec<Words>,
+    pub(crate) records: Vec<Words>,
     /// The number of the record after the last.
-    pub(super) next: u64,
+    pub(crate) next: u64,
     /// Number of requested records that were overwritten already.
-    pub(super) gone: u64,
+    pub(crate) gone: u64,
 }
 
 impl<M: AsRef<[AtomicU64]>> EventRing<M> {
     /// Creates an empty ring in `memory`; the largest power of two of records that fits is used.
-    pub(super) fn new(memory: M) -> Self {
+    pub(crate) fn new(memory: M) -> Self {
         let fitting = (memory.as_ref().len() / 2) as u64;
         let records = if fitting == 0 { 0 } else { 1 << fitting.ilog2() };
         Self { memory, records, head: AtomicU64::new(0) }
@@ -55,7 +55,7 @@ impl<M: AsRef<[AtomicU64]>> EventRing<M> {
 
     /// Writes a record. Must be called only by the thread that owns the ring.
     #[inline]
-    pub(super) fn push(&self, words: Words) {
+    pub(crate) fn push(&self, words: Words) {
         let head = self.head.load(Ordering::Relaxed);
         if let Some([first, second]) = self.place(head) {
             fence(Ordering::Release);
@@ -66,13 +66,13 @@ impl<M: AsRef<[AtomicU64]>> EventRing<M> {
     }
 
     /// Returns the number of the next record.
-    pub(super) fn next(&self) -> u64 {
+    pub(crate) fn next(&self) -> u64 {
         self.head.load(Ordering::Acquire)
     }
 
     /// Copies the records from `first` on, newest first, until `wanted` returns `false`. `gone` is
     /// exact only if everything was wanted.
-    pub(super) fn copy(&self, first: u64, wanted: impl Fn(Words) -> bool) -> Copied {
+    pub(crate) fn copy(&self, first: u64, wanted: impl Fn(Words) -> bool) -> Copied {
         let mut records = Vec::new();
         let (next, gone) = self.copy_onto(&mut records, first, wanted);
         Copied { records, next, gone }
@@ -80,7 +80,7 @@ impl<M: AsRef<[AtomicU64]>> EventRing<M> {
 
     /// Appends like [`Self::copy`] to `records`. Returns the number of the record after the last,
     /// and the number of records overwritten. Allocates at most once.
-    pub(super) fn copy_onto(
+    pub(crate) fn copy_onto(
         &self,
         records: &mut Vec<Words>,
         first: u64,
@@ -120,20 +120,20 @@ impl<M: AsRef<[AtomicU64]>> EventRing<M> {
 
 /// An open slice.
 #[derive(Debug)]
-pub(super) struct Open {
+pub(crate) struct Open {
     /// 0 if no slice is open.
     start: AtomicU64,
     what: AtomicU64,
 }
 
 impl Open {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { start: AtomicU64::new(0), what: AtomicU64::new(0) }
     }
 
     /// Opens the slice. Must be called only by the thread that owns it.
     #[inline]
-    pub(super) fn begin(&self, start: u64, what: u64) {
+    pub(crate) fn begin(&self, start: u64, what: u64) {
         self.start.store(0, Ordering::Relaxed);
         fence(Ordering::Release);
         self.what.store(what, Ordering::Relaxed);
@@ -143,7 +143,7 @@ impl Open {
     /// Closes the slice and returns its start and content. Must be called only by the thread that
     /// owns it.
     #[inline]
-    pub(super) fn end(&self) -> (u64, u64) {
+    pub(crate) fn end(&self) -> (u64, u64) {
         let was = (self.start.load(Ordering::Relaxed), self.what.load(Ordering::Relaxed));
         self.forget();
         was
@@ -151,12 +151,12 @@ impl Open {
 
     /// Closes the slice without reading it. Must be called only by the thread that owns it.
     #[inline]
-    pub(super) fn forget(&self) {
+    pub(crate) fn forget(&self) {
         self.start.store(0, Ordering::Relaxed);
     }
 
     /// Returns start and content. `None` if no slice is open or it is being changed.
-    pub(super) fn read(&self) -> Option<(u64, u64)> {
+    pub(crate) fn read(&self) -> Option<(u64, u64)> {
         let start = self.start.load(Ordering::Acquire);
         let what = self.what.load(Ordering::Relaxed);
         fence(Ordering::Acquire);

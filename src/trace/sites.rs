@@ -15,7 +15,7 @@ fn text(site: SpawnSite) -> String {
 }
 
 /// Returns the full description of a site's tasks: name and spawn location.
-pub(super) fn name(number: u16) -> String {
+pub(crate) fn name(number: u16) -> String {
     match SpawnSite::of(number) {
         Some(SpawnSite { name: Some(name), place }) => {
             format!("{name}, {}:{}", short(place.file()), place.line())

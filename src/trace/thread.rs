@@ -28,7 +28,7 @@ use crate::model::{OpenSlice, RawKind, RawSlice, RawTask, TaskKey};
 use crate::os::clock::cycle_clock;
 use epoch::RESTS;
 
-pub(super) use epoch::{BEGAN, EPOCH, SINCE, is_recorded, record, rest, rests, stir};
+pub(crate) use epoch::{BEGAN, EPOCH, SINCE, is_recorded, record, rest, rests, stir};
 
 /// Maximum nesting depth of slices.
 const DEPTH: usize = 8;
@@ -43,23 +43,23 @@ const BUSY_PATIENCE: u32 = 4;
 static ASTRAY: AtomicU64 = AtomicU64::new(0);
 
 /// Memory of a ring.
-pub(super) type Memory = &'static [AtomicU64];
+pub(crate) type Memory = &'static [AtomicU64];
 
 /// The rings and open slices that one thread at a time writes to.
 #[derive(Debug)]
 #[repr(align(128))]
-pub(super) struct ThreadRings {
-    pub(super) slices: EventRing<Memory>,
-    pub(super) tasks: EventRing<Memory>,
+pub(crate) struct ThreadRings {
+    pub(crate) slices: EventRing<Memory>,
+    pub(crate) tasks: EventRing<Memory>,
     open: [Open; DEPTH],
     depth: AtomicU64,
     epoch: AtomicU64,
     /// Number of slices that were nested too deep.
-    pub(super) too_deep: AtomicU64,
+    pub(crate) too_deep: AtomicU64,
     /// The runtime's number, counted from 1, and the worker's index plus one; 0 if unknown.
-    pub(super) runtime: AtomicU64,
-    pub(super) worker: AtomicU64,
-    pub(super) tenancy: Mutex<Option<registry::RingOwner>>,
+    pub(crate) runtime: AtomicU64,
+    pub(crate) worker: AtomicU64,
+    pub(crate) tenancy: Mutex<Option<registry::RingOwner>>,
 }
 
 /// Kind and task of an open slice, packed into one word.
@@ -91,7 +91,7 @@ impl OpenSliceTag {
 }
 
 impl ThreadRings {
-    pub(super) fn new(slices: Memory, tasks: Memory) -> Self {
+    pub(crate) fn new(slices: Memory, tasks: Memory) -> Self {
         Self {
             slices: EventRing::new(slices),
             tasks: EventRing::new(tasks),
@@ -106,7 +106,7 @@ impl ThreadRings {
     }
 
     /// Returns the open slices, outermost first, as of some time during the call.
-    pub(super) fn open(&self) -> Vec<OpenSlice> {
+    pub(crate) fn open(&self) -> Vec<OpenSlice> {
         let since = SINCE.load(Ordering::Relaxed);
         let open = self.open.iter().map_while(Open::read);
         // Slices that started earlier are left over from a recording that ended before they did.
@@ -121,7 +121,7 @@ impl ThreadRings {
 
     /// Clears all open slices.
     #[cold]
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         for open in &self.open {
             open.end();
         }
@@ -257,7 +257,7 @@ impl Drop for RingGuard {
 
 /// Starts a slice on this thread at `tick`.
 #[inline]
-pub(super) fn begin(kind: RawKind, task: TaskKey, tick: u64) {
+pub(crate) fn begin(kind: RawKind, task: TaskKey, tick: u64) {
     let epoch = EPOCH.load(Ordering::Relaxed);
     if epoch != 0
         && let Some(rings) = here()
@@ -269,7 +269,7 @@ pub(super) fn begin(kind: RawKind, task: TaskKey, tick: u64) {
 /// Ends the innermost slice on this thread. `kind` and `task` describe it; `task` is called only if
 /// the slice started before the recording.
 #[inline]
-pub(super) fn end(kind: RawKind, task: impl FnOnce() -> TaskKey) {
+pub(crate) fn end(kind: RawKind, task: impl FnOnce() -> TaskKey) {
     let epoch = EPOCH.load(Ordering::Relaxed);
     if epoch != 0
         && let Some(rings) = here()
@@ -281,7 +281,7 @@ pub(super) fn end(kind: RawKind, task: impl FnOnce() -> TaskKey) {
 /// Ends the innermost slice on this thread, which `kind`, `task` and `start` describe. `start` is
 /// not used if the slice started before the recording.
 #[inline]
-pub(super) fn end_known(kind: RawKind, task: TaskKey, start: u64) {
+pub(crate) fn end_known(kind: RawKind, task: TaskKey, start: u64) {
     let epoch = EPOCH.load(Ordering::Relaxed);
     if epoch != 0
         && let Some(rings) = here()
@@ -292,7 +292,7 @@ pub(super) fn end_known(kind: RawKind, task: TaskKey, start: u64) {
 
 /// Ends the innermost slice as [`end_known`] does, and the task that it polled.
 #[inline]
-pub(super) fn end_task(kind: RawKind, task: TaskKey, start: u64) {
+pub(crate) fn end_task(kind: RawKind, task: TaskKey, start: u64) {
     let epoch = EPOCH.load(Ordering::Relaxed);
     if epoch != 0
         && let Some(rings) = here()
@@ -306,14 +306,14 @@ pub(super) fn end_task(kind: RawKind, task: TaskKey, start: u64) {
 /// Sets the site of the innermost hooked poll. Returns `false` if no such poll is open or it is
 /// named already.
 #[inline]
-pub(super) fn name(site: u16) -> bool {
+pub(crate) fn name(site: u16) -> bool {
     let epoch = EPOCH.load(Ordering::Relaxed);
     epoch != 0 && here().is_some_and(|rings| rings.name(epoch, site))
 }
 
 /// Records a spawn or an end of a task. Ignores tasks without a number.
 #[inline]
-pub(super) fn task(kind: RawKind, task: TaskKey) {
+pub(crate) fn task(kind: RawKind, task: TaskKey) {
     if EPOCH.load(Ordering::Relaxed) != 0
         && task.number != 0
         && let Some(rings) = here()
@@ -324,7 +324,7 @@ pub(super) fn task(kind: RawKind, task: TaskKey) {
 
 /// Records the runtime that this thread is a worker of, and its worker index.
 #[inline]
-pub(super) fn works_for(runtime: u64) {
+pub(crate) fn works_for(runtime: u64) {
     if EPOCH.load(Ordering::Relaxed) != 0
         && let Some(rings) = here()
         && rings.runtime.load(Ordering::Relaxed) != runtime
@@ -336,7 +336,7 @@ pub(super) fn works_for(runtime: u64) {
 }
 
 /// Returns the number of records lost by threads without rings.
-pub(super) fn astray() -> u64 {
+pub(crate) fn astray() -> u64 {
     ASTRAY.load(Ordering::Relaxed)
 }
 

@@ -12,19 +12,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::epoch_word::RecordingEpoch;
 use crate::os::eventfd::WakeFd;
 
-pub(super) use super::epoch_word::RESTS;
+pub(crate) use super::epoch_word::RESTS;
 
 /// Epoch of the recording.
-pub(in crate::trace) static EPOCH: RecordingEpoch = RecordingEpoch::of(AtomicU64::new(0));
+pub(crate) static EPOCH: RecordingEpoch = RecordingEpoch::of(AtomicU64::new(0));
 
 /// Wakes the stall detector: a poll started while it slept, or recording started or stopped.
-pub(in crate::trace) static BEGAN: WakeFd = WakeFd::new();
+pub(crate) static BEGAN: WakeFd = WakeFd::new();
 
 /// Tick at which the recording started.
-pub(in crate::trace) static SINCE: AtomicU64 = AtomicU64::new(0);
+pub(crate) static SINCE: AtomicU64 = AtomicU64::new(0);
 
 /// Starts the recording `number`, or stops recording if `None`.
-pub(in crate::trace) fn record(number: Option<u64>) {
+pub(crate) fn record(number: Option<u64>) {
     EPOCH.record(number);
     // The change cleared the wake-up bit.
     BEGAN.wake();
@@ -32,22 +32,22 @@ pub(in crate::trace) fn record(number: Option<u64>) {
 
 /// Returns `true` while polls are recorded.
 #[inline]
-pub(in crate::trace) fn is_recorded() -> bool {
+pub(crate) fn is_recorded() -> bool {
     EPOCH.load(Ordering::Relaxed) != 0
 }
 
 /// Arms the wake-up: the next poll that starts, or the next recording if none runs, wakes
 /// [`BEGAN`]. A poll that starts on another core at the same time may not see it.
-pub(in crate::trace) fn rest() {
+pub(crate) fn rest() {
     EPOCH.rest();
 }
 
 /// Returns `true` if the wake-up is still armed, so no poll has started since.
-pub(in crate::trace) fn rests() -> bool {
+pub(crate) fn rests() -> bool {
     EPOCH.rests()
 }
 
 /// Disarms the wake-up. Returns `true` if it was armed.
-pub(in crate::trace) fn stir() -> bool {
+pub(crate) fn stir() -> bool {
     EPOCH.stir()
 }

@@ -12,14 +12,14 @@ use crate::base::sync::AtomicU64;
 use crate::base::sync::Ordering::{AcqRel, Acquire, Relaxed};
 
 /// Bit in the word: the next poll that starts wakes the stall detector.
-pub(super) const RESTS: u64 = 1;
+pub(crate) const RESTS: u64 = 1;
 
 /// Number of the recording times two, plus [`RESTS`]; 0 while nothing is recorded.
 pub(crate) struct RecordingEpoch(AtomicU64);
 
 impl RecordingEpoch {
     /// Creates an epoch in `word`, which must be 0.
-    pub(super) const fn of(word: AtomicU64) -> Self {
+    pub(crate) const fn of(word: AtomicU64) -> Self {
         Self(word)
     }
 
@@ -30,24 +30,24 @@ impl RecordingEpoch {
     }
 
     /// Starts the recording `number`, or stops recording if `None`. Clears [`RESTS`].
-    pub(super) fn record(&self, number: Option<u64>) {
+    pub(crate) fn record(&self, number: Option<u64>) {
         self.0.swap(number.map_or(0, |number| number << 1), AcqRel);
     }
 
     /// Sets [`RESTS`], unless nothing is recorded.
-    pub(super) fn rest(&self) {
+    pub(crate) fn rest(&self) {
         let resting = |epoch| (epoch != 0).then_some(epoch | RESTS);
         let _ = self.0.fetch_update(AcqRel, Relaxed, resting);
     }
 
     /// Returns `true` if [`RESTS`] is set, or nothing is recorded.
-    pub(super) fn rests(&self) -> bool {
+    pub(crate) fn rests(&self) -> bool {
         let epoch = self.0.load(Acquire);
         epoch == 0 || epoch & RESTS != 0
     }
 
     /// Clears [`RESTS`]. Returns `true` if it was set.
-    pub(super) fn stir(&self) -> bool {
+    pub(crate) fn stir(&self) -> bool {
         self.0.fetch_and(!RESTS, AcqRel) & RESTS != 0
     }
 }

@@ -1,0 +1,48 @@
+//! The reply to a request for an on-demand capture.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::event::AgentEvent;
+use crate::policy::on_demand::{ProfileError, ProfileResponse};
+
+/// The future result of an on-demand capture. Dropping it cancels the capture: its recording is
+/// stopped at once.
+#[must_use = "a stream that is dropped is given up"]
+pub(crate) struct PendingProfile {
+    answer: oneshot::Receiver<Result<ProfileResponse, ProfileError>>,
+    events: mpsc::Sender<AgentEvent>,
+    answered: bool,
+}
+
+impl PendingProfile {
+    pub(crate) fn new(
+        answer: oneshot::Receiver<Result<ProfileResponse, ProfileError>>,
+        events: mpsc::Sender<AgentEvent>,
+    ) -> Self {
+        Self { answer, events, answered: false }
+    }
+}
+
+impl Future for PendingProfile {
+    type Output = Result<ProfileResponse, ProfileError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = Pin::new(&mut self.answer).poll(context);
+        self.answered = answer.is_ready();
+        answer.map(|answer| answer.unwrap_or(Err(ProfileError::Stopped)))
+    }
+}
+
+impl Drop for PendingProfile {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.answer.close();
+            // Only wakes the loop, which would detect the closed channel at its next tick anyway.
+            let _ = self.events.try_send(AgentEvent::StreamGone);
+        }
+    }
+}

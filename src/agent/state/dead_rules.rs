@@ -1,0 +1,93 @@
+//! Rules whose metric cannot be measured on this system.
+
+use std::time::Duration;
+
+use crate::agent::state::AgentState;
+use crate::base::{Moment, warnings};
+use crate::model::Metric;
+use crate::rules::{Decision, Hold};
+
+const TOPIC: &str = "rules";
+
+/// Time that a rule may be without a value. Some values need two readings, a second apart.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The same for rules over growth, which need 10 readings.
+const PATIENCE_WITH_GROWTH: Duration = Duration::from_secs(15);
+
+/// Interval between two checks.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Rules without a value, and those already reported.
+#[derive(Debug, Default)]
+pub(super) struct DeadRules {
+    looked: Option<Moment>,
+    reported: Vec<usize>,
+    found: Vec<usize>,
+}
+
+impl DeadRules {
+    /// Makes the next check report again, since the rules were replaced.
+    pub(super) fn forget(&mut self) {
+        self.reported = vec![usize::MAX];
+    }
+}
+
+impl AgentState {
+    /// Warns about rules that have had no value for a while. Custom metrics are excluded: they have
+    /// no value until the service sets one, which the rule's explanation states.
+    pub(super) fn report_dead_rules(&mut self) {
+        let now = self.clock.now();
+        if self.dead_rules.looked.is_some_and(|looked| now.since(looked) < EVERY) {
+            return;
+        }
+        self.dead_rules.looked = Some(now);
+        let DeadRules { found, reported, .. } = &mut self.dead_rules;
+        found.clear();
+        let states = self.decider.engine.states().enumerate();
+        found.extend(
+            states
+                .filter(|(_, state)| {
+                    let patience = patience(&state.rule.metric);
+                    matches!(state.decision, Decision::Hold(Hold::NoValue))
+                        && state.rule.metric.own_name().is_none()
+                        && !is_optional(&state.rule.metric)
+                        && state.since.is_some_and(|since| now.since(since) >= patience)
+                })
+                .map(|(index, _)| index),
+        );
+        if found == reported {
+            return;
+        }
+        std::mem::swap(found, reported);
+        let mut text = String::new();
+        for (index, state) in self.decider.engine.states().enumerate() {
+            if self.dead_rules.reported.contains(&index) {
+                let metric = &state.rule.metric;
+                let separator = if text.is_empty() { "" } else { "; " };
+                let why = self.reader.why_absent(metric);
+                text += &format!(
+                    "{separator}rule `{}` cannot fire, as {metric} has no value: {why}",
+                    state.rule.name
+                );
+            }
+        }
+        match text.is_empty() {
+            true => warnings::clear(TOPIC),
+            false => warnings::set(TOPIC, text),
+        }
+    }
+}
+
+/// Returns `true` for metrics of default rules that some runtimes do not have: without worker
+/// threads none can be blocked. The rule's explanation in the status states this.
+fn is_optional(metric: &Metric) -> bool {
+    matches!(metric, Metric::Blocked | Metric::Stall)
+}
+
+fn patience(metric: &Metric) -> Duration {
+    match metric {
+        Metric::MemoryGrowth | Metric::TimeToLimit | Metric::TaskGrowth => PATIENCE_WITH_GROWTH,
+        _ => PATIENCE,
+    }
+}

@@ -1,0 +1,35 @@
+//! A clock that panics, for tests: every part of the agent reads the clock.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use jiff::Timestamp;
+
+use super::{Clock, Moment, SystemClock};
+
+/// A clock that panics a given number of times.
+#[derive(Default)]
+pub(crate) struct PanickingClock(AtomicUsize);
+
+impl PanickingClock {
+    pub(crate) fn set(&self, panics: usize) {
+        self.0.store(panics, Ordering::SeqCst);
+    }
+
+    fn spring(&self) {
+        let sprung =
+            self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        assert!(sprung.is_err(), "an injected panic");
+    }
+}
+
+impl Clock for PanickingClock {
+    fn now(&self) -> Moment {
+        self.spring();
+        SystemClock.now()
+    }
+
+    fn wall(&self) -> Timestamp {
+        self.spring();
+        SystemClock.wall()
+    }
+}

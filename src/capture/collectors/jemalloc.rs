@@ -1,0 +1,89 @@
+//! Heap profiles of programs that use jemalloc with its profiler. As in `heap`, one is taken at the
+//! start and one at the stop. jemalloc samples during the capture if it did not already.
+
+use std::io::{BufReader, Seek, SeekFrom};
+
+use jiff::Timestamp;
+
+use crate::base::{Moment, TimeAnchor};
+use crate::capture::collectors::{Absent, CaptureFailure, Collector, Evidence, StartedCapture};
+use crate::capture::memory_summary::MemorySummary;
+use crate::codec::jemalloc_heap;
+use crate::heap;
+use crate::heap::jemalloc::{Activation, Profiler};
+use crate::model::Profile;
+use crate::os::images;
+
+pub(super) fn start(anchor: TimeAnchor) -> Result<StartedCapture, CaptureFailure> {
+    let profiler = find()?;
+    let activation = profiler.activate()?;
+    let since = activation.turned_on().then_some(anchor.wall);
+    let at_start = dump(profiler, anchor.wall, since)?;
+    let collector =
+        Box::new(JemallocCollector { anchor, profiler, since, _activation: activation });
+    Ok(StartedCapture { collector, at_start: Some(Evidence::Profile(at_start)) })
+}
+
+/// Returns a profile of the heap.
+pub(super) fn snapshot(wall: Timestamp) -> Result<Box<Profile>, CaptureFailure> {
+    dump(find()?, wall, None)
+}
+
+pub(super) fn why_absent() -> Option<String> {
+    Profiler::find().err().map(|why| why.to_string())
+}
+
+/// Returns jemalloc's profiler. Without one, heap profiles are unavailable in this program.
+fn find() -> Result<Profiler, CaptureFailure> {
+    Profiler::find().map_err(|why| Absent(why.to_string()).into())
+}
+
+struct JemallocCollector {
+    anchor: TimeAnchor,
+    profiler: Profiler,
+    /// Time at which this capture turned sampling on; `None` if it was already on.
+    since: Option<Timestamp>,
+    _activation: Activation,
+}
+
+impl Collector for JemallocCollector {
+    fn engine(&self) -> &str {
+        "jemalloc"
+    }
+
+    fn peek(&self, now: Moment) -> Result<Option<Evidence>, CaptureFailure> {
+        let profile = dump(self.profiler, self.anchor.wall_at(now), self.since)?;
+        Ok(Some(Evidence::Profile(profile)))
+    }
+
+    fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, CaptureFailure> {
+        self.peek(now)
+    }
+}
+
+fn dump(
+    profiler: Profiler,
+    wall: Timestamp,
+    since: Option<Timestamp>,
+) -> Result<Box<Profile>, CaptureFailure> {
+    let accumulates = profiler.accumulates()?;
+    let mut text = profiler.dump()?;
+    text.seek(SeekFrom::Start(0))?;
+    let mut profile = jemalloc_heap::read(BufReader::new(text), accumulates, wall)?;
+    profile.drop_frames = format!("{}|{}", heap::DROP_FRAMES, heap::jemalloc::DROP_FRAMES);
+    profile.attach_mappings(images::seen()?);
+    MemorySummary::describe(&mut profile);
+    if let Some(since) = since {
+        profile.comments.push(format!(
+            "heap: jemalloc sampled nothing before this capture (prof_active:false); what was allocated \
+             before {since} is not in it"
+        ));
+    } else if !profiler.is_active()? {
+        profile.comments.push(
+            "heap: jemalloc samples nothing at present (prof_active:false); what is shown is what is \
+             left of earlier captures"
+                .to_owned(),
+        );
+    }
+    Ok(Box::new(profile))
+}

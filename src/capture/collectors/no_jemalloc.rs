@@ -1,0 +1,24 @@
+//! Stub: the jemalloc bridge is not built in.
+
+use jiff::Timestamp;
+
+use crate::base::TimeAnchor;
+use crate::capture::collectors::{Absent, CaptureFailure, StartedCapture};
+use crate::heap;
+use crate::model::Profile;
+
+pub(super) fn start(_: TimeAnchor) -> Result<StartedCapture, CaptureFailure> {
+    Err(missing())
+}
+
+pub(super) fn snapshot(_: Timestamp) -> Result<Box<Profile>, CaptureFailure> {
+    Err(missing())
+}
+
+pub(super) fn why_absent() -> Option<String> {
+    Some(heap::Error::NotInstalled.to_string())
+}
+
+fn missing() -> CaptureFailure {
+    Absent(heap::Error::NotInstalled.to_string()).into()
+}

@@ -1,0 +1,284 @@
+//! Custom collectors: closures of the service that write files into incidents.
+//!
+//! Each run of a closure has a separate thread. Its output goes directly into a draft shared with
+//! the capture thread:
+//!
+//! ```text
+//!  Job::Collect ─► draft, thread ──► closure ─► Output ─► draft ◄─ taken out ─ Job::Gather
+//!                                       └─ returned: CaptureResult::Collected ───────────►┘
+//! ```
+//!
+//! Neither of the agent's threads ever waits for a closure. When it returns or times out, the
+//! capture thread takes the draft and commits its contents; further writes of the closure fail. A
+//! closure that never returns occupies one thread. Its collector is skipped until it does, and the
+//! manifest states since when.
+//!
+//! A panic fails that run only; the next incident calls the closure again. Output written before a
+//! panic, an error or a timeout is kept and marked `cut`. Near a hang, half a list is worth more
+//! than none.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crate::base::failure::{chain, fence_host};
+use crate::base::sync::Mutex as ForkMutex;
+use crate::base::{Bytes, Error, IncidentId, Moment};
+use crate::capture::collectors;
+use crate::capture::collectors::CaptureFailure;
+use crate::capture::messages::{CaptureResult, ResultSender};
+use crate::model::{Collect, FileName};
+use crate::os::own_thread;
+use crate::store::ArtifactDraft;
+use jiff::Timestamp;
+
+/// Maximum number of collectors. A larger number indicates a leak of registrations.
+const MAX_COLLECTORS: usize = 32;
+
+/// Limits of a collector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CollectorOptions {
+    /// Maximum run time. Output written by then is kept. Default: 5 seconds.
+    pub timeout: Duration,
+    /// Maximum size of the output. Default: 1 MiB.
+    pub max_bytes: Bytes,
+}
+
+impl Default for CollectorOptions {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(5), max_bytes: Bytes::mib(1) }
+    }
+}
+
+/// Result of a custom collector. Any error type is accepted.
+pub type Collected = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+/// The error of a registration.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "no collector `{name}`: there is one of this name already, or there are {max}; register each once, \
+     where the agent is started"
+)]
+struct RejectedCollector {
+    name: FileName,
+    max: usize,
+}
+
+type Closure = Box<dyn FnMut(&mut CollectorOutput) -> Collected + Send>;
+
+/// The writer passed to a collector. Writes fail after the timeout, beyond the size limit, or if
+/// the disk write fails.
+pub struct CollectorOutput(Arc<CollectorsState>);
+
+impl fmt::Debug for CollectorOutput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CollectorOutput").finish_non_exhaustive()
+    }
+}
+
+impl Write for CollectorOutput {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut state = self.0.lock();
+        let CollectorState { draft, left, limited, refused, .. } = &mut *state;
+        let Some(draft) = draft else {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the collector's time is up"));
+        };
+        let fits = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+        if fits == 0 && !bytes.is_empty() {
+            *limited = true;
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "the collector's max_bytes"));
+        }
+        let written = draft.write(bytes.get(..fits).unwrap_or_default()).inspect_err(|error| {
+            refused.get_or_insert_with(|| chain(error));
+        })?;
+        *left = left.saturating_sub(written as u64);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// State shared by the thread of a run and the capture thread.
+struct CollectorsState(Mutex<CollectorState>);
+
+impl CollectorsState {
+    fn lock(&self) -> MutexGuard<'_, CollectorState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct CollectorState {
+    /// `None` once the capture thread has taken it.
+    draft: Option<ArtifactDraft>,
+    left: u64,
+    /// True if the closure tried to exceed the size limit.
+    limited: bool,
+    /// Error of the first failed disk write.
+    refused: Option<String>,
+    /// Result of the closure, once it has returned.
+    ended: Option<Result<(), String>>,
+}
+
+#[derive(Clone)]
+struct CustomCollector {
+    name: FileName,
+    options: CollectorOptions,
+    closure: Arc<Mutex<Closure>>,
+    /// Start time of the current run.
+    busy: Arc<Mutex<Option<Timestamp>>>,
+}
+
+/// The registered collectors. Clones share them.
+#[derive(Clone)]
+pub(crate) struct Collectors {
+    all: Arc<ForkMutex<Vec<CustomCollector>>>,
+    results: ResultSender,
+}
+
+impl Collectors {
+    pub(crate) fn new(results: ResultSender) -> Self {
+        Self { all: Arc::default(), results }
+    }
+
+    pub(crate) fn add(
+        &self,
+        name: &str,
+        options: CollectorOptions,
+        closure: Closure,
+    ) -> Result<(), Error> {
+        let name: FileName = name.parse().map_err(Error::new)?;
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.iter().any(|it| it.name == name) || all.len() >= MAX_COLLECTORS {
+            return Err(Error::new(RejectedCollector { name, max: MAX_COLLECTORS }));
+        }
+        let closure = Arc::new(Mutex::new(closure));
+        all.push(CustomCollector { name, options, closure, busy: Arc::default() });
+        Ok(())
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// Returns the collectors in `wanted`, by name; `None` for a name that is not registered.
+    pub(crate) fn wanted(&self, wanted: &Collect) -> Vec<(FileName, Option<RunnableCollector>)> {
+        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let missing = wanted.names().filter(|name| all.iter().all(|it| it.name != **name));
+        let mut found: Vec<_> = missing.map(|name| (name.clone(), None)).collect();
+        found.extend(all.into_iter().filter(|it| wanted.includes(&it.name)).map(|collector| {
+            let results = self.results.clone();
+            (collector.name.clone(), Some(RunnableCollector { collector, results }))
+        }));
+        found
+    }
+}
+
+/// A collector that can be started.
+pub(crate) struct RunnableCollector {
+    collector: CustomCollector,
+    results: ResultSender,
+}
+
+impl RunnableCollector {
+    /// Returns the reason the collector cannot be started: it is still running, or the memory
+    /// `left` is insufficient.
+    pub(crate) fn unfit(&self, left: Option<Bytes>) -> Option<String> {
+        let busy = *self.collector.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(since) = busy {
+            return Some(format!("the run that began at {since} has not returned"));
+        }
+        let (left, most) = (left?, self.collector.options.max_bytes);
+        (left < most).then(|| {
+            format!("{left} are left below the memory limit and it may write up to {most}")
+        })
+    }
+
+    /// Starts a run that writes into `draft`.
+    pub(crate) fn start(
+        self,
+        (incident, record): (IncidentId, usize),
+        draft: ArtifactDraft,
+        (now, wall): (Moment, Timestamp),
+    ) -> Result<CollectorRun, CaptureFailure> {
+        let Self { collector: CustomCollector { name, options, closure, busy }, results } = self;
+        let left = options.max_bytes.get();
+        let state =
+            CollectorState { draft: Some(draft), left, limited: false, refused: None, ended: None };
+        let shared = Arc::new(CollectorsState(Mutex::new(state)));
+        *busy.lock().unwrap_or_else(PoisonError::into_inner) = Some(wall);
+        let spawned = thread::Builder::new().name("marple-collect".to_owned()).spawn({
+            let (shared, busy) = (Arc::clone(&shared), Arc::clone(&busy));
+            move || {
+                own_thread::enter();
+                let _excluded = collectors::heap::exclude_current_thread();
+                let mut output = CollectorOutput(Arc::clone(&shared));
+                let ended = fence_host(|| {
+                    let mut closure = closure.lock().unwrap_or_else(PoisonError::into_inner);
+                    closure(&mut output)
+                });
+                shared.lock().ended = Some(ended.map_err(|error| chain(&*error)));
+                *busy.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                // Fails once the agent has ended.
+                let _ = results.send(CaptureResult::Collected { id: incident });
+            }
+        });
+        if let Err(error) = spawned {
+            *busy.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            return Err(error.into());
+        }
+        Ok(CollectorRun { name, incident, record, until: now + options.timeout, options, shared })
+    }
+}
+
+/// A run in progress.
+pub(crate) struct CollectorRun {
+    pub(crate) name: FileName,
+    pub(crate) incident: IncidentId,
+    /// Index of its record in the manifest.
+    pub(crate) record: usize,
+    /// Deadline of the run.
+    pub(crate) until: Moment,
+    options: CollectorOptions,
+    shared: Arc<CollectorsState>,
+}
+
+/// Output of a finished run.
+pub(crate) struct CollectorOutcome {
+    /// The draft to commit, or `None` if it is not worth a file.
+    pub(crate) draft: Option<ArtifactDraft>,
+    /// Description of an error or a cut, or `None` if the run succeeded.
+    pub(crate) error: Option<String>,
+}
+
+impl CollectorRun {
+    /// Takes the output if the closure has returned, if its deadline has passed at `now`, or if
+    /// `at_once` is set. Returns `None` if the run continues.
+    pub(crate) fn gather(&self, now: Moment, at_once: bool) -> Option<CollectorOutcome> {
+        let mut state = self.shared.lock();
+        if state.ended.is_none() && now < self.until && !at_once {
+            return None;
+        }
+        let draft = state.draft.take();
+        let CollectorOptions { timeout, max_bytes } = self.options;
+        let error = match (&state.refused, state.limited, &state.ended) {
+            (Some(refused), _, _) => Some(refused.clone()),
+            (None, true, _) => Some(format!("cut at {max_bytes}, its max_bytes")),
+            (None, _, Some(Ok(()))) => None,
+            (None, _, Some(Err(error))) => Some(error.clone()),
+            (None, _, None) if now < self.until => Some("the agent was stopped".to_owned()),
+            (None, _, None) => Some(format!("it had not returned after {timeout:?}")),
+        };
+        let draft = draft.filter(|draft| error.is_none() || draft.bytes().get() > 0);
+        let error = match (error, &draft) {
+            (Some(error), Some(draft)) if !state.limited => {
+                Some(format!("{error}; cut at {} bytes", draft.bytes().get()))
+            }
+            (error, _) => error,
+        };
+        Some(CollectorOutcome { draft, error })
+    }
+}

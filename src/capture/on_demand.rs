@@ -1,0 +1,399 @@
+//! On-demand captures on the capture thread: running collectors, and their data until it is
+//! encoded.
+
+use std::io::{self, Write};
+
+use crate::base::failure::{chain, fence, panicked};
+use crate::base::{Bytes, Clock, TimeAnchor, panics};
+use crate::capture::collectors;
+use crate::capture::collectors::{Absent, CaptureFailure, Collector, Evidence};
+use crate::capture::messages::{OnDemandTask, ResultSender};
+use crate::capture::on_demand_encoder::{Encoder, RawProfile};
+use crate::codec::go_debug;
+use crate::config::Settings;
+use crate::model::{CaptureKind, Profile, Sample, ValueType, VitalsRow};
+use crate::policy::on_demand::{
+    HeapView, OnDemandCommand, OnDemandResult, ProfileError, ProfileForm, ProfileKind,
+    ProfileResponse, ThreadView,
+};
+use crate::{model, os, symbols};
+
+/// Maximum encoded size. A trace of 16 MiB of memory takes some 3 MiB encoded, a heap profile of
+/// 100,000 stacks 5. Anything larger would take memory that the service needs.
+const MOST_BYTES: Bytes = Bytes::mib(64);
+/// Maximum size of a symbol reply: 335 bytes each for 50,000 addresses, the maximum of a request.
+const MOST_NAMES: Bytes = Bytes::mib(16);
+
+/// Minimum growth of an output buffer.
+const GROWTH: usize = 16 << 10;
+
+/// The on-demand captures held by the capture thread.
+pub(crate) struct OnDemandWorker {
+    held: Vec<(u64, ActiveRequest)>,
+    encoder: Encoder,
+}
+
+enum ActiveRequest {
+    Running(RunningRequest),
+    Stopped(RawProfile),
+}
+
+enum RunningRequest {
+    Collector(CaptureKind, Box<dyn Collector>),
+    /// Holds the heap profile at the start.
+    Delta(Box<Profile>, HeapView, AskedRate),
+    /// Holds the thread profile at the start.
+    Threads(Box<Profile>, ThreadView),
+}
+
+impl RunningRequest {
+    fn engine(&self) -> Option<(CaptureKind, String)> {
+        match self {
+            Self::Collector(kind, collector) => Some((*kind, collector.engine().to_owned())),
+            Self::Delta(..) | Self::Threads(..) => None,
+        }
+    }
+}
+
+/// Guard that applies the heap sampling rate requested by a client, if any.
+struct AskedRate(());
+
+impl AskedRate {
+    fn begin(rate: Option<Bytes>) -> Self {
+        collectors::heap::ask_rate(rate);
+        Self(())
+    }
+}
+
+impl Drop for AskedRate {
+    fn drop(&mut self) {
+        collectors::heap::ask_rate(None);
+    }
+}
+
+impl OnDemandWorker {
+    /// Creates the worker. `results` receives the results of encodings.
+    pub(crate) fn new(results: ResultSender) -> Self {
+        Self { held: Vec::new(), encoder: Encoder::new(results) }
+    }
+
+    pub(crate) fn perform(&mut self, clock: &dyn Clock, task: OnDemandTask) -> OnDemandResult {
+        let OnDemandTask { command, settings, headroom, vitals, state: _ } = task;
+        match command {
+            OnDemandCommand::Look { id, take } => {
+                let result = fence(|| look(take, &settings, clock.anchor(), &vitals));
+                OnDemandResult::Finished { id, result: result.map_err(failed) }
+            }
+            OnDemandCommand::Start { id, take } => {
+                match fence(|| start(&take, &settings, headroom, clock.anchor(), &vitals)) {
+                    Ok(running) => {
+                        let engine = running.engine();
+                        self.held.push((id, ActiveRequest::Running(running)));
+                        OnDemandResult::Started { id, engine }
+                    }
+                    Err(error) => OnDemandResult::Finished { id, result: Err(failed(error)) },
+                }
+            }
+            OnDemandCommand::Stop { id, cut_short } => match self.take(id) {
+                Some(ActiveRequest::Running(running)) => {
+                    match fence(|| stop(running, &settings, clock, &vitals, cut_short)) {
+                        Ok(stopped) => {
+                            self.held.push((id, stopped));
+                            OnDemandResult::Stopped { id }
+                        }
+                        Err(error) => OnDemandResult::Finished { id, result: Err(failed(error)) },
+                    }
+                }
+                _ => OnDemandResult::Dropped { id },
+            },
+            OnDemandCommand::Encode { id } => match self.take(id) {
+                Some(ActiveRequest::Stopped(seen)) => self.encoder.encode(id, seen),
+                _ => OnDemandResult::Dropped { id },
+            },
+            OnDemandCommand::Drop { id } => {
+                let held = self.take(id);
+                let _ = fence(|| {
+                    drop(held);
+                    Ok(())
+                });
+                OnDemandResult::Dropped { id }
+            }
+        }
+    }
+
+    /// Replies to the client of a command that ended by `panic`.
+    pub(crate) fn give_up(&mut self, id: u64, panic: &str) -> OnDemandResult {
+        let held = self.take(id);
+        panics::fence_and_record("marple-capture", || drop(held));
+        OnDemandResult::Finished { id, result: Err(ProfileError::Failed(panicked(panic))) }
+    }
+
+    fn take(&mut self, id: u64) -> Option<ActiveRequest> {
+        let at = self.held.iter().position(|(held, _)| *held == id)?;
+        Some(self.held.swap_remove(at).1)
+    }
+}
+
+pub(crate) fn failed(error: CaptureFailure) -> ProfileError {
+    if error.is::<Absent>() {
+        return ProfileError::Absent(error.to_string());
+    }
+    ProfileError::Failed(chain(&*error))
+}
+
+fn start(
+    take: &ProfileKind,
+    settings: &Settings,
+    headroom: Option<Bytes>,
+    anchor: TimeAnchor,
+    vitals: &VitalsRow,
+) -> Result<RunningRequest, CaptureFailure> {
+    let mut own = settings.clone();
+    let kind = match take {
+        ProfileKind::Cpu { frequency, mode, .. } => {
+            own.cpu.mode = mode.unwrap_or(settings.cpu.mode);
+            own.cpu.frequency = frequency.unwrap_or(settings.cpu.frequency);
+            own.cpu.wall_frequency = frequency.unwrap_or(settings.cpu.wall_frequency);
+            if let Some(why) = collectors::switched_off(CaptureKind::Cpu, &own) {
+                return Err(why.into());
+            }
+            CaptureKind::Cpu
+        }
+        ProfileKind::Trace { .. } => CaptureKind::Trace,
+        ProfileKind::HeapDelta { view, rate, .. } => {
+            let first = collectors::heap::snapshot(anchor.wall)?;
+            return Ok(RunningRequest::Delta(first, *view, AskedRate::begin(*rate)));
+        }
+        ProfileKind::ThreadsDelta { view, .. } => {
+            let first = threads(*view, settings, anchor, vitals)?;
+            return Ok(RunningRequest::Threads(Box::new(first), *view));
+        }
+        _ => return Err("it takes no time".into()),
+    };
+    let (need, left) = (collectors::memory(kind, &own), headroom.unwrap_or(Bytes(u64::MAX)));
+    if left < need {
+        let why = format!("{left} are left below the memory limit and it takes up to {need}");
+        return Err(why.into());
+    }
+    // Look-back data is evidence for incidents; a client did not request it.
+    Ok(RunningRequest::Collector(kind, collectors::start(kind, &own, anchor)?.collector))
+}
+
+fn stop(
+    running: RunningRequest,
+    settings: &Settings,
+    clock: &dyn Clock,
+    vitals: &VitalsRow,
+    cut_short: Option<String>,
+) -> Result<ActiveRequest, CaptureFailure> {
+    let (mut evidence, view) = match running {
+        RunningRequest::Collector(_, collector) => {
+            (collector.stop(clock.now())?.ok_or("nothing was seen")?, None)
+        }
+        RunningRequest::Delta(first, view, _rate) => {
+            let mut profile = collectors::heap::snapshot(clock.wall())?;
+            profile.subtract(&first);
+            (Evidence::Profile(profile), Some(view))
+        }
+        RunningRequest::Threads(first, view) => {
+            let mut profile = threads(view, settings, clock.anchor(), vitals)?;
+            profile.subtract(&first);
+            (Evidence::Profile(Box::new(profile)), None)
+        }
+    };
+    if let Evidence::Profile(profile) = &mut evidence {
+        profile.comments.extend(cut_short.iter().map(|why| format!("cut short: {why}")));
+    }
+    Ok(ActiveRequest::Stopped(RawProfile { evidence, view, cut_short }))
+}
+
+/// Encodes `evidence` in the binary format.
+pub(crate) fn encode(
+    mut evidence: Evidence,
+    view: Option<HeapView>,
+) -> Result<Vec<u8>, CaptureFailure> {
+    evidence.symbolize();
+    if let (Evidence::Profile(profile), Some(HeapView::Allocated)) = (&mut evidence, view) {
+        profile.default_sample_type = "alloc_space";
+    }
+    let mut out = BoundedBuffer::default();
+    evidence.write_binary(&mut out)?;
+    Ok(out.bytes)
+}
+
+fn look(
+    take: ProfileKind,
+    settings: &Settings,
+    anchor: TimeAnchor,
+    vitals: &VitalsRow,
+) -> Result<ProfileResponse, CaptureFailure> {
+    let (evidence, view, form) = match take {
+        // Written directly from the tables, without a copy in memory. The other formats need a
+        // copy.
+        ProfileKind::Heap { view: HeapView::InUse, form: ProfileForm::Binary } => {
+            (collectors::heap::now(anchor.wall)?, None, ProfileForm::Binary)
+        }
+        ProfileKind::Heap { view, form } => {
+            let snapshot = collectors::heap::snapshot(anchor.wall)?;
+            (Evidence::Profile(snapshot), Some(view), form)
+        }
+        ProfileKind::Threads { form: ProfileForm::Full, .. } => {
+            let bytes = everybody(settings, anchor)?;
+            return Ok(ProfileResponse { bytes, cut_short: None });
+        }
+        ProfileKind::Threads { view, form } => {
+            (Evidence::Profile(Box::new(threads(view, settings, anchor, vitals)?)), None, form)
+        }
+        ProfileKind::Symbols(addresses) => {
+            let bytes = symbolize(&addresses, anchor)?;
+            return Ok(ProfileResponse { bytes, cut_short: None });
+        }
+        ProfileKind::Cpu { .. }
+        | ProfileKind::Trace { .. }
+        | ProfileKind::HeapDelta { .. }
+        | ProfileKind::ThreadsDelta { .. } => {
+            return Err("it takes time".into());
+        }
+    };
+    let bytes = match (form, evidence) {
+        (ProfileForm::Text, Evidence::Profile(mut profile)) => {
+            symbols::name_functions(&mut profile);
+            let mut out = BoundedBuffer::default();
+            go_debug::write(&profile, vitals, &mut out)?;
+            out.bytes
+        }
+        (_, evidence) => encode(evidence, view)?,
+    };
+    Ok(ProfileResponse { bytes, cut_short: None })
+}
+
+/// Returns the threads in the form of `view`.
+fn threads(
+    view: ThreadView,
+    settings: &Settings,
+    anchor: TimeAnchor,
+    vitals: &VitalsRow,
+) -> Result<Profile, CaptureFailure> {
+    match view {
+        ThreadView::Now => goroutine(settings, anchor, vitals),
+        ThreadView::Created => threadcreate(anchor),
+    }
+}
+
+/// Returns the number of threads by stack.
+fn goroutine(
+    settings: &Settings,
+    anchor: TimeAnchor,
+    vitals: &VitalsRow,
+) -> Result<Profile, CaptureFailure> {
+    let Evidence::Threads(dump) = dump(CaptureKind::Threads, settings, anchor)? else {
+        return Err("the dump of threads is something else".into());
+    };
+    let mut profile = dump.profile;
+    let kind = ValueType { name: "goroutine", unit: "count" };
+    (profile.sample_types, profile.period_type) = (vec![kind], kind);
+    profile.default_sample_type = kind.name;
+    profile.samples.iter_mut().for_each(|sample| sample.values.truncate(1));
+    profile.comments.push(vitals.values.get("tasks").map_or_else(
+        || "no runtime is observed, so tasks are not counted".to_owned(),
+        |tasks| format!("tasks alive on the observed runtimes: {tasks}; debug=2 lists them"),
+    ));
+    Ok(profile)
+}
+
+/// Lists every thread and every task as text.
+fn everybody(settings: &Settings, anchor: TimeAnchor) -> Result<Vec<u8>, CaptureFailure> {
+    let mut out = BoundedBuffer::default();
+    let kinds = [
+        (CaptureKind::Threads, model::Form::ThreadsText),
+        (CaptureKind::Tasks, model::Form::TasksText),
+    ];
+    for (kind, form) in kinds {
+        match dump(kind, settings, anchor) {
+            Ok(mut evidence) => {
+                evidence.symbolize();
+                evidence.write(form, &mut out)?;
+                writeln!(out)?;
+            }
+            Err(error) => writeln!(out, "no {kind}: {}", chain(&*error))?,
+        }
+    }
+    Ok(out.bytes)
+}
+
+/// Takes a dump of `kind`.
+fn dump(
+    kind: CaptureKind,
+    settings: &Settings,
+    anchor: TimeAnchor,
+) -> Result<Evidence, CaptureFailure> {
+    if let Some(why) = collectors::switched_off(kind, settings) {
+        return Err(Absent(why.to_owned()).into());
+    }
+    let started = collectors::start(kind, settings, anchor)?;
+    started.at_start.ok_or_else(|| format!("{kind}: nothing was seen").into())
+}
+
+/// Returns the number of threads as a single sample.
+fn threadcreate(anchor: TimeAnchor) -> Result<Profile, CaptureFailure> {
+    let kind = ValueType { name: "threadcreate", unit: "count" };
+    let mut profile = Profile::new(&[kind], kind, 1, anchor.wall);
+    let threads = i64::try_from(os::proc::threads::list()?.len()).unwrap_or(i64::MAX);
+    profile.samples.push(Sample { stack: None, values: vec![threads], labels: Vec::new() });
+    profile.comments.push("where threads were made is not recorded".to_owned());
+    Ok(profile)
+}
+
+/// Returns the functions at `addresses` in the format of Go's `symbol` endpoint.
+fn symbolize(addresses: &[u64], anchor: TimeAnchor) -> Result<Vec<u8>, CaptureFailure> {
+    let none = ValueType { name: "address", unit: "count" };
+    let mut profile = Profile::new(&[none], none, 1, anchor.wall);
+    let frames: Vec<_> = addresses.iter().map(|&address| profile.frames.intern(address)).collect();
+    profile.attach_mappings(os::images::seen()?);
+    symbols::name_functions(&mut profile);
+    // Clients only check that this number is not 0.
+    let mut out = BoundedBuffer { most: MOST_NAMES, ..BoundedBuffer::default() };
+    writeln!(out, "num_symbols: 1")?;
+    for frame in frames {
+        let frame = profile.frames.get(frame);
+        let function =
+            frame.lines.last().and_then(|line| profile.functions.get(line.function.index()));
+        let name = function.map(|function| profile.strings.get(function.name));
+        // It is unknown if there is code outside the loaded files.
+        if let Some(name) = name.filter(|name| *name != symbols::ANONYMOUS) {
+            writeln!(out, "{:#x} {name}", frame.address)?;
+        }
+    }
+    Ok(out.bytes)
+}
+
+/// A buffer with a maximum size.
+struct BoundedBuffer {
+    bytes: Vec<u8>,
+    most: Bytes,
+}
+
+impl Default for BoundedBuffer {
+    fn default() -> Self {
+        Self { bytes: Vec::new(), most: MOST_BYTES }
+    }
+}
+
+impl Write for BoundedBuffer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = self.bytes.len() + bytes.len();
+        if length as u64 > self.most.get() {
+            return Err(io::Error::other(format!("it is larger than {}", self.most)));
+        }
+        if length > self.bytes.capacity() {
+            // Doubling would keep three times the bytes in memory while they are copied.
+            self.bytes.reserve_exact(bytes.len().max(self.bytes.len() / 4).max(GROWTH));
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,128 @@
+//! The `marple-encode` thread, which encodes on-demand captures at low priority.
+//!
+//! Symbolizing and compressing takes a millisecond for a one-second profile, and tens of them for a
+//! heap of 50,000 stacks or a full trace. On a machine with all cores busy, each would delay
+//! requests of the service. Low priority costs no evidence: a client only waits a little longer.
+//! Artifacts of an incident, by contrast, are written by `marple-capture` at normal priority. At
+//! low priority they would be finished after the process is gone.
+//!
+//! A separate thread is needed because Linux does not let unprivileged threads raise their priority
+//! again. It starts with the first encoding.
+
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread::{self, JoinHandle};
+
+use crate::base::failure::{fence, panicked};
+use crate::base::{panics, warnings};
+use crate::capture::collectors;
+use crate::capture::collectors::Evidence;
+use crate::capture::messages::{CaptureResult, ResultSender};
+use crate::capture::on_demand::{encode, failed};
+use crate::os;
+use crate::policy::on_demand::{HeapView, MOST, OnDemandResult, ProfileError, ProfileResponse};
+
+/// Data of a finished recording.
+pub(crate) struct RawProfile {
+    pub(crate) evidence: Evidence,
+    pub(crate) view: Option<HeapView>,
+    pub(crate) cut_short: Option<String>,
+}
+
+impl RawProfile {
+    fn encode(self) -> Result<ProfileResponse, ProfileError> {
+        let Self { evidence, view, cut_short } = self;
+        let result = fence(|| Ok(ProfileResponse { bytes: encode(evidence, view)?, cut_short }));
+        result.map_err(failed)
+    }
+}
+
+/// ID of the capture and the data to encode.
+type EncodeCommand = (u64, RawProfile);
+
+/// Handle of the encoding thread, which is started on first use.
+pub(crate) struct Encoder {
+    results: ResultSender,
+    thread: Option<EncoderThread>,
+}
+
+struct EncoderThread {
+    orders: SyncSender<EncodeCommand>,
+    handle: JoinHandle<()>,
+}
+
+impl Encoder {
+    pub(crate) fn new(results: ResultSender) -> Self {
+        Self { results, thread: None }
+    }
+
+    /// Sends `seen` to the encoding thread, or encodes it on this thread if that one cannot be
+    /// started.
+    pub(crate) fn encode(&mut self, id: u64, seen: RawProfile) -> OnDemandResult {
+        if self.thread.is_none() {
+            self.thread = begin(self.results.clone());
+        }
+        let order = match &self.thread {
+            // The channel is as large as the maximum number of captures.
+            Some(thread) => thread.orders.try_send((id, seen)).map_err(|error| match error {
+                TrySendError::Full(order) | TrySendError::Disconnected(order) => order,
+            }),
+            None => Err((id, seen)),
+        };
+        match order {
+            Ok(()) => OnDemandResult::Encoding { id },
+            Err((id, seen)) => OnDemandResult::Finished { id, result: seen.encode() },
+        }
+    }
+}
+
+impl Drop for Encoder {
+    fn drop(&mut self) {
+        if let Some(EncoderThread { orders, handle }) = self.thread.take() {
+            drop(orders);
+            let _ = handle.join();
+        }
+    }
+}
+
+/// Topic of the warning raised without an encoding thread.
+const TOPIC: &str = "marple-encode";
+
+fn begin(results: ResultSender) -> Option<EncoderThread> {
+    let (orders, inbox) = sync_channel(MOST);
+    let handle = thread::Builder::new()
+        .name("marple-encode".to_owned())
+        .spawn(move || run(&inbox, &results));
+    match handle {
+        Ok(handle) => {
+            warnings::clear(TOPIC);
+            Some(EncoderThread { orders, handle })
+        }
+        Err(error) => {
+            warnings::set(
+                TOPIC,
+                format!(
+                    "profiles for HTTP are packed by the thread `marple-capture`, as `marple-encode` cannot be \
+                     started: {error}; raise RLIMIT_NPROC or the cgroup's pids.max"
+                ),
+            );
+            None
+        }
+    }
+}
+
+fn run(inbox: &Receiver<EncodeCommand>, results: &ResultSender) {
+    os::own_thread::enter();
+    let _excluded = collectors::heap::exclude_current_thread();
+    os::proc::process::lower_priority();
+    while let Ok((id, seen)) = inbox.recv() {
+        // `encode` has a fence of its work, but not of the values it drops.
+        let result = panics::fence(|| seen.encode()).unwrap_or_else(|panic| {
+            panics::record("marple-encode", &panic);
+            Err(ProfileError::Failed(panicked(&panic)))
+        });
+        let done = OnDemandResult::Finished { id, result };
+        if !results.send(CaptureResult::Encoded(done)) {
+            return;
+        }
+    }
+}

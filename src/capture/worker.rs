@@ -1,0 +1,331 @@
+//! The `marple-capture` thread: receives one [`IncidentTask`] at a time, performs it and returns a
+//! [`IncidentTaskResult`].
+//!
+//! Only this thread starts and stops collectors and writes files. A slow disk or a long conversion
+//! therefore delays no tick, rule or reply. No failure ends it: a collector that fails or panics is
+//! recorded in the manifest, a failed write in the report.
+
+pub(crate) mod directory;
+mod disk_plan;
+mod gather;
+mod give_up;
+mod labels;
+mod low_memory;
+mod stuck;
+mod take;
+mod trace_overlays;
+mod write;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::directory::{Directory, OpenedStore};
+use crate::base::failure::{chain, fence};
+use crate::base::{Clock, IncidentId, log, warnings};
+use crate::capture::callbacks::CallbackSender;
+use crate::capture::collectors;
+use crate::capture::collectors::Collector;
+use crate::capture::custom_collectors::{CollectorRun, Collectors};
+use crate::capture::messages::{IncidentTask, IncidentTaskResult, TaskStats};
+use crate::capture::worker::trace_overlays::TraceOverlay;
+use crate::config::StoreSettings;
+use crate::model::{
+    CaptureKind, IncidentState, Losses, Manifest, ProcessInfo, Versions, VitalsRow,
+};
+use crate::os::images;
+use crate::policy::incident_budget::SavedState;
+use crate::policy::incidents::{CommandResult, IncidentCommand, ManifestUpdate};
+use crate::store::{IncidentDir, Store};
+use crate::symbols;
+
+impl IncidentTask {
+    /// Returns the reason for skipping `kind` if it needs more memory than is left.
+    fn lacks_memory_for(&self, kind: CaptureKind) -> Option<String> {
+        let (need, left) = (collectors::memory(kind, &self.settings), self.headroom?);
+        (left < need).then(|| {
+            format!(
+                "{left} are left below the memory limit or RLIMIT_AS and the engine takes up to {need}"
+            )
+        })
+    }
+}
+
+/// State of the capture thread.
+pub(crate) struct CaptureWorker {
+    clock: Arc<dyn Clock>,
+    directory: Directory,
+    /// The opened directory, until the loop is notified.
+    opened: Option<OpenedStore>,
+    process: ProcessInfo,
+    versions: Versions,
+    announcer: CallbackSender,
+    dirs: Vec<(IncidentId, IncidentDir)>,
+    running: Vec<RunningCapture>,
+    collectors: Collectors,
+    runs: Vec<CollectorRun>,
+    /// Evidence to be shown in running traces.
+    kept: Vec<TraceOverlay>,
+    sizes: disk_plan::ArtifactSizes,
+}
+
+/// A running collector and the index of its record in the manifest.
+struct RunningCapture {
+    incident: IncidentId,
+    kind: CaptureKind,
+    record: usize,
+    collector: Box<dyn Collector>,
+}
+
+impl CaptureWorker {
+    pub(crate) fn new(
+        clock: Arc<dyn Clock>,
+        directory: Directory,
+        process: ProcessInfo,
+        versions: Versions,
+        announcer: CallbackSender,
+        collectors: Collectors,
+    ) -> Self {
+        Self {
+            clock,
+            directory,
+            opened: None,
+            process,
+            versions,
+            announcer,
+            dirs: Vec::new(),
+            running: Vec::new(),
+            collectors,
+            runs: Vec::new(),
+            kept: Vec::new(),
+            sizes: disk_plan::ArtifactSizes::default(),
+        }
+    }
+
+    /// Reserves the resources that captures need when the system is short of them.
+    pub(crate) fn prepare(&self) {
+        self.report_removed();
+        report_nameless();
+        let rehearsed = fence(|| {
+            collectors::heap::rehearse();
+            Ok(())
+        });
+        if let Err(error) = rehearsed {
+            log::error(format!("a heap profile cannot be prepared: {error}"));
+        }
+    }
+
+    /// Saves the state that must survive a restart. Does nothing without a directory: the loop
+    /// sends the state again once there is one.
+    pub(crate) fn save(&self, state: &SavedState) -> Result<(), String> {
+        let Ok(store) = self.directory.store() else { return Ok(()) };
+        store.save_state(state).map_err(|error| chain(&error))
+    }
+
+    /// Returns the time until [`Self::retry`] is due, or `None` if the directory is open.
+    pub(crate) fn until_retry(&self) -> Option<Duration> {
+        self.directory.until_retry()
+    }
+
+    pub(crate) fn retry(&mut self, settings: &StoreSettings) {
+        if let Some(opened) = self.directory.retry(settings) {
+            self.opened = Some(opened);
+        }
+    }
+
+    /// Returns the directory if it was opened since the last call.
+    pub(crate) fn take_opened(&mut self) -> Option<OpenedStore> {
+        self.opened.take()
+    }
+
+    pub(crate) fn perform(&mut self, mut task: IncidentTask) -> IncidentTaskResult {
+        let mut tally = TaskStats::default();
+        let mut dir = None;
+        if matches!(task.command, IncidentCommand::Open { .. }) {
+            self.find_directory(&task, &mut tally);
+        }
+        if let Ok(store) = self.directory.store() {
+            store.set_headroom(task.headroom);
+        }
+        // Saved before the command, so that a command that kills the process counts against the
+        // budget.
+        if let Some(why) = task.state.as_ref().and_then(|state| self.save(state).err()) {
+            tally.fail_because("state not saved", &why);
+        }
+        if let Some(stuck) =
+            task.stalled_thread.take_if(|_| !matches!(task.command, IncidentCommand::Start { .. }))
+        {
+            self.stuck(task.command.incident(), stuck, &mut tally);
+        }
+        let done = match &task.command {
+            IncidentCommand::Open { id, name, noted } => {
+                dir = self.open(*id, name, noted, &task, &mut tally);
+                CommandResult::Opened { id: *id, ok: dir.is_some() }
+            }
+            IncidentCommand::Start { id, kinds } => {
+                let stuck = task.stalled_thread.take();
+                let running = self.start(*id, *kinds, (&task, stuck), &mut tally);
+                CommandResult::Started { id: *id, asked: *kinds, running }
+            }
+            IncidentCommand::Collect { id, wanted } => CommandResult::Collecting {
+                id: *id,
+                until: self.collect(*id, wanted, &task, &mut tally),
+            },
+            IncidentCommand::Gather { id, all } => {
+                CommandResult::Collecting { id: *id, until: self.gather(*id, *all, &mut tally) }
+            }
+            IncidentCommand::Stop { id, kinds } => {
+                self.stop(*id, *kinds, &task, &mut tally);
+                CommandResult::Stopped { id: *id, kinds: *kinds }
+            }
+            IncidentCommand::Again { id, kinds, noted } => {
+                self.update(*id, &mut tally, |manifest| note(manifest, noted, &task.vitals));
+                self.again(*id, *kinds, &mut tally);
+                CommandResult::Again { id: *id }
+            }
+            IncidentCommand::Note { id, noted } => {
+                for reason in &noted.reasons {
+                    collectors::trace::record_reason(&reason.text);
+                }
+                self.update(*id, &mut tally, |manifest| note(manifest, noted, &task.vitals));
+                CommandResult::Noted { id: *id }
+            }
+            IncidentCommand::Close { id, noted } => {
+                self.kept.retain(|kept| kept.incident != *id);
+                let closed = self.clock.wall();
+                let ok = self.update(*id, &mut tally, |manifest| {
+                    note(manifest, noted, &task.vitals);
+                    manifest.state = IncidentState::Closed;
+                    manifest.closed = Some(closed);
+                });
+                // An incident whose directory was deleted has nothing left to close.
+                let gone = self.dirs.iter().any(|(open, dir)| open == id && dir.is_removed());
+                if ok || gone {
+                    if let Some((_, dir)) = self.dirs.iter().find(|(open, _)| open == id) {
+                        tally.told(self.announcer.closed(*id, dir.path()));
+                    }
+                    self.dirs.retain(|(open, _)| open != id);
+                    self.retain(&task, &mut tally);
+                }
+                CommandResult::Closed { id: *id, ok: ok || gone }
+            }
+        };
+        tally.store = self.directory.store().ok().map(Store::holdings);
+        self.report_removed();
+        IncidentTaskResult { result: done, dir, stats: tally }
+    }
+
+    /// Logs the incidents removed by recovery at startup or to free space.
+    fn report_removed(&self) {
+        let store = self.directory.store().ok();
+        for removed in store.map(Store::take_removed).unwrap_or_default() {
+            log::info(removed.to_string());
+        }
+    }
+
+    fn open(
+        &mut self,
+        id: IncidentId,
+        name: &str,
+        noted: &ManifestUpdate,
+        task: &IncidentTask,
+        tally: &mut TaskStats,
+    ) -> Option<PathBuf> {
+        self.retain(task, tally);
+        let mut manifest = Manifest {
+            schema: Manifest::SCHEMA,
+            id,
+            service: task.settings.service.clone(),
+            domain: task.settings.domain.clone(),
+            state: IncidentState::Open,
+            opened: noted.reasons.first().map_or_else(|| self.clock.wall(), |reason| reason.at),
+            closed: None,
+            reasons: Vec::new(),
+            limits: task.limits.clone(),
+            process: self.process.clone(),
+            versions: self.versions.clone(),
+            captures: Vec::new(),
+            artifacts: Vec::new(),
+            removed: Vec::new(),
+            vitals: Vec::new(),
+            losses: Losses::default(),
+        };
+        note(&mut manifest, noted, &task.vitals);
+        let begun = match self.directory.store() {
+            Ok(store) => store.begin(name, manifest).map_err(|error| chain(&error)),
+            Err(why) => Err(why.to_owned()),
+        };
+        match begun {
+            Ok(dir) => {
+                let path = dir.path().to_owned();
+                tally.told(self.announcer.opened(id, name, &path));
+                self.dirs.push((id, dir));
+                Some(path)
+            }
+            Err(why) => {
+                tally.fail_because("incident directory not made", &why);
+                None
+            }
+        }
+    }
+
+    /// Opens or recreates the directory without waiting for the next retry, since an incident needs
+    /// it.
+    fn find_directory(&mut self, task: &IncidentTask, tally: &mut TaskStats) {
+        let settings = &task.settings.store;
+        match self.directory.replace_if_removed(settings) {
+            None => self.retry(settings),
+            Some(Ok(opened)) => self.opened = Some(opened),
+            Some(Err(error)) => tally.fail("directory not made again", &error),
+        }
+    }
+
+    fn update(
+        &mut self,
+        id: IncidentId,
+        tally: &mut TaskStats,
+        change: impl FnOnce(&mut Manifest),
+    ) -> bool {
+        let Some((_, dir)) = self.dirs.iter_mut().find(|(open, _)| *open == id) else {
+            return false;
+        };
+        match dir.update(change) {
+            Ok(()) => true,
+            Err(error) => {
+                tally.fail("manifest not written", &error);
+                false
+            }
+        }
+    }
+
+    fn retain(&mut self, task: &IncidentTask, tally: &mut TaskStats) {
+        let Ok(store) = self.directory.store() else { return };
+        store.set_limits(task.settings.store.clone());
+        for error in &store.retain().failed {
+            tally.fail("incident not removed", error);
+        }
+    }
+}
+
+/// Adds the changes to a manifest.
+fn note(manifest: &mut Manifest, noted: &ManifestUpdate, vitals: &[VitalsRow]) {
+    manifest.reasons.extend(noted.reasons.iter().cloned());
+    manifest.losses.add("reasons not kept: too many", noted.dropped);
+    manifest.vitals = vitals.to_vec();
+}
+
+/// Warns if the program's functions have no names. Stalls of unrecorded tasks are identified by
+/// these names, too.
+fn report_nameless() {
+    let loaded = images::loaded().unwrap_or_default();
+    match loaded.first().and_then(symbols::why_nameless) {
+        Some(why) => warnings::set(
+            "symbols",
+            format!(
+                "functions of the program have no names in profiles and dumps, and stalls of tasks that are not \
+                 recorded are not found: {why}"
+            ),
+        ),
+        None => warnings::clear("symbols"),
+    }
+}

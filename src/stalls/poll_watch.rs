@@ -1,0 +1,245 @@
+//! Stall detection for recorded polls.
+//!
+//! The detector reads the open slices of all threads, which takes a few loads per thread. A poll in
+//! progress has its start time, so the next check is due when the oldest open poll reaches the
+//! threshold. While no poll is open, one check per threshold finds every poll that becomes a stall.
+//! With the default threshold of 100 ms the process is checked ten times a second, or slightly more
+//! often. A stall is found within 10 ms after it reaches the threshold (`recorded_polls.rs`).
+//!
+//! After 500 ms without a poll, the detector arms a wake-up that the next poll triggers
+//! (`thread.rs`), checks once more at the usual time, and sleeps. One race is left: a thread reads
+//! the epoch word before the wake-up bit is set, is preempted there, and does not show its poll
+//! until a threshold later. The detector finds such a poll within 2 s.
+//!
+//! On a machine with more work than cores the detector itself can run late. A late check also reads
+//! the polls that ended in the meantime from the rings. So every poll above the threshold is
+//! reported unless its ring has wrapped.
+//!
+//! Stalls of polls that are not recorded are inferred from runtime counters
+//! (`unrecorded_polls.rs`).
+
+use crate::base::sync::Mutex;
+use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::base::{Clock, Moment, SystemClock, standstill};
+use crate::model::{Calibration, RawSlice};
+use crate::os::clock::cycle_clock;
+use crate::os::eventfd::EventListener;
+use crate::stalls::recorded_polls::{
+    EndedPoll, FoundPolls, RecordedPollDetector, SeenPoll, StarvedPoll,
+};
+use crate::stalls::waits::{ExcludedTime, PollWait, WaitEstimator};
+use crate::trace::open_polls::{
+    self, BEGAN, RingOwner, ThreadRings, is_poll, rest, rests, running, stir,
+};
+
+/// A poll that lasted longer than the threshold.
+#[derive(Clone, Debug)]
+pub(crate) struct LongPoll {
+    pub(crate) tid: u32,
+    pub(crate) thread: String,
+    pub(crate) runtime: Option<u64>,
+    pub(crate) worker: Option<u64>,
+    pub(crate) task: String,
+    pub(crate) number: u64,
+    pub(crate) start: Moment,
+    /// Excludes the time in which the thread waited for a core or the process was stopped.
+    pub(crate) lasted: Duration,
+    /// Upper bound of the time in which the thread waited for a core.
+    pub(crate) waited: Duration,
+    /// `true` if the poll was still in progress at the check.
+    pub(crate) running: bool,
+    tenancy: u64,
+    /// Start in ticks; valid only while `running` is `true`.
+    tick: u64,
+}
+
+impl LongPoll {
+    /// Returns `true` if the poll is still in progress.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.running
+            && open_polls::threads().into_iter().any(|(rings, tenancy)| {
+                tenancy.id == self.tenancy
+                    && running(rings).is_some_and(|open| open.start == self.tick)
+            })
+    }
+}
+
+/// Polls shorter than this count in full: their waits for a core are not read.
+const SHORT: Duration = Duration::from_millis(10);
+
+/// Run delays of the threads; `Some` while a [`StallWatch`] exists.
+static WAITS: Mutex<Option<WaitEstimator>> = Mutex::new(None);
+
+fn waits() -> MutexGuard<'static, Option<WaitEstimator>> {
+    WAITS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns the part of `from..until` that is not the own time of a poll on the thread of `own`.
+fn exclude(
+    waits: &mut Option<WaitEstimator>,
+    own: &RingOwner,
+    from: Moment,
+    until: Moment,
+) -> ExcludedTime {
+    match waits {
+        Some(waits) => waits.exclude(own.id, own.tid, from, until),
+        None => ExcludedTime { still: standstill::within(from, until), ..ExcludedTime::default() },
+    }
+}
+
+/// The detector for stalls of recorded polls.
+#[derive(Debug)]
+pub(crate) struct StallWatch {
+    overdue: RecordedPollDetector,
+    first: (u64, Moment),
+    /// Receives a wake-up when a poll starts. `None` if no `eventfd` is available; the detector
+    /// then checks once per threshold.
+    began: Option<EventListener>,
+}
+
+impl StallWatch {
+    /// Creates a detector for polls of at least `threshold`. Must be called on a runtime with I/O
+    /// enabled.
+    pub(crate) fn new(threshold: Duration) -> Self {
+        cycle_clock::source();
+        let began = EventListener::new(&BEGAN).ok();
+        *waits() = Some(WaitEstimator::new());
+        Self { overdue: RecordedPollDetector::new(threshold), first: cycle_clock::pair(), began }
+    }
+
+    /// Waits until a poll starts after the wake-up was armed; a check is then due. Cancel safe.
+    pub(crate) async fn began(&self) {
+        match &self.began {
+            Some(began) => began.next().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Returns the polls that have become too long since the last check, and the time until the
+    /// next check.
+    pub(crate) fn look(&mut self) -> (Vec<LongPoll>, Duration) {
+        let told = self.began.is_some() && rests();
+        let (tick, now) = cycle_clock::pair();
+        let calibration = Calibration::new([self.first, (tick, now)]);
+        let threads = open_polls::threads();
+        let seen: Vec<SeenPoll> = threads
+            .iter()
+            .map(|(rings, tenancy)| SeenPoll {
+                thread: tenancy.id,
+                next: rings.slices.next(),
+                running: running(rings)
+                    .map(|open| (calibration.moment(open.start), open.task, open.start)),
+            })
+            .collect();
+        let of = |thread: u64| threads.iter().find(|(_, tenancy)| tenancy.id == thread);
+        let ended = |thread: u64, from: u64| -> Vec<EndedPoll> {
+            let Some((rings, _)) = of(thread) else { return Vec::new() };
+            let slices = rings.slices.copy(from, |_| true).records.into_iter().map(RawSlice);
+            let polls = slices.filter(|slice| slice.kind().is_some_and(is_poll));
+            polls
+                .map(|slice| {
+                    let [start, end] =
+                        [slice.start(), slice.end()].map(|tick| calibration.moment(tick));
+                    (start, end, slice.task())
+                })
+                .collect()
+        };
+        let mut waits = waits();
+        if let Some(waits) = &mut *waits {
+            let polling =
+                threads.iter().zip(&seen).filter(|(_, seen)| self.overdue.has_moved(seen));
+            let polling = polling.map(|((_, own), seen)| PollWait {
+                thread: own.id,
+                tid: own.tid,
+                since: seen.running.map(|(start, ..)| start),
+            });
+            waits.look(now, polling.collect());
+        }
+        let excluded = |thread: u64, from: Moment, until: Moment| match of(thread) {
+            Some((_, own)) => exclude(&mut waits, own, from, until),
+            None => ExcludedTime::default(),
+        };
+        let (found, next) = self.overdue.look(now, &seen, told, ended, excluded);
+        drop(waits);
+        if self.began.is_some() && self.overdue.is_quiet(now) {
+            rest();
+        } else {
+            stir();
+        }
+        let found = found.into_iter().filter_map(|found| {
+            let (rings, tenancy) = of(found.thread)?;
+            Some(overlong(rings, tenancy, found))
+        });
+        (found.collect(), next)
+    }
+}
+
+impl StallWatch {
+    /// Takes the polls since the last call that were too long only because their threads waited for
+    /// a core.
+    pub(crate) fn take_starved(&mut self) -> StarvedPoll {
+        self.overdue.take_starved()
+    }
+}
+
+impl Drop for StallWatch {
+    fn drop(&mut self) {
+        *waits() = None;
+        // The wake-up has no receiver any more.
+        stir();
+    }
+}
+
+/// Returns the duration of the longest poll in progress. `None` if polls are not recorded or no
+/// thread has recorded any.
+pub(crate) fn longest() -> Option<Duration> {
+    if !open_polls::are_recorded() {
+        return None;
+    }
+    let threads = open_polls::threads();
+    let now = SystemClock.now();
+    let calibration = open_polls::calibration();
+    let mut polls: Vec<(Moment, &RingOwner)> = threads
+        .iter()
+        .filter_map(|(rings, own)| Some((calibration.moment(running(rings)?.start), own)))
+        .collect();
+    polls.sort_unstable_by_key(|(start, _)| *start);
+    let mut longest = (!threads.is_empty()).then_some(Duration::ZERO)?;
+    let mut waits = waits();
+    for (start, own) in polls {
+        let lasted = now.since(start);
+        // The remaining polls started later.
+        if lasted <= longest {
+            break;
+        }
+        let excluded = if lasted < SHORT {
+            ExcludedTime::default()
+        } else {
+            exclude(&mut waits, own, start, now)
+        };
+        longest = longest.max(lasted.saturating_sub(excluded.waited + excluded.still));
+    }
+    Some(longest)
+}
+
+fn overlong(rings: &ThreadRings, tenancy: &RingOwner, found: FoundPolls) -> LongPoll {
+    let [runtime, worker] =
+        [&rings.runtime, &rings.worker].map(|number| number.load(Ordering::Relaxed));
+    LongPoll {
+        tid: tenancy.tid,
+        thread: tenancy.thread.to_string(),
+        runtime: Some(runtime).filter(|&runtime| runtime > 0),
+        worker: worker.checked_sub(1),
+        task: open_polls::task_name(found.task.site),
+        number: found.task.short().number,
+        start: found.start,
+        lasted: found.lasted,
+        waited: found.excluded.waited,
+        running: found.tick.is_some(),
+        tenancy: tenancy.id,
+        tick: found.tick.unwrap_or(0),
+    }
+}
