@@ -55,13 +55,13 @@ mod turns;
 
 use std::time::{Duration, Instant};
 
-use cell::{Measured, measure};
+use cell::{CellValues, measure};
 use drive::Engine;
 use marple::base::Hertz;
 use marple::cpu::{Lookback, Options};
 use marple::model::CpuEngine;
 use table::{Goal, median, row};
-use turns::LOOKBACK;
+use turns::LOOKBACK_HZ;
 
 /// Engines with rows of their results.
 const ENGINES: [Engine; 4] = [Engine::Perf, Engine::Timer, Engine::Pprof, Engine::Peer];
@@ -73,7 +73,7 @@ struct Plan {
     threads: &'static [usize],
     rounds: usize,
     pairs: usize,
-    turns: Duration,
+    recorder_span: Duration,
 }
 
 const FULL: Plan = Plan {
@@ -82,7 +82,7 @@ const FULL: Plan = Plan {
     threads: &[1, 2, 8, 32, 256],
     rounds: 7,
     pairs: 11,
-    turns: Duration::from_secs(5),
+    recorder_span: Duration::from_secs(5),
 };
 
 const QUICK: Plan = Plan {
@@ -91,7 +91,7 @@ const QUICK: Plan = Plan {
     threads: &[2, 32],
     rounds: 3,
     pairs: 7,
-    turns: Duration::from_secs(2),
+    recorder_span: Duration::from_secs(2),
 };
 
 fn main() {
@@ -109,9 +109,9 @@ fn main() {
             println!("{engine}: does not run here: {why}");
         }
     }
-    let named: Vec<&Part> =
+    let selected: Vec<&Part> =
         PARTS.iter().filter(|(name, _)| args.iter().any(|arg| arg == name)).collect();
-    let parts = if named.is_empty() { PARTS.iter().collect() } else { named };
+    let parts = if selected.is_empty() { PARTS.iter().collect() } else { selected };
     parts.into_iter().for_each(|(_, part)| part(&plan));
 }
 
@@ -120,11 +120,11 @@ type Part = (&'static str, fn(&Plan));
 /// All parts in the order they run; naming some on the command line runs only those.
 const PARTS: [Part; 9] = [
     ("got", got),
-    ("loaded", got_beside_neighbours),
+    ("loaded", got_under_load),
     ("attribution", attribution),
     ("start", start),
-    ("turns", turns),
-    ("births", |_| births()),
+    ("turns", recorder_cost),
+    ("births", |_| short_threads()),
     ("handlers", |_| handlers()),
     ("throughput", throughput),
     ("agreement", agreement),
@@ -135,32 +135,37 @@ fn got(plan: &Plan) {
         for &threads in plan.threads {
             for engine in ENGINES {
                 let name = format!("{engine}: {hertz} Hz, {threads} threads");
-                rows_of_got(&name, &burning(engine, hertz, threads, plan.burn));
+                print_got_rows(&name, &measure_burning(engine, hertz, threads, plan.burn));
             }
         }
     }
 }
 
 /// Repeats [`got`] while two processes per core compete for CPU time.
-fn got_beside_neighbours(plan: &Plan) {
+fn got_under_load(plan: &Plan) {
     let neighbours =
-        Neighbours::new(2 * std::thread::available_parallelism().map_or(2, Into::into));
+        BackgroundLoad::new(2 * std::thread::available_parallelism().map_or(2, Into::into));
     for threads in [8, 32] {
         for engine in ENGINES {
             let name = format!("{engine}: 99 Hz, {threads} threads, loaded");
-            rows_of_got(&name, &burning(engine, 99, threads, plan.burn));
+            print_got_rows(&name, &measure_burning(engine, 99, threads, plan.burn));
         }
     }
     drop(neighbours);
 }
 
-fn burning(engine: Engine, hertz: u32, threads: usize, time: Duration) -> Result<Measured, String> {
+fn measure_burning(
+    engine: Engine,
+    hertz: u32,
+    threads: usize,
+    time: Duration,
+) -> Result<CellValues, String> {
     let (hertz, threads) = (hertz.to_string(), threads.to_string());
     let millis = time.as_millis().to_string();
     measure(&["burn", engine.name(), &hertz, &threads, &millis])
 }
 
-fn rows_of_got(name: &str, measured: &Result<Measured, String>) {
+fn print_got_rows(name: &str, measured: &Result<CellValues, String>) {
     match measured {
         Ok(measured) => {
             let (got, accounted) = (measured.get("got"), measured.get("accounted"));
@@ -175,10 +180,10 @@ fn rows_of_got(name: &str, measured: &Result<Measured, String>) {
 
 fn attribution(plan: &Plan) {
     for hertz in [99, 1000] {
-        let mut rounds: [Vec<Measured>; ENGINES.len()] = Default::default();
+        let mut rounds: [Vec<CellValues>; ENGINES.len()] = Default::default();
         for _ in 0..plan.rounds {
             for (engine, rounds) in ENGINES.into_iter().zip(&mut rounds) {
-                rounds.extend(burning(engine, hertz, 8, plan.burn));
+                rounds.extend(measure_burning(engine, hertz, 8, plan.burn));
             }
         }
         for (engine, rounds) in ENGINES.into_iter().zip(&rounds) {
@@ -199,13 +204,13 @@ fn attribution(plan: &Plan) {
 fn start(plan: &Plan) {
     let options = Options {
         engine: CpuEngine::Perf,
-        lookback_frequency: Hertz(LOOKBACK),
+        lookback_frequency: Hertz(LOOKBACK_HZ),
         ..Options::default()
     };
     let firsts = (0..plan.rounds).map(|_| {
         std::thread::sleep(Duration::from_millis(1500));
-        let begun = Instant::now();
-        Lookback::start(&options).map(|_| begun.elapsed().as_secs_f64() * 1e3)
+        let started_at = Instant::now();
+        Lookback::start(&options).map(|_| started_at.elapsed().as_secs_f64() * 1e3)
     });
     let firsts: Result<Vec<f64>, _> = firsts.collect();
     match firsts {
@@ -220,7 +225,7 @@ fn start(plan: &Plan) {
 }
 
 fn starts(plan: &Plan, threads: usize) {
-    let mut rounds: [Vec<Measured>; ENGINES.len()] = Default::default();
+    let mut rounds: [Vec<CellValues>; ENGINES.len()] = Default::default();
     for _ in 0..plan.rounds {
         for (engine, rounds) in ENGINES.into_iter().zip(&mut rounds) {
             rounds.extend(measure(&["start", engine.name(), &threads.to_string()]));
@@ -237,8 +242,8 @@ fn starts(plan: &Plan, threads: usize) {
 }
 
 /// Measures the recording thread before a capture and during one.
-fn turns(plan: &Plan) {
-    let millis = plan.turns.as_millis().to_string();
+fn recorder_cost(plan: &Plan) {
+    let millis = plan.recorder_span.as_millis().to_string();
     let engines = [Engine::Perf, Engine::Timer];
     for (idle, busy) in [(0, 0), (200, 0), (0, 2), (200, 2)] {
         for engine in engines {
@@ -263,7 +268,7 @@ fn turns(plan: &Plan) {
     }
 }
 
-fn births() {
+fn short_threads() {
     for engine in [Engine::Perf, Engine::Timer] {
         match measure(&["births", engine.name()]) {
             Ok(measured) => {
@@ -312,7 +317,7 @@ fn throughput(plan: &Plan) {
 fn agreement(plan: &Plan) {
     for engine in [Engine::Perf, Engine::Timer] {
         let name = format!("{engine}: agreement with `perf record`");
-        match agreement::with_perf_record(engine, 2 * plan.burn.as_millis() as u64) {
+        match agreement::compare_with_perf_record(engine, 2 * plan.burn.as_millis() as u64) {
             Ok((errors, points)) => {
                 row(&name, errors, "s.e.", Goal::AtMost(1.5));
                 row(&format!("{name}, worst in points"), points, "", Goal::None);
@@ -323,15 +328,15 @@ fn agreement(plan: &Plan) {
 }
 
 /// Processes that compete for CPU time until this value is dropped.
-struct Neighbours(Vec<std::process::Child>);
+struct BackgroundLoad(Vec<std::process::Child>);
 
-impl Neighbours {
+impl BackgroundLoad {
     fn new(number: usize) -> Self {
         Self((0..number).map(|_| cell::spawn(&["neighbour"])).collect())
     }
 }
 
-impl Drop for Neighbours {
+impl Drop for BackgroundLoad {
     fn drop(&mut self) {
         for child in &mut self.0 {
             let _ = child.kill();

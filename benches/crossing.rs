@@ -24,7 +24,7 @@ static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 const ROUNDS: usize = 27;
 const MIB: usize = 1 << 20;
 const GOAL_MILLIS: f64 = 300.0;
-const PATIENCE: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 fn main() {
     // `cargo test --all-targets` runs benches too; only `cargo bench` passes `--bench`.
@@ -34,7 +34,7 @@ fn main() {
     let quick = std::env::args().any(|arg| arg == "--quick");
     let rounds = if quick { ROUNDS / 3 } else { ROUNDS };
     for (metric, name) in [(Metric::Rss, "resident set"), (Metric::Heap, "live heap")] {
-        let mut millis: Vec<f64> = crossings(&metric, rounds);
+        let mut millis: Vec<f64> = measure_crossings(&metric, rounds);
         millis.sort_by(f64::total_cmp);
         let at = |share: usize| millis[(millis.len() - 1) * share / 100];
         let verdict = if at(50) <= GOAL_MILLIS { "pass" } else { "short" };
@@ -47,17 +47,17 @@ fn main() {
 }
 
 /// Returns the latency of each of `rounds` crossings of a rule over `metric`, in milliseconds.
-fn crossings(metric: &Metric, rounds: usize) -> Vec<f64> {
+fn measure_crossings(metric: &Metric, rounds: usize) -> Vec<f64> {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("captures");
-    let base = if *metric == Metric::Rss { resident() } else { 0 };
+    let base = if *metric == Metric::Rss { resident_bytes() } else { 0 };
     let rule = Rule {
         name: "crossing".into(),
         abs: Some((base + 128 * MIB) as f64),
         cooldown: Duration::from_millis(1),
         capture: [CaptureKind::Heap].into(),
         duration: Duration::from_millis(10),
-        ..Rule::on(metric.clone())
+        ..Rule::new(metric.clone())
     };
     let settings = Settings {
         dir: dir.clone(),
@@ -66,11 +66,11 @@ fn crossings(metric: &Metric, rounds: usize) -> Vec<f64> {
         budget: BudgetSettings {
             incidents_per_day: 1000,
             min_between_incidents: Duration::ZERO,
-            join: Duration::ZERO,
+            join_window: Duration::ZERO,
             ..BudgetSettings::default()
         },
         store: StoreSettings {
-            keep_free: DiskReserve::Bytes(Bytes(0)),
+            min_free_space: DiskReserve::Bytes(Bytes(0)),
             ..StoreSettings::default()
         },
         toggle: ToggleSettings { signal: None, ..ToggleSettings::default() },
@@ -78,26 +78,26 @@ fn crossings(metric: &Metric, rounds: usize) -> Vec<f64> {
     };
     let agent = Agent::from_settings(settings).start().unwrap();
     let handle = agent.handle();
-    let at_rest = || handle.status().wait(PATIENCE).unwrap().incidents.is_empty();
+    let at_rest = || handle.status().wait(WAIT_TIMEOUT).unwrap().incidents.is_empty();
     // Rules are evaluated once their window of ten ticks is full.
     thread::sleep(Duration::from_secs(3));
     let round = |round: usize| {
-        let before = profiles(&dir);
+        let before = heap_profile_count(&dir);
         // Varies the phase relative to the tick.
         thread::sleep(Duration::from_millis(500 + (round as u64 * 97) % 250));
         let crossed = Instant::now();
         let memory = black_box(vec![1_u8; 136 * MIB]);
-        until("a profile", || profiles(&dir) > before);
+        wait_until("a profile", || heap_profile_count(&dir) > before);
         let millis = crossed.elapsed().as_secs_f64() * 1e3;
         drop(memory);
-        until("the incident to be over", at_rest);
+        wait_until("the incident to be over", at_rest);
         millis
     };
     (0..rounds).map(round).collect()
 }
 
 /// Returns the number of heap profiles in `dir`.
-fn profiles(dir: &Path) -> usize {
+fn heap_profile_count(dir: &Path) -> usize {
     let list = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten();
     list(dir)
         .filter(|entry| entry.path().is_dir())
@@ -106,16 +106,16 @@ fn profiles(dir: &Path) -> usize {
         .count()
 }
 
-fn until(what: &str, done: impl Fn() -> bool) {
+fn wait_until(condition_name: &str, done: impl Fn() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < PATIENCE, "waited in vain for {what}");
+        assert!(start.elapsed() < WAIT_TIMEOUT, "waited in vain for {condition_name}");
         thread::sleep(Duration::from_millis(1));
     }
 }
 
 /// Returns the resident bytes of this process.
-fn resident() -> usize {
+fn resident_bytes() -> usize {
     let statm = fs::read_to_string("/proc/self/statm").unwrap();
     let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
     pages * 4096

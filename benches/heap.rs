@@ -33,7 +33,7 @@ const QUICK: Plan = Plan { rounds: 3, dumps: 1 };
 const PAIRS: usize = 3;
 
 /// Settings of jemalloc's profiler: the default sampling interval of 512 KiB, and every block.
-const USUAL: &str = "prof:true,lg_prof_sample:19";
+const EVERY_512_KIB: &str = "prof:true,lg_prof_sample:19";
 const EVERY_BLOCK: &str = "prof:true,lg_prof_sample:0";
 
 /// Workload, measured program, reference program, and goal of their ratio.
@@ -65,7 +65,7 @@ const RATIOS: &[(&str, &str, &str, Option<f64>)] = &[
 fn main() {
     let plan = if std::env::args().any(|argument| argument == "--quick") { QUICK } else { FULL };
     let programs = build();
-    let measured = ratios(&programs, plan.rounds);
+    let measured = measure_ratios(&programs, plan.rounds);
     let mut json = [1.0; 2];
     for (&(workload, of, over, goal), mut values) in RATIOS.iter().zip(measured) {
         values.sort_by(f64::total_cmp);
@@ -80,16 +80,16 @@ fn main() {
     }
     let share = (json[0] - 1.0) / (json[1] - 1.0);
     row("json: (marple - 1) / (pprof-alloc - 1)", share, Some(0.15));
-    dumps(&programs, plan.dumps);
+    measure_dumps(&programs, plan.dumps);
     if Command::new("valgrind").arg("--version").output().is_err() {
         return println!("instructions: skipped, there is no valgrind here");
     }
-    let pair = |program| instructions(&programs, program, "pairs", [100_000, 300_000]);
+    let pair = |program| instructions_per_workload(&programs, program, "pairs", [100_000, 300_000]);
     let bare = pair("system");
     row("a bare pair: instructions", bare, None);
     row("a pair, marple: more instructions", pair("marple_system") - bare, Some(28.0));
     row("a pair, pprof-alloc: more instructions", pair("pprof_alloc") - bare, None);
-    let json = |program| instructions(&programs, program, "json", [1, 5]);
+    let json = |program| instructions_per_workload(&programs, program, "json", [1, 5]);
     let bare = json("system");
     for program in ["marple_off", "marple_system", "pprof_alloc"] {
         row(&format!("json: instructions, {program} / system"), json(program) / bare, None);
@@ -126,8 +126,8 @@ fn build() -> PathBuf {
 /// A program that reads names of workloads from stdin.
 struct Program {
     child: Child,
-    asks: ChildStdin,
-    answers: BufReader<ChildStdout>,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
 }
 
 impl Program {
@@ -140,7 +140,7 @@ impl Program {
             command.env(keep, (1 << 30).to_string());
         }
         match name {
-            "jemalloc_profiler" => drop(command.env("_RJEM_MALLOC_CONF", USUAL)),
+            "jemalloc_profiler" => drop(command.env("_RJEM_MALLOC_CONF", EVERY_512_KIB)),
             "jemalloc_dump" => drop(command.env("_RJEM_MALLOC_CONF", EVERY_BLOCK)),
             _ => {}
         }
@@ -148,14 +148,14 @@ impl Program {
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a program");
         let asks = child.stdin.take().expect("piped");
         let answers = BufReader::new(child.stdout.take().expect("piped"));
-        Self { child, asks, answers }
+        Self { child, stdin: asks, stdout: answers }
     }
 
-    fn ask(&mut self, what: &str) -> Vec<f64> {
-        writeln!(self.asks, "{what}").expect("it listens");
-        let mut answer = String::new();
-        self.answers.read_line(&mut answer).expect("it answers");
-        answer.split_whitespace().map(|number| number.parse().expect("a number")).collect()
+    fn run_workload(&mut self, workload: &str) -> Vec<f64> {
+        writeln!(self.stdin, "{workload}").expect("it listens");
+        let mut response = String::new();
+        self.stdout.read_line(&mut response).expect("it answers");
+        response.split_whitespace().map(|number| number.parse().expect("a number")).collect()
     }
 }
 
@@ -167,18 +167,18 @@ impl Drop for Program {
 }
 
 /// Returns the ratio of each pair, by row.
-fn ratios(programs: &Path, rounds: usize) -> Vec<Vec<f64>> {
+fn measure_ratios(programs: &Path, rounds: usize) -> Vec<Vec<f64>> {
     let mut values = vec![Vec::new(); RATIOS.len()];
     for _ in 0..rounds {
         for (&(workload, of, over, _), values) in RATIOS.iter().zip(&mut values) {
-            let mut both = [of, over].map(|name| Program::start(programs, name));
-            both.iter_mut().for_each(|program| drop(program.ask(workload)));
+            let mut programs_pair = [of, over].map(|name| Program::start(programs, name));
+            programs_pair.iter_mut().for_each(|program| drop(program.run_workload(workload)));
             for _ in 0..PAIRS {
                 let first = values.len() % 2;
-                let mut spent = [0.0; 2];
-                spent[first] = both[first].ask(workload)[0];
-                spent[1 - first] = both[1 - first].ask(workload)[0];
-                values.push(spent[0] / spent[1]);
+                let mut cpu_time = [0.0; 2];
+                cpu_time[first] = programs_pair[first].run_workload(workload)[0];
+                cpu_time[1 - first] = programs_pair[1 - first].run_workload(workload)[0];
+                values.push(cpu_time[0] / cpu_time[1]);
             }
         }
     }
@@ -186,16 +186,16 @@ fn ratios(programs: &Path, rounds: usize) -> Vec<Vec<f64>> {
 }
 
 /// Measures the first large dump in a process, alternating between marple and jemalloc_pprof.
-fn dumps(programs: &Path, dumps: usize) {
+fn measure_dumps(programs: &Path, dumps: usize) {
     let names = ["marple_dump", "jemalloc_dump"];
-    let mut answers = [const { Vec::new() }; 2];
+    let mut responses = [const { Vec::new() }; 2];
     for _ in 0..dumps {
-        for (name, answers) in names.iter().zip(&mut answers) {
-            answers.push(Program::start(programs, name).ask("dump"));
+        for (name, answers) in names.iter().zip(&mut responses) {
+            answers.push(Program::start(programs, name).run_workload("dump"));
         }
     }
     let column = |of: usize, at: usize| {
-        let mut values: Vec<f64> = answers[of].iter().map(|answer| answer[at]).collect();
+        let mut values: Vec<f64> = responses[of].iter().map(|answer| answer[at]).collect();
         values.sort_by(f64::total_cmp);
         values
     };
@@ -219,20 +219,25 @@ fn dumps(programs: &Path, dumps: usize) {
 
 /// Returns the instructions of one `what`, counted by valgrind: `(count(many) - count(few)) / (many
 /// - few)`.
-fn instructions(programs: &Path, name: &str, what: &str, [few, many]: [u32; 2]) -> f64 {
+fn instructions_per_workload(
+    programs: &Path,
+    name: &str,
+    workload: &str,
+    [few, many]: [u32; 2],
+) -> f64 {
     let count = |number: u32| {
         let output = Command::new("valgrind")
             .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
             .arg(programs.join(name))
-            .args([what, &number.to_string()])
+            .args([workload, &number.to_string()])
             .output()
             .expect("valgrind");
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        let error_text = String::from_utf8_lossy(&output.stderr).into_owned();
         // A program that fails early also has a count.
-        assert!(output.status.success(), "{name}: {}\n{told}", output.status);
+        assert!(output.status.success(), "{name}: {}\n{error_text}", output.status);
         let total =
-            told.split("Collected :").nth(1).and_then(|rest| rest.split_whitespace().next());
-        total.and_then(|total| total.parse::<f64>().ok()).unwrap_or_else(|| panic!("{told}"))
+            error_text.split("Collected :").nth(1).and_then(|rest| rest.split_whitespace().next());
+        total.and_then(|total| total.parse::<f64>().ok()).unwrap_or_else(|| panic!("{error_text}"))
     };
     (count(many) - count(few)) / f64::from(many - few)
 }

@@ -45,11 +45,15 @@ const GOAL_MICROS: f64 = 200.0;
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     if let [_, word, address, token, captures, ..] = &arguments[..]
-        && word == battery::WORD
+        && word == battery::HOSTILE_CLIENTS_ARG
     {
-        return battery::ask(address.parse().unwrap(), token, captures.parse().unwrap());
+        return battery::run_hostile_clients(
+            address.parse().unwrap(),
+            token,
+            captures.parse().unwrap(),
+        );
     }
-    if arguments.get(1).is_some_and(|word| word == battery::SPIN) {
+    if arguments.get(1).is_some_and(|word| word == battery::SPIN_ARG) {
         return battery::spin();
     }
     let quick = arguments.iter().any(|argument| argument == "--quick");
@@ -76,11 +80,11 @@ fn main() {
     for _ in 0..pairs {
         let (before, since) = (cpu_time("marple"), Instant::now());
         scrape(&mut client, TOKEN, SCRAPES);
-        let (busy, took) = (cpu_time("marple") - before, since.elapsed());
+        let (busy, wall_time) = (cpu_time("marple") - before, since.elapsed());
         let before = cpu_time("marple");
-        thread::sleep(took);
+        thread::sleep(wall_time);
         let control = cpu_time("marple") - before;
-        idle.push(control.as_secs_f64() / took.as_secs_f64());
+        idle.push(control.as_secs_f64() / wall_time.as_secs_f64());
         let scrapes = busy.saturating_sub(control);
         per_scrape.push(scrapes.as_secs_f64() * 1e6 / SCRAPES as f64);
     }
@@ -89,8 +93,8 @@ fn main() {
     println!("scrape, CPU us on the agent's thread  {cost:.1}  <= {GOAL_MICROS}  {verdict}");
     println!("control: idle, share of a core  {:.5}  -  -", median(&mut idle));
     scrapes::measure(&agent.handle(), address, TOKEN, pairs);
-    for (captures, taken) in [(0, false), (100, false), (100, true)] {
-        battery::measure(address, TOKEN, (captures, taken), rounds);
+    for (captures, cores_busy) in [(0, false), (100, false), (100, true)] {
+        battery::measure(address, TOKEN, (captures, cores_busy), rounds);
     }
     drop(agent);
 }

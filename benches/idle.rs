@@ -38,7 +38,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const PAIRS: usize = 9;
 const TICKS: u64 = 100;
-const APART: Duration = Duration::from_millis(5);
+const TICK_DISTANCE: Duration = Duration::from_millis(5);
 
 /// 0.02 % of a core at 4 Hz.
 const GOAL_MICROS: f64 = 50.0;
@@ -54,21 +54,21 @@ fn main() {
     let quick = std::env::args().any(|arg| arg == "--quick");
     let parts = ["ticks", "polls", "threads", "requests", "first"];
     let all = !std::env::args().any(|arg| parts.contains(&arg.as_str()));
-    let wanted = |part: &str| all || std::env::args().any(|arg| arg == part);
-    if wanted("ticks") {
+    let is_selected = |part: &str| all || std::env::args().any(|arg| arg == part);
+    if is_selected("ticks") {
         ticks();
     }
     let plan = busy::Plan::new(quick);
-    if wanted("polls") {
+    if is_selected("polls") {
         busy::polls(plan);
     }
-    if wanted("threads") {
+    if is_selected("threads") {
         busy::threads(plan);
     }
-    if wanted("first") {
+    if is_selected("first") {
         busy::first_polls(plan);
     }
-    if wanted("requests") {
+    if is_selected("requests") {
         busy::requests(plan);
     }
 }
@@ -84,12 +84,12 @@ fn ticks() {
         ("a runtime of 2 workers", runtimes(&[2])),
         ("8 runtimes of 1 worker", runtimes(&[1; 8])),
     ] {
-        let mut ticks = Ticks::of(&runtimes);
+        let mut ticks = Ticks::with_runtimes(&runtimes);
         let (mut peer, mut system) = (Vec::new(), Sysinfo::new());
         let micros = median(|_| {
-            let with = cpu_of(|| ticks.next());
-            let without = cpu_of(|| {});
-            peer.push(cpu_of(|| own_process(&mut system)) - without);
+            let with = cpu_micros_per_tick(|| ticks.next());
+            let without = cpu_micros_per_tick(|| {});
+            peer.push(cpu_micros_per_tick(|| read_own_process(&mut system)) - without);
             with - without
         });
         peer.sort_by(f64::total_cmp);
@@ -101,17 +101,17 @@ fn ticks() {
     }
 
     let runtimes = runtimes(&[2]);
-    let mut ticks = Ticks::of(&runtimes);
-    let _ = cpu_of(|| ticks.next());
+    let mut ticks = Ticks::with_runtimes(&runtimes);
+    let _ = cpu_micros_per_tick(|| ticks.next());
     let region = Region::new(ALLOCATOR);
     // 25 s of ticks, within the minute between two readings of the machine's memory.
-    let _ = cpu_of(|| ticks.next());
+    let _ = cpu_micros_per_tick(|| ticks.next());
     let change = region.change();
     row("allocations in 100 ticks", (change.allocations + change.reallocations) as f64, "", 0.0);
 }
 
 /// Reads memory and CPU time of this process with sysinfo.
-fn own_process(system: &mut Sysinfo) {
+fn read_own_process(system: &mut Sysinfo) {
     let pid = Pid::from_u32(std::process::id());
     let kind = ProcessRefreshKind::nothing().with_memory().with_cpu().without_tasks();
     system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), false, kind);
@@ -124,7 +124,7 @@ struct Ticks {
 }
 
 impl Ticks {
-    fn of(runtimes: &[Runtime]) -> Self {
+    fn with_runtimes(runtimes: &[Runtime]) -> Self {
         let (observed, gauges) = (Runtimes::new(), Gauges::new());
         for runtime in runtimes {
             observed.observe(runtime.handle().clone()).unwrap();
@@ -144,11 +144,11 @@ impl Ticks {
 }
 
 /// Returns CPU microseconds of the whole process per tick.
-fn cpu_of(mut tick: impl FnMut()) -> f64 {
+fn cpu_micros_per_tick(mut tick: impl FnMut()) -> f64 {
     let before = cpu_time();
     for _ in 0..TICKS {
         tick();
-        std::thread::sleep(APART);
+        std::thread::sleep(TICK_DISTANCE);
     }
     (cpu_time() - before).as_secs_f64() * 1e6 / TICKS as f64
 }

@@ -17,7 +17,7 @@ use marple::{Agent, AgentHandle};
 
 const ROUNDS: usize = 9;
 const GOAL_MILLIS: f64 = 1000.0;
-const PATIENCE: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Installs the settings `text` in round `round`.
 type Change = fn(dir: &Path, text: &str, round: usize);
@@ -29,12 +29,12 @@ fn main() {
     }
     let changes: [(&str, Change); 4] = [
         ("written in place", |dir, text, _| fs::write(dir.join("marple.toml"), text).unwrap()),
-        ("renamed over", renamed_over),
-        ("removed and made", removed_and_made),
-        ("ConfigMap swapped", swapped),
+        ("renamed over", replace_by_rename),
+        ("removed and made", remove_and_create),
+        ("ConfigMap swapped", swap_symlink),
     ];
     for (name, change) in changes {
-        let mut millis = reloads(name == "ConfigMap swapped", change);
+        let mut millis = measure_reloads(name == "ConfigMap swapped", change);
         millis.sort_by(f64::total_cmp);
         let (median, worst) = (millis[millis.len() / 2], millis[millis.len() - 1]);
         let verdict = if worst <= GOAL_MILLIS { "pass" } else { "short" };
@@ -46,7 +46,7 @@ fn main() {
 }
 
 /// Returns the latency of each of [`ROUNDS`] changes, in milliseconds.
-fn reloads(mounted: bool, change: Change) -> Vec<f64> {
+fn measure_reloads(mounted: bool, change: Change) -> Vec<f64> {
     let home = tempfile::tempdir().unwrap();
     let config = home.path().join("config");
     fs::create_dir(&config).unwrap();
@@ -57,7 +57,7 @@ fn reloads(mounted: bool, change: Change) -> Vec<f64> {
         )
     };
     if mounted {
-        version(&config, &text(0), 0);
+        create_version(&config, &text(0), 0);
         symlink("..0", config.join("..data")).unwrap();
         symlink("..data/marple.toml", config.join("marple.toml")).unwrap();
     } else {
@@ -65,7 +65,7 @@ fn reloads(mounted: bool, change: Change) -> Vec<f64> {
     }
     let agent = Agent::from_file(config.join("marple.toml")).unwrap().start().unwrap();
     let handle = agent.handle();
-    let applied = |handle: &AgentHandle| handle.status().wait(PATIENCE).unwrap().config.applied;
+    let applied = |handle: &AgentHandle| handle.status().wait(WAIT_TIMEOUT).unwrap().config.applied;
     let round = |round: usize| {
         let before = applied(&handle);
         // Varies the phase relative to anything periodic.
@@ -73,7 +73,7 @@ fn reloads(mounted: bool, change: Change) -> Vec<f64> {
         let changed = Instant::now();
         change(&config, &text(round), round);
         while applied(&handle) == before {
-            assert!(changed.elapsed() < PATIENCE, "the settings are not in force");
+            assert!(changed.elapsed() < WAIT_TIMEOUT, "the settings are not in force");
             thread::sleep(Duration::from_millis(2));
         }
         changed.elapsed().as_secs_f64() * 1e3
@@ -82,26 +82,26 @@ fn reloads(mounted: bool, change: Change) -> Vec<f64> {
 }
 
 /// Replaces the file by renaming, like an editor.
-fn renamed_over(dir: &Path, text: &str, _: usize) {
+fn replace_by_rename(dir: &Path, text: &str, _: usize) {
     let draft = dir.join(".marple.toml.swp");
     fs::write(&draft, text).unwrap();
     fs::rename(draft, dir.join("marple.toml")).unwrap();
 }
 
-fn removed_and_made(dir: &Path, text: &str, _: usize) {
+fn remove_and_create(dir: &Path, text: &str, _: usize) {
     fs::remove_file(dir.join("marple.toml")).unwrap();
     fs::write(dir.join("marple.toml"), text).unwrap();
 }
 
 /// Replaces the directory behind a symlink, like kubelet does for a mounted ConfigMap.
-fn swapped(dir: &Path, text: &str, round: usize) {
-    version(dir, text, round);
+fn swap_symlink(dir: &Path, text: &str, round: usize) {
+    create_version(dir, text, round);
     symlink(format!("..{round}"), dir.join("..data_tmp")).unwrap();
     fs::rename(dir.join("..data_tmp"), dir.join("..data")).unwrap();
     fs::remove_dir_all(dir.join(format!("..{}", round - 1))).unwrap();
 }
 
-fn version(dir: &Path, text: &str, round: usize) {
+fn create_version(dir: &Path, text: &str, round: usize) {
     let dir = dir.join(format!("..{round}"));
     fs::create_dir(&dir).unwrap();
     fs::write(dir.join("marple.toml"), text).unwrap();

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use heart::{Heart, median};
+use heart::{Heartbeat, median};
 use marple::base::{Clock, SystemClock};
 use marple::model::TaskState;
 use marple::os::proc::process::cpu_time;
@@ -29,8 +29,8 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Notify, mpsc};
 
 const ROUNDS: usize = 7;
-const PLAN: DumpOptions =
-    DumpOptions { ask: true, signals: true, deadline: Duration::from_secs(30) };
+const DUMP_OPTIONS: DumpOptions =
+    DumpOptions { capture_stacks: true, allow_signals: true, timeout: Duration::from_secs(30) };
 
 fn main() {
     // `cargo test --all-targets` runs benches too; only `cargo bench` passes `--bench`.
@@ -38,21 +38,21 @@ fn main() {
         return;
     }
     // `-- threads`, `-- day` and `-- leaves` measure those alone.
-    let asked = |name: &str| std::env::args().any(|arg| arg == name);
-    if asked("leaves") {
+    let is_selected = |name: &str| std::env::args().any(|arg| arg == name);
+    if is_selected("leaves") {
         return many_leaves();
     }
-    if !asked("threads") && !asked("day") {
-        wrapper();
+    if !is_selected("threads") && !is_selected("day") {
+        wrapper_cost();
         many_tasks();
         many_leaves();
         blocked_worker();
     }
-    if !asked("day") {
+    if !is_selected("day") {
         many_threads();
-        beats_under_dumps();
+        heartbeat_under_thread_dumps();
     }
-    if !asked("threads") {
+    if !is_selected("threads") {
         day::day();
     }
 }
@@ -72,7 +72,7 @@ fn runtime() -> Runtime {
 
 /// CPU time per operation with the wrapper, divided by that without, in the two most expensive
 /// shapes.
-fn wrapper() {
+fn wrapper_cost() {
     let runtime = runtime();
     let cpu = |work: &dyn Fn()| {
         let before = cpu_time();
@@ -150,18 +150,18 @@ fn many_tasks() {
     while runtime.metrics().global_queue_depth() > 0 {
         std::thread::sleep(Duration::from_millis(10));
     }
-    let heart = Heart::start(&runtime);
+    let heart = Heartbeat::start(&runtime);
     let (mut alone, mut dumped, mut took, mut missing) = (vec![], vec![], vec![], 0);
     for _ in 0..ROUNDS {
         std::thread::sleep(Duration::from_millis(50));
-        heart.gap();
+        heart.take_longest_gap();
         let started = Instant::now();
-        let dump = tasks::dump(&SystemClock, SystemClock.anchor(), PLAN).expect("a dump");
+        let dump = tasks::dump(&SystemClock, SystemClock.anchor(), DUMP_OPTIONS).expect("a dump");
         took.push(started.elapsed().as_secs_f64() * 1000.0);
-        dumped.push(heart.gap());
+        dumped.push(heart.take_longest_gap());
         missing += TASKS - dump.tasks.iter().filter(|t| t.state == TaskState::Waiting).count();
         std::thread::sleep(started.elapsed());
-        alone.push(heart.gap());
+        alone.push(heart.take_longest_gap());
     }
     row("100 k tasks: without an answer, all rounds", missing as f64, "tasks", Some(0.0));
     row("100 k tasks: the dump takes", median(took), "ms", None);
@@ -205,7 +205,9 @@ fn many_leaves() {
             let wake = waker.lock().expect("no panic").clone();
             wake.expect("a first poll").wake();
             let plain = next();
-            black_box(tasks::dump(&SystemClock, SystemClock.anchor(), PLAN).expect("a dump"));
+            black_box(
+                tasks::dump(&SystemClock, SystemClock.anchor(), DUMP_OPTIONS).expect("a dump"),
+            );
             (plain, next())
         })
         .unzip();
@@ -217,7 +219,7 @@ fn many_leaves() {
 
 fn blocked_worker() {
     let runtime = runtime();
-    let heart = Heart::start(&runtime);
+    let heart = Heartbeat::start(&runtime);
     let never = Arc::new(Notify::new());
     for _ in 0..1000 {
         let never = Arc::clone(&never);
@@ -235,12 +237,13 @@ fn blocked_worker() {
     let mut ratios = Vec::new();
     let mut missing = 0;
     for _ in 0..ROUNDS {
-        let before = heart.beats();
+        let before = heart.beats_in_half_second();
         for _ in 0..3 {
-            let dump = tasks::dump(&SystemClock, SystemClock.anchor(), PLAN).expect("a dump");
+            let dump =
+                tasks::dump(&SystemClock, SystemClock.anchor(), DUMP_OPTIONS).expect("a dump");
             missing += 1000 - dump.tasks.iter().filter(|t| t.state == TaskState::Waiting).count();
         }
-        ratios.push(before / heart.beats());
+        ratios.push(before / heart.beats_in_half_second());
     }
     row("one worker blocked: others without an answer", missing as f64, "tasks", Some(0.0));
     row("one worker blocked: beats before / after 3 dumps", median(ratios), "x", Some(1.0 / 0.9));
@@ -250,14 +253,14 @@ fn blocked_worker() {
 
 /// Median time between two beats during continuous thread dumps, divided by that without dumps.
 /// Other work keeps the cores busy in both cases.
-fn beats_under_dumps() {
+fn heartbeat_under_thread_dumps() {
     let runtime = runtime();
-    let over = Arc::new(AtomicBool::new(false));
+    let stop = Arc::new(AtomicBool::new(false));
     let burning: Vec<_> = (0..2)
         .map(|_| {
-            let over = Arc::clone(&over);
+            let stop = Arc::clone(&stop);
             std::thread::spawn(move || {
-                while !over.load(Ordering::Relaxed) {
+                while !stop.load(Ordering::Relaxed) {
                     std::hint::spin_loop();
                 }
             })
@@ -290,7 +293,7 @@ fn beats_under_dumps() {
     let ratio = dumped.iter().zip(&alone).map(|(dumped, alone)| dumped / alone).collect();
     row("control: median beat on busy cores, over itself", median(control), "x", None);
     row("median beat under dumps of threads, over left alone", median(ratio), "x", Some(1.05));
-    over.store(true, Ordering::Relaxed);
+    stop.store(true, Ordering::Relaxed);
     burning.into_iter().for_each(|thread| thread.join().expect("no panic"));
     runtime.shutdown_background();
 }

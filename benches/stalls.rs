@@ -32,13 +32,13 @@ const PERIOD: Duration = Duration::from_millis(10);
 
 /// Additional time for an unrecorded poll: an idle runtime is inspected once per threshold, and
 /// again after 10 ms.
-const SUSPICION: Duration = Duration::from_millis(60);
+const UNRECORDED_DELAY: Duration = Duration::from_millis(60);
 
 /// Maximum distance between the start times of a stall and of its poll. On an overloaded machine
 /// the worker may be preempted between the two.
-const APART: Duration = Duration::from_millis(20);
+const MAX_START_DIFFERENCE: Duration = Duration::from_millis(20);
 
-const LENGTHS: [u64; 5] = [20, 40, 100, 200, 400];
+const POLL_MILLIS: [u64; 5] = [20, 40, 100, 200, 400];
 
 fn main() {
     // `cargo test --all-targets` runs benches too; only `cargo bench` passes `--bench`.
@@ -48,19 +48,19 @@ fn main() {
     let quick = std::env::args().any(|arg| arg == "--quick");
     let parts = ["recorded", "plain", "cost"];
     let all = !std::env::args().any(|arg| parts.contains(&arg.as_str()));
-    let wanted = |part: &str| all || std::env::args().any(|arg| arg == part);
+    let is_selected = |part: &str| all || std::env::args().any(|arg| arg == part);
     for recorded in [true, false] {
-        if !wanted(if recorded { "recorded" } else { "plain" }) {
+        if !is_selected(if recorded { "recorded" } else { "plain" }) {
             continue;
         }
         for load in [Load::Idle, Load::Hot, Load::Machine] {
             for workers in [1, 2] {
-                matrix(recorded, load, workers, if quick { 1 } else { 3 });
+                measure_detection(recorded, load, workers, if quick { 1 } else { 3 });
             }
         }
     }
-    if wanted("cost") {
-        cost(if quick { 3 } else { 9 });
+    if is_selected("cost") {
+        measure_cost(if quick { 3 } else { 9 });
     }
 }
 
@@ -75,27 +75,27 @@ enum Load {
 #[derive(Clone, Copy, Debug)]
 struct Injected {
     start: Timestamp,
-    took: Duration,
+    duration: Duration,
 }
 
 impl Injected {
-    fn is_meant(&self, stall: &Stall) -> bool {
-        let (from, until) = (self.start - APART, self.start + self.took);
+    fn matches(&self, stall: &Stall) -> bool {
+        let (from, until) = (self.start - MAX_START_DIFFERENCE, self.start + self.duration);
         stall.started >= from && stall.started <= until
     }
 }
 
-fn matrix(recorded: bool, load: Load, workers: usize, rounds: usize) {
-    let (agent, _dir) = agent(Some(THRESHOLD), Duration::from_millis(100));
+fn measure_detection(recorded: bool, load: Load, workers: usize, rounds: usize) {
+    let (agent, _dir) = start_agent(Some(THRESHOLD), Duration::from_millis(100));
     let runtime = runtime(workers);
-    agent.handle().observe(runtime.handle().clone()).expect("a runtime to observe");
-    let over = Arc::new(AtomicBool::new(false));
+    agent.handle().watch_runtime(runtime.handle().clone()).expect("a runtime to observe");
+    let stop = Arc::new(AtomicBool::new(false));
     let burning: Vec<_> = match load {
         Load::Machine => (0..std::thread::available_parallelism().map_or(2, |n| n.get()))
             .map(|_| {
-                let over = Arc::clone(&over);
+                let stop = Arc::clone(&stop);
                 std::thread::spawn(move || {
-                    while !over.load(Ordering::Relaxed) {
+                    while !stop.load(Ordering::Relaxed) {
                         std::hint::spin_loop();
                     }
                 })
@@ -105,13 +105,13 @@ fn matrix(recorded: bool, load: Load, workers: usize, rounds: usize) {
     };
     if load == Load::Hot {
         for _ in 0..3 * workers {
-            runtime.spawn(short_polls(Arc::clone(&over)).traced("short"));
+            runtime.spawn(short_polls(Arc::clone(&stop)).traced("short"));
         }
     }
     std::thread::sleep(Duration::from_millis(500));
     let injected = Arc::new(Mutex::new(Vec::new()));
-    let mut told: Vec<Stall> = Vec::new();
-    let look = |told: &mut Vec<Stall>| {
+    let mut reported_stalls: Vec<Stall> = Vec::new();
+    let collect_stalls = |told: &mut Vec<Stall>| {
         let Ok(status) = agent.handle().status().wait(Duration::from_secs(10)) else { return };
         let known = |stall: &Stall| {
             told.iter().any(|told| told.tid == stall.tid && told.started == stall.started)
@@ -120,39 +120,42 @@ fn matrix(recorded: bool, load: Load, workers: usize, rounds: usize) {
         told.extend(fresh);
     };
     for _ in 0..rounds {
-        for length in LENGTHS.map(Duration::from_millis) {
+        for length in POLL_MILLIS.map(Duration::from_millis) {
             let injected = Arc::clone(&injected);
             let poll = async move {
-                let (start, begun) = (Timestamp::now(), Instant::now());
-                injects(length);
-                let took = begun.elapsed();
-                injected.lock().expect("no panic").push(Injected { start, took });
+                let (start, started_at) = (Timestamp::now(), Instant::now());
+                inject_poll(length);
+                let duration = started_at.elapsed();
+                injected.lock().expect("no panic").push(Injected { start, duration });
             };
             let done =
                 if recorded { runtime.spawn(poll.traced("injected")) } else { runtime.spawn(poll) };
             runtime.block_on(done).expect("no panic");
             std::thread::sleep(Duration::from_millis(120));
-            look(&mut told);
+            collect_stalls(&mut reported_stalls);
         }
     }
-    over.store(true, Ordering::Relaxed);
+    stop.store(true, Ordering::Relaxed);
     burning.into_iter().for_each(|thread| drop(thread.join()));
     runtime.shutdown_background();
 
     let injected = injected.lock().expect("no panic").clone();
-    let due = THRESHOLD + PERIOD + if recorded { Duration::ZERO } else { SUSPICION };
+    let due = THRESHOLD + PERIOD + if recorded { Duration::ZERO } else { UNRECORDED_DELAY };
     let is_named = |stall: &Stall| match recorded {
         true => stall.task.starts_with("injected"),
-        false => stall.function.as_deref().is_some_and(|name| name.contains("injects")),
+        false => stall.function.as_deref().is_some_and(|name| name.contains("inject_poll")),
     };
-    let found = |poll: &&Injected| told.iter().any(|stall| poll.is_meant(stall) && is_named(stall));
-    let above: Vec<&Injected> = injected.iter().filter(|poll| poll.took >= due).collect();
+    let found = |poll: &&Injected| {
+        reported_stalls.iter().any(|stall| poll.matches(stall) && is_named(stall))
+    };
+    let above: Vec<&Injected> = injected.iter().filter(|poll| poll.duration >= due).collect();
     let hits = above.iter().filter(|poll| found(poll)).count();
-    let is_right =
-        |stall: &&Stall| injected.iter().any(|poll| poll.took >= THRESHOLD && poll.is_meant(stall));
+    let is_right = |stall: &&Stall| {
+        injected.iter().any(|poll| poll.duration >= THRESHOLD && poll.matches(stall))
+    };
     // A short poll that the machine delayed beyond the threshold is a true stall.
     let (short, told): (Vec<&Stall>, Vec<&Stall>) =
-        told.iter().partition(|stall| stall.task.starts_with("short"));
+        reported_stalls.iter().partition(|stall| stall.task.starts_with("short"));
     let held_up = short.len();
     let wrong = told.iter().filter(|stall| !is_right(stall)).count();
     let kind = if recorded { "recorded" } else { "plain" };
@@ -169,13 +172,13 @@ fn matrix(recorded: bool, load: Load, workers: usize, rounds: usize) {
 }
 
 #[inline(never)]
-fn injects(length: Duration) {
+fn inject_poll(length: Duration) {
     std::thread::sleep(length);
     std::hint::black_box(());
 }
 
-async fn short_polls(over: Arc<AtomicBool>) {
-    while !over.load(Ordering::Relaxed) {
+async fn short_polls(stop: Arc<AtomicBool>) {
+    while !stop.load(Ordering::Relaxed) {
         let start = Instant::now();
         while start.elapsed() < Duration::from_millis(5) {
             std::hint::spin_loop();
@@ -186,14 +189,14 @@ async fn short_polls(over: Arc<AtomicBool>) {
 
 /// State of the runtime while the cost of detection is measured.
 #[derive(Clone, Copy, PartialEq)]
-enum Watched {
+enum RuntimeState {
     Idle,
     Busy,
     /// All workers in polls that stall, about 400 stalls a second.
     AllStalled,
 }
 
-async fn stalled() {
+async fn run_stalled_polls() {
     loop {
         std::thread::sleep(Duration::from_millis(150));
         tokio::task::yield_now().await;
@@ -201,15 +204,15 @@ async fn stalled() {
 }
 
 /// Measures CPU time of detection, in per cent of a core.
-fn cost(pairs: usize) {
+fn measure_cost(pairs: usize) {
     const SPAN: Duration = Duration::from_secs(2);
-    let share = |stall: Option<Duration>, load: Watched| {
-        let (agent, _dir) = agent(stall, Duration::from_secs(10));
-        let runtime = runtime(if load == Watched::AllStalled { 64 } else { 2 });
-        agent.handle().observe(runtime.handle().clone()).expect("a runtime to observe");
+    let share = |stall: Option<Duration>, load: RuntimeState| {
+        let (agent, _dir) = start_agent(stall, Duration::from_secs(10));
+        let runtime = runtime(if load == RuntimeState::AllStalled { 64 } else { 2 });
+        agent.handle().watch_runtime(runtime.handle().clone()).expect("a runtime to observe");
         match load {
-            Watched::Idle => {}
-            Watched::Busy => drop(
+            RuntimeState::Idle => {}
+            RuntimeState::Busy => drop(
                 runtime.spawn(
                     async {
                         loop {
@@ -219,21 +222,22 @@ fn cost(pairs: usize) {
                     .traced("busy"),
                 ),
             ),
-            Watched::AllStalled => {
-                (0..64).for_each(|_| drop(runtime.spawn(stalled().traced("stalled"))))
+            RuntimeState::AllStalled => {
+                (0..64).for_each(|_| drop(runtime.spawn(run_stalled_polls().traced("stalled"))))
             }
         }
         std::thread::sleep(Duration::from_millis(200));
-        let (before, begun) = (cpu_time(), Instant::now());
+        let (before, started_at) = (cpu_time(), Instant::now());
         std::thread::sleep(SPAN);
-        let share = (cpu_time() - before).as_secs_f64() / begun.elapsed().as_secs_f64() * 100.0;
+        let share =
+            (cpu_time() - before).as_secs_f64() / started_at.elapsed().as_secs_f64() * 100.0;
         runtime.shutdown_background();
         share
     };
     for (name, load, goal) in [
-        ("an idle runtime", Watched::Idle, 0.1),
-        ("a task woken each millisecond", Watched::Busy, f64::NAN),
-        ("64 workers in polls of 150 ms", Watched::AllStalled, 2.0),
+        ("an idle runtime", RuntimeState::Idle, 0.1),
+        ("a task woken each millisecond", RuntimeState::Busy, f64::NAN),
+        ("64 workers in polls of 150 ms", RuntimeState::AllStalled, 2.0),
     ] {
         let (mut alone, mut looked) = (Vec::new(), Vec::new());
         for _ in 0..pairs {
@@ -255,16 +259,16 @@ fn cost(pairs: usize) {
     }
 }
 
-fn agent(stall: Option<Duration>, interval: Duration) -> (Agent, tempfile::TempDir) {
+fn start_agent(stall: Option<Duration>, interval: Duration) -> (Agent, tempfile::TempDir) {
     let dir = tempfile::TempDir::new().expect("a directory");
     let settings = Settings {
         dir: dir.path().join("captures"),
         interval,
         rules: Vec::new(),
-        trace: TraceSettings { stall, ..TraceSettings::default() },
+        trace: TraceSettings { stall_threshold: stall, ..TraceSettings::default() },
         toggle: ToggleSettings { signal: None, ..ToggleSettings::default() },
         store: StoreSettings {
-            keep_free: DiskReserve::Bytes(Bytes(0)),
+            min_free_space: DiskReserve::Bytes(Bytes(0)),
             ..StoreSettings::default()
         },
         ..Settings::default()

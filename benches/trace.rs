@@ -11,7 +11,7 @@
 //! The first rows are the cost of writing a trace of the recorded polls, and its size. They come
 //! first because the ring of an ended thread is kept for the length of the window. After dozens of
 //! runtimes only small rings are left, and the fixed cost of a trace would dominate a few thousand
-//! events. `holes` repeats it in a process that has filled 300 MB and freed a random half of it.
+//! events. `allocate_with_holes` repeats it in a process that has filled 300 MB and freed a random half of it.
 //!
 //! `-- --quick` takes a third of the rounds. `-- NAME ..` runs the workloads whose names start with
 //! NAME, and `file` the first rows alone. `-- --once plain|off|recording NAME OPERATIONS` runs one
@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use marple::base::{Bytes, Clock, SystemClock};
 use marple::codec::perfetto;
-use marple::instrument;
+use marple::instrument_runtime;
 use marple::model::TraceMode;
 use marple::trace::{TraceSession, configure};
 use tokio::runtime::Runtime;
@@ -46,22 +46,22 @@ fn main() {
     if let [once, how, name, operations] = &args[..]
         && once == "--once"
     {
-        return once_only(how, name, operations.parse().expect("a number"));
+        return run_once_only(how, name, operations.parse().expect("a number"));
     }
     let rounds = if args.iter().any(|arg| arg == "--quick") { ROUNDS / 3 } else { ROUNDS };
-    let wanted = |name: &str| {
+    let is_selected = |name: &str| {
         let mut names = args.iter().filter(|arg| !arg.starts_with("--")).peekable();
         names.peek().is_none() || names.any(|wanted| name.starts_with(&**wanted))
     };
     let source = if HOOKS { "hooks" } else { "wrapper" };
     println!("{rounds} rounds, CPU time over plain tokio, 2 workers, {source}");
     println!("{:44} {:>9} {:>9}", "", "value", "goal");
-    if wanted("file") {
-        files(source, rounds);
+    if is_selected("file") {
+        measure_files(source, rounds);
     }
-    for (workload, goals) in WORKLOADS.iter().zip(GOALS).filter(|(it, _)| wanted(it.name)) {
+    for (workload, goals) in WORKLOADS.iter().zip(GOALS).filter(|(it, _)| is_selected(it.name)) {
         let plain = || builder().build().expect("a runtime");
-        let watched = || instrument(&mut builder()).build().expect("a runtime");
+        let watched = || instrument_runtime(&mut builder()).build().expect("a runtime");
         let spawn = if HOOKS { Spawn::Plain } else { Spawn::Wrapped };
         let (mut plains, mut ratios) = (Vec::new(), [(); 5].map(|()| Vec::new()));
         for round in 0..=rounds {
@@ -78,7 +78,7 @@ fn main() {
             let base = workload.run(&plain(), Spawn::Plain);
             let control = workload.run(&plain(), Spawn::Plain);
             let clock = workload.run(&plain(), Spawn::Clocked);
-            let hollow = workload.run(&hollow(), Spawn::Plain);
+            let hollow = workload.run(&runtime_with_empty_hooks(), Spawn::Plain);
             let runs = [control, clock, hollow, off(), on()];
             if round > 0 {
                 plains.push(base);
@@ -102,7 +102,7 @@ fn main() {
 }
 
 /// Builds a runtime with the same hooks as marple's, all of them empty.
-fn hollow() -> Runtime {
+fn runtime_with_empty_hooks() -> Runtime {
     let mut builder = builder();
     builder.on_thread_park(|| ()).on_thread_unpark(|| ());
     #[cfg(tokio_unstable)]
@@ -114,12 +114,13 @@ fn hollow() -> Runtime {
     builder.build().expect("a runtime")
 }
 
-fn once_only(how: &str, name: &str, operations: u32) {
+fn run_once_only(how: &str, name: &str, operations: u32) {
     let (runtime, spawn) = match how {
         "plain" => (builder().build(), Spawn::Plain),
-        _ => {
-            (instrument(&mut builder()).build(), if HOOKS { Spawn::Plain } else { Spawn::Wrapped })
-        }
+        _ => (
+            instrument_runtime(&mut builder()).build(),
+            if HOOKS { Spawn::Plain } else { Spawn::Wrapped },
+        ),
     };
     let mode = if how == "recording" { TraceMode::Always } else { TraceMode::OnDemand };
     configure(mode, MAX_BYTES, WINDOW);
@@ -128,43 +129,53 @@ fn once_only(how: &str, name: &str, operations: u32) {
 }
 
 /// Measures the cost of a trace from a full set of rings.
-fn files(source: &str, rounds: usize) {
+fn measure_files(source: &str, rounds: usize) {
     configure(TraceMode::Always, MAX_BYTES, WINDOW);
-    let runtime = instrument(&mut builder()).build().expect("a runtime");
-    let whole: Vec<File> = (0..rounds).map(|_| file(&runtime, || ())).collect();
-    let holed: Vec<File> = (0..rounds).map(|_| file(&runtime, holes)).collect();
+    let runtime = instrument_runtime(&mut builder()).build().expect("a runtime");
+    let costs: Vec<TraceFileCost> = (0..rounds).map(|_| measure_file(&runtime, || ())).collect();
+    let holed: Vec<TraceFileCost> =
+        (0..rounds).map(|_| measure_file(&runtime, allocate_with_holes)).collect();
     configure(TraceMode::OnDemand, MAX_BYTES, WINDOW);
-    let middle =
-        |files: &[File], value: fn(&File) -> f64| median(files.iter().map(value).collect());
-    println!("{:44} {:9.0}", "file: events", middle(&whole, |file| file.events));
+    let middle = |files: &[TraceFileCost], value: fn(&TraceFileCost) -> f64| {
+        median(files.iter().map(value).collect())
+    };
+    println!("{:44} {:9.0}", "file: events", middle(&costs, |file| file.events));
     println!(
         "{:44} {:9.3}",
         "file: ns to take an event from the rings",
-        middle(&whole, |file| file.taking)
+        middle(&costs, |file| file.snapshot_nanos)
     );
-    row(&format!("file: ns of CPU an event, {source}"), middle(&whole, |file| file.cost), 100.0);
-    println!("{:44} {:9.3}", "file: ns of CPU an event, holes", middle(&holed, |file| file.cost));
-    row(&format!("file: gzip'd bytes an event, {source}"), middle(&whole, |file| file.size), 8.0);
+    row(
+        &format!("file: ns of CPU an event, {source}"),
+        middle(&costs, |file| file.total_nanos),
+        100.0,
+    );
+    println!(
+        "{:44} {:9.3}",
+        "file: ns of CPU an event, holes",
+        middle(&holed, |file| file.total_nanos)
+    );
+    row(&format!("file: gzip'd bytes an event, {source}"), middle(&costs, |file| file.bytes), 8.0);
 }
 
 /// Number of events in a trace, and per event: nanoseconds to copy it from the rings, nanoseconds
 /// to copy and write it, and bytes.
-struct File {
+struct TraceFileCost {
     events: f64,
-    taking: f64,
-    cost: f64,
-    size: f64,
+    snapshot_nanos: f64,
+    total_nanos: f64,
+    bytes: f64,
 }
 
 /// Records, then writes a trace in a process whose heap `heap` has prepared; the returned value is
 /// freed afterwards. The trace is written on a separate thread, as in the agent: blocks freed by
 /// other threads mostly do not affect its allocator.
-fn file<T>(runtime: &Runtime, heap: fn() -> T) -> File {
+fn measure_file<T>(runtime: &Runtime, heap: fn() -> T) -> TraceFileCost {
     let spawn = if HOOKS { Spawn::Plain } else { Spawn::Wrapped };
     for workload in &WORKLOADS {
         workload.run(runtime, spawn);
     }
-    let held = heap();
+    let heap_blocks = heap();
     let file = thread::spawn(|| {
         let session =
             TraceSession::start(MAX_BYTES, SystemClock.anchor()).expect("no other session");
@@ -178,15 +189,20 @@ fn file<T>(runtime: &Runtime, heap: fn() -> T) -> File {
         let slices = activity.threads.iter().map(|thread| thread.slices.len()).sum::<usize>();
         let events = (slices + activity.tasks.len()) as f64;
         let [taking, cost] = [stopped, written].map(|until| (until - before) / events);
-        File { events, taking, cost, size: size.0 as f64 / events }
+        TraceFileCost {
+            events,
+            snapshot_nanos: taking,
+            total_nanos: cost,
+            bytes: size.0 as f64 / events,
+        }
     });
     let file = file.join().expect("no panic");
-    drop(held);
+    drop(heap_blocks);
     file
 }
 
 /// Allocates blocks of 16 to 600 bytes and frees a random half of them.
-fn holes() -> Vec<Box<[u8]>> {
+fn allocate_with_holes() -> Vec<Box<[u8]>> {
     let mut seed = 1_u64;
     let mut random = |below: usize| {
         seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);

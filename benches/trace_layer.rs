@@ -18,7 +18,7 @@ const TIMES: u32 = 20_000;
 type Work = fn(&Span);
 
 /// Returns nanoseconds per call.
-fn time(work: Work) -> f64 {
+fn nanos_per_call(work: Work) -> f64 {
     let span = info_span!("standing", id = 7);
     let start = Instant::now();
     for _ in 0..TIMES {
@@ -27,9 +27,9 @@ fn time(work: Work) -> f64 {
     start.elapsed().as_nanos() as f64 / f64::from(TIMES)
 }
 
-fn recording(max_bytes: Bytes, work: Work) -> f64 {
+fn time_while_recording(max_bytes: Bytes, work: Work) -> f64 {
     let session = TraceSession::start(max_bytes, SystemClock.anchor()).expect("no session runs");
-    let nanos = time(work);
+    let nanos = nanos_per_call(work);
     drop(session);
     nanos
 }
@@ -51,10 +51,14 @@ fn main() {
     for (name, work) in works {
         let mut columns: [Vec<f64>; 4] = Default::default();
         for _ in 0..ROUNDS {
-            let plain = with_default(tracing_subscriber::registry(), || time(work));
+            let plain = with_default(tracing_subscriber::registry(), || nanos_per_call(work));
             let [off, on, full] =
                 with_default(tracing_subscriber::registry().with(layer()), || {
-                    [time(work), recording(Bytes::gib(1), work), recording(Bytes::kib(64), work)]
+                    [
+                        nanos_per_call(work),
+                        time_while_recording(Bytes::gib(1), work),
+                        time_while_recording(Bytes::kib(64), work),
+                    ]
                 });
             for (column, nanos) in columns.iter_mut().zip([plain, off, on, full]) {
                 column.push(nanos);

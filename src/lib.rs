@@ -40,7 +40,7 @@
 //! ```
 //!
 //! The agent runs while `_agent` lives, and watches the runtime it is started in.
-//! [`AgentHandle::observe`] adds other runtimes. `config/marple.toml` in the repository documents
+//! [`AgentHandle::watch_runtime`] adds other runtimes. `config/marple.toml` in the repository documents
 //! every key with its default; [`Settings`] has the same as values.
 //!
 //! # What else can be recorded
@@ -49,10 +49,10 @@
 //! |---|---|
 //! | heap profiles | `#[global_allocator]` with [`Allocator`] |
 //! | spans and events in the trace | [`trace::layer`] |
-//! | parked workers in the trace | [`instrument`] |
+//! | parked workers in the trace | [`instrument_runtime`] |
 //! | polls in the trace, tasks in dumps | [`task::spawn`] |
 //! | metrics of the service | [`AgentHandle::gauge`], `counter` and `histogram` |
-//! | files of the service in incidents | [`Builder::collector`] |
+//! | files of the service in incidents | [`Builder::add_collector`] |
 //! | HTTP routes in the service's own server | [`http::router`] |
 //!
 //! All of these are optional. The manifest of an incident lists what was not recorded.
@@ -141,14 +141,14 @@ pub mod agent;
 #[cfg(feature = "http")]
 pub mod http;
 
-pub use agent::{Agent, AgentHandle, Builder, Pending};
+pub use agent::{Agent, AgentHandle, Builder, Response};
 pub use base::Error;
 pub use config::Settings;
 #[cfg(feature = "heap")]
 pub use heap::Allocator;
 pub use model::{CaptureKind, CaptureSet};
 #[cfg(feature = "trace")]
-pub use trace::instrument;
+pub use trace::instrument_runtime;
 
 impl Builder {
     /// Starts the agent: two threads, and the endpoint if the settings have one.
@@ -169,7 +169,7 @@ impl Builder {
     pub fn start(self) -> Result<Agent, Error> {
         // `http` is a layer above `agent`, so only the root can attach the endpoint.
         #[cfg(feature = "http")]
-        let this = self.attach(http::Listener::default());
+        let this = self.add_service(http::Listener::default());
         #[cfg(not(feature = "http"))]
         let this = self;
         this.launch()

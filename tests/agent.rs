@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, thread};
 
-use host::{Host, PATIENCE, files, gauge_rule, settings, wait_for};
+use host::{Host, WAIT_TIMEOUT, artifact_names, gauge_rule, settings, wait_for};
 use marple::base::{Bytes, Hertz};
 use marple::config::{CpuSettings, DiskReserve, StoreSettings, ToggleSettings};
 use marple::model::{IncidentState, Origin, Outcome};
@@ -22,12 +22,12 @@ static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 const SHORT: Duration = Duration::from_millis(100);
 
 #[test]
-fn a_rule_that_fires_leaves_a_whole_incident() {
+fn firing_rule_writes_complete_incident() {
     let host = Host::start(Settings {
         rules: vec![gauge_rule("queue", CaptureSet::all(), SHORT)],
         // Disabled because the look-back adds an artifact if the process was busy before the
         // incident.
-        cpu: CpuSettings { lookback_frequency: Hertz(0), ..CpuSettings::default() },
+        cpu: CpuSettings { lookback_frequency_hz: Hertz(0), ..CpuSettings::default() },
         ..settings()
     });
     let gauge = host.handle().gauge("queue").unwrap();
@@ -40,7 +40,7 @@ fn a_rule_that_fires_leaves_a_whole_incident() {
     });
     assert_eq!(host.incidents()[0].1.state, IncidentState::Open, "the rule has not cleared");
     gauge.set(9.0);
-    let (dir, manifest) = host.closed(1).remove(0);
+    let (dir, manifest) = host.wait_for_closed(1).remove(0);
 
     assert_eq!(manifest.state, IncidentState::Closed);
     assert!(dir.file_name().unwrap().to_str().unwrap().contains("-queue-"), "{dir:?}");
@@ -49,7 +49,7 @@ fn a_rule_that_fires_leaves_a_whole_incident() {
     assert_eq!((reason.origin, reason.rule.as_deref()), (Origin::Rule, Some("queue")));
     assert_eq!((reason.value, reason.threshold), (Some(11.0), Some(10.0)));
     assert_eq!(
-        files(&manifest),
+        artifact_names(&manifest),
         [
             "001.threads.txt",
             "002.threads.pprof",
@@ -81,16 +81,17 @@ fn a_rule_that_fires_leaves_a_whole_incident() {
     assert!(manifest.limits.memory.is_some() && manifest.limits.memory_source.is_some());
     assert!(!manifest.process.build_id.is_empty() || !cfg!(target_os = "linux"));
     assert!(manifest.vitals.iter().any(|row| row.values["gauge.queue"] == 11.0));
-    assert_eq!(host.handle().status().wait(PATIENCE).unwrap().counters.captures, 7);
+    assert_eq!(host.handle().status().wait(WAIT_TIMEOUT).unwrap().counters.captures, 7);
 }
 
 #[test]
-fn works_in_any_runtime_and_in_none() {
+fn works_with_any_runtime_and_without_one() {
     let captured = |host: &Host| {
-        let answer = host.handle().capture([CaptureKind::Heap], SHORT).wait(PATIENCE).unwrap();
-        assert!(answer.dir.is_dir(), "the directory is there when the answer is");
-        host.closed(1);
-        host.handle().status().wait(PATIENCE).unwrap()
+        let response =
+            host.handle().capture([CaptureKind::Heap], SHORT).wait(WAIT_TIMEOUT).unwrap();
+        assert!(response.dir.is_dir(), "the directory is there when the answer is");
+        host.wait_for_closed(1);
+        host.handle().status().wait(WAIT_TIMEOUT).unwrap()
     };
     let host = Host::start(settings());
     assert!(!captured(&host).vitals.values.contains_key("tasks"), "there is no runtime to watch");
@@ -113,42 +114,42 @@ fn works_in_any_runtime_and_in_none() {
 }
 
 #[test]
-fn more_than_one_runtime_is_watched() {
+fn several_runtimes_are_observed() {
     let host = Host::start(settings());
     let runtimes: Vec<_> =
         (0..2).map(|_| tokio::runtime::Builder::new_multi_thread().build().unwrap()).collect();
     for runtime in &runtimes {
-        host.handle().observe(runtime.handle().clone()).unwrap();
+        host.handle().watch_runtime(runtime.handle().clone()).unwrap();
         for _ in 0..10 {
             runtime.spawn(std::future::pending::<()>());
         }
     }
     wait_for("both runtimes' tasks", || {
-        let status = host.handle().status().wait(PATIENCE).unwrap();
+        let status = host.handle().status().wait(WAIT_TIMEOUT).unwrap();
         (status.vitals.values.get("tasks") == Some(&20.0)).then_some(())
     });
 }
 
 #[test]
-fn a_second_agent_is_refused_and_the_first_goes_on() {
+fn second_agent_is_rejected_and_first_keeps_running() {
     let mut host = Host::start(settings());
     let elsewhere = tempfile::tempdir().unwrap();
     let second = Settings { dir: elsewhere.path().join("x"), ..settings() };
     let error = Agent::from_settings(second.clone()).start().err().expect("refused").to_string();
     assert!(error.contains("an agent is running in this process already"), "{error}");
-    assert!(host.handle().status().wait(PATIENCE).is_ok());
+    assert!(host.handle().status().wait(WAIT_TIMEOUT).is_ok());
     let old = host.handle();
     host.end();
     let next = Agent::from_settings(second).start().expect("the first is gone");
-    let error = old.toggle().wait(PATIENCE).unwrap_err().to_string();
+    let error = old.toggle().wait(WAIT_TIMEOUT).unwrap_err().to_string();
     assert!(error.contains("the agent has stopped"), "{error}");
     drop(next);
 }
 
 #[test]
-fn dropping_the_guard_closes_what_is_open() {
+fn dropping_guard_closes_open_incidents() {
     let mut host = Host::start(settings());
-    let on = host.handle().toggle().wait(PATIENCE).unwrap();
+    let on = host.handle().toggle().wait(WAIT_TIMEOUT).unwrap();
     assert!(on.on && on.running == CaptureSet::all());
     host.end();
     let (dir, manifest) = host.incidents().remove(0);
@@ -161,34 +162,42 @@ fn dropping_the_guard_closes_what_is_open() {
 }
 
 #[test]
-fn the_toggle_tells_what_it_did() {
+fn toggle_returns_resulting_state() {
     let host = Host::start(settings());
     let handle = host.handle();
-    let on = handle.start([CaptureKind::Trace]).wait(PATIENCE).unwrap();
+    let on = handle.start_capture([CaptureKind::Trace]).wait(WAIT_TIMEOUT).unwrap();
     assert!(on.on && on.since.is_some() && on.until > on.since);
     assert_eq!(on.running, [CaptureKind::Trace].into());
     assert!(on.dir.as_deref().is_some_and(Path::is_dir));
-    assert_eq!(handle.start([CaptureKind::Cpu]).wait(PATIENCE).unwrap(), on, "it is on already");
-    let off = handle.stop().wait(PATIENCE).unwrap();
+    assert_eq!(
+        handle.start_capture([CaptureKind::Cpu]).wait(WAIT_TIMEOUT).unwrap(),
+        on,
+        "it is on already"
+    );
+    let off = handle.stop_capture().wait(WAIT_TIMEOUT).unwrap();
     assert_eq!((off.on, off.running, off.incident), (false, CaptureSet::EMPTY, on.incident));
-    assert_eq!(handle.stop().wait(PATIENCE).unwrap().incident, None, "it is off already");
-    let (_, manifest) = host.closed(1).remove(0);
+    assert_eq!(
+        handle.stop_capture().wait(WAIT_TIMEOUT).unwrap().incident,
+        None,
+        "it is off already"
+    );
+    let (_, manifest) = host.wait_for_closed(1).remove(0);
     assert_eq!(manifest.captures.len(), 1);
 }
 
 #[test]
-fn a_forgotten_toggle_goes_off_by_itself() {
+fn toggle_stops_after_max_duration() {
     let host = Host::start(Settings {
         toggle: ToggleSettings { max_duration: SHORT, ..settings().toggle },
         ..settings()
     });
-    assert!(host.handle().toggle().wait(PATIENCE).unwrap().on);
-    host.closed(1);
-    assert!(!host.handle().status().wait(PATIENCE).unwrap().toggle.on);
+    assert!(host.handle().toggle().wait(WAIT_TIMEOUT).unwrap().on);
+    host.wait_for_closed(1);
+    assert!(!host.handle().status().wait(WAIT_TIMEOUT).unwrap().toggle.on);
 }
 
 #[test]
-fn a_thousand_toggles_at_once_leave_a_whole_state() {
+fn thousand_concurrent_toggles_leave_consistent_state() {
     let mut host = Host::start(Settings {
         store: StoreSettings { max_incidents: 1000, ..settings().store },
         ..settings()
@@ -199,28 +208,29 @@ fn a_thousand_toggles_at_once_leave_a_whole_state() {
             let handle = handle.clone();
             thread::spawn(move || {
                 (0..20)
-                    .map(|_| handle.toggle().wait(PATIENCE).expect("every toggle is answered"))
+                    .map(|_| handle.toggle().wait(WAIT_TIMEOUT).expect("every toggle is answered"))
                     .collect::<Vec<_>>()
             })
         })
         .collect();
-    let answers: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
-    assert_eq!(answers.iter().filter(|answer| answer.on).count(), 500, "they alternate");
-    assert!(!handle.status().wait(PATIENCE).unwrap().toggle.on, "an even number leaves it off");
-    let named: HashSet<_> = answers.iter().filter_map(|answer| answer.incident).collect();
+    let responses: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+    assert_eq!(responses.iter().filter(|answer| answer.on).count(), 500, "they alternate");
+    assert!(!handle.status().wait(WAIT_TIMEOUT).unwrap().toggle.on, "an even number leaves it off");
+    let reported_ids: HashSet<_> = responses.iter().filter_map(|answer| answer.incident).collect();
     host.end();
-    let left: HashSet<_> = host.incidents().into_iter().map(|(_, manifest)| manifest.id).collect();
-    assert_eq!(left, named, "each incident that was named is there, and no other");
+    let remaining_ids: HashSet<_> =
+        host.incidents().into_iter().map(|(_, manifest)| manifest.id).collect();
+    assert_eq!(remaining_ids, reported_ids, "each incident that was named is there, and no other");
     assert!(host.incidents().iter().all(|(_, manifest)| manifest.state == IncidentState::Closed));
 }
 
 #[test]
-fn a_rule_that_fires_meanwhile_joins() {
+fn rule_firing_during_incident_joins_incident() {
     let host = Host::start(Settings {
         rules: vec![gauge_rule("queue", [CaptureKind::Heap], SHORT)],
         ..settings()
     });
-    let on = host.handle().start([CaptureKind::Trace]).wait(PATIENCE).unwrap();
+    let on = host.handle().start_capture([CaptureKind::Trace]).wait(WAIT_TIMEOUT).unwrap();
     let gauge = host.handle().gauge("queue").unwrap();
     gauge.set(11.0);
     wait_for("the rule's reason in the toggle's incident", || {
@@ -228,19 +238,19 @@ fn a_rule_that_fires_meanwhile_joins() {
         (manifest.reasons.len() == 2 && manifest.artifacts.len() == 2).then_some(())
     });
     gauge.set(0.0);
-    host.handle().stop().wait(PATIENCE).unwrap();
-    let (_, manifest) = host.closed(1).remove(0);
+    host.handle().stop_capture().wait(WAIT_TIMEOUT).unwrap();
+    let (_, manifest) = host.wait_for_closed(1).remove(0);
     assert_eq!(Some(manifest.id), on.incident);
     assert_eq!(manifest.reasons[1].rule.as_deref(), Some("queue"));
 }
 
 #[test]
-fn status_names_what_holds_a_rule_back() {
+fn status_reports_why_rule_does_not_fire() {
     let host = Host::start(Settings {
         rules: vec![gauge_rule("queue", [CaptureKind::Heap], SHORT)],
         ..settings()
     });
-    let rule = || host.handle().status().wait(PATIENCE).unwrap().rules.remove(0);
+    let rule = || host.handle().status().wait(WAIT_TIMEOUT).unwrap().rules.remove(0);
     wait_for("a decision", || (rule().decision == "no_value").then_some(()));
     let gauge = host.handle().gauge("queue").unwrap();
     gauge.set(3.0);
@@ -249,13 +259,13 @@ fn status_names_what_holds_a_rule_back() {
     gauge.set(30.0);
     wait_for("it to fire", || host.incidents().pop());
     gauge.set(3.0);
-    host.closed(1);
+    host.wait_for_closed(1);
     gauge.set(30.0);
     wait_for("the cooldown", || (rule().decision == "cooling_down").then_some(()));
 }
 
 #[test]
-fn settings_that_are_wrong_are_refused_all_at_once() {
+fn all_invalid_settings_are_reported_together() {
     let mut rule = gauge_rule("queue", [CaptureKind::Heap], Duration::ZERO);
     rule.abs = None;
     let wrong = Settings { interval: Duration::ZERO, rules: vec![rule], ..settings() };
@@ -266,36 +276,38 @@ fn settings_that_are_wrong_are_refused_all_at_once() {
 }
 
 #[test]
-fn retention_holds() {
+fn retention_limits_keep_first_and_latest_incidents() {
     let host = Host::start(Settings {
         store: StoreSettings {
             max_incidents: 3,
-            keep_free: DiskReserve::Bytes(Bytes(0)),
+            min_free_space: DiskReserve::Bytes(Bytes(0)),
             ..StoreSettings::default()
         },
         ..settings()
     });
     let mut ids = Vec::new();
     for _ in 0..5 {
-        let captured = host.handle().capture([CaptureKind::Heap], SHORT).wait(PATIENCE).unwrap();
+        let captured =
+            host.handle().capture([CaptureKind::Heap], SHORT).wait(WAIT_TIMEOUT).unwrap();
         ids.push(captured.incident);
         wait_for("it to close", || {
-            host.handle().status().wait(PATIENCE).unwrap().incidents.is_empty().then_some(())
+            host.handle().status().wait(WAIT_TIMEOUT).unwrap().incidents.is_empty().then_some(())
         });
     }
-    let left: Vec<_> = host.closed(3).into_iter().map(|(_, manifest)| manifest.id).collect();
-    assert_eq!(left, [ids[0], ids[3], ids[4]], "the first and the last stay longest");
-    let store = host.handle().status().wait(PATIENCE).unwrap().store;
+    let remaining_ids: Vec<_> =
+        host.wait_for_closed(3).into_iter().map(|(_, manifest)| manifest.id).collect();
+    assert_eq!(remaining_ids, [ids[0], ids[3], ids[4]], "the first and the last stay longest");
+    let store = host.handle().status().wait(WAIT_TIMEOUT).unwrap().store;
     assert_eq!(store.incidents_removed, 2);
-    let held = |(dir, _): &(PathBuf, _)| -> u64 {
+    let stored_bytes = |(dir, _): &(PathBuf, _)| -> u64 {
         fs::read_dir(dir).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum()
     };
-    assert_eq!(store.bytes.get(), host.incidents().iter().map(held).sum::<u64>());
+    assert_eq!(store.bytes.get(), host.incidents().iter().map(stored_bytes).sum::<u64>());
     assert!(store.free.is_some_and(|free| free > Bytes(0)), "{store:?}");
 }
 
 #[test]
-fn dumps_that_are_switched_off_are_skipped_and_the_manifest_says_why() {
+fn disabled_dumps_are_skipped_with_reason_in_manifest() {
     use marple::config::{StacksSettings, TasksMode, ThreadsMode};
 
     let stacks = StacksSettings {
@@ -305,38 +317,38 @@ fn dumps_that_are_switched_off_are_skipped_and_the_manifest_says_why() {
     };
     let host = Host::start(Settings { stacks, ..settings() });
     let kinds = [CaptureKind::Threads, CaptureKind::Tasks];
-    host.handle().capture(kinds, SHORT).wait(PATIENCE).unwrap();
-    let (dir, manifest) = host.closed(1).remove(0);
-    assert_eq!(files(&manifest), ["001.threads.txt", "002.threads.pprof"]);
+    host.handle().capture(kinds, SHORT).wait(WAIT_TIMEOUT).unwrap();
+    let (dir, manifest) = host.wait_for_closed(1).remove(0);
+    assert_eq!(artifact_names(&manifest), ["001.threads.txt", "002.threads.pprof"]);
     let [threads, tasks] = &manifest.captures[..] else { panic!("{manifest:?}") };
     assert_eq!((threads.outcome, threads.engine.as_str()), (Outcome::Done, "/proc"));
     assert_eq!(tasks.outcome, Outcome::Skipped);
     assert!(tasks.error.as_ref().is_some_and(|why| why.contains("stacks.tasks")), "{tasks:?}");
     let text = fs::read_to_string(dir.join(&manifest.artifacts[0].file)).unwrap();
     assert!(text.contains("\"marple\"") && text.contains("threads are not signalled"), "{text}");
-    let counters = host.handle().status().wait(PATIENCE).unwrap().counters;
+    let counters = host.handle().status().wait(WAIT_TIMEOUT).unwrap().counters;
     assert_eq!((counters.captures, counters.captures_failed), (1, 0));
 }
 
 #[test]
-fn a_task_is_found_in_the_files_by_its_name_and_its_place() {
+fn artifacts_contain_task_name_and_spawn_location() {
     use marple::task::{self, Trace as _};
 
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let host = runtime.block_on(async { Host::start(settings()) });
     let before = line!() + 1;
     drop(runtime.spawn(std::future::pending::<()>().traced("forever")));
-    runtime.block_on(async { drop(task::spawn(tokio::time::sleep(PATIENCE))) });
+    runtime.block_on(async { drop(task::spawn(tokio::time::sleep(WAIT_TIMEOUT))) });
     for _ in 0..3 {
         drop(runtime.spawn(std::future::pending::<()>()));
     }
     wait_for("a tick that counts them", || {
-        let status = host.handle().status().wait(PATIENCE).unwrap();
+        let status = host.handle().status().wait(WAIT_TIMEOUT).unwrap();
         (status.vitals.values.get("tasks") == Some(&5.0)).then_some(())
     });
-    host.handle().capture([CaptureKind::Tasks], SHORT).wait(PATIENCE).unwrap();
-    let (dir, manifest) = host.closed(1).remove(0);
-    assert_eq!(files(&manifest), ["001.tasks.txt", "002.tasks.json", "003.tasks.pprof"]);
+    host.handle().capture([CaptureKind::Tasks], SHORT).wait(WAIT_TIMEOUT).unwrap();
+    let (dir, manifest) = host.wait_for_closed(1).remove(0);
+    assert_eq!(artifact_names(&manifest), ["001.tasks.txt", "002.tasks.json", "003.tasks.pprof"]);
     assert!(manifest.artifacts.iter().all(|artifact| artifact.part.is_none()));
     let [text, json, profile] =
         [0, 1, 2].map(|at| fs::read(dir.join(&manifest.artifacts[at].file)).unwrap());

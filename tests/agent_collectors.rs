@@ -9,56 +9,68 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use host::{Host, PATIENCE, gauge_rule, settings};
+use host::{Host, WAIT_TIMEOUT, gauge_rule, settings};
 use marple::Settings;
 use marple::agent::CollectorOptions;
 use marple::base::Bytes;
-use marple::model::{CaptureKind, Collect, Manifest, Outcome};
+use marple::model::{CaptureKind, CollectorSelection, Manifest, Outcome};
 use sha2::{Digest, Sha256};
 
 const SHORT: Duration = Duration::from_millis(20);
 
 /// Returns the outcome, the error and the file content of the collector `name`.
-fn file(
+fn collector_file(
     (dir, manifest): &(std::path::PathBuf, Manifest),
     name: &str,
 ) -> Option<(Outcome, Option<String>, Option<String>)> {
-    let record = manifest.captures.iter().find(|it| it.engine == name)?;
+    let record = manifest.captures.iter().find(|capture| capture.engine == name)?;
     assert_eq!(record.kind, CaptureKind::Custom);
     let end = format!(".custom.{name}");
-    let content = manifest.artifacts.iter().find(|it| it.file.ends_with(&end)).map(|artifact| {
-        let content = fs::read(dir.join(&artifact.file)).unwrap();
-        let hash: String = Sha256::digest(&content).iter().map(|it| format!("{it:02x}")).collect();
-        assert_eq!((hash, content.len() as u64), (artifact.sha256.clone(), artifact.bytes.get()));
-        String::from_utf8(content).unwrap()
-    });
+    let content =
+        manifest.artifacts.iter().find(|recorded| recorded.file.ends_with(&end)).map(|artifact| {
+            let content = fs::read(dir.join(&artifact.file)).unwrap();
+            let hash: String =
+                Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(
+                (hash, content.len() as u64),
+                (artifact.sha256.clone(), artifact.bytes.get())
+            );
+            String::from_utf8(content).unwrap()
+        });
     Some((record.outcome, record.error.clone(), content))
 }
 
 #[test]
-fn every_incident_has_them_and_one_that_hangs_holds_nothing_up() {
-    let only = Collect::from_iter(["queries.txt".parse().unwrap(), "nobody.txt".parse().unwrap()]);
+fn hanging_custom_collector_delays_no_incident() {
+    let only = CollectorSelection::from_iter([
+        "queries.txt".parse().unwrap(),
+        "nobody.txt".parse().unwrap(),
+    ]);
     let mut rule = gauge_rule("queue", [CaptureKind::Trace], SHORT);
-    rule.collect = only;
+    rule.collectors = only;
     let host = Host::start(Settings { rules: vec![rule], ..settings() });
     let handle = host.handle();
     // Printing a panic alone may take seconds.
-    let usual = CollectorOptions { timeout: PATIENCE, ..CollectorOptions::default() };
-    let small = CollectorOptions { max_bytes: Bytes(1000), ..usual };
-    let brief = CollectorOptions { timeout: Duration::from_millis(200), ..usual };
+    let default_options = CollectorOptions { timeout: WAIT_TIMEOUT, ..CollectorOptions::default() };
+    let small = CollectorOptions { max_bytes: Bytes(1000), ..default_options };
+    let brief = CollectorOptions { timeout: Duration::from_millis(200), ..default_options };
     let (wrote, in_time) = mpsc::channel();
-    handle.collector("queries.txt", usual, |out| Ok(writeln!(out, "select 1")?)).unwrap();
     handle
-        .collector("large.txt", small, |out| {
+        .add_collector("queries.txt", default_options, |out| Ok(writeln!(out, "select 1")?))
+        .unwrap();
+    handle
+        .add_collector("large.txt", small, |out| {
             loop {
                 out.write_all(&[b'x'; 300])?;
             }
         })
         .unwrap();
-    handle.collector("panics.txt", usual, |_| panic!("as a collector might")).unwrap();
-    handle.collector("fails.txt", usual, |_| Err("no database".into())).unwrap();
     handle
-        .collector("hangs.txt", brief, move |out| {
+        .add_collector("panics.txt", default_options, |_| panic!("as a collector might"))
+        .unwrap();
+    handle.add_collector("fails.txt", default_options, |_| Err("no database".into())).unwrap();
+    handle
+        .add_collector("hangs.txt", brief, move |out| {
             wrote.send(out.write_all(b"half").is_ok())?;
             loop {
                 thread::park();
@@ -66,28 +78,29 @@ fn every_incident_has_them_and_one_that_hangs_holds_nothing_up() {
         })
         .unwrap();
     for (name, why) in [("queries.txt", "already"), ("../x", "no name")] {
-        let error = handle.collector(name, usual, |_| Ok(())).unwrap_err().to_string();
+        let error =
+            handle.add_collector(name, default_options, |_| Ok(())).unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
     }
 
     for round in 0..2 {
-        handle.capture([CaptureKind::Trace], SHORT).wait(PATIENCE).unwrap();
-        let found = host.closed(round + 1).remove(round);
-        let (outcome, error, content) = file(&found, "queries.txt").unwrap();
+        handle.capture([CaptureKind::Trace], SHORT).wait(WAIT_TIMEOUT).unwrap();
+        let found = host.wait_for_closed(round + 1).remove(round);
+        let (outcome, error, content) = collector_file(&found, "queries.txt").unwrap();
         assert_eq!((outcome, error, content.unwrap()), (Outcome::Done, None, "select 1\n".into()));
-        let (outcome, error, content) = file(&found, "large.txt").unwrap();
+        let (outcome, error, content) = collector_file(&found, "large.txt").unwrap();
         assert_eq!((outcome, content.unwrap().len()), (Outcome::Cut, 1000));
         assert!(error.unwrap().contains("cut at"));
         for (name, why) in [("panics.txt", "as a collector might"), ("fails.txt", "no database")] {
-            let (outcome, error, content) = file(&found, name).unwrap();
+            let (outcome, error, content) = collector_file(&found, name).unwrap();
             assert_eq!((outcome, content), (Outcome::Failed, None), "{name}");
             assert!(error.unwrap().contains(why), "{name}");
         }
-        let (outcome, error, content) = file(&found, "hangs.txt").unwrap();
+        let (outcome, error, content) = collector_file(&found, "hangs.txt").unwrap();
         if round == 0 {
             let error = error.unwrap();
             // On a busy machine the timeout may expire before the collector's thread starts.
-            if in_time.recv_timeout(PATIENCE).unwrap() {
+            if in_time.recv_timeout(WAIT_TIMEOUT).unwrap() {
                 assert_eq!((outcome, content.unwrap().as_str()), (Outcome::Cut, "half"));
                 assert!(error.contains("had not returned after 200ms; cut at 4 bytes"), "{error}");
             } else {
@@ -104,10 +117,10 @@ fn every_incident_has_them_and_one_that_hangs_holds_nothing_up() {
     gauge.set(11.0);
     host::wait_for("the rule's incident", || (host.incidents().len() == 3).then_some(()));
     gauge.set(0.0);
-    let found = host.closed(3).remove(2);
-    assert_eq!(file(&found, "queries.txt").unwrap().0, Outcome::Done);
-    let (outcome, error, _) = file(&found, "nobody.txt").unwrap();
+    let found = host.wait_for_closed(3).remove(2);
+    assert_eq!(collector_file(&found, "queries.txt").unwrap().0, Outcome::Done);
+    let (outcome, error, _) = collector_file(&found, "nobody.txt").unwrap();
     assert_eq!(outcome, Outcome::Skipped);
     assert!(error.unwrap().contains("registered"));
-    assert_eq!(file(&found, "large.txt"), None, "the rule did not ask for it");
+    assert_eq!(collector_file(&found, "large.txt"), None, "the rule did not ask for it");
 }

@@ -12,7 +12,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use host::{PATIENCE, incidents, settings, wait_for};
+use host::{WAIT_TIMEOUT, incidents, settings, wait_for};
 use marple::agent::Status;
 use marple::base::Bytes;
 use marple::model::{CaptureKind, Manifest, Outcome};
@@ -33,7 +33,7 @@ fn start(captures: &Path) -> Agent {
 
 /// Captures once and waits until the incident is closed.
 fn capture(handle: &AgentHandle, captures: &Path, kinds: impl Into<CaptureSet>) -> Manifest {
-    let id = handle.capture(kinds, SHORT).wait(PATIENCE).unwrap().incident;
+    let id = handle.capture(kinds, SHORT).wait(WAIT_TIMEOUT).unwrap().incident;
     wait_for("it to close", || {
         let found = incidents(captures).into_iter().map(|(_, manifest)| manifest);
         found.filter(|it| it.closed.is_some()).find(|it| it.id == id)
@@ -41,51 +41,52 @@ fn capture(handle: &AgentHandle, captures: &Path, kinds: impl Into<CaptureSet>) 
 }
 
 /// Waits for the next tick, which must come whatever the state of the disk.
-fn ticks(handle: &AgentHandle) {
-    let ticks = || handle.status().wait(PATIENCE).unwrap().counters.ticks;
+fn wait_for_tick(handle: &AgentHandle) {
+    let ticks = || handle.status().wait(WAIT_TIMEOUT).unwrap().counters.ticks;
     let before = ticks();
     wait_for("the next tick", || (ticks() > before).then_some(()));
 }
 
 #[test]
-fn a_host_out_of_descriptors_is_told_and_has_captures_when_it_has_some() {
-    let test = "a_host_out_of_descriptors_is_told_and_has_captures_when_it_has_some";
-    store::again(test, &["prlimit", "--nofile=200"], || {
+fn descriptor_exhaustion_is_reported_and_captures_resume_afterwards() {
+    let test = "descriptor_exhaustion_is_reported_and_captures_resume_afterwards";
+    store::rerun_under(test, &["prlimit", "--nofile=200"], || {
         let home = tempfile::tempdir().unwrap();
         let captures = home.path().join("captures");
         let agent = start(&captures);
         let handle = agent.handle();
-        assert_eq!(heap_files(&capture(&handle, &captures, [CaptureKind::Heap])), 2);
+        assert_eq!(heap_profile_count(&capture(&handle, &captures, [CaptureKind::Heap])), 2);
 
-        let mut held = Vec::new();
+        let mut open_files = Vec::new();
         while let Ok(file) = File::open("/dev/null") {
-            held.push(file);
+            open_files.push(file);
         }
         let limit = getrlimit(Resource::Nofile);
         // Below the number of open descriptors, so that no number is free, not even a reserved one.
         setrlimit(Resource::Nofile, Rlimit { current: Some(3), ..limit }).unwrap();
-        let error = handle.capture([CaptureKind::Heap], SHORT).wait(PATIENCE).unwrap_err();
-        let told = format!("{error}: {:?}", handle.status().wait(PATIENCE).unwrap().last_failure);
-        assert!(told.contains("raise `ulimit -n`"), "{told}");
-        ticks(&handle);
+        let error = handle.capture([CaptureKind::Heap], SHORT).wait(WAIT_TIMEOUT).unwrap_err();
+        let context =
+            format!("{error}: {:?}", handle.status().wait(WAIT_TIMEOUT).unwrap().last_failure);
+        assert!(context.contains("raise `ulimit -n`"), "{context}");
+        wait_for_tick(&handle);
 
         setrlimit(Resource::Nofile, limit).unwrap();
-        drop(held);
-        assert_eq!(heap_files(&capture(&handle, &captures, [CaptureKind::Heap])), 2);
+        drop(open_files);
+        assert_eq!(heap_profile_count(&capture(&handle, &captures, [CaptureKind::Heap])), 2);
     });
 }
 
 /// Returns the number of heap profiles. With few descriptors the manifest also lists other
 /// artifacts.
-fn heap_files(manifest: &Manifest) -> usize {
-    manifest.artifacts.iter().filter(|it| it.kind == CaptureKind::Heap).count()
+fn heap_profile_count(manifest: &Manifest) -> usize {
+    manifest.artifacts.iter().filter(|artifact| artifact.kind == CaptureKind::Heap).count()
 }
 
 /// An HTTP client in a separate process with descriptors left. It is started while this process has
 /// some.
 struct Client {
     child: std::process::Child,
-    answers: std::io::BufReader<std::process::ChildStdout>,
+    responses: std::io::BufReader<std::process::ChildStdout>,
 }
 
 impl Client {
@@ -101,25 +102,24 @@ impl Client {
             .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
-        let answers = std::io::BufReader::new(child.stdout.take().unwrap());
-        Self { child, answers }
+        let responses = std::io::BufReader::new(child.stdout.take().unwrap());
+        Self { child, responses }
     }
 
     /// Sends a request and returns the status line of the response.
-    fn ask(&mut self, request: &str) -> String {
+    fn send_request(&mut self, request: &str) -> String {
         use std::io::BufRead;
         writeln!(self.child.stdin.as_mut().unwrap(), "{request}").unwrap();
-        let mut answer = String::new();
-        self.answers.read_line(&mut answer).unwrap();
-        answer
+        let mut response = String::new();
+        self.responses.read_line(&mut response).unwrap();
+        response
     }
 }
 
 #[test]
-fn a_host_without_descriptors_has_an_endpoint_and_captures_and_a_list_of_what_took_them() {
-    let test =
-        "a_host_without_descriptors_has_an_endpoint_and_captures_and_a_list_of_what_took_them";
-    store::again(test, &["prlimit", "--nofile=512"], || {
+fn endpoint_and_captures_work_without_free_descriptors() {
+    let test = "endpoint_and_captures_work_without_free_descriptors";
+    store::rerun_under(test, &["prlimit", "--nofile=512"], || {
         let home = tempfile::tempdir().unwrap();
         let captures = home.path().join("captures");
         let port = {
@@ -133,43 +133,44 @@ fn a_host_without_descriptors_has_an_endpoint_and_captures_and_a_list_of_what_to
         let agent = Agent::from_settings(settings).start().unwrap();
         let handle = agent.handle();
         let mut client = Client::start(port);
-        assert!(client.ask("GET /status").contains("200"));
+        assert!(client.send_request("GET /status").contains("200"));
 
         let leak = home.path().join("leak.log");
         File::create(&leak).unwrap();
-        let mut held = Vec::new();
+        let mut open_files = Vec::new();
         while let Ok(file) = File::open(&leak) {
-            held.push(file);
+            open_files.push(file);
         }
         for _ in 0..10 {
-            let answer = client.ask("GET /status");
-            assert!(answer.contains("200"), "{answer}");
+            let response = client.send_request("GET /status");
+            assert!(response.contains("200"), "{response}");
         }
-        let answer = client.ask("POST /monitor/notify");
-        assert!(answer.contains("200"), "{answer}");
+        let response = client.send_request("POST /monitor/notify");
+        assert!(response.contains("200"), "{response}");
         // Captures run one after the other; each must have run before the incident ends.
         wait_for("all to run", || {
-            let status = handle.status().wait(PATIENCE).unwrap();
+            let status = handle.status().wait(WAIT_TIMEOUT).unwrap();
             let done = status.counters.captures + status.counters.captures_failed;
             let running = status.incidents.first()?.running.iter().count() as u64;
             (running + done >= CaptureKind::ALL.len() as u64).then_some(())
         });
-        assert!(client.ask("POST /monitor/notify").contains("200"));
+        assert!(client.send_request("POST /monitor/notify").contains("200"));
         wait_for("its end", || {
-            let status = handle.status().wait(PATIENCE).unwrap();
+            let status = handle.status().wait(WAIT_TIMEOUT).unwrap();
             (status.counters.incidents_closed == 1).then_some(())
         });
         // Frees the descriptors with which this test reads the incident.
-        held.truncate(held.len() - 20);
+        open_files.truncate(open_files.len() - 20);
         let (dir, manifest) = wait_for("it to close", || {
-            incidents(&captures).into_iter().find(|(_, it)| it.closed.is_some())
+            incidents(&captures).into_iter().find(|(_, manifest)| manifest.closed.is_some())
         });
         for kind in CaptureKind::ALL {
-            let record = manifest.captures.iter().find(|it| it.kind == kind).unwrap();
+            let record = manifest.captures.iter().find(|capture| capture.kind == kind).unwrap();
             assert_eq!(record.outcome, Outcome::Done, "{record:?}");
-            assert!(manifest.artifacts.iter().any(|it| it.kind == kind), "{kind}");
+            assert!(manifest.artifacts.iter().any(|artifact| artifact.kind == kind), "{kind}");
         }
-        let list = manifest.artifacts.iter().find(|it| it.kind == CaptureKind::Descriptors);
+        let list =
+            manifest.artifacts.iter().find(|artifact| artifact.kind == CaptureKind::Descriptors);
         let list = fs::read_to_string(dir.join(&list.unwrap().file)).unwrap();
         let line = list.lines().find(|line| line.contains("leak.log")).unwrap();
         let count: u64 = line.split_whitespace().next().unwrap().parse().unwrap();
@@ -180,28 +181,31 @@ fn a_host_without_descriptors_has_an_endpoint_and_captures_and_a_list_of_what_to
 }
 
 #[test]
-fn a_limit_on_the_size_of_files_does_not_kill_the_host() {
-    let test = "a_limit_on_the_size_of_files_does_not_kill_the_host";
-    store::again(test, &["prlimit", "--fsize=32768"], || {
+fn file_size_limit_does_not_kill_host() {
+    let test = "file_size_limit_does_not_kill_host";
+    store::rerun_under(test, &["prlimit", "--fsize=32768"], || {
         let home = tempfile::tempdir().unwrap();
         let captures = home.path().join("captures");
         let agent = start(&captures);
         let handle = agent.handle();
         let large = |out: &mut marple::agent::CollectorOutput| Ok(out.write_all(&[7; 100_000])?);
-        handle.collector("large.txt", Default::default(), large).unwrap();
+        handle.add_collector("large.txt", Default::default(), large).unwrap();
         let manifest = capture(&handle, &captures, [CaptureKind::Heap]);
-        let record = manifest.captures.iter().find(|it| it.engine == "large.txt").unwrap();
+        let record = manifest.captures.iter().find(|entry| entry.engine == "large.txt").unwrap();
         assert_eq!(record.outcome, Outcome::Failed, "{record:?}");
         assert!(record.error.as_ref().unwrap().contains("LimitFSIZE"), "{record:?}");
-        assert_eq!(manifest.artifacts.iter().filter(|it| it.kind == CaptureKind::Heap).count(), 2);
-        ticks(&handle);
+        assert_eq!(
+            manifest.artifacts.iter().filter(|artifact| artifact.kind == CaptureKind::Heap).count(),
+            2
+        );
+        wait_for_tick(&handle);
     });
 }
 
 #[test]
-fn a_file_system_that_fails_and_turns_read_only_is_told_and_survived() {
-    let test = "a_file_system_that_fails_and_turns_read_only_is_told_and_survived";
-    store::again(test, store::own_mounts(), || {
+fn failing_then_read_only_file_system_is_reported_and_survived() {
+    let test = "failing_then_read_only_file_system_is_reported_and_survived";
+    store::rerun_under(test, store::private_mounts_command(), || {
         let home = tempfile::tempdir().unwrap();
         let (image, disk) = (home.path().join("image"), home.path().join("disk"));
         File::create(&image).unwrap().set_len(16 << 20).unwrap();
@@ -218,28 +222,34 @@ fn a_file_system_that_fails_and_turns_read_only_is_told_and_survived() {
         assert_eq!(capture(&handle, &captures, [CaptureKind::Heap]).artifacts.len(), 2);
 
         // Makes the file system fail in the middle of an incident, as a failing disk does.
-        let open = handle.start([CaptureKind::Heap]).wait(PATIENCE).unwrap();
+        let open = handle.start_capture([CaptureKind::Heap]).wait(WAIT_TIMEOUT).unwrap();
         wait_for("the capture to run", || {
             let found = incidents(&captures);
-            found.iter().any(|(_, it)| it.closed.is_none() && it.artifacts.len() == 1).then_some(())
+            found
+                .iter()
+                .any(|(_, manifest)| manifest.closed.is_none() && manifest.artifacts.len() == 1)
+                .then_some(())
         });
         let device = run("findmnt", &["-no", "SOURCE", at]).unwrap();
         let name = Path::new(device.trim()).file_name().unwrap();
         let fail = Path::new("/sys/fs/ext4").join(name).join("trigger_fs_error");
         fs::write(fail, "a test").unwrap();
-        handle.stop().wait(PATIENCE).unwrap();
-        let status = || handle.status().wait(PATIENCE).unwrap();
-        let lost =
-            |status: &Status| status.failures.iter().any(|it| it.cause == "artifact not written");
+        handle.stop_capture().wait(WAIT_TIMEOUT).unwrap();
+        let status = || handle.status().wait(WAIT_TIMEOUT).unwrap();
+        let lost = |status: &Status| {
+            status.failures.iter().any(|failure| failure.cause == "artifact not written")
+        };
         wait_for("what was lost to be counted", || lost(&status()).then_some(()));
         // The incident stays open because its end cannot be written; each attempt reports the
         // reason.
-        let told = wait_for("why to be told", || {
+        let failure = wait_for("why to be told", || {
             status().last_failure.clone().filter(|told| told.contains("mount it writable"))
         });
-        assert!(told.contains(at), "the path is named: {told}");
-        ticks(&handle);
-        let kept = incidents(&captures).into_iter().find(|(_, it)| Some(it.id) == open.incident);
+        assert!(failure.contains(at), "the path is named: {failure}");
+        wait_for_tick(&handle);
+        let kept = incidents(&captures)
+            .into_iter()
+            .find(|(_, manifest)| Some(manifest.id) == open.incident);
         assert_eq!(kept.unwrap().1.artifacts.len(), 1, "what was written is there");
         drop(agent);
         run("umount", &["-l", at]);
@@ -253,36 +263,39 @@ fn run(program: &str, arguments: &[&str]) -> Option<String> {
 }
 
 #[test]
-fn with_too_little_room_small_captures_come_first_and_others_say_why_they_are_missing() {
-    let test = "with_too_little_room_small_captures_come_first_and_others_say_why_they_are_missing";
-    store::again(test, store::own_mounts(), || {
+fn little_disk_space_keeps_small_captures_and_explains_missing_ones() {
+    let test = "little_disk_space_keeps_small_captures_and_explains_missing_ones";
+    store::rerun_under(test, store::private_mounts_command(), || {
         let disk = tempfile::tempdir().unwrap();
-        store::mount_small(disk.path());
+        store::mount_small_tmpfs(disk.path());
         let captures = disk.path().join("captures");
         let agent = start(&captures);
         let handle = agent.handle();
         let stat = rustix::fs::statvfs(disk.path()).unwrap();
-        let left = Bytes::kib(120).get();
-        let others = usize::try_from(stat.f_bavail * stat.f_frsize - left).unwrap();
+        let remaining_bytes = Bytes::kib(120).get();
+        let others = usize::try_from(stat.f_bavail * stat.f_frsize - remaining_bytes).unwrap();
         fs::write(disk.path().join("others"), vec![1; others]).unwrap();
 
         // The file system is too small for everything a capture may write.
         let manifest = capture(&handle, &captures, CaptureSet::all());
-        let outcome = |kind| manifest.captures.iter().find(|it| it.kind == kind).unwrap();
-        for capture in manifest.captures.iter().filter(|it| it.outcome != Outcome::Done) {
+        let outcome = |kind| manifest.captures.iter().find(|entry| entry.kind == kind).unwrap();
+        for capture in manifest.captures.iter().filter(|entry| entry.outcome != Outcome::Done) {
             let why = capture.error.as_ref().unwrap();
             assert!(why.contains("keep_free"), "{capture:?}");
         }
         for kind in [CaptureKind::Threads, CaptureKind::Tasks, CaptureKind::Heap] {
             assert_eq!(outcome(kind).outcome, Outcome::Done, "{:?}", manifest.captures);
         }
-        let first = manifest.captures.iter().map(|it| it.kind).next();
+        let first = manifest.captures.iter().map(|entry| entry.kind).next();
         assert_eq!(first, Some(CaptureKind::Threads), "smallest first");
 
         fs::remove_file(disk.path().join("others")).unwrap();
-        let whole = capture(&handle, &captures, CaptureSet::all());
-        let first = whole.captures.iter().map(|it| it.kind).next();
+        let complete = capture(&handle, &captures, CaptureSet::all());
+        let first = complete.captures.iter().map(|entry| entry.kind).next();
         assert_eq!(first, Some(CaptureKind::Trace), "what vanishes first");
-        assert!(whole.captures.iter().all(|it| it.outcome == Outcome::Done), "{whole:#?}");
+        assert!(
+            complete.captures.iter().all(|entry| entry.outcome == Outcome::Done),
+            "{complete:#?}"
+        );
     });
 }

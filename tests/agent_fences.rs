@@ -15,7 +15,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use host::{Host, PATIENCE, settings, wait_for};
+use host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use marple::agent::{IncidentEvent, Status};
 use marple::config::HttpSettings;
 use marple::{Agent, AgentHandle, CaptureKind, Settings};
@@ -29,15 +29,15 @@ static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 const SHORT: Duration = Duration::from_millis(50);
 
-fn alone(test: &str, body: impl FnOnce()) {
-    store::again(test, &["env"], body);
+fn rerun_alone(test: &str, body: impl FnOnce()) {
+    store::rerun_under(test, &["env"], body);
 }
 
 fn status(handle: &AgentHandle) -> Box<Status> {
-    handle.status().wait(PATIENCE).unwrap()
+    handle.status().wait(WAIT_TIMEOUT).unwrap()
 }
 
-fn ticks_go_on(handle: &AgentHandle) {
+fn wait_for_tick(handle: &AgentHandle) {
     let before = status(handle).counters.ticks;
     wait_for("the next tick", || (status(handle).counters.ticks > before).then_some(()));
 }
@@ -49,26 +49,27 @@ fn warning(handle: &AgentHandle, topic: &str) -> Option<String> {
 
 /// Captures incidents for `MARPLE_TEST_SECONDS` seconds, at least three of them. After each, checks
 /// that the agent ticks and its endpoint responds.
-fn works_for_long(host: &Host, url: &str) {
+fn capture_and_check_repeatedly(host: &Host, url: &str) {
     let seconds = std::env::var("MARPLE_TEST_SECONDS").ok().and_then(|text| text.parse().ok());
     let end = Instant::now() + Duration::from_secs(seconds.unwrap_or(0));
     let mut captures = 0;
     while captures < 3 || Instant::now() < end {
         captures += 1;
-        let taken = host.handle().capture([CaptureKind::Heap], SHORT).wait(PATIENCE).unwrap();
+        let captured =
+            host.handle().capture([CaptureKind::Heap], SHORT).wait(WAIT_TIMEOUT).unwrap();
         let manifest = wait_for("the incident to be closed", || {
-            let found = host.incidents().into_iter().find(|(dir, _)| *dir == taken.dir);
+            let found = host.incidents().into_iter().find(|(dir, _)| *dir == captured.dir);
             found.map(|(_, manifest)| manifest).filter(|manifest| manifest.closed.is_some())
         });
         assert_eq!(manifest.artifacts.len(), 2);
-        ticks_go_on(&host.handle());
+        wait_for_tick(&host.handle());
         assert_eq!(get(&format!("{url}/status")).status, 200);
     }
     println!("{captures} captures");
 }
 
 /// Returns settings whose rate limit the tests cannot reach.
-fn unpaced() -> HttpSettings {
+fn settings_without_rate_limit() -> HttpSettings {
     HttpSettings { max_requests_per_second: 10_000, ..HttpSettings::default() }
 }
 
@@ -79,9 +80,9 @@ fn log_requests(url: &str) {
     let request = "GET /debug/pprof HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let last = request.replace("Host:", "Connection: close\r\nHost:");
     client.write_all((request.repeat(99) + &last).as_bytes()).unwrap();
-    let mut answers = String::new();
-    client.read_to_string(&mut answers).unwrap();
-    assert_eq!(answers.matches("HTTP/1.1 3").count(), 100, "{answers}");
+    let mut response_text = String::new();
+    client.read_to_string(&mut response_text).unwrap();
+    assert_eq!(response_text.matches("HTTP/1.1 3").count(), 100, "{response_text}");
 }
 
 /// Redirects the log to a pipe without a reader. The requests of the tests fill it.
@@ -98,11 +99,11 @@ fn full_log_pipe() -> PipeReader {
 }
 
 #[test]
-fn a_log_that_nobody_reads_stops_neither_ticks_nor_endpoint_nor_captures() {
-    let test = "a_log_that_nobody_reads_stops_neither_ticks_nor_endpoint_nor_captures";
-    alone(test, || {
+fn blocked_log_does_not_stop_ticks_endpoint_or_captures() {
+    let test = "blocked_log_does_not_stop_ticks_endpoint_or_captures";
+    rerun_alone(test, || {
         let mut log = full_log_pipe();
-        let (mut host, url) = serve(unpaced());
+        let (mut host, url) = serve(settings_without_rate_limit());
         let handle = host.handle();
         // The pipe takes one page and the queue 1024 events; further events are dropped.
         let lost = || status(&handle).log.dropped > 0;
@@ -110,10 +111,10 @@ fn a_log_that_nobody_reads_stops_neither_ticks_nor_endpoint_nor_captures() {
             log_requests(&url);
             lost().then_some(())
         });
-        ticks_go_on(&handle);
-        let told = warning(&handle, "log").unwrap();
-        assert!(told.contains("does not take them"), "{told}");
-        works_for_long(&host, &url);
+        wait_for_tick(&handle);
+        let warning_text = warning(&handle, "log").unwrap();
+        assert!(warning_text.contains("does not take them"), "{warning_text}");
+        capture_and_check_repeatedly(&host, &url);
         assert_eq!(get(&format!("{url}/status")).json()["log"]["queued"], 1024);
 
         // A reader resumes: it must receive the queued events and one line that counts the dropped
@@ -133,7 +134,7 @@ fn a_log_that_nobody_reads_stops_neither_ticks_nor_endpoint_nor_captures() {
         wait_for("the end of the warning", || warning(&handle, "log").is_none().then_some(()));
         let closed = host.incidents().len();
         text.lock().unwrap().clear();
-        host.handle().start([CaptureKind::Threads]).wait(PATIENCE).unwrap();
+        host.handle().start_capture([CaptureKind::Threads]).wait(WAIT_TIMEOUT).unwrap();
         host.end();
         assert_eq!(host.incidents().len(), closed + 1);
         // The line is in the pipe, but the reader may be behind.
@@ -143,11 +144,11 @@ fn a_log_that_nobody_reads_stops_neither_ticks_nor_endpoint_nor_captures() {
 }
 
 #[test]
-fn an_agent_ends_in_time_though_nobody_reads_its_log() {
-    let test = "an_agent_ends_in_time_though_nobody_reads_its_log";
-    alone(test, || {
+fn agent_shuts_down_in_time_with_blocked_log() {
+    let test = "agent_shuts_down_in_time_with_blocked_log";
+    rerun_alone(test, || {
         let _log = full_log_pipe();
-        let (mut host, url) = serve(unpaced());
+        let (mut host, url) = serve(settings_without_rate_limit());
         wait_for("the queue to be full", || {
             log_requests(&url);
             (status(&host.handle()).log.queued > 100).then_some(())
@@ -158,39 +159,39 @@ fn an_agent_ends_in_time_though_nobody_reads_its_log() {
 }
 
 /// A layer that panics at each event of marple.
-struct Panics;
+struct PanickingLayer;
 
-impl<S: tracing::Subscriber> Layer<S> for Panics {
+impl<S: tracing::Subscriber> Layer<S> for PanickingLayer {
     fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
         assert!(!event.metadata().target().starts_with("marple"), "the layer has no disk");
     }
 }
 
 #[test]
-fn a_subscriber_that_panics_costs_its_events_only() {
-    let test = "a_subscriber_that_panics_costs_its_events_only";
-    alone(test, || {
-        tracing_subscriber::registry().with(Panics).init();
+fn panicking_subscriber_loses_only_its_events() {
+    let test = "panicking_subscriber_loses_only_its_events";
+    rerun_alone(test, || {
+        tracing_subscriber::registry().with(PanickingLayer).init();
         let (host, url) = serve(HttpSettings::default());
         let handle = host.handle();
-        works_for_long(&host, &url);
-        let told = wait_for("a warning", || warning(&handle, "log"));
-        assert!(told.contains("panicked: the layer has no disk"), "{told}");
+        capture_and_check_repeatedly(&host, &url);
+        let warning_text = wait_for("a warning", || warning(&handle, "log"));
+        assert!(warning_text.contains("panicked: the layer has no disk"), "{warning_text}");
         let log = status(&handle).log;
         assert!(log.panics >= 3 && log.delivered == 0, "{log:?}");
     });
 }
 
 #[test]
-fn names_of_the_host_cannot_forge_a_line_of_the_log() {
-    let test = "names_of_the_host_cannot_forge_a_line_of_the_log";
-    alone(test, || {
+fn host_names_cannot_forge_log_lines() {
+    let test = "host_names_cannot_forge_log_lines";
+    rerun_alone(test, || {
         let mut log = full_log_pipe();
         let home = tempfile::tempdir().unwrap();
         let dir = home.path().join("x\n1970-01-01T00:00:00Z ERROR forged");
         let settings = Settings { dir, ..settings() };
         let agent = Agent::from_settings(settings).start().unwrap();
-        agent.handle().capture([CaptureKind::Heap], SHORT).wait(PATIENCE).unwrap();
+        agent.handle().capture([CaptureKind::Heap], SHORT).wait(WAIT_TIMEOUT).unwrap();
         drop(agent);
         let mut text = vec![0; 64 << 10];
         let read = log.read(&mut text).unwrap();
@@ -201,17 +202,17 @@ fn names_of_the_host_cannot_forge_a_line_of_the_log() {
 }
 
 #[test]
-fn a_callback_that_panics_even_when_it_is_dropped_costs_itself_only() {
-    struct PanicsWhenDropped;
-    impl Drop for PanicsWhenDropped {
+fn callback_panicking_in_drop_affects_only_itself() {
+    struct PanicsInDrop;
+    impl Drop for PanicsInDrop {
         fn drop(&mut self) {
             panic!("a drop that panics");
         }
     }
-    let _one = host::alone();
+    let _serial = host::serial_guard();
     let dir = tempfile::tempdir().unwrap();
     let settings = Settings { dir: dir.path().join("captures"), ..settings() };
-    let bad = PanicsWhenDropped;
+    let bad = PanicsInDrop;
     let closed = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&closed);
     let agent = Agent::from_settings(settings)
@@ -227,7 +228,7 @@ fn a_callback_that_panics_even_when_it_is_dropped_costs_itself_only() {
         .start()
         .unwrap();
     for number in 1..=2 {
-        agent.handle().capture([CaptureKind::Heap], SHORT).wait(PATIENCE).unwrap();
+        agent.handle().capture([CaptureKind::Heap], SHORT).wait(WAIT_TIMEOUT).unwrap();
         wait_for("the other callback", || (closed.load(Ordering::SeqCst) == number).then_some(()));
     }
 }
@@ -249,7 +250,7 @@ impl Wake for BadWaker {
 }
 
 #[test]
-fn a_waker_that_blocks_or_panics_does_not_stop_the_agent() {
+fn blocking_or_panicking_waker_does_not_stop_agent() {
     let host = Host::start(settings());
     let handle = host.handle();
     for panics in [true, false] {
@@ -260,7 +261,7 @@ fn a_waker_that_blocks_or_panics_does_not_stop_the_agent() {
         if polled.is_pending() {
             wait_for("the waker", || waker.woken.load(Ordering::SeqCst).then_some(()));
         }
-        ticks_go_on(&handle);
+        wait_for_tick(&handle);
         assert!(matches!(
             wait_for("the answer", || {
                 let polled = pending.as_mut().poll(&mut Context::from_waker(Waker::noop()));

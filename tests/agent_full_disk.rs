@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use host::{PATIENCE, incidents, settings, wait_for};
+use host::{WAIT_TIMEOUT, incidents, settings, wait_for};
 use marple::base::Bytes;
 use marple::config::{DiskReserve, StoreSettings};
 use marple::model::{IncidentState, Outcome};
@@ -23,13 +23,13 @@ static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 struct Tmpfs(PathBuf);
 
 impl Tmpfs {
-    fn mount(at: &Path) -> Option<Self> {
-        fs::create_dir(at).unwrap();
+    fn mount(mount_point: &Path) -> Option<Self> {
+        fs::create_dir(mount_point).unwrap();
         let done = Command::new("mount")
             .args(["-t", "tmpfs", "-o", "size=1m,mode=0700", "marple-test"])
-            .arg(at)
+            .arg(mount_point)
             .output();
-        done.is_ok_and(|output| output.status.success()).then(|| Self(at.to_owned()))
+        done.is_ok_and(|output| output.status.success()).then(|| Self(mount_point.to_owned()))
     }
 }
 
@@ -42,7 +42,7 @@ impl Drop for Tmpfs {
 const SHORT: Duration = Duration::from_millis(50);
 
 #[test]
-fn a_full_disk_is_told_and_survived() {
+fn full_disk_is_reported_and_captures_resume_afterwards() {
     let home = tempfile::tempdir().unwrap();
     let Some(disk) = Tmpfs::mount(&home.path().join("disk")) else {
         assert!(std::env::var_os("CI").is_none(), "CI mounts file systems");
@@ -53,7 +53,7 @@ fn a_full_disk_is_told_and_survived() {
     let agent = Agent::from_settings(Settings {
         dir: captures.clone(),
         store: StoreSettings {
-            keep_free: DiskReserve::Bytes(Bytes(0)),
+            min_free_space: DiskReserve::Bytes(Bytes(0)),
             ..StoreSettings::default()
         },
         ..settings()
@@ -61,40 +61,43 @@ fn a_full_disk_is_told_and_survived() {
     .start()
     .unwrap();
     let handle = agent.handle();
-    let status = || handle.status().wait(PATIENCE).unwrap();
+    let status = || handle.status().wait(WAIT_TIMEOUT).unwrap();
     let at_rest = || wait_for("it to close", || status().incidents.is_empty().then_some(()));
 
-    handle.capture([CaptureKind::Heap], SHORT).wait(PATIENCE).unwrap();
+    handle.capture([CaptureKind::Heap], SHORT).wait(WAIT_TIMEOUT).unwrap();
     at_rest();
-    let whole = incidents(&captures);
-    assert_eq!(whole[0].1.artifacts.len(), 2);
+    let complete = incidents(&captures);
+    assert_eq!(complete[0].1.artifacts.len(), 2);
 
     // Fills the disk while an incident is open.
-    let open = handle.start(CaptureSet::all()).wait(PATIENCE).unwrap();
+    let open = handle.start_capture(CaptureSet::all()).wait(WAIT_TIMEOUT).unwrap();
     wait_for("the captures to run", || {
         let all = CaptureSet::all().iter().count();
-        incidents(&captures).iter().any(|(_, it)| it.captures.len() == all).then_some(())
+        incidents(&captures)
+            .iter()
+            .any(|(_, manifest)| manifest.captures.len() == all)
+            .then_some(())
     });
     let filler = disk.0.join("filler");
     fill(&filler);
-    handle.stop().wait(PATIENCE).unwrap();
+    handle.stop_capture().wait(WAIT_TIMEOUT).unwrap();
     let failed = wait_for("the failure to be told", || {
         let status = status();
-        let told = status.failures.iter().any(|loss| loss.cause == "artifact not written");
-        told.then_some(status)
+        let is_reported = status.failures.iter().any(|loss| loss.cause == "artifact not written");
+        is_reported.then_some(status)
     });
     let words = failed.last_failure.clone().unwrap();
     assert!(words.contains(captures.to_str().unwrap()), "the path is named: {words}");
     let ticks = failed.counters.ticks;
     wait_for("the next tick", || (status().counters.ticks > ticks).then_some(()));
-    for (dir, manifest) in &whole {
+    for (dir, manifest) in &complete {
         for artifact in &manifest.artifacts {
-            let left = fs::metadata(dir.join(&artifact.file)).unwrap().len();
-            assert_eq!(left, artifact.bytes.get(), "what was written is still there");
+            let file_bytes = fs::metadata(dir.join(&artifact.file)).unwrap().len();
+            assert_eq!(file_bytes, artifact.bytes.get(), "what was written is still there");
         }
     }
     // The directory of a further incident cannot be created, and the caller gets the error.
-    let error = handle.capture([CaptureKind::Heap], SHORT).wait(PATIENCE);
+    let error = handle.capture([CaptureKind::Heap], SHORT).wait(WAIT_TIMEOUT);
     let full = incidents(&captures).len();
 
     // With space again, the open incident is closed with its outcomes, and the next one is
@@ -113,7 +116,7 @@ fn a_full_disk_is_told_and_survived() {
         assert!(error.to_string().contains("no incident directory"), "{error}");
         assert_eq!(full, 2, "no half incident is left");
     }
-    let next = handle.capture([CaptureKind::Heap], SHORT).wait(PATIENCE).unwrap();
+    let next = handle.capture([CaptureKind::Heap], SHORT).wait(WAIT_TIMEOUT).unwrap();
     at_rest();
     let found = incidents(&captures);
     let (_, next) = found.iter().find(|(_, manifest)| manifest.id == next.incident).unwrap();

@@ -9,18 +9,18 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 use std::{fs, thread};
 
-use host::{Host, PATIENCE, files, settings, wait_for};
+use host::{Host, WAIT_TIMEOUT, artifact_names, settings, wait_for};
 use marple::config::{HttpSettings, Listen, Secret};
 use marple::model::{CaptureKind, Origin, Outcome};
 use marple::{Agent, Settings, http};
 use serde_json::Value;
 
 /// Returns an address without a listener.
-fn free() -> SocketAddr {
+fn unused_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-fn listening(listen: Listen, token: Option<&str>) -> Settings {
+fn settings_with_listener(listen: Listen, token: Option<&str>) -> Settings {
     Settings {
         http: Some(HttpSettings {
             listen,
@@ -32,16 +32,16 @@ fn listening(listen: Listen, token: Option<&str>) -> Settings {
     }
 }
 
-fn host() -> (Host, String) {
-    let address = free();
-    (Host::start(listening(Listen::Tcp(address), None)), format!("http://{address}"))
+fn start_host() -> (Host, String) {
+    let address = unused_address();
+    (Host::start(settings_with_listener(Listen::Tcp(address), None)), format!("http://{address}"))
 }
 
 /// Sends a request and returns status and body.
-fn ask(method: &str, url: &str, token: Option<&str>) -> (u16, Value) {
+fn send_request(method: &str, url: &str, token: Option<&str>) -> (u16, Value) {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
-        .timeout_global(Some(PATIENCE))
+        .timeout_global(Some(WAIT_TIMEOUT))
         .build()
         .into();
     let request = ureq::http::Request::builder().method(method).uri(url);
@@ -55,10 +55,10 @@ fn ask(method: &str, url: &str, token: Option<&str>) -> (u16, Value) {
 }
 
 #[test]
-fn notify_flips_as_the_founding_program_did() {
-    let (host, url) = host();
+fn notify_without_action_toggles_and_keeps_response_format() {
+    let (host, url) = start_host();
     let url = format!("{url}/monitor/notify");
-    let (status, on) = ask("POST", &url, None);
+    let (status, on) = send_request("POST", &url, None);
     assert_eq!((status, &on["code"], &on["msg"]), (200, &0.into(), &"notify success".into()));
     assert_eq!(on["on"], true);
     assert_eq!(
@@ -66,17 +66,18 @@ fn notify_flips_as_the_founding_program_did() {
         serde_json::json!(["trace", "threads", "tasks", "descriptors", "panics", "cpu", "heap"])
     );
     assert!(on["since"].is_string() && on["incident"].is_string(), "{on}");
-    let (_, off) = ask("POST", &url, None);
+    let (_, off) = send_request("POST", &url, None);
     assert_eq!((&off["on"], &off["incident"]), (&false.into(), &on["incident"]));
-    let (_, manifest) = host.closed(1).remove(0);
+    let (_, manifest) = host.wait_for_closed(1).remove(0);
     assert_eq!(manifest.id.to_string(), on["incident"]);
     assert_eq!(manifest.reasons[0].origin, Origin::Http);
 }
 
 #[test]
-fn notify_does_what_it_is_told_outright() {
-    let (host, url) = host();
-    let tell = |action: &str| ask("POST", &format!("{url}/monitor/notify?action={action}"), None);
+fn notify_executes_requested_action() {
+    let (host, url) = start_host();
+    let notify =
+        |action: &str| send_request("POST", &format!("{url}/monitor/notify?action={action}"), None);
     for (action, on) in [
         ("status", false),
         ("start", true),
@@ -87,58 +88,60 @@ fn notify_does_what_it_is_told_outright() {
         ("toggle", true),
         ("toggle", false),
     ] {
-        let (status, answer) = tell(action);
-        assert_eq!((status, &answer["on"]), (200, &on.into()), "{action}: {answer}");
+        let (status, response) = notify(action);
+        assert_eq!((status, &response["on"]), (200, &on.into()), "{action}: {response}");
     }
     for wrong in ["sotp", "start&x=1"] {
-        let (status, answer) = tell(wrong);
-        assert_eq!((status, &answer["code"]), (400, &400.into()));
-        assert!(answer["msg"].as_str().unwrap().contains("start, stop, toggle"), "{answer}");
+        let (status, response) = notify(wrong);
+        assert_eq!((status, &response["code"]), (400, &400.into()));
+        assert!(response["msg"].as_str().unwrap().contains("start, stop, toggle"), "{response}");
     }
     drop(host);
 }
 
 #[test]
-fn a_thousand_requests_at_once_leave_a_whole_state() {
-    let (mut host, url) = host();
+fn thousand_concurrent_requests_leave_consistent_state() {
+    let (mut host, url) = start_host();
     let url = format!("{url}/monitor/notify");
     let threads: Vec<_> = (0..20)
         .map(|_| {
             let url = url.clone();
-            thread::spawn(move || (0..50).map(|_| ask("POST", &url, None)).collect::<Vec<_>>())
+            thread::spawn(move || {
+                (0..50).map(|_| send_request("POST", &url, None)).collect::<Vec<_>>()
+            })
         })
         .collect();
-    let answers: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
-    assert!(answers.iter().all(|(status, _)| *status == 200), "every request is answered");
-    assert_eq!(answers.iter().filter(|(_, answer)| answer["on"] == true).count(), 500);
-    assert_eq!(ask("GET", &format!("{url}?action=status"), None).1["on"], false);
+    let responses: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+    assert!(responses.iter().all(|(status, _)| *status == 200), "every request is answered");
+    assert_eq!(responses.iter().filter(|(_, toggle)| toggle["on"] == true).count(), 500);
+    assert_eq!(send_request("GET", &format!("{url}?action=status"), None).1["on"], false);
     host.end();
     assert!(host.incidents().iter().all(|(_, manifest)| manifest.closed.is_some()));
 }
 
 #[test]
-fn a_token_is_asked_for_and_never_shown() {
-    let address = free();
-    let host = Host::start(listening(Listen::Tcp(address), Some("s3cret")));
+fn token_is_required_and_never_shown() {
+    let address = unused_address();
+    let host = Host::start(settings_with_listener(Listen::Tcp(address), Some("s3cret")));
     let url = format!("http://{address}/status");
     for wrong in
         [None, Some("s3cret"), Some("Bearer s3cre"), Some("Bearer s3cret2"), Some("Bearer ")]
     {
-        let (status, answer) = ask("GET", &url, wrong);
-        assert_eq!((status, &answer["code"]), (401, &401.into()), "{wrong:?}");
+        let (status, response) = send_request("GET", &url, wrong);
+        assert_eq!((status, &response["code"]), (401, &401.into()), "{wrong:?}");
     }
-    let (status, _) = ask("GET", &format!("http://{address}/nowhere"), None);
+    let (status, _) = send_request("GET", &format!("http://{address}/nowhere"), None);
     assert_eq!(status, 401, "what exists is not told to strangers");
-    let (status, answer) = ask("GET", &url, Some("bearer s3cret"));
+    let (status, response) = send_request("GET", &url, Some("bearer s3cret"));
     assert_eq!(status, 200);
-    assert!(!answer.to_string().contains("s3cret"));
+    assert!(!response.to_string().contains("s3cret"));
     drop(host);
 }
 
 #[test]
-fn an_open_address_without_a_token_is_a_configuration_error() {
-    let _alone = host::alone();
-    let settings = listening(Listen::Tcp("0.0.0.0:0".parse().unwrap()), None);
+fn public_address_without_token_is_configuration_error() {
+    let _serial = host::serial_guard();
+    let settings = settings_with_listener(Listen::Tcp("0.0.0.0:0".parse().unwrap()), None);
     let dir = tempfile::tempdir().unwrap();
     let settings = Settings { dir: dir.path().join("x"), ..settings };
     let error = Agent::from_settings(settings).start().err().expect("refused").to_string();
@@ -146,41 +149,46 @@ fn an_open_address_without_a_token_is_a_configuration_error() {
 }
 
 #[test]
-fn a_taken_port_is_an_error_that_names_it() {
-    let _alone = host::alone();
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().unwrap();
+fn port_in_use_error_names_port() {
+    let _serial = host::serial_guard();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let settings = Settings { dir: dir.path().join("x"), ..listening(Listen::Tcp(address), None) };
+    let settings = Settings {
+        dir: dir.path().join("x"),
+        ..settings_with_listener(Listen::Tcp(address), None)
+    };
     let error =
         Agent::from_settings(settings).strict(true).start().err().expect("refused").to_string();
     assert!(error.contains(&address.to_string()), "{error}");
 }
 
 #[test]
-fn a_unix_socket_is_for_our_user_alone() {
+fn unix_socket_is_accessible_to_owner_only() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.sock");
     // A socket left by a dead process is replaced.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-    let mut host = Host::start(listening(Listen::Unix(path.clone()), None));
+    let mut host = Host::start(settings_with_listener(Listen::Unix(path.clone()), None));
     let found = fs::symlink_metadata(&path).unwrap();
     assert!(found.file_type().is_socket());
     assert_eq!(found.permissions().mode() & 0o777, 0o600);
     let mut stream = UnixStream::connect(&path).unwrap();
     stream.write_all(b"GET /status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"version\""), "{answer}");
+    let mut response = String::new();
+    stream.read_to_string(&mut response).unwrap();
+    assert!(response.starts_with("HTTP/1.1 200") && response.contains("\"version\""), "{response}");
     host.end();
     assert!(!path.exists(), "the socket goes with the agent");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "and nothing else is left");
 
     drop(host);
-    let _alone = host::alone();
+    let _serial = host::serial_guard();
     fs::write(&path, "not a socket").unwrap();
-    let settings =
-        Settings { dir: dir.path().join("x"), ..listening(Listen::Unix(path.clone()), None) };
+    let settings = Settings {
+        dir: dir.path().join("x"),
+        ..settings_with_listener(Listen::Unix(path.clone()), None)
+    };
     let error =
         Agent::from_settings(settings).strict(true).start().err().expect("refused").to_string();
     assert!(error.contains("not a socket"), "{error}");
@@ -188,36 +196,38 @@ fn a_unix_socket_is_for_our_user_alone() {
 }
 
 #[inline(never)]
-fn hold_the_only_worker_up(released: &std::sync::mpsc::Receiver<()>) {
-    let _ = released.recv_timeout(PATIENCE);
+fn block_only_worker(released: &std::sync::mpsc::Receiver<()>) {
+    let _ = released.recv_timeout(WAIT_TIMEOUT);
     std::hint::black_box(());
 }
 
 /// Blocks the worker with a plain `tokio::spawn` task, without any of marple's wrappers.
 #[test]
-fn answers_while_the_services_only_worker_is_stuck_and_names_what_blocks_it() {
-    let address = free();
+fn responds_and_names_blocker_while_only_worker_is_blocked() {
+    let address = unused_address();
     let url = format!("http://{address}");
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.worker_threads(1).enable_all().build().unwrap();
-    let host = runtime.block_on(async { Host::start(listening(Listen::Tcp(address), None)) });
+    let host =
+        runtime.block_on(async { Host::start(settings_with_listener(Listen::Tcp(address), None)) });
     // The agent recognizes the worker after the probe has run on it.
-    let ticks = || ask("GET", &format!("{url}/status"), None).1["counters"]["ticks"].as_u64();
+    let ticks =
+        || send_request("GET", &format!("{url}/status"), None).1["counters"]["ticks"].as_u64();
     wait_for("some ticks", || ticks().filter(|ticks| *ticks > 10));
     let (release, released) = std::sync::mpsc::channel();
-    let stuck = runtime.spawn(async move { hold_the_only_worker_up(&released) });
+    let stuck = runtime.spawn(async move { block_only_worker(&released) });
     wait_for("the lag to show", || {
-        let (status, answer) = ask("GET", &format!("{url}/status"), None);
+        let (status, response) = send_request("GET", &format!("{url}/status"), None);
         assert_eq!(status, 200);
-        answer["vitals"]["runtime.lag"].as_f64().filter(|lag| *lag > 0.3)
+        response["vitals"]["runtime.lag"].as_f64().filter(|lag| *lag > 0.3)
     });
 
     let timed = |method: &str, path: &str| {
-        let since = std::time::Instant::now();
-        let (status, answer) = ask(method, &format!("{url}{path}"), None);
-        println!("{path}: {:?}", since.elapsed());
-        assert_eq!(status, 200, "{path}: {answer}");
-        answer
+        let started_at = std::time::Instant::now();
+        let (status, response) = send_request(method, &format!("{url}{path}"), None);
+        println!("{path}: {:?}", started_at.elapsed());
+        assert_eq!(status, 200, "{path}: {response}");
+        response
     };
     assert!(timed("GET", "/status")["vitals"]["runtime.lag"].as_f64().unwrap() > 0.3);
     // The poll is unrecorded, so the stall is reported once two stacks show the same poll.
@@ -225,12 +235,12 @@ fn answers_while_the_services_only_worker_is_stuck_and_names_what_blocks_it() {
         let stall = timed("GET", "/status")["stalls"][0].clone();
         stall["function"].is_string().then_some(stall)
     });
-    assert!(stall["function"].as_str().unwrap().contains("hold_the_only_worker_up"), "{stall}");
+    assert!(stall["function"].as_str().unwrap().contains("block_only_worker"), "{stall}");
     assert_eq!((&stall["suspected"], &stall["running"]), (&true.into(), &true.into()), "{stall}");
     let text = timed("GET", "/debug/pprof/goroutine?debug=2");
-    assert!(text.as_str().unwrap().contains("hold_the_only_worker_up"), "{text}");
+    assert!(text.as_str().unwrap().contains("block_only_worker"), "{text}");
     let text = timed("GET", "/debug/pprof/goroutine?debug=1");
-    assert!(text.as_str().unwrap().contains("hold_the_only_worker_up"), "{text}");
+    assert!(text.as_str().unwrap().contains("block_only_worker"), "{text}");
     assert_eq!(timed("POST", "/monitor/notify")["on"], true);
     // The toggle's capture must name the function too.
     let threads = wait_for("the threads in the incident", || {
@@ -238,7 +248,7 @@ fn answers_while_the_services_only_worker_is_stuck_and_names_what_blocks_it() {
         let mut names = manifest.artifacts.iter().map(|artifact| &artifact.file);
         fs::read_to_string(dir.join(names.find(|name| name.ends_with("threads.txt"))?)).ok()
     });
-    assert!(threads.contains("hold_the_only_worker_up"), "{threads}");
+    assert!(threads.contains("block_only_worker"), "{threads}");
     assert!(!stuck.is_finished());
     release.send(()).unwrap();
     runtime.block_on(stuck).unwrap();
@@ -246,57 +256,67 @@ fn answers_while_the_services_only_worker_is_stuck_and_names_what_blocks_it() {
 }
 
 #[test]
-fn status_tells_what_is_done_what_is_not_and_why() {
+fn status_reports_what_runs_and_what_is_disabled() {
     let (host, url) = {
-        let address = free();
+        let address = unused_address();
         let rule = host::gauge_rule("queue", [CaptureKind::Trace], Duration::from_secs(1));
-        let settings = Settings { rules: vec![rule], ..listening(Listen::Tcp(address), None) };
+        let settings =
+            Settings { rules: vec![rule], ..settings_with_listener(Listen::Tcp(address), None) };
         (Host::start(settings), format!("http://{address}"))
     };
     host.handle().gauge("queue").unwrap().set(5.0);
     let status = |what: &str, found: &dyn Fn(&Value) -> bool| {
         wait_for(what, || {
-            let (_, status) = ask("GET", &format!("{url}/status"), None);
+            let (_, status) = send_request("GET", &format!("{url}/status"), None);
             found(&status).then_some(status)
         })
     };
-    let told = status("the rule to have seen enough", &|it| {
-        it["rules"][0]["value"] == 5.0 && it["rules"][0]["decision"] != "warming_up"
+    let status_value = status("the rule to have seen enough", &|status_json| {
+        status_json["rules"][0]["value"] == 5.0
+            && status_json["rules"][0]["decision"] != "warming_up"
     });
-    let rule = &told["rules"][0];
+    let rule = &status_value["rules"][0];
     let decided = (&rule["name"], &rule["decision"]);
     assert_eq!(decided, (&"queue".into(), &"within_limits".into()), "{rule}");
     let why = rule["explanation"].as_str().unwrap();
     assert!(why.contains('5') && why.contains("10"), "{why}");
-    assert_eq!(told["budget"]["opening"], "free");
+    assert_eq!(status_value["budget"]["opening"], "free");
     for part in ["incidents_per_day", "streams_per_day", "incidents_in_a_day"] {
-        assert!(told["budget"][part].is_u64(), "{part}: {told}");
+        assert!(status_value["budget"][part].is_u64(), "{part}: {status_value}");
     }
-    assert!(told["cpu"].is_string(), "the engine and why: {told}");
+    assert!(status_value["cpu"].is_string(), "the engine and why: {status_value}");
 
-    ask("POST", &format!("{url}/monitor/notify?action=start"), None);
-    let told = status("the captures", &|it| {
-        it["incidents"][0]["running"].as_array().is_some_and(|running| running.len() > 1)
+    send_request("POST", &format!("{url}/monitor/notify?action=start"), None);
+    let status_value = status("the captures", &|status_json| {
+        status_json["incidents"][0]["running"].as_array().is_some_and(|running| running.len() > 1)
     });
-    assert!(told["toggle"]["on"] == true && told["toggle"]["until"].is_string(), "{told}");
-    let told = status("by what means, and the heap's failure", &|it| {
-        it["engines"]["cpu"].is_string() && it["last_failure"].is_string()
+    assert!(
+        status_value["toggle"]["on"] == true && status_value["toggle"]["until"].is_string(),
+        "{status_value}"
+    );
+    let status_value = status("by what means, and the heap's failure", &|status_json| {
+        status_json["engines"]["cpu"].is_string() && status_json["last_failure"].is_string()
     });
-    assert!(told["failures"].to_string().contains("capture"), "{}", told["failures"]);
+    assert!(
+        status_value["failures"].to_string().contains("capture"),
+        "{}",
+        status_value["failures"]
+    );
     drop(host);
 }
 
 /// This binary declares no `#[global_allocator]`.
 #[test]
-fn without_the_allocator_the_heap_capture_says_so_and_the_rest_is_there() {
-    let (host, url) = host();
-    let notify = |action| ask("POST", &format!("{url}/monitor/notify?action={action}"), None);
+fn heap_capture_without_allocator_reports_reason_others_are_written() {
+    let (host, url) = start_host();
+    let notify =
+        |action| send_request("POST", &format!("{url}/monitor/notify?action={action}"), None);
     notify("start");
     wait_for("the captures to run", || {
         (host.incidents().pop()?.1.captures.len() == CaptureKind::ALL.len()).then_some(())
     });
     notify("stop");
-    let (_, manifest) = host.closed(1).remove(0);
+    let (_, manifest) = host.wait_for_closed(1).remove(0);
     for capture in &manifest.captures {
         let expected = match capture.kind {
             CaptureKind::Heap => Outcome::Failed,
@@ -309,12 +329,12 @@ fn without_the_allocator_the_heap_capture_says_so_and_the_rest_is_there() {
     assert!(error.contains("#[global_allocator]"), "{error}");
     for kind in CaptureKind::ALL {
         let is_there = manifest.artifacts.iter().any(|artifact| artifact.kind == kind);
-        assert_eq!(is_there, kind != CaptureKind::Heap, "{kind}: {:?}", files(&manifest));
+        assert_eq!(is_there, kind != CaptureKind::Heap, "{kind}: {:?}", artifact_names(&manifest));
     }
 }
 
 #[test]
-fn nests_into_the_services_own_router() {
+fn routes_nest_into_service_router() {
     let host = Host::start(settings());
     let token = Some(Secret::new("t"));
     let guard = HttpSettings { token, ..HttpSettings::default() };
@@ -328,11 +348,11 @@ fn nests_into_the_services_own_router() {
         address
     });
     let url = format!("http://{address}/ops/monitor/notify?action=status");
-    assert_eq!(ask("GET", &url, None).0, 401);
-    let (status, answer) = ask("GET", &url, Some("Bearer t"));
-    assert_eq!((status, &answer["msg"]), (200, &"notify success".into()));
+    assert_eq!(send_request("GET", &url, None).0, 401);
+    let (status, response) = send_request("GET", &url, Some("Bearer t"));
+    assert_eq!((status, &response["msg"]), (200, &"notify success".into()));
     drop(host);
-    let (status, answer) = ask("GET", &url, Some("Bearer t"));
-    assert_eq!(status, 503, "{answer}");
+    let (status, response) = send_request("GET", &url, Some("Bearer t"));
+    assert_eq!(status, 503, "{response}");
     runtime.shutdown_timeout(Duration::ZERO);
 }

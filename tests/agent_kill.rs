@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use flate2::read::GzDecoder;
-use host::{PATIENCE, incidents, settings, wait_for};
+use host::{WAIT_TIMEOUT, incidents, settings, wait_for};
 use marple::base::IncidentId;
 use marple::model::{IncidentState, Manifest, Outcome};
 use marple::{Agent, CaptureSet, Settings};
@@ -23,42 +23,42 @@ use sha2::{Digest, Sha256};
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 /// Environment variable with the child's incident directory; set only for the child.
-const CAPTURES: &str = "MARPLE_TEST_KILL_CAPTURES";
+const CAPTURES_ENV: &str = "MARPLE_TEST_KILL_CAPTURES";
 
 /// The child process: captures everything in a loop until it is killed.
 #[test]
-fn child() {
-    let Some(dir) = std::env::var_os(CAPTURES) else { return };
+fn capture_loop_process() {
+    let Some(dir) = std::env::var_os(CAPTURES_ENV) else { return };
     let agent = Agent::from_settings(Settings { dir: dir.into(), ..settings() }).start().unwrap();
     let handle = agent.handle();
     let mut kept = Vec::new();
     loop {
         kept.push(vec![1u8; 1 << 20]);
         kept.truncate(50);
-        let _ = handle.capture(CaptureSet::all(), Duration::from_millis(30)).wait(PATIENCE);
+        let _ = handle.capture(CaptureSet::all(), Duration::from_millis(30)).wait(WAIT_TIMEOUT);
         wait_for("the incident to close", || {
-            handle.status().wait(PATIENCE).unwrap().incidents.is_empty().then_some(())
+            handle.status().wait(WAIT_TIMEOUT).unwrap().incidents.is_empty().then_some(())
         });
     }
 }
 
 fn spawn(captures: &Path) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child"])
-        .env(CAPTURES, captures)
+        .args(["--exact", "capture_loop_process"])
+        .env(CAPTURES_ENV, captures)
         .stdout(Stdio::null())
         .spawn()
         .unwrap()
 }
 
 /// A small random number generator. The delays differ from round to round but not from run to run.
-fn next(seed: &mut u64) -> u64 {
+fn next_random(seed: &mut u64) -> u64 {
     *seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
     *seed >> 33
 }
 
 #[test]
-fn twenty_kills_leave_no_half_file() {
+fn twenty_kills_leave_no_partial_file() {
     let home = tempfile::tempdir().unwrap();
     let captures = home.path().join("captures");
     let mut seed = 20261123;
@@ -70,7 +70,7 @@ fn twenty_kills_leave_no_half_file() {
         wait_for("the child to make an incident", || {
             (incidents(&captures).len() > seen).then_some(())
         });
-        thread::sleep(Duration::from_millis(next(&mut seed) % 700));
+        thread::sleep(Duration::from_millis(next_random(&mut seed) % 700));
         child.kill().unwrap();
         let status = child.wait().unwrap();
         assert_eq!(status.signal(), Some(9), "round {round}: the child ended by itself: {status}");

@@ -6,7 +6,7 @@ mod host;
 use std::fs;
 use std::time::Duration;
 
-use host::{Host, PATIENCE, settings, wait_for};
+use host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use marple::model::{CaptureKind, Rule};
 use marple::{AgentHandle, Settings};
 
@@ -15,27 +15,27 @@ fn rule(metric: &str, abs: f64) -> Rule {
         abs: Some(abs),
         capture: [CaptureKind::Heap].into(),
         duration: Duration::from_millis(50),
-        clear_hold: Duration::from_millis(2500),
+        clear_for: Duration::from_millis(2500),
         cooldown: Duration::from_secs(3600),
-        ..Rule::on(metric.parse().unwrap())
+        ..Rule::new(metric.parse().unwrap())
     }
 }
 
 /// Waits until the decision of the first rule is `decision`.
-fn decided(handle: &AgentHandle, decision: &str) {
+fn wait_for_decision(handle: &AgentHandle, decision: &str) {
     wait_for(decision, || {
-        let status = handle.status().wait(PATIENCE).unwrap();
+        let status = handle.status().wait(WAIT_TIMEOUT).unwrap();
         (status.rules[0].decision == decision).then_some(())
     });
 }
 
 #[test]
-fn slow_requests_fire_a_rule_and_the_manifest_shows_the_time_around() {
+fn slow_requests_fire_rule_and_manifest_has_surrounding_vitals() {
     let rules = vec![rule("histogram.wait.p99", 1.0), rule("counter.orders.rate", 1e12)];
     let host = Host::start(Settings { rules, ..settings() });
     let handle = host.handle();
     let (wait, orders) = (handle.histogram("wait").unwrap(), handle.counter("orders").unwrap());
-    decided(&handle, "no_value");
+    wait_for_decision(&handle, "no_value");
     // The requests are fast until the rule has evaluated them, then slow until it fires, then fast
     // again.
     let serve = |seconds: f64, until: &dyn Fn() -> bool| {
@@ -45,29 +45,32 @@ fn slow_requests_fire_a_rule_and_the_manifest_shows_the_time_around() {
             until().then_some(())
         });
     };
-    let first = || handle.status().wait(PATIENCE).unwrap().rules.remove(0);
+    let first = || handle.status().wait(WAIT_TIMEOUT).unwrap().rules.remove(0);
     serve(0.01, &|| first().decision == "within_limits");
     // 200 ticks are 4 s, enough for several rows in the history even if ticks are skipped.
-    let ticks = || handle.status().wait(PATIENCE).unwrap().counters.ticks;
+    let ticks = || handle.status().wait(WAIT_TIMEOUT).unwrap().counters.ticks;
     let enough = ticks() + 200;
     serve(0.01, &|| ticks() >= enough);
     serve(2.0, &|| first().active);
     serve(0.01, &|| !first().active);
 
-    let status = handle.status().wait(PATIENCE).unwrap();
+    let status = handle.status().wait(WAIT_TIMEOUT).unwrap();
     let all = &status.histograms[0];
     assert_eq!((all.name.as_str(), all.refused), ("wait", 0));
     assert_eq!(status.vitals.values["counter.orders.total"] as u64 % 50, 0);
     // The status lists decisions newest first; consecutive ones differ.
-    let said: Vec<&str> = first().decisions.iter().map(|it| it.decision).collect();
-    let at = |decision| said.iter().position(|it| *it == decision).expect(decision);
-    assert!(at("clear") < at("fire"), "{said:?}");
-    assert!(said.len() <= 16 && said.windows(2).all(|pair| pair[0] != pair[1]), "{said:?}");
+    let decisions: Vec<&str> = first().decisions.iter().map(|entry| entry.decision).collect();
+    let at = |decision| decisions.iter().position(|name| *name == decision).expect(decision);
+    assert!(at("clear") < at("fire"), "{decisions:?}");
+    assert!(
+        decisions.len() <= 16 && decisions.windows(2).all(|pair| pair[0] != pair[1]),
+        "{decisions:?}"
+    );
     let fired = &first().decisions[at("fire")];
     assert!(fired.value.is_some_and(|value| (value - 2.0).abs() <= 2.0 / 64.0), "{fired:?}");
     assert!(fired.explanation.contains("is above abs 1"), "{}", fired.explanation);
 
-    let (_, manifest) = host.closed(1).remove(0);
+    let (_, manifest) = host.wait_for_closed(1).remove(0);
     let reason = &manifest.reasons[0];
     assert_eq!(reason.metric, Some("histogram.wait.p99".parse().unwrap()));
     // The history has one row per second: fast requests before the rule fired, and again after it

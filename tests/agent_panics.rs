@@ -7,7 +7,7 @@ use std::panic;
 use std::thread;
 use std::time::Duration;
 
-use host::{Host, PATIENCE, settings, wait_for};
+use host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use marple::model::{CaptureKind, Metric, Rule};
 
 /// Panics on a thread named `name`.
@@ -19,33 +19,33 @@ fn panic_on(name: &str, message: &'static str) {
     assert!(thread.unwrap().join().is_err());
 }
 
-fn counted(host: &Host) -> f64 {
-    let status = host.handle().status().wait(PATIENCE).unwrap();
+fn panic_count(host: &Host) -> f64 {
+    let status = host.handle().status().wait(WAIT_TIMEOUT).unwrap();
     status.vitals.values.get("panics").copied().unwrap_or(-1.0)
 }
 
 #[test]
-fn panics_are_counted_once_and_listed_by_place_with_message_and_thread() {
+fn panics_are_counted_once_and_listed_by_location() {
     let rule = Rule {
         abs: Some(0.0),
         capture: [CaptureKind::Threads].into(),
         duration: Duration::from_millis(100),
-        ..Rule::on(Metric::Panics)
+        ..Rule::new(Metric::Panics)
     };
     let host = Host::start(marple::Settings { rules: vec![rule], ..settings() });
-    wait_for("a first second", || (counted(&host) == 0.0).then_some(()));
+    wait_for("a first second", || (panic_count(&host) == 0.0).then_some(()));
     // Installs the hook again; it chains to the first one.
     marple::metrics::count_panics();
     panic_on("orders-1", "order 1 is empty");
     panic_on("orders-2", "order 2 is empty");
     panic_on("orders-3", "order 3 is empty");
-    let (_, manifest) = host.closed(1).remove(0);
+    let (_, manifest) = host.wait_for_closed(1).remove(0);
     let reason = &manifest.reasons[0].text;
     assert!(reason.contains(" is above abs 0; most at tests/agent_panics.rs:17 ("), "{reason}");
     assert!(reason.ends_with(" is empty"), "{reason}");
-    let listed = manifest.artifacts.iter().find(|it| it.kind == CaptureKind::Panics);
-    assert!(listed.is_some_and(|it| it.file.ends_with(".panics.txt")), "{manifest:?}");
-    let text = panics_now(&host, 2);
+    let listed = manifest.artifacts.iter().find(|artifact| artifact.kind == CaptureKind::Panics);
+    assert!(listed.is_some_and(|artifact| artifact.file.ends_with(".panics.txt")), "{manifest:?}");
+    let text = capture_panics(&host, 2);
     for part in [
         "# 3 panics up to ",
         "\n3 panics at tests/agent_panics.rs:17:9\n    message: order 3 is empty\n",
@@ -59,15 +59,15 @@ fn panics_are_counted_once_and_listed_by_place_with_message_and_thread() {
     // installs the hook only once.
     panic::set_hook(Box::new(|_| ()));
     panic_on("orders-4", "order 4 is empty");
-    let text = panics_now(&host, 3);
+    let text = capture_panics(&host, 3);
     assert!(text.starts_with("# 3 panics up to "), "{text}");
 }
 
 /// Requests an incident, which is the `nth`, and returns its list of panics.
-fn panics_now(host: &Host, nth: usize) -> String {
-    let asked = host.handle().capture([CaptureKind::Panics], Duration::from_millis(50));
-    let id = asked.wait(PATIENCE).unwrap().incident;
-    let incidents = host.closed(nth);
+fn capture_panics(host: &Host, nth: usize) -> String {
+    let pending_capture = host.handle().capture([CaptureKind::Panics], Duration::from_millis(50));
+    let id = pending_capture.wait(WAIT_TIMEOUT).unwrap().incident;
+    let incidents = host.wait_for_closed(nth);
     let (dir, manifest) = incidents.iter().find(|(_, manifest)| manifest.id == id).unwrap();
     std::fs::read_to_string(dir.join(&manifest.artifacts[0].file)).unwrap()
 }

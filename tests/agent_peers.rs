@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use host::{Host, PATIENCE, settings, wait_for};
+use host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use marple::CaptureSet;
 use marple::model::CaptureKind;
 use tracing_subscriber::filter::LevelFilter;
@@ -23,12 +23,12 @@ static STOP: AtomicBool = AtomicBool::new(false);
 
 /// Allocates blocks so large that each is sampled, so that the profile is exact.
 #[inline(never)]
-fn leak_a_ledger(blocks: usize) -> Vec<Vec<u8>> {
+fn leak_blocks(blocks: usize) -> Vec<Vec<u8>> {
     (0..blocks).map(|_| black_box(vec![1; 20 << 20])).collect()
 }
 
 #[inline(never)]
-fn burn_a_candle() {
+fn burn_cpu() {
     let mut sum = 1u64;
     // At least one second of CPU time, so that it dominates the profile however little CPU it gets.
     let burnt = || rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime).tv_sec >= 1;
@@ -40,23 +40,23 @@ fn burn_a_candle() {
 }
 
 #[test]
-fn go_and_perfetto_show_what_happened() {
+fn go_and_perfetto_read_incident_files() {
     tracing_subscriber::registry().with(LevelFilter::INFO).with(marple::trace::layer()).init();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    marple::instrument(builder.worker_threads(2));
+    marple::instrument_runtime(builder.worker_threads(2));
     let runtime = builder.enable_all().build().unwrap();
     let _entered = runtime.enter();
     let host = Host::start(settings());
-    let before = leak_a_ledger(2);
+    let before = leak_blocks(2);
 
-    host.handle().start(CaptureSet::all()).wait(PATIENCE).unwrap();
+    host.handle().start_capture(CaptureSet::all()).wait(WAIT_TIMEOUT).unwrap();
     wait_for("the captures to run", || {
         let (_, manifest) = host.incidents().pop()?;
         let heap = manifest.artifacts.iter().any(|artifact| artifact.kind == CaptureKind::Heap);
         (manifest.captures.len() == CaptureKind::ALL.len() && heap).then_some(())
     });
-    let candle = thread::spawn(burn_a_candle);
-    let during = leak_a_ledger(4);
+    let candle = thread::spawn(burn_cpu);
+    let during = leak_blocks(4);
     for order in 0..50 {
         runtime.block_on(async move {
             tokio::spawn(async move {
@@ -70,8 +70,8 @@ fn go_and_perfetto_show_what_happened() {
     }
     STOP.store(true, Ordering::Relaxed);
     candle.join().unwrap();
-    host.handle().stop().wait(PATIENCE).unwrap();
-    let (dir, manifest) = host.closed(1).remove(0);
+    host.handle().stop_capture().wait(WAIT_TIMEOUT).unwrap();
+    let (dir, manifest) = host.wait_for_closed(1).remove(0);
     let of = |kind: CaptureKind| {
         let of_kind = manifest.artifacts.iter().filter(move |artifact| artifact.kind == kind);
         of_kind.map(|artifact| dir.join(&artifact.file)).collect::<Vec<_>>()
@@ -79,19 +79,19 @@ fn go_and_perfetto_show_what_happened() {
 
     let [first, second] = &of(CaptureKind::Heap)[..] else { panic!("two heap profiles") };
     let top = go_top(&[second]);
-    assert!(line(&top, "leak_a_ledger").contains("120MB"), "{top}");
+    assert!(line_with(&top, "leak_blocks").contains("120MB"), "{top}");
     let leak = go_top(&["-base".as_ref(), first, second]);
-    assert!(line(&leak, "leak_a_ledger").contains("80MB"), "the leak alone: {leak}");
+    assert!(line_with(&leak, "leak_blocks").contains("80MB"), "the leak alone: {leak}");
     for kind in ["alloc_space", "alloc_objects", "inuse_objects"] {
         let index = format!("-sample_index={kind}");
         let top = go_top(&["-nodefraction=0".as_ref(), index.as_ref(), second]);
-        assert!(top.contains("leak_a_ledger"), "{kind}: {top}");
+        assert!(top.contains("leak_blocks"), "{kind}: {top}");
     }
 
     // Earlier CPU profiles are the look-back.
     let [.., cpu] = &of(CaptureKind::Cpu)[..] else { panic!("a CPU profile") };
     let top = go_top(&[cpu]);
-    let share = line(&top, "burn_a_candle").split_whitespace().nth(4).unwrap().to_owned();
+    let share = line_with(&top, "burn_cpu").split_whitespace().nth(4).unwrap().to_owned();
     assert!(share.trim_end_matches('%').parse::<f64>().unwrap() > 50.0, "{top}");
 
     let [trace] = &of(CaptureKind::Trace)[..] else { panic!("one trace") };
@@ -132,6 +132,6 @@ fn go_top(args: &[&Path]) -> String {
     peers::go_pprof(&[&["-top"], &args[..]].concat())
 }
 
-fn line<'t>(text: &'t str, name: &str) -> &'t str {
+fn line_with<'t>(text: &'t str, name: &str) -> &'t str {
     text.lines().find(|line| line.contains(name)).unwrap_or_else(|| panic!("no {name} in {text}"))
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use host::{PATIENCE, incidents, wait_for};
+use host::{WAIT_TIMEOUT, incidents, wait_for};
 use marple::agent::Status;
 use marple::model::Origin;
 use marple::{Agent, AgentHandle};
@@ -22,14 +22,14 @@ fn write(path: &Path, captures: &Path, body: &str) {
 }
 
 fn status(handle: &AgentHandle) -> Box<Status> {
-    handle.status().wait(PATIENCE).unwrap()
+    handle.status().wait(WAIT_TIMEOUT).unwrap()
 }
 
 const RULE: &str = "[[rule]]\nname = \"queue\"\nmetric = \"gauge.queue\"\nabs = 10\n\
                     capture = [\"heap\"]\nduration = \"50ms\"\ncooldown = \"1h\"\n";
 
 #[test]
-fn changes_are_applied_and_mistakes_are_not() {
+fn valid_settings_are_applied_and_invalid_ones_rejected() {
     let home = tempfile::tempdir().unwrap();
     let (path, captures) = (home.path().join("marple.toml"), home.path().join("captures"));
     let trigger = home.path().join("trigger");
@@ -48,15 +48,15 @@ fn changes_are_applied_and_mistakes_are_not() {
     gauge.set(1.0);
     let rule = || status(&handle).rules.into_iter().find(|rule| rule.name == "queue").unwrap();
     gauge.set(11.0);
-    let held = || ["not_worse", "cooling_down"].contains(&rule().decision).then_some(());
-    wait_for("it to be held back", held);
+    let is_held_back = || ["not_worse", "cooling_down"].contains(&rule().decision).then_some(());
+    wait_for("it to be held back", is_held_back);
 
     // A second rule is added; the first keeps its state.
     let more =
         format!("{toggle}{RULE}[[rule]]\nname = \"tasks\"\nmetric = \"tasks\"\nabs = 1000\n");
     write(&path, &captures, &more);
     wait_for("the second rule", || (status(&handle).rules.len() == 2).then_some(()));
-    wait_for("it to be held back still", held);
+    wait_for("it to be held back still", is_held_back);
 
     // An invalid file is rejected with its errors; the settings in force stay.
     write(&path, &captures, &more.replace("abs = 1000", "abs = \"many\"\nduraton = \"1s\""));

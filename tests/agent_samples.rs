@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use host::{Host, PATIENCE, settings, wait_for};
+use host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use marple::base::Hertz;
 use marple::codec::pprof;
 use marple::config::CpuSettings;
@@ -29,7 +29,7 @@ const STATS: &str =
     "select name, value from stats where value > 0 and severity in ('error', 'data_loss')";
 
 /// An SQL expression for the samples with a given function anywhere on the stack.
-const UNDER: &str = "with recursive
+const SAMPLES_BELOW: &str = "with recursive
     up(sample, ts, utid, frame, parent) as (
         select p.id, p.ts, p.utid, c.frame_id, c.parent_id from perf_sample p
         join stack_profile_callsite c on p.callsite_id = c.id
@@ -43,7 +43,7 @@ const UNDER: &str = "with recursive
     )";
 
 /// CPU time used by the sweeper, in nanoseconds.
-static SWEPT: AtomicU64 = AtomicU64::new(0);
+static SWEEPER_CPU_NANOS: AtomicU64 = AtomicU64::new(0);
 
 fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
@@ -64,12 +64,12 @@ fn burn(odd: u64, time: Duration) -> Duration {
 }
 
 #[inline(never)]
-fn burn_a_sweep(time: Duration) {
-    SWEPT.fetch_add(burn(1, time).as_nanos() as u64, Ordering::Relaxed);
+fn burn_in_sweep(time: Duration) {
+    SWEEPER_CPU_NANOS.fetch_add(burn(1, time).as_nanos() as u64, Ordering::Relaxed);
 }
 
 #[inline(never)]
-fn burn_a_polish(time: Duration) {
+fn burn_in_polish(time: Duration) {
     black_box(burn(3, time));
 }
 
@@ -80,7 +80,7 @@ async fn sweep(stop: Arc<AtomicBool>, threads: Arc<Mutex<BTreeSet<u32>>>) {
     while !stop.load(Ordering::Relaxed) {
         let tid = rustix::thread::gettid().as_raw_nonzero().get() as u32;
         threads.lock().unwrap().insert(tid);
-        tracing::info_span!("brush").in_scope(|| burn_a_sweep(POLL));
+        tracing::info_span!("brush").in_scope(|| burn_in_sweep(POLL));
         tokio::task::yield_now().await;
     }
 }
@@ -89,7 +89,7 @@ async fn sweep(stop: Arc<AtomicBool>, threads: Arc<Mutex<BTreeSet<u32>>>) {
 /// to this task instead.
 async fn polish(stop: Arc<AtomicBool>) {
     while !stop.load(Ordering::Relaxed) {
-        tracing::info_span!("buff").in_scope(|| burn_a_polish(POLL));
+        tracing::info_span!("buff").in_scope(|| burn_in_polish(POLL));
         tokio::task::yield_now().await;
     }
 }
@@ -105,7 +105,7 @@ struct Sweeper {
 impl Sweeper {
     fn start() -> Self {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
-        marple::instrument(builder.worker_threads(1));
+        marple::instrument_runtime(builder.worker_threads(1));
         let runtime = builder.enable_all().build().unwrap();
         let (stop, threads): (Arc<AtomicBool>, Arc<_>) = (Arc::default(), Arc::default());
         runtime.spawn(sweep(Arc::clone(&stop), Arc::clone(&threads)).traced("sweeper"));
@@ -115,9 +115,9 @@ impl Sweeper {
 
     /// Waits until the sweeper has used `time` more CPU time.
     fn wait(&self, time: Duration) {
-        let before = SWEPT.load(Ordering::Relaxed);
+        let before = SWEEPER_CPU_NANOS.load(Ordering::Relaxed);
         wait_for("the sweeper to burn", || {
-            let swept = SWEPT.load(Ordering::Relaxed) - before;
+            let swept = SWEEPER_CPU_NANOS.load(Ordering::Relaxed) - before;
             (swept >= time.as_nanos() as u64).then_some(())
         });
     }
@@ -139,41 +139,42 @@ impl Drop for Sweeper {
 fn incident(engine: CpuEngine, sweeper: &Sweeper, kinds: CaptureSet) -> (Host, PathBuf, Manifest) {
     let cpu = CpuSettings {
         engine,
-        frequency: Hertz(200),
-        lookback_frequency: Hertz(99),
+        frequency_hz: Hertz(200),
+        lookback_frequency_hz: Hertz(99),
         ..CpuSettings::default()
     };
     let host = Host::start(marple::Settings { cpu, ..settings() });
     sweeper.wait(Duration::from_millis(600));
-    host.handle().start(kinds).wait(PATIENCE).unwrap();
+    host.handle().start_capture(kinds).wait(WAIT_TIMEOUT).unwrap();
     wait_for("the captures to run", || {
         let (_, manifest) = host.incidents().pop()?;
         (manifest.captures.len() == kinds.iter().count()).then_some(())
     });
     sweeper.wait(Duration::from_millis(600));
-    host.handle().stop().wait(PATIENCE).unwrap();
-    let (dir, manifest) = host.closed(1).remove(0);
+    host.handle().stop_capture().wait(WAIT_TIMEOUT).unwrap();
+    let (dir, manifest) = host.wait_for_closed(1).remove(0);
     (host, dir, manifest)
 }
 
-fn of(kind: CaptureKind, dir: &Path, manifest: &Manifest) -> Vec<PathBuf> {
+fn artifacts_of_kind(kind: CaptureKind, dir: &Path, manifest: &Manifest) -> Vec<PathBuf> {
     let of_kind = manifest.artifacts.iter().filter(|artifact| artifact.kind == kind);
     of_kind.map(|artifact| dir.join(&artifact.file)).collect()
 }
 
 /// Returns the number of samples in a profile.
-fn samples(file: &Path) -> i64 {
+fn sample_count(file: &Path) -> i64 {
     let profile = pprof::read(&std::fs::read(file).unwrap()).unwrap();
     profile.sample.iter().map(|sample| sample.value[0]).sum()
 }
 
-/// Returns the percentage of the time of `burn_a_sweep` with this label, as Go's pprof computes it.
-fn share(file: &Path, label: &str, value: &str) -> f64 {
+/// Returns the percentage of the time of `burn_in_sweep` with this label, as Go's pprof computes it.
+fn label_percentage(file: &Path, label: &str, value: &str) -> f64 {
     let file = file.to_str().unwrap();
     let time = |args: &[&str]| {
-        let all = [&["-top", "-unit=ns", "-nodefraction=0", "-focus=burn_a_sweep$"], args, &[file]];
+        let all =
+            [&["-top", "-unit=ns", "-nodefraction=0", "-focus=burn_in_sweep$"], args, &[file]];
         let top = peers::go_pprof(&all.concat());
-        let line = top.lines().find(|line| line.ends_with("burn_a_sweep"));
+        let line = top.lines().find(|line| line.ends_with("burn_in_sweep"));
         line.map_or(0.0, |line| {
             let cumulative = line.split_whitespace().nth(3).unwrap();
             cumulative.trim_end_matches("ns").parse::<f64>().unwrap()
@@ -183,14 +184,14 @@ fn share(file: &Path, label: &str, value: &str) -> f64 {
 }
 
 #[test]
-fn what_burns_is_in_the_trace_on_its_thread_and_in_the_profile_by_its_task() {
-    let _turn = cpu_support::turn();
+fn cpu_samples_are_on_trace_thread_and_labelled_with_task() {
+    let _serial = cpu_support::serial_guard();
     tracing_subscriber::registry().with(LevelFilter::INFO).with(marple::trace::layer()).init();
     for engine in cpu_support::engines() {
         let sweeper = Sweeper::start();
         let kinds = [CaptureKind::Trace, CaptureKind::Threads, CaptureKind::Cpu];
         let (host, dir, manifest) = incident(engine, &sweeper, kinds.into());
-        let profiles = of(CaptureKind::Cpu, &dir, &manifest);
+        let profiles = artifacts_of_kind(CaptureKind::Cpu, &dir, &manifest);
         let [before, during] = &profiles[..] else { panic!("{profiles:?}") };
 
         let tags = peers::go_pprof(&["-tags", during.to_str().unwrap()]);
@@ -198,21 +199,25 @@ fn what_burns_is_in_the_trace_on_its_thread_and_in_the_profile_by_its_task() {
         for (file, label, value) in
             [(during, "task", "sweeper"), (during, "span", "brush"), (before, "task", "sweeper")]
         {
-            let share = share(file, label, value);
+            let share = label_percentage(file, label, value);
             println!("{engine}: {label}={value} on {share:.1} % of {}", file.display());
             assert!(share > 90.0, "{engine}: {label}={value} on {share:.1} %, {tags}");
         }
 
-        let [trace] = &of(CaptureKind::Trace, &dir, &manifest)[..] else { panic!("one trace") };
+        let [trace] = &artifacts_of_kind(CaptureKind::Trace, &dir, &manifest)[..] else {
+            panic!("one trace")
+        };
         let results = peers::perfetto_query(
             trace,
             &[
                 STATS,
                 "select count(*) from perf_sample",
-                &format!("{UNDER} select distinct t.tid from swept join thread t using (utid)"),
-                &format!("{UNDER} select count(*) from swept"),
                 &format!(
-                    "{UNDER} select count(distinct sample) from swept w
+                    "{SAMPLES_BELOW} select distinct t.tid from swept join thread t using (utid)"
+                ),
+                &format!("{SAMPLES_BELOW} select count(*) from swept"),
+                &format!(
+                    "{SAMPLES_BELOW} select count(distinct sample) from swept w
                      join thread_track tt on w.utid = tt.utid join slice s on s.track_id = tt.id
                      where s.name = 'sweeper' and w.ts >= s.ts
                      and (s.dur = -1 or w.ts < s.ts + s.dur)"
@@ -223,7 +228,7 @@ fn what_burns_is_in_the_trace_on_its_thread_and_in_the_profile_by_its_task() {
         );
         let number = |result: usize| results[result][0][0].parse::<i64>().unwrap();
         assert_eq!(results[0], Vec::<Vec<String>>::new(), "{engine}");
-        assert_eq!(number(1), samples(before) + samples(during), "{engine}");
+        assert_eq!(number(1), sample_count(before) + sample_count(during), "{engine}");
         let tids = sweeper.tids();
         assert!(results[2].iter().flatten().all(|tid| tids.contains(tid)), "{results:?}, {tids:?}");
         let (swept, in_polls) = (number(3), number(4));
@@ -236,24 +241,27 @@ fn what_burns_is_in_the_trace_on_its_thread_and_in_the_profile_by_its_task() {
         assert_eq!((number(5), number(6)), (1, 0), "{engine}");
 
         let packets = peers::python("perfetto_decode.py", &[trace.to_str().unwrap()]);
-        let shown = packets.lines().filter(|packet| packet.contains("\"perf_sample\"")).count();
-        assert_eq!(shown as i64, number(1));
+        let sample_packets =
+            packets.lines().filter(|packet| packet.contains("\"perf_sample\"")).count();
+        assert_eq!(sample_packets as i64, number(1));
         drop(host);
     }
 }
 
 #[test]
-fn a_profile_without_a_trace_has_no_tasks_and_a_trace_without_a_profile_no_samples() {
-    let _turn = cpu_support::turn();
+fn profile_or_trace_alone_has_no_task_labels_or_samples() {
+    let _serial = cpu_support::serial_guard();
     let sweeper = Sweeper::start();
     let (host, dir, manifest) = incident(CpuEngine::Auto, &sweeper, [CaptureKind::Cpu].into());
-    for file in of(CaptureKind::Cpu, &dir, &manifest) {
+    for file in artifacts_of_kind(CaptureKind::Cpu, &dir, &manifest) {
         let tags = peers::go_pprof(&["-tags", file.to_str().unwrap()]);
         assert!(tags.contains("thread:") && !tags.contains("task:"), "{tags}");
     }
     drop(host);
     let (_host, dir, manifest) = incident(CpuEngine::Auto, &sweeper, [CaptureKind::Trace].into());
-    let [trace] = &of(CaptureKind::Trace, &dir, &manifest)[..] else { panic!("one trace") };
+    let [trace] = &artifacts_of_kind(CaptureKind::Trace, &dir, &manifest)[..] else {
+        panic!("one trace")
+    };
     let results = peers::perfetto_query(
         trace,
         &[

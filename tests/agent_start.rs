@@ -20,7 +20,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use host::{PATIENCE, settings, wait_for};
+use host::{WAIT_TIMEOUT, settings, wait_for};
 use marple::base::SystemClock;
 use marple::config::{HttpSettings, Listen};
 use marple::store::Store;
@@ -32,7 +32,7 @@ static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 const SHORT: Duration = Duration::from_millis(50);
 
-fn at(dir: &Path, listen: Listen) -> Settings {
+fn settings_in(dir: &Path, listen: Listen) -> Settings {
     let http = Some(HttpSettings { listen, ..HttpSettings::default() });
     Settings { dir: dir.to_owned(), http, rules: Vec::new(), ..settings() }
 }
@@ -42,80 +42,81 @@ fn start(settings: &Settings) -> Agent {
 }
 
 fn warning(handle: &AgentHandle, topic: &str) -> Option<String> {
-    let warnings = handle.status().wait(PATIENCE).unwrap().warnings;
+    let warnings = handle.status().wait(WAIT_TIMEOUT).unwrap().warnings;
     warnings.into_iter().find(|warning| warning.topic == topic).map(|warning| warning.text)
 }
 
-fn warned(handle: &AgentHandle, topic: &str) -> String {
+fn wait_for_warning(handle: &AgentHandle, topic: &str) -> String {
     wait_for(&format!("a warning about {topic}"), || warning(handle, topic))
 }
 
-fn no_longer_warned(handle: &AgentHandle, topic: &str) {
+fn wait_until_not_warned(handle: &AgentHandle, topic: &str) {
     wait_for(&format!("{topic} to work"), || warning(handle, topic).is_none().then_some(()));
 }
 
 /// Returns the first line of the response to `GET /status`, or `None` if nothing listens.
-fn answer(address: SocketAddr) -> Option<String> {
+fn response_line(address: SocketAddr) -> Option<String> {
     let mut stream = TcpStream::connect(address).ok()?;
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
     stream.write_all(b"GET /status HTTP/1.0\r\nHost: localhost\r\n\r\n").ok()?;
     let mut text = String::new();
     stream.read_to_string(&mut text).expect("an answer, or none at once");
     text.lines().next().map(str::to_owned)
 }
 
-fn answers(address: SocketAddr) {
-    let ok = || answer(address).filter(|line| line.contains(" 200 "));
+fn wait_for_response(address: SocketAddr) {
+    let ok = || response_line(address).filter(|line| line.contains(" 200 "));
     wait_for("the endpoint", ok);
 }
 
-fn captures(handle: &AgentHandle) {
-    handle.capture([CaptureKind::Threads], SHORT).wait(PATIENCE).expect("a capture");
+fn assert_captures(handle: &AgentHandle) {
+    handle.capture([CaptureKind::Threads], SHORT).wait(WAIT_TIMEOUT).expect("a capture");
 }
 
 #[test]
-fn a_port_that_is_taken_is_used_once_it_is_free() {
+fn busy_port_is_bound_once_free() {
     let home = tempfile::tempdir().unwrap();
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = other.local_addr().unwrap();
-    let settings = at(&home.path().join("captures"), Listen::Tcp(address));
+    let settings = settings_in(&home.path().join("captures"), Listen::Tcp(address));
     let refused = Agent::from_settings(settings.clone()).strict(true).start().err();
     assert!(refused.unwrap().to_string().contains("http.listen"), "strict");
     let agent = start(&settings);
     let handle = agent.handle();
-    assert!(warned(&handle, "http.listen").contains(&address.to_string()));
-    captures(&handle);
+    assert!(wait_for_warning(&handle, "http.listen").contains(&address.to_string()));
+    assert_captures(&handle);
     drop(other);
-    answers(address);
-    no_longer_warned(&handle, "http.listen");
+    wait_for_response(address);
+    wait_until_not_warned(&handle, "http.listen");
 }
 
 #[test]
-fn a_directory_that_is_held_is_opened_once_it_is_free_and_its_budgets_count() {
+fn locked_directory_is_opened_once_free_with_its_budgets() {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("captures");
-    let (other, _) = Store::open(&dir, store::roomy(), Arc::new(SystemClock)).unwrap();
+    let (other, _) = Store::open(&dir, store::generous_limits(), Arc::new(SystemClock)).unwrap();
     let settings = Settings { dir: dir.clone(), ..settings() };
     let refused = Agent::from_settings(settings.clone()).strict(true).start().err();
     assert!(refused.unwrap().to_string().contains("in use"), "strict");
     let agent = start(&settings);
     let handle = agent.handle();
-    assert!(warned(&handle, "dir").contains("in use"));
-    let error = handle.capture([CaptureKind::Heap], SHORT).wait(PATIENCE).unwrap_err().to_string();
+    assert!(wait_for_warning(&handle, "dir").contains("in use"));
+    let error =
+        handle.capture([CaptureKind::Heap], SHORT).wait(WAIT_TIMEOUT).unwrap_err().to_string();
     assert!(error.contains("no incident directory") && error.contains("in use"), "{error}");
     let now = jiff::Timestamp::now();
     let saved = serde_json::json!({ "schema": 1, "incidents": [now], "rules": {}, "streams": [] });
     other.save_state(&saved).unwrap();
     drop(other);
-    no_longer_warned(&handle, "dir");
-    let status = handle.status().wait(PATIENCE).unwrap();
+    wait_until_not_warned(&handle, "dir");
+    let status = handle.status().wait(WAIT_TIMEOUT).unwrap();
     assert_eq!(status.budget.incidents_in_a_day, 1, "the predecessor's");
     assert_eq!(status.dir, dir);
-    captures(&handle);
+    assert_captures(&handle);
 }
 
 #[test]
-fn a_socket_whose_owner_is_stuck_does_not_hang_the_start() {
+fn start_does_not_hang_on_socket_with_unresponsive_owner() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("marple.sock");
     let address = SocketAddrUnix::new(&path).unwrap();
@@ -130,9 +131,9 @@ fn a_socket_whose_owner_is_stuck_does_not_hang_the_start() {
     })
     .map_while(Result::ok)
     .collect();
-    let agent = start(&at(&home.path().join("captures"), Listen::Unix(path.clone())));
+    let agent = start(&settings_in(&home.path().join("captures"), Listen::Unix(path.clone())));
     let handle = agent.handle();
-    assert!(warned(&handle, "http.listen").contains("does not accept"));
+    assert!(wait_for_warning(&handle, "http.listen").contains("does not accept"));
     drop((owner, waiting));
     wait_for("the socket", || UnixStream::connect(&path).ok());
     drop(agent);
@@ -140,10 +141,10 @@ fn a_socket_whose_owner_is_stuck_does_not_hang_the_start() {
 }
 
 #[test]
-fn a_socket_that_another_process_has_put_in_place_of_ours_stays() {
+fn socket_replaced_by_another_process_is_not_removed() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("marple.sock");
-    let agent = start(&at(&home.path().join("captures"), Listen::Unix(path.clone())));
+    let agent = start(&settings_in(&home.path().join("captures"), Listen::Unix(path.clone())));
     fs::remove_file(&path).unwrap();
     let _other = UnixListener::bind(&path).unwrap();
     drop(agent);
@@ -151,33 +152,36 @@ fn a_socket_that_another_process_has_put_in_place_of_ours_stays() {
 }
 
 #[test]
-fn without_descriptors_vitals_go_on_and_the_rest_follows() {
-    let test = "without_descriptors_vitals_go_on_and_the_rest_follows";
-    store::again(test, &["prlimit", "--nofile=48"], || {
+fn vitals_run_without_descriptors_and_other_parts_start_later() {
+    let test = "vitals_run_without_descriptors_and_other_parts_start_later";
+    store::rerun_under(test, &["prlimit", "--nofile=48"], || {
         let home = tempfile::tempdir().unwrap();
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = free.local_addr().unwrap();
         drop(free);
-        let mut held: Vec<_> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+        let mut open_files: Vec<_> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
         // Six free descriptors suffice for the directory and the listener, but not for a poller.
-        held.truncate(held.len() - 6);
-        let agent = start(&at(&home.path().join("captures"), Listen::Tcp(address)));
+        open_files.truncate(open_files.len() - 6);
+        let agent = start(&settings_in(&home.path().join("captures"), Listen::Tcp(address)));
         let handle = agent.handle();
-        let told = warned(&handle, "descriptors");
-        assert!(told.contains("ulimit -n") && told.contains("48"), "{told}");
-        let ticks = || handle.status().wait(PATIENCE).unwrap().counters.ticks;
+        let warning_text = wait_for_warning(&handle, "descriptors");
+        assert!(
+            warning_text.contains("ulimit -n") && warning_text.contains("48"),
+            "{warning_text}"
+        );
+        let ticks = || handle.status().wait(WAIT_TIMEOUT).unwrap().counters.ticks;
         let before = ticks();
         wait_for("a tick", || (ticks() > before).then_some(()));
-        drop(held);
-        answers(address);
-        no_longer_warned(&handle, "descriptors");
-        captures(&handle);
+        drop(open_files);
+        wait_for_response(address);
+        wait_until_not_warned(&handle, "descriptors");
+        assert_captures(&handle);
     });
 }
 
 #[test]
-fn a_hostile_container_is_no_reason_not_to_start() {
-    let test = "a_hostile_container_is_no_reason_not_to_start";
+fn agent_starts_in_restricted_container() {
+    let test = "agent_starts_in_restricted_container";
     // A world-writable volume, an empty /proc/sys, nothing else writable, and a user without a
     // name.
     let contain = "mount -t tmpfs -o mode=2777 none /mnt && mount -t tmpfs none /proc/sys && \
@@ -186,24 +190,25 @@ fn a_hostile_container_is_no_reason_not_to_start() {
     if !rustix::process::geteuid().is_root() {
         return eprintln!("{test}: not run, mounting and changing the user need root");
     }
-    store::again(test, &["unshare", "-m", "sh", "-c", contain, "sh"], || {
+    store::rerun_under(test, &["unshare", "-m", "sh", "-c", contain, "sh"], || {
         let listen = || Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let agent = start(&at(Path::new("/mnt/volume/captures"), listen()));
-        captures(&agent.handle());
+        let agent = start(&settings_in(Path::new("/mnt/volume/captures"), listen()));
+        assert_captures(&agent.handle());
         drop(agent);
-        let agent = start(&at(Path::new("/captures"), listen()));
-        let told = warned(&agent.handle(), "dir");
-        assert!(told.contains("/captures"), "{told}");
-        let ticks = agent.handle().status().wait(PATIENCE).unwrap().counters.ticks;
+        let agent = start(&settings_in(Path::new("/captures"), listen()));
+        let warning_text = wait_for_warning(&agent.handle(), "dir");
+        assert!(warning_text.contains("/captures"), "{warning_text}");
+        let ticks = agent.handle().status().wait(WAIT_TIMEOUT).unwrap().counters.ticks;
         wait_for("a tick", || {
-            (agent.handle().status().wait(PATIENCE).unwrap().counters.ticks > ticks).then_some(())
+            (agent.handle().status().wait(WAIT_TIMEOUT).unwrap().counters.ticks > ticks)
+                .then_some(())
         });
     });
 }
 
 #[test]
-fn a_directory_that_goes_with_the_container_is_said_and_a_volume_is_not() {
-    let test = "a_directory_that_goes_with_the_container_is_said_and_a_volume_is_not";
+fn ephemeral_directory_is_warned_about_and_volume_is_not() {
+    let test = "ephemeral_directory_is_warned_about_and_volume_is_not";
     // A container: an overlay as root, and a volume mounted in it.
     let contain = "mount -t tmpfs none /mnt && cd /mnt && mkdir up work root && \
                    mount -t overlay overlay -o lowerdir=/,upperdir=up,workdir=work root && \
@@ -215,14 +220,14 @@ fn a_directory_that_goes_with_the_container_is_said_and_a_volume_is_not() {
     // Mounted as the volume. The re-executed test creates a directory, too, and does not use it.
     let volume = tempfile::tempdir().unwrap();
     let set = format!("VOLUME={}", volume.path().display());
-    store::again(test, &["env", &set, "unshare", "-m", "sh", "-c", contain, "sh"], || {
+    store::rerun_under(test, &["env", &set, "unshare", "-m", "sh", "-c", contain, "sh"], || {
         let listen = || Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));
-        for (dir, said) in [("/captures", true), ("/volume/captures", false)] {
-            let agent = start(&at(Path::new(dir), listen()));
-            captures(&agent.handle());
-            let told = warning(&agent.handle(), "store.lifetime");
-            assert_eq!(told.is_some(), said, "{dir}: {told:?}");
-            if let Some(told) = told {
+        for (dir, is_warned) in [("/captures", true), ("/volume/captures", false)] {
+            let agent = start(&settings_in(Path::new(dir), listen()));
+            assert_captures(&agent.handle());
+            let warning_text = warning(&agent.handle(), "store.lifetime");
+            assert_eq!(warning_text.is_some(), is_warned, "{dir}: {warning_text:?}");
+            if let Some(told) = warning_text {
                 assert!(told.contains("lost with the container") && told.contains(dir), "{told}");
             }
             drop(agent);
@@ -230,25 +235,25 @@ fn a_directory_that_goes_with_the_container_is_said_and_a_volume_is_not() {
     });
 }
 
-const STRIPPED: &str = "AGENT_START_STRIPPED";
+const STRIPPED_ENV: &str = "AGENT_START_STRIPPED";
 
-/// The child process of [`a_program_without_symbols_is_said`].
+/// The child process of [`stripped_program_is_warned_about`].
 #[test]
 #[cfg(target_os = "linux")]
 fn stripped_process() {
     let home = tempfile::tempdir().unwrap();
     let agent = start(&Settings { dir: home.path().join("captures"), ..settings() });
-    captures(&agent.handle());
-    let told = warning(&agent.handle(), "symbols");
-    match std::env::var_os(STRIPPED) {
-        Some(_) => assert!(told.is_some_and(|told| told.contains("debuginfo"))),
-        None => assert_eq!(told, None),
+    assert_captures(&agent.handle());
+    let warning_text = warning(&agent.handle(), "symbols");
+    match std::env::var_os(STRIPPED_ENV) {
+        Some(_) => assert!(warning_text.is_some_and(|told| told.contains("debuginfo"))),
+        None => assert_eq!(warning_text, None),
     }
 }
 
 #[test]
 #[cfg(target_os = "linux")]
-fn a_program_without_symbols_is_said() {
+fn stripped_program_is_warned_about() {
     let home = tempfile::tempdir().unwrap();
     let program = home.path().join("stripped");
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
@@ -258,55 +263,55 @@ fn a_program_without_symbols_is_said() {
     }
     let ended = Command::new(&program)
         .args(["--exact", "stripped_process"])
-        .env(STRIPPED, "1")
+        .env(STRIPPED_ENV, "1")
         .stdout(Stdio::null())
         .status()
         .unwrap();
     assert!(ended.success());
 }
 
-const OLD: &str = "AGENT_START_OLD_PROCESS";
+const PREDECESSOR_ENV: &str = "AGENT_START_OLD_PROCESS";
 
-/// The predecessor process of [`a_new_process_takes_over_when_the_old_one_ends`].
+/// The predecessor process of [`new_process_takes_over_when_predecessor_exits`].
 #[test]
-fn old_process() {
-    let Some(place) = std::env::var_os(OLD) else { return };
+fn predecessor_process() {
+    let Some(place) = std::env::var_os(PREDECESSOR_ENV) else { return };
     let place = place.into_string().unwrap();
     let (address, dir) = place.split_once(' ').unwrap();
-    let agent = start(&at(Path::new(dir), Listen::Tcp(address.parse().unwrap())));
-    captures(&agent.handle());
+    let agent = start(&settings_in(Path::new(dir), Listen::Tcp(address.parse().unwrap())));
+    assert_captures(&agent.handle());
     let _ = std::io::stdin().read(&mut [0]);
     drop(agent);
 }
 
 #[test]
-fn a_new_process_takes_over_when_the_old_one_ends() {
+fn new_process_takes_over_when_predecessor_exits() {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("captures");
     let free = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = free.local_addr().unwrap();
     drop(free);
     let mut old = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "old_process", "--nocapture"])
-        .env(OLD, format!("{address} {}", dir.display()))
+        .args(["--exact", "predecessor_process", "--nocapture"])
+        .env(PREDECESSOR_ENV, format!("{address} {}", dir.display()))
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    answers(address);
-    let one = || (host::incidents(&dir).len() == 1).then_some(());
-    wait_for("its incident", one);
+    wait_for_response(address);
+    let has_one_incident = || (host::incidents(&dir).len() == 1).then_some(());
+    wait_for("its incident", has_one_incident);
 
-    let agent = start(&at(&dir, Listen::Tcp(address)));
+    let agent = start(&settings_in(&dir, Listen::Tcp(address)));
     let handle = agent.handle();
-    assert!(warned(&handle, "dir").contains(&format!("process {}", old.id())));
-    warned(&handle, "http.listen");
+    assert!(wait_for_warning(&handle, "dir").contains(&format!("process {}", old.id())));
+    wait_for_warning(&handle, "http.listen");
     drop(old.stdin.take());
     assert!(old.wait().unwrap().success());
-    no_longer_warned(&handle, "dir");
-    no_longer_warned(&handle, "http.listen");
-    answers(address);
-    captures(&handle);
+    wait_until_not_warned(&handle, "dir");
+    wait_until_not_warned(&handle, "http.listen");
+    wait_for_response(address);
+    assert_captures(&handle);
     assert_eq!(host::incidents(&dir).len(), 2);
 }
 
@@ -328,7 +333,7 @@ impl Child {
         Self(pid)
     }
 
-    fn ended_well(self) -> bool {
+    fn exited_successfully(self) -> bool {
         let ended = || {
             let mut status = 0;
             // SAFETY: waits for a child of this process; `status` is a valid local.
@@ -352,56 +357,58 @@ impl Drop for Child {
 }
 
 #[test]
-fn a_forked_child_holds_neither_address_nor_directory_and_its_parent_names_it() {
+fn forked_child_holds_neither_address_nor_directory() {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("captures");
     let free = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = free.local_addr().unwrap();
     drop(free);
-    let agent = start(&at(&dir, Listen::Tcp(address)));
+    let agent = start(&settings_in(&dir, Listen::Tcp(address)));
     let handle = agent.handle();
-    answers(address);
+    wait_for_response(address);
     let child = Child::fork(|| {
-        std::thread::sleep(PATIENCE);
+        std::thread::sleep(WAIT_TIMEOUT);
         true
     });
-    let told = warned(&handle, "fork");
-    assert!(told.contains(&child.0.to_string()), "{told}");
-    answers(address);
+    let warning_text = wait_for_warning(&handle, "fork");
+    assert!(warning_text.contains(&child.0.to_string()), "{warning_text}");
+    wait_for_response(address);
     drop(agent);
-    assert_eq!(answer(address), None, "refused at once");
-    Store::open(&dir, store::roomy(), Arc::new(SystemClock)).expect("nobody has the lock");
+    assert_eq!(response_line(address), None, "refused at once");
+    Store::open(&dir, store::generous_limits(), Arc::new(SystemClock))
+        .expect("nobody has the lock");
     drop(child);
 }
 
 #[test]
-fn a_forked_child_says_that_it_is_not_watched_and_can_have_an_agent() {
+fn forked_child_reports_no_agent_and_can_start_one() {
     let home = tempfile::tempdir().unwrap();
     let log = home.path().join("log");
     let file = File::create(&log).unwrap();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(file).finish();
     tracing::subscriber::set_global_default(subscriber).unwrap();
-    let agent = start(&at(&home.path().join("captures"), Listen::Unix(home.path().join("s"))));
+    let agent =
+        start(&settings_in(&home.path().join("captures"), Listen::Unix(home.path().join("s"))));
     let inherited = std::cell::Cell::new(Some(agent));
     let child = Child::fork(|| {
         drop(marple::task::traced(async {}));
         let text = fs::read_to_string(&log).unwrap();
-        let said = format!("process {} is not watched", std::process::id());
-        assert_eq!(text.matches(&said).count(), 1, "{text}");
+        let expected = format!("process {} is not watched", std::process::id());
+        assert_eq!(text.matches(&expected).count(), 1, "{text}");
         drop(inherited.take());
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = free.local_addr().unwrap();
         drop(free);
-        let own = start(&at(&home.path().join("own"), Listen::Tcp(address)));
-        captures(&own.handle());
-        answers(address);
+        let own = start(&settings_in(&home.path().join("own"), Listen::Tcp(address)));
+        assert_captures(&own.handle());
+        wait_for_response(address);
         drop(own);
         true
     });
     let pid = child.0;
-    assert!(child.ended_well(), "{}", fs::read_to_string(&log).unwrap());
+    assert!(child.exited_successfully(), "{}", fs::read_to_string(&log).unwrap());
     let agent = inherited.take().unwrap();
-    captures(&agent.handle());
+    assert_captures(&agent.handle());
     drop(agent);
     let text = fs::read_to_string(&log).unwrap();
     let started = format!("watches process {pid}");
@@ -410,7 +417,7 @@ fn a_forked_child_says_that_it_is_not_watched_and_can_have_an_agent() {
 
 /// Prefork workers and daemons may fork at any time: during a dump, a log write or an agent start.
 #[test]
-fn children_forked_at_any_time_can_have_an_agent() {
+fn children_forked_at_any_time_can_start_agent() {
     let home = tempfile::tempdir().unwrap();
     let file = File::create(home.path().join("log")).unwrap();
     // A lock around the file, like the one of standard error.
@@ -418,7 +425,7 @@ fn children_forked_at_any_time_can_have_an_agent() {
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish();
     tracing::subscriber::set_global_default(subscriber).unwrap();
     for round in 0..12_u64 {
-        let agent = start(&at(
+        let agent = start(&settings_in(
             &home.path().join("captures"),
             Listen::Unix(home.path().join(round.to_string())),
         ));
@@ -430,29 +437,29 @@ fn children_forked_at_any_time_can_have_an_agent() {
             tracing::info!("the host logs");
             drop(marple::task::traced(async {}));
             drop(inherited.take());
-            let own = start(&at(
+            let own = start(&settings_in(
                 &home.path().join("own"),
                 Listen::Unix(home.path().join(format!("own {round}"))),
             ));
             own.handle()
                 .capture([CaptureKind::Heap, CaptureKind::Threads], SHORT)
-                .wait(PATIENCE)
+                .wait(WAIT_TIMEOUT)
                 .expect("a capture");
             true
         });
-        assert!(child.ended_well(), "round {round}");
-        dumps.wait(PATIENCE).unwrap();
+        assert!(child.exited_successfully(), "round {round}");
+        dumps.wait(WAIT_TIMEOUT).unwrap();
         drop(inherited.take());
     }
 }
 
 #[test]
 #[cfg(target_os = "linux")]
-fn no_signal_that_a_service_may_use_is_taken_by_default() {
+fn default_settings_install_no_handler_for_service_signals() {
     let home = tempfile::tempdir().unwrap();
     let toggle = marple::config::ToggleSettings::default();
     let agent = start(&Settings { dir: home.path().join("captures"), toggle, ..settings() });
-    captures(&agent.handle());
+    assert_captures(&agent.handle());
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
     let caught = u64::from_str_radix(caught.trim(), 16).unwrap();
@@ -463,7 +470,7 @@ fn no_signal_that_a_service_may_use_is_taken_by_default() {
 
 /// Returns CPUs, policy and name of each of marple's threads, as the kernel reports them.
 #[cfg(target_os = "linux")]
-fn own_threads() -> Vec<(String, String, String)> {
+fn agent_threads() -> Vec<(String, String, String)> {
     let read = |path: std::path::PathBuf| fs::read_to_string(path).unwrap_or_default();
     let tasks = fs::read_dir("/proc/self/task").unwrap().map(|entry| entry.unwrap().path());
     let threads = tasks.map(|task| {
@@ -479,14 +486,14 @@ fn own_threads() -> Vec<(String, String, String)> {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn agent_of_a_pinned_real_time_thread_is_neither_and_counts_the_cpus_of_the_process() {
+fn agent_threads_do_not_inherit_cpu_affinity_or_real_time_priority() {
     use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-    let whole = sched_getaffinity(None).unwrap();
+    let process_cpus = sched_getaffinity(None).unwrap();
     let cpus = fs::read_to_string("/proc/thread-self/status").unwrap();
     let cpus = cpus.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
     let mut first = CpuSet::new();
-    first.set((0..CpuSet::MAX_CPU).find(|&cpu| whole.is_set(cpu)).unwrap());
+    first.set((0..CpuSet::MAX_CPU).find(|&cpu| process_cpus.is_set(cpu)).unwrap());
     // The main thread of the test is the one that may run on all CPUs.
     sched_setaffinity(None, &first).unwrap();
     let parameters = libc::sched_param { sched_priority: 1 };
@@ -495,32 +502,34 @@ fn agent_of_a_pinned_real_time_thread_is_neither_and_counts_the_cpus_of_the_proc
         println!("not as a real-time thread, which needs CAP_SYS_NICE");
     }
     let home = tempfile::tempdir().unwrap();
-    let agent = start(&at(&home.path().join("captures"), Listen::Tcp(([127, 0, 0, 1], 0).into())));
+    let agent =
+        start(&settings_in(&home.path().join("captures"), Listen::Tcp(([127, 0, 0, 1], 0).into())));
     let threads = wait_for("threads of the agent with the CPUs of the process", || {
-        let threads = own_threads();
+        let threads = agent_threads();
         let is_wide =
             |(own, policy, _): &(String, String, String)| own == cpus.trim() && policy == "0";
         (threads.len() >= 2 && threads.iter().all(is_wide)).then_some(threads)
     });
     assert!(threads.iter().any(|(.., name)| name == "marple"), "{threads:?}");
-    let limit =
-        wait_for("a limit", || agent.handle().status().wait(PATIENCE).unwrap().limits.cpu_cores);
-    let quota = limit < f64::from(whole.count());
-    let source = agent.handle().status().wait(PATIENCE).unwrap().limits.cpu_source.unwrap();
-    assert!(!quota || source != "cpu affinity", "{limit} of {} by {source}", whole.count());
+    let limit = wait_for("a limit", || {
+        agent.handle().status().wait(WAIT_TIMEOUT).unwrap().limits.cpu_cores
+    });
+    let quota = limit < f64::from(process_cpus.count());
+    let source = agent.handle().status().wait(WAIT_TIMEOUT).unwrap().limits.cpu_source.unwrap();
+    assert!(!quota || source != "cpu affinity", "{limit} of {} by {source}", process_cpus.count());
 }
 
 #[test]
 #[cfg(target_os = "linux")]
-fn rules_without_a_value_are_a_warning_with_the_reason() {
+fn rules_with_unavailable_metric_are_warned_about_with_reason() {
     use marple::model::{Metric, Rule};
 
     let home = tempfile::tempdir().unwrap();
-    let rule = Rule { name: "waits".into(), abs: Some(1.0), ..Rule::on(Metric::Lag) };
+    let rule = Rule { name: "waits".into(), abs: Some(1.0), ..Rule::new(Metric::Lag) };
     let settings = Settings { dir: home.path().join("captures"), rules: vec![rule], ..settings() };
     let agent = Agent::from_settings(settings).start().unwrap();
     let text = wait_for("a warning about the rule", || {
-        let status = agent.handle().status().wait(PATIENCE).unwrap();
+        let status = agent.handle().status().wait(WAIT_TIMEOUT).unwrap();
         let warning = status.warnings.into_iter().find(|warning| warning.topic == "rules")?;
         Some((warning.text, status.rules[0].explanation.clone()))
     });

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use host::{Host, PATIENCE, settings};
+use host::{Host, WAIT_TIMEOUT, settings};
 use marple::base::Bytes;
 use marple::{Agent, CaptureKind, Settings, heap, os};
 use rustix::mm::{MapFlags, ProtFlags, mmap};
@@ -34,16 +34,16 @@ use rustix::mm::{MapFlags, ProtFlags, mmap};
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 /// Environment variable that names the part of a test to run in a child process.
-const PART: &str = "MARPLE_TEST_PART";
+const PART_ENV: &str = "MARPLE_TEST_PART";
 
-fn part() -> Option<String> {
-    std::env::var(PART).ok()
+fn requested_part() -> Option<String> {
+    std::env::var(PART_ENV).ok()
 }
 
-fn run(test: &str, part: &str) -> Output {
+fn run_part(test: &str, part: &str) -> Output {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "--nocapture", "--test-threads=1", test])
-        .env(PART, part)
+        .env(PART_ENV, part)
         .output()
         .unwrap();
     println!("{part}: {}", String::from_utf8_lossy(&output.stdout));
@@ -54,9 +54,9 @@ fn run(test: &str, part: &str) -> Output {
 /// Captures every kind once.
 fn capture_all(host: &Host) {
     let before = host.incidents().len();
-    host.handle().start(CaptureKind::ALL).wait(PATIENCE).unwrap();
-    host.handle().stop().wait(PATIENCE).unwrap();
-    host.closed(before + 1);
+    host.handle().start_capture(CaptureKind::ALL).wait(WAIT_TIMEOUT).unwrap();
+    host.handle().stop_capture().wait(WAIT_TIMEOUT).unwrap();
+    host.wait_for_closed(before + 1);
 }
 
 // Files overwritten in place.
@@ -97,10 +97,10 @@ fn overwrite(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 }
 
 #[test]
-fn files_overwritten_in_place_end_no_process() {
-    let test = "files_overwritten_in_place_end_no_process";
-    if part().is_none() {
-        let output = run(test, "captures");
+fn overwriting_mapped_files_does_not_kill_process() {
+    let test = "overwriting_mapped_files_does_not_kill_process";
+    if requested_part().is_none() {
+        let output = run_part(test, "captures");
         assert!(output.status.success(), "{}", output.status);
         return;
     }
@@ -122,13 +122,13 @@ fn files_overwritten_in_place_end_no_process() {
         .collect();
     heap::set_rate(Bytes::kib(1));
     let host = Host::start(Settings { rules: Vec::new(), ..settings() });
-    let over = AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     let (writes, looks) = (AtomicU64::new(0), AtomicU64::new(0));
     let end = Instant::now() + duration();
     thread::scope(|scope| {
         for path in &overwritten {
             scope.spawn(|| {
-                while !over.load(Relaxed) {
+                while !stop.load(Relaxed) {
                     overwrite(path, &bytes).unwrap();
                     writes.fetch_add(1, Relaxed);
                 }
@@ -140,14 +140,14 @@ fn files_overwritten_in_place_end_no_process() {
         let refused = OpenOptions::new().write(true).open(program).is_err();
         println!("the program's own file can{} be written", if refused { "not" } else { "" });
         scope.spawn(|| {
-            while !over.load(Relaxed) {
+            while !stop.load(Relaxed) {
                 os::images::loaded().unwrap();
                 looks.fetch_add(1, Relaxed);
             }
         });
         // Loading a library makes the unwind tables be read again.
         scope.spawn(|| {
-            while !over.load(Relaxed) {
+            while !stop.load(Relaxed) {
                 let handle = load(&library);
                 marple::unwind::refresh().unwrap();
                 // SAFETY: opened above, and none of its symbols is used.
@@ -155,7 +155,7 @@ fn files_overwritten_in_place_end_no_process() {
             }
         });
         scope.spawn(|| {
-            while !over.load(Relaxed) {
+            while !stop.load(Relaxed) {
                 black_box(vec![0u8; black_box(4000)]);
             }
         });
@@ -164,7 +164,7 @@ fn files_overwritten_in_place_end_no_process() {
             capture_all(&host);
             captures += 1;
         }
-        over.store(true, Relaxed);
+        stop.store(true, Relaxed);
         println!(
             "{captures} captures, {} looks, {} writes",
             looks.load(Relaxed),
@@ -176,20 +176,20 @@ fn files_overwritten_in_place_end_no_process() {
 // Locked memory.
 
 /// Returns a line of `/proc/self/status`, in KiB.
-fn status(name: &str) -> u64 {
+fn status_kib(name: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with(name)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-const START_MOST: u64 = 16 << 10;
-const CAPTURE_MOST: u64 = 32 << 10;
+const MAX_START_KIB: u64 = 16 << 10;
+const MAX_CAPTURE_KIB: u64 = 32 << 10;
 
 #[test]
-fn a_host_that_locks_its_memory_pays_for_what_is_used() {
-    let test = "a_host_that_locks_its_memory_pays_for_what_is_used";
-    if part().is_none() {
-        let output = run(test, "locked");
+fn locked_memory_host_pays_only_for_used_memory() {
+    let test = "locked_memory_host_pays_only_for_used_memory";
+    if requested_part().is_none() {
+        let output = run_part(test, "locked");
         assert!(output.status.success(), "{}", output.status);
         return;
     }
@@ -199,10 +199,10 @@ fn a_host_that_locks_its_memory_pays_for_what_is_used() {
         println!("skipped: mlockall needs CAP_IPC_LOCK or RLIMIT_MEMLOCK");
         return;
     }
-    let measure = || (status("VmRSS:"), status("VmLck:"));
+    let measure = || (status_kib("VmRSS:"), status_kib("VmLck:"));
     let before = measure();
     let host = Host::start(Settings { rules: Vec::new(), ..settings() });
-    host.handle().status().wait(PATIENCE).unwrap();
+    host.handle().status().wait(WAIT_TIMEOUT).unwrap();
     let started = measure();
     capture_all(&host);
     let captured = measure();
@@ -210,25 +210,25 @@ fn a_host_that_locks_its_memory_pays_for_what_is_used() {
     // The locked size has no bound here: glibc reserves 64 MiB for each thread that allocates. None
     // of it is resident, but the kernel counts it.
     let more = |now: (u64, u64)| now.0.saturating_sub(before.0);
-    assert!(more(started) <= START_MOST, "{} KiB", more(started));
-    assert!(more(captured) <= CAPTURE_MOST, "{} KiB", more(captured));
+    assert!(more(started) <= MAX_START_KIB, "{} KiB", more(started));
+    assert!(more(captured) <= MAX_CAPTURE_KIB, "{} KiB", more(captured));
 }
 
 // Little address space.
 
 #[test]
-fn a_host_with_little_address_space_lives() {
-    let test = "a_host_with_little_address_space_lives";
-    let Some(room) = part() else {
+fn host_with_little_address_space_survives() {
+    let test = "host_with_little_address_space_survives";
+    let Some(room) = requested_part() else {
         for room in ["4", "8", "12", "16", "32", "64", "96"] {
-            let output = run(test, room);
+            let output = run_part(test, room);
             assert!(output.status.success(), "{room} MiB: {}", output.status);
         }
         return;
     };
-    let used = status("VmSize:") << 10;
-    let most = used + (room.parse::<u64>().unwrap() << 20);
-    let limit = libc::rlimit { rlim_cur: most, rlim_max: libc::RLIM_INFINITY };
+    let used = status_kib("VmSize:") << 10;
+    let max_locked = used + (room.parse::<u64>().unwrap() << 20);
+    let limit = libc::rlimit { rlim_cur: max_locked, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: the kernel reads one `rlimit`, which `limit` is.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) }, 0);
     let dir = tempfile::tempdir().unwrap();
@@ -238,10 +238,10 @@ fn a_host_with_little_address_space_lives() {
         Err(error) => return println!("no agent: {error}"),
     };
     let handle = agent.handle();
-    println!("started: {:?}", handle.start(CaptureKind::ALL).wait(PATIENCE).is_ok());
-    println!("stopped: {:?}", handle.stop().wait(PATIENCE).is_ok());
+    println!("started: {:?}", handle.start_capture(CaptureKind::ALL).wait(WAIT_TIMEOUT).is_ok());
+    println!("stopped: {:?}", handle.stop_capture().wait(WAIT_TIMEOUT).is_ok());
     // `Err` if not even the agent's thread could be created.
-    println!("{:?}", handle.status().wait(PATIENCE).map(|status| status.warnings));
+    println!("{:?}", handle.status().wait(WAIT_TIMEOUT).map(|status| status.warnings));
     drop(agent);
     for (_, manifest) in host::incidents(&dir.path().join("captures")) {
         for capture in manifest.captures {

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use host::{Host, PATIENCE, settings, wait_for};
+use host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use marple::config::{StacksSettings, ThreadsMode, TraceSettings};
 use marple::model::{CaptureKind, CaptureSet, Metric, Rule, Stall};
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -19,8 +19,8 @@ use tokio::task::LocalSet;
 const THRESHOLD: Duration = Duration::from_millis(50);
 
 #[inline(never)]
-fn hold_up(released: &Receiver<()>) {
-    let _ = released.recv_timeout(PATIENCE);
+fn block_worker(released: &Receiver<()>) {
+    let _ = released.recv_timeout(WAIT_TIMEOUT);
     std::hint::black_box(());
 }
 
@@ -38,36 +38,36 @@ fn runtime(workers: usize) -> Runtime {
 }
 
 /// Starts an agent that observes `runtime` and has a rule over stalls.
-fn watching(runtime: &Runtime, threads: ThreadsMode) -> Host {
-    watching_handle(runtime.handle(), threads)
+fn start_observing(runtime: &Runtime, threads: ThreadsMode) -> Host {
+    start_observing_handle(runtime.handle(), threads)
 }
 
-fn watching_handle(runtime: &Handle, threads: ThreadsMode) -> Host {
+fn start_observing_handle(runtime: &Handle, threads: ThreadsMode) -> Host {
     let rule = Rule {
         abs: Some(THRESHOLD.as_secs_f64()),
         capture: CaptureSet::from([CaptureKind::Threads]),
         duration: Duration::from_millis(100),
-        ..Rule::on(Metric::Stall)
+        ..Rule::new(Metric::Stall)
     };
     let host = Host::start(marple::Settings {
         rules: vec![rule],
-        trace: TraceSettings { stall: Some(THRESHOLD), ..TraceSettings::default() },
+        trace: TraceSettings { stall_threshold: Some(THRESHOLD), ..TraceSettings::default() },
         stacks: StacksSettings { threads, ..StacksSettings::default() },
         ..settings()
     });
-    host.handle().observe(runtime.clone()).unwrap();
+    host.handle().watch_runtime(runtime.clone()).unwrap();
     // The agent recognizes a worker by the thread name of one that has run a task.
-    let begun = ticks(&host);
-    wait_for("some ticks", || (ticks(&host) > begun + 5).then_some(()));
+    let ticks_at_start = ticks(&host);
+    wait_for("some ticks", || (ticks(&host) > ticks_at_start + 5).then_some(()));
     host
 }
 
 fn ticks(host: &Host) -> u64 {
-    host.handle().status().wait(PATIENCE).unwrap().counters.ticks
+    host.handle().status().wait(WAIT_TIMEOUT).unwrap().counters.ticks
 }
 
 fn stalls(host: &Host) -> Vec<Stall> {
-    host.handle().status().wait(PATIENCE).unwrap().stalls
+    host.handle().status().wait(WAIT_TIMEOUT).unwrap().stalls
 }
 
 fn tid() -> u32 {
@@ -75,7 +75,7 @@ fn tid() -> u32 {
 }
 
 /// Checks that the status, the incident's reason and its first file report the stall of a worker.
-fn is_told(host: &Host, tid: u32, function: &str) {
+fn assert_stall_reported(host: &Host, tid: u32, function: &str) {
     let stall = wait_for("the stall", || stalls(host).into_iter().find(|stall| stall.tid == tid));
     assert!(stall.suspected && stall.running && stall.lasted >= THRESHOLD, "{stall:?}");
     assert!(stall.function.as_deref().is_some_and(|name| name.contains(function)), "{stall:?}");
@@ -94,62 +94,62 @@ fn is_told(host: &Host, tid: u32, function: &str) {
 }
 
 #[test]
-fn a_plain_task_that_sleeps_on_its_worker_is_named_dated_and_shown_before_all_else() {
+fn sleeping_plain_task_is_reported_with_function_and_start_time() {
     for workers in [1, 2] {
         let runtime = runtime(workers);
-        let host = watching(&runtime, ThreadsMode::Full);
+        let host = start_observing(&runtime, ThreadsMode::Full);
         let (release, released) = channel();
-        let (tell, told) = channel();
+        let (sender, receiver) = channel();
         let before = jiff::Timestamp::now();
         let stuck = runtime.spawn(async move {
-            tell.send(tid()).unwrap();
-            hold_up(&released);
+            sender.send(tid()).unwrap();
+            block_worker(&released);
         });
-        is_told(&host, told.recv().unwrap(), "agent_suspects::hold_up");
+        assert_stall_reported(&host, receiver.recv().unwrap(), "agent_suspects::block_worker");
         let stall = stalls(&host).pop().unwrap();
         assert!(stall.started >= before && stall.started <= jiff::Timestamp::now(), "{stall:?}");
         // With one worker the stalled index is certain, and the metric follows the poll.
         assert!(workers > 1 || stall.worker == Some(0), "{stall:?}");
         wait_for("the metric", || {
-            let status = host.handle().status().wait(PATIENCE).unwrap();
+            let status = host.handle().status().wait(WAIT_TIMEOUT).unwrap();
             (status.vitals.values.get("runtime.stall").copied() > Some(0.4)).then_some(())
         });
         release.send(()).unwrap();
         runtime.block_on(stuck).unwrap();
         wait_for("the metric to fall", || {
-            let status = host.handle().status().wait(PATIENCE).unwrap();
+            let status = host.handle().status().wait(WAIT_TIMEOUT).unwrap();
             let stall = status.vitals.values.get("runtime.stall").copied();
             (stall == Some(0.0)).then_some(())
         });
         assert_eq!(stalls(&host).len(), 1, "told once");
-        host.closed(1);
+        host.wait_for_closed(1);
         runtime.shutdown_background();
     }
 }
 
 #[test]
-fn a_plain_task_that_computes_on_its_worker_is_named_too() {
+fn computing_plain_task_is_reported_as_stall() {
     let runtime = runtime(2);
-    let host = watching(&runtime, ThreadsMode::Full);
+    let host = start_observing(&runtime, ThreadsMode::Full);
     let done = Arc::new(AtomicBool::new(false));
-    let (tell, told) = channel();
+    let (sender, receiver) = channel();
     let stuck = runtime.spawn({
         let done = Arc::clone(&done);
         async move {
             tokio::task::yield_now().await;
-            tell.send(tid()).unwrap();
+            sender.send(tid()).unwrap();
             burn(&done);
         }
     });
-    is_told(&host, told.recv().unwrap(), "agent_suspects::burn");
+    assert_stall_reported(&host, receiver.recv().unwrap(), "agent_suspects::burn");
     done.store(true, Ordering::Relaxed);
     runtime.block_on(stuck).unwrap();
     runtime.shutdown_background();
 }
 
 /// Burns 5 ms of its thread's CPU time per poll, so that preemption does not count.
-async fn short_polls(over: Arc<AtomicBool>) {
-    while !over.load(Ordering::Relaxed) {
+async fn short_polls(stop: Arc<AtomicBool>) {
+    while !stop.load(Ordering::Relaxed) {
         let start = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
         let passed = || {
             let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
@@ -163,14 +163,14 @@ async fn short_polls(over: Arc<AtomicBool>) {
 }
 
 #[test]
-fn what_holds_up_nobody_is_no_stall() {
+fn work_that_blocks_no_worker_is_not_a_stall() {
     // One task that always gets the worker back, and many that share it.
     for tasks in [1, 12] {
         let runtime = runtime(2);
-        let host = watching(&runtime, ThreadsMode::Full);
-        let over = Arc::new(AtomicBool::new(false));
+        let host = start_observing(&runtime, ThreadsMode::Full);
+        let stop = Arc::new(AtomicBool::new(false));
         let polls: Vec<_> =
-            (0..tasks).map(|_| runtime.spawn(short_polls(Arc::clone(&over)))).collect();
+            (0..tasks).map(|_| runtime.spawn(short_polls(Arc::clone(&stop)))).collect();
         // Beside the busy workers: threads of the blocking pool, a task in `block_in_place`, and a
         // current-thread runtime.
         let gate = Arc::new(Barrier::new(4));
@@ -181,8 +181,8 @@ fn what_holds_up_nobody_is_no_stall() {
             }
         };
         let blocks = runtime.spawn_blocking(wait(&gate));
-        let left = wait(&gate);
-        let in_place = runtime.spawn(async move { tokio::task::block_in_place(left) });
+        let blocking_wait = wait(&gate);
+        let in_place = runtime.spawn(async move { tokio::task::block_in_place(blocking_wait) });
         let own = wait(&gate);
         let single = std::thread::spawn(move || {
             let runtime = Builder::new_current_thread().enable_all().build().unwrap();
@@ -195,7 +195,7 @@ fn what_holds_up_nobody_is_no_stall() {
         }
         let found = stalls(&host);
         gate.wait();
-        over.store(true, Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
         runtime.block_on(async {
             blocks.await.unwrap();
             in_place.await.unwrap();
@@ -210,16 +210,16 @@ fn what_holds_up_nobody_is_no_stall() {
 }
 
 #[test]
-fn without_signals_nobody_is_suspected() {
+fn no_unrecorded_stall_is_reported_without_signals() {
     for threads in [ThreadsMode::ProcOnly, ThreadsMode::Off] {
         let runtime = runtime(1);
-        let host = watching(&runtime, threads);
+        let host = start_observing(&runtime, threads);
         let (release, released) = channel();
-        let stuck = runtime.spawn(async move { hold_up(&released) });
-        let begun = ticks(&host);
+        let stuck = runtime.spawn(async move { block_worker(&released) });
+        let ticks_at_start = ticks(&host);
         // Enough ticks to find the stall many times over.
-        wait_for("fifty ticks", || (ticks(&host) > begun + 50).then_some(()));
-        let status = host.handle().status().wait(PATIENCE).unwrap();
+        wait_for("fifty ticks", || (ticks(&host) > ticks_at_start + 50).then_some(()));
+        let status = host.handle().status().wait(WAIT_TIMEOUT).unwrap();
         assert_eq!(status.stalls, []);
         // The lag of the runtime is reported in any case.
         assert!(status.vitals.values["runtime.lag"] > 0.5, "{:?}", status.vitals.values);
@@ -230,31 +230,31 @@ fn without_signals_nobody_is_suspected() {
 }
 
 /// A way of blocking a current-thread runtime.
-type Blocking = fn(Receiver<()>) -> Pin<Box<dyn Future<Output = ()>>>;
+type BlockRuntime = fn(Receiver<()>) -> Pin<Box<dyn Future<Output = ()>>>;
 
 /// Blocks in the body of `#[tokio::main(flavor = "current_thread")]`.
-fn in_block_on(released: Receiver<()>) -> Pin<Box<dyn Future<Output = ()>>> {
+fn block_in_block_on(released: Receiver<()>) -> Pin<Box<dyn Future<Output = ()>>> {
     Box::pin(async move {
         tokio::task::yield_now().await;
-        hold_up(&released);
+        block_worker(&released);
     })
 }
 
-fn in_a_task(released: Receiver<()>) -> Pin<Box<dyn Future<Output = ()>>> {
-    Box::pin(async move { tokio::spawn(async move { hold_up(&released) }).await.unwrap() })
+fn block_in_task(released: Receiver<()>) -> Pin<Box<dyn Future<Output = ()>>> {
+    Box::pin(async move { tokio::spawn(async move { block_worker(&released) }).await.unwrap() })
 }
 
-fn in_a_local_task(released: Receiver<()>) -> Pin<Box<dyn Future<Output = ()>>> {
+fn block_in_local_task(released: Receiver<()>) -> Pin<Box<dyn Future<Output = ()>>> {
     Box::pin(async move {
         let local = LocalSet::new();
         let task = local.run_until(async {
-            tokio::task::spawn_local(async move { hold_up(&released) }).await.unwrap();
+            tokio::task::spawn_local(async move { block_worker(&released) }).await.unwrap();
         });
         task.await;
     })
 }
 
-fn in_a_burning_task(released: Receiver<()>) -> Pin<Box<dyn Future<Output = ()>>> {
+fn burn_in_task(released: Receiver<()>) -> Pin<Box<dyn Future<Output = ()>>> {
     Box::pin(async move {
         tokio::spawn(async move { burn_until(&released) }).await.unwrap();
     })
@@ -269,61 +269,61 @@ fn burn_until(released: &Receiver<()>) {
 }
 
 #[test]
-fn polls_of_a_runtime_of_one_thread_are_named_too() {
-    let cases: [(Blocking, &str); 4] = [
-        (in_block_on, "agent_suspects::hold_up"),
-        (in_a_task, "agent_suspects::hold_up"),
-        (in_a_local_task, "agent_suspects::hold_up"),
-        (in_a_burning_task, "agent_suspects::burn_until"),
+fn unrecorded_stall_on_current_thread_runtime_is_reported() {
+    let cases: [(BlockRuntime, &str); 4] = [
+        (block_in_block_on, "agent_suspects::block_worker"),
+        (block_in_task, "agent_suspects::block_worker"),
+        (block_in_local_task, "agent_suspects::block_worker"),
+        (burn_in_task, "agent_suspects::burn_until"),
     ];
     for (blocking, function) in cases {
-        let (tell, told) = channel();
+        let (sender, receiver) = channel();
         let (release, released) = channel();
-        let (begin, is_begun) = oneshot::channel::<()>();
-        let (over, is_over) = oneshot::channel::<()>();
+        let (start_sender, start_receiver) = oneshot::channel::<()>();
+        let (stop_sender, is_over) = oneshot::channel::<()>();
         let driver = std::thread::spawn(move || {
             let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-            tell.send((runtime.handle().clone(), tid())).unwrap();
+            sender.send((runtime.handle().clone(), tid())).unwrap();
             runtime.block_on(async move {
-                is_begun.await.unwrap();
+                start_receiver.await.unwrap();
                 blocking(released).await;
                 let _ = is_over.await;
             });
         });
-        let (handle, tid) = told.recv().unwrap();
-        let host = watching_handle(&handle, ThreadsMode::Full);
+        let (handle, tid) = receiver.recv().unwrap();
+        let host = start_observing_handle(&handle, ThreadsMode::Full);
         assert_eq!(stalls(&host), [], "it waits");
-        begin.send(()).unwrap();
-        is_told(&host, tid, function);
+        start_sender.send(()).unwrap();
+        assert_stall_reported(&host, tid, function);
         release.send(()).unwrap();
-        host.closed(1);
+        host.wait_for_closed(1);
         assert_eq!(stalls(&host).len(), 1, "told once");
-        drop(over);
+        drop(stop_sender);
         driver.join().unwrap();
     }
 }
 
 #[test]
-fn runtime_of_one_thread_that_nothing_drives_has_no_stall() {
+fn undriven_current_thread_runtime_has_no_stall() {
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     let (release, released) = channel::<()>();
-    let (tell, told) = channel();
+    let (sender, receiver) = channel();
     let handle = runtime.handle().clone();
     let (stop, stopped) = oneshot::channel::<()>();
     let thread = std::thread::spawn(move || {
         runtime.block_on(async move { _ = stopped.await });
-        tell.send(()).unwrap();
+        sender.send(()).unwrap();
         // Outside of the runtime the thread first sleeps, then computes.
         let _ = released.recv();
         burn_until(&released);
         runtime
     });
-    let host = watching_handle(&handle, ThreadsMode::Full);
+    let host = start_observing_handle(&handle, ThreadsMode::Full);
     stop.send(()).unwrap();
-    told.recv().unwrap();
+    receiver.recv().unwrap();
     for _ in 0..2 {
-        let begun = ticks(&host);
-        wait_for("fifty ticks", || (ticks(&host) > begun + 50).then_some(()));
+        let ticks_at_start = ticks(&host);
+        wait_for("fifty ticks", || (ticks(&host) > ticks_at_start + 50).then_some(()));
         assert_eq!(stalls(&host), []);
         release.send(()).unwrap();
     }

@@ -21,7 +21,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use host::{Host, PATIENCE, settings, wait_for};
+use host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use libc::sock_filter;
 use marple::config::{HttpSettings, Listen};
 use marple::model::Outcome;
@@ -36,10 +36,10 @@ extern "C" fn trapped(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::
     let mut text = *b"system call      is not in the list of tests/syscalls\n";
     // SAFETY: the kernel passes a siginfo, in which `si_syscall` follows an address of eight bytes.
     let number = unsafe { info.cast::<u8>().add(24).cast::<i32>().read() };
-    let mut left = number;
+    let mut remaining = number;
     for digit in text[12..16].iter_mut().rev() {
-        *digit = b'0' + (left % 10) as u8;
-        left /= 10;
+        *digit = b'0' + (remaining % 10) as u8;
+        remaining /= 10;
     }
     // SAFETY: writes a buffer on this stack and exits; both calls are async-signal-safe.
     unsafe {
@@ -65,9 +65,9 @@ fn get(socket: &Path, path: &str) -> String {
     let mut stream = UnixStream::connect(socket).unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).unwrap();
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).unwrap();
-    String::from_utf8_lossy(&answer).into_owned()
+    let mut response = Vec::new();
+    stream.read_to_end(&mut response).unwrap();
+    String::from_utf8_lossy(&response).into_owned()
 }
 
 #[inline(never)]
@@ -78,17 +78,17 @@ fn burn(time: Duration) {
     }
 }
 
-struct Seen {
+struct RunObservations {
     engine: String,
     warnings: String,
 }
 
 /// Part of each error about a system call that would make a filter end the process.
-const NOT_TRIED: &str = "is not tried: a system call filter (seccomp) ends the process for it";
+const NOT_TRIED_TEXT: &str = "is not tried: a system call filter (seccomp) ends the process for it";
 
 /// Starts the agent and exercises everything: look-back, all captures, HTTP requests, a stall,
 /// shutdown.
-fn whole_run(expected: &[&str]) -> Seen {
+fn run_agent(expected: &[&str]) -> RunObservations {
     let home = tempfile::tempdir().unwrap();
     let socket = home.path().join("marple.sock");
     let http_settings =
@@ -102,13 +102,13 @@ fn whole_run(expected: &[&str]) -> Seen {
     let burner = thread::spawn(|| burn(Duration::from_secs(1)));
     runtime.spawn(async { thread::sleep(Duration::from_millis(300)) });
 
-    let taken = host.handle().capture(CaptureSet::all(), Duration::from_millis(500));
-    taken.wait(PATIENCE).unwrap();
-    let (_, manifest) = host.closed(1).remove(0);
+    let pending_capture = host.handle().capture(CaptureSet::all(), Duration::from_millis(500));
+    pending_capture.wait(WAIT_TIMEOUT).unwrap();
+    let (_, manifest) = host.wait_for_closed(1).remove(0);
     for record in &manifest.captures {
         let is_whole = matches!(record.outcome, Outcome::Done | Outcome::Cut | Outcome::Skipped);
         // The error of a missing artifact names the forbidden call.
-        let says_why = record.error.as_ref().is_some_and(|error| error.contains(NOT_TRIED));
+        let says_why = record.error.as_ref().is_some_and(|error| error.contains(NOT_TRIED_TEXT));
         assert!(is_whole || says_why, "{record:?}");
     }
     for path in [
@@ -122,111 +122,117 @@ fn whole_run(expected: &[&str]) -> Seen {
         "/metrics",
         "/status",
     ] {
-        let answer = get(&socket, path);
-        let is_answer = answer.starts_with("HTTP/1.1 200") || answer.contains(NOT_TRIED);
-        assert!(is_answer, "{path}: {answer:.300}");
+        let response = get(&socket, path);
+        let is_answer = response.starts_with("HTTP/1.1 200") || response.contains(NOT_TRIED_TEXT);
+        assert!(is_answer, "{path}: {response:.300}");
     }
     burner.join().unwrap();
     // Some calls are made only for certain stalls. On a busy machine the detector may blame the
     // load instead.
-    let seen = wait_for("the expected warnings", || {
-        let status = host.handle().status().wait(PATIENCE).unwrap();
-        let warnings = status.warnings.iter().map(|it| format!("{}: {}\n", it.topic, it.text));
-        let seen = Seen { engine: status.cpu.clone(), warnings: warnings.collect() };
+    let observations = wait_for("the expected warnings", || {
+        let status = host.handle().status().wait(WAIT_TIMEOUT).unwrap();
+        let warnings =
+            status.warnings.iter().map(|warning| format!("{}: {}\n", warning.topic, warning.text));
+        let seen = RunObservations { engine: status.cpu.clone(), warnings: warnings.collect() };
         if expected.iter().all(|call| seen.warnings.contains(call)) {
             return Some(seen);
         }
-        let (tell, told) = std::sync::mpsc::channel();
+        let (sender, receiver) = std::sync::mpsc::channel();
         runtime.spawn(async move {
             thread::sleep(Duration::from_millis(300));
-            let _ = tell.send(());
+            let _ = sender.send(());
         });
-        told.recv().unwrap();
+        receiver.recv().unwrap();
         None
     });
     host.end();
-    seen
+    observations
 }
 
 #[test]
-fn agent_runs_with_the_needed_calls_alone_and_says_what_it_lacks() {
-    let test = "agent_runs_with_the_needed_calls_alone_and_says_what_it_lacks";
-    store::again(test, &["env"], || {
+fn agent_runs_with_needed_syscalls_only_and_reports_missing_ones() {
+    let test = "agent_runs_with_needed_syscalls_only_and_reports_missing_ones";
+    store::rerun_under(test, &["env"], || {
         allow_only(|class| class == Class::Needed, seccomp::trap());
         let calls = ["perf_event_open", "setpriority", "timer_create", "rt_tgsigqueueinfo"];
-        let seen = whole_run(&calls);
-        assert!(seen.engine.contains("timer_create is not tried"), "{}", seen.engine);
+        let observations = run_agent(&calls);
+        assert!(
+            observations.engine.contains("timer_create is not tried"),
+            "{}",
+            observations.engine
+        );
     });
 }
 
 #[test]
-fn agent_runs_under_the_system_service_set_that_kills_and_says_what_it_lacks() {
-    let test = "agent_runs_under_the_system_service_set_that_kills_and_says_what_it_lacks";
-    store::again(test, &["env"], || {
+fn agent_runs_under_killing_system_service_filter() {
+    let test = "agent_runs_under_killing_system_service_filter";
+    store::rerun_under(test, &["env"], || {
         let is_in_set = |class| class != Class::Optional { in_system_service: false };
         allow_only(is_in_set, seccomp::kill());
-        let seen = whole_run(&[]);
+        let observations = run_agent(&[]);
         let engine = "timer: perf_event_open is not tried: a system call filter";
-        assert!(seen.engine.starts_with(engine), "{}", seen.engine);
+        assert!(observations.engine.starts_with(engine), "{}", observations.engine);
         let warned =
             "system calls: a system call filter (seccomp) ends the process for perf_event_open";
-        assert!(seen.warnings.contains(warned), "{}", seen.warnings);
-        assert!(!seen.warnings.contains("setpriority"), "{}", seen.warnings);
+        assert!(observations.warnings.contains(warned), "{}", observations.warnings);
+        assert!(!observations.warnings.contains("setpriority"), "{}", observations.warnings);
     });
 }
 
 #[test]
-fn list_of_system_calls_is_complete() {
-    let test = "list_of_system_calls_is_complete";
-    store::again(test, &["env"], || {
+fn syscall_table_is_complete() {
+    let test = "syscall_table_is_complete";
+    store::rerun_under(test, &["env"], || {
         allow_only(|_| true, seccomp::trap());
-        let seen = whole_run(&[]);
-        assert!(!seen.warnings.contains("system calls"), "{}", seen.warnings);
+        let observations = run_agent(&[]);
+        assert!(!observations.warnings.contains("system calls"), "{}", observations.warnings);
     });
 }
 
 #[test]
-fn filter_installed_after_the_start_is_seen_before_the_next_optional_call() {
-    let test = "filter_installed_after_the_start_is_seen_before_the_next_optional_call";
-    store::again(test, &["env"], || {
+fn filter_installed_after_start_is_detected_before_optional_syscall() {
+    let test = "filter_installed_after_start_is_detected_before_optional_syscall";
+    store::rerun_under(test, &["env"], || {
         let host = Host::start(settings());
         let handle = host.handle();
         let capture = || {
-            let taken = handle.capture(CaptureSet::all(), Duration::from_millis(300));
-            taken.wait(PATIENCE).unwrap();
+            let pending_capture = handle.capture(CaptureSet::all(), Duration::from_millis(300));
+            pending_capture.wait(WAIT_TIMEOUT).unwrap();
         };
         capture();
-        host.closed(1);
+        host.wait_for_closed(1);
         allow_only(|class| class == Class::Needed, seccomp::kill());
         // A thread that starts later, so that the engine must begin to sample it.
         let burner = thread::spawn(|| burn(Duration::from_secs(1)));
         capture();
-        host.closed(2);
+        host.wait_for_closed(2);
         burner.join().unwrap();
         wait_for("a warning", || {
-            let status = handle.status().wait(PATIENCE).unwrap();
-            status.warnings.iter().find(|it| it.topic == "system calls").map(|_| ())
+            let status = handle.status().wait(WAIT_TIMEOUT).unwrap();
+            status.warnings.iter().find(|entry| entry.topic == "system calls").map(|_| ())
         });
     });
 }
 
 #[test]
-fn a_handler_of_the_service_for_sigsys_does_not_run_for_what_is_tried() {
-    let test = "a_handler_of_the_service_for_sigsys_does_not_run_for_what_is_tried";
-    store::again(test, &["env"], || {
+fn syscall_probe_does_not_call_service_sigsys_handler() {
+    let test = "syscall_probe_does_not_call_service_sigsys_handler";
+    store::rerun_under(test, &["env"], || {
         // The handler reports the call and ends its process; a forked copy writes to the same
         // output.
         let is_in_set = |class| class != Class::Optional { in_system_service: false };
         allow_only(is_in_set, seccomp::trap());
         let host = Host::start(settings());
-        let status = host.handle().status().wait(PATIENCE).unwrap();
+        let status = host.handle().status().wait(WAIT_TIMEOUT).unwrap();
         assert!(status.cpu.contains("ends the process for it"), "{}", status.cpu);
     });
 }
 
 #[test]
-fn needed_calls_are_in_the_system_service_set() {
-    let Some(set) = expand("@system-service").zip(expand("@default")) else {
+fn needed_syscalls_are_in_system_service_set() {
+    let Some(set) = expand_syscall_set("@system-service").zip(expand_syscall_set("@default"))
+    else {
         return println!("not run: no `systemd-analyze syscall-filter`");
     };
     let set: BTreeSet<String> = set.0.into_iter().chain(set.1).collect();
@@ -243,14 +249,14 @@ fn needed_calls_are_in_the_system_service_set() {
 }
 
 /// Returns the calls of one of systemd's sets, expanded recursively.
-fn expand(set: &str) -> Option<Vec<String>> {
+fn expand_syscall_set(set: &str) -> Option<Vec<String>> {
     let output = Command::new("systemd-analyze").args(["syscall-filter", set]).output().ok()?;
     let text = String::from_utf8(output.stdout).ok().filter(|_| output.status.success())?;
     let mut calls = Vec::new();
     for line in text.lines().skip(1).map(str::trim) {
         match line {
             _ if line.is_empty() || line.starts_with('#') => {}
-            _ if line.starts_with('@') => calls.extend(expand(line)?),
+            _ if line.starts_with('@') => calls.extend(expand_syscall_set(line)?),
             _ => calls.push(line.to_owned()),
         }
     }

@@ -11,20 +11,20 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 use std::{env, thread};
 
-use host::{PATIENCE, gauge_rule, incidents, settings, wait_for};
+use host::{WAIT_TIMEOUT, gauge_rule, incidents, settings, wait_for};
 use marple::config::BudgetSettings;
 use marple::model::{IncidentState, Rule};
 use marple::{Agent, CaptureKind, Settings};
 
-const SERVICE: &str = "MARPLE_TEST_SERVICE";
+const SERVICE_ENV: &str = "MARPLE_TEST_SERVICE";
 const RESTARTS: usize = 20;
-const PER_DAY: usize = 3;
+const INCIDENTS_PER_DAY: usize = 3;
 
 #[test]
-fn service() {
-    let Some(dir) = env::var_os(SERVICE) else { return };
+fn service_process() {
+    let Some(dir) = env::var_os(SERVICE_ENV) else { return };
     let budget = BudgetSettings {
-        incidents_per_day: PER_DAY,
+        incidents_per_day: INCIDENTS_PER_DAY,
         min_between_incidents: Duration::ZERO,
         ..BudgetSettings::default()
     };
@@ -36,25 +36,25 @@ fn service() {
     let settings = Settings { dir: dir.into(), budget, rules: vec![rule], ..settings() };
     let agent = Agent::from_settings(settings).start().unwrap();
     agent.handle().gauge("queue").unwrap().set(100.0);
-    let status = || agent.handle().status().wait(PATIENCE).unwrap();
+    let status = || agent.handle().status().wait(WAIT_TIMEOUT).unwrap();
     let rule = wait_for("a decision", || {
         let status = status();
         let captured = status.incidents.iter().any(|incident| incident.dir.is_some());
         (captured || status.rules[0].decision == "spent").then(|| status.rules[0].clone())
     });
     println!("SAYS {} {}", rule.decision, rule.explanation);
-    thread::sleep(PATIENCE);
+    thread::sleep(WAIT_TIMEOUT);
 }
 
 #[test]
-fn a_crash_loop_stays_inside_its_budget() {
+fn crash_loop_stays_within_budget() {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("captures");
-    let mut said = Vec::new();
+    let mut output_lines = Vec::new();
     for _ in 0..RESTARTS {
         let mut child = Command::new(env::current_exe().unwrap())
-            .args(["--exact", "service", "--nocapture"])
-            .env(SERVICE, &dir)
+            .args(["--exact", "service_process", "--nocapture"])
+            .env(SERVICE_ENV, &dir)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -62,13 +62,16 @@ fn a_crash_loop_stays_inside_its_budget() {
         let line = lines.map(Result::unwrap).find(|line| line.contains("SAYS "));
         child.kill().unwrap();
         child.wait().unwrap();
-        said.push(line.expect("the service says what it decided"));
+        output_lines.push(line.expect("the service says what it decided"));
     }
     let found = incidents(&dir);
-    assert_eq!(found.len(), PER_DAY, "{said:#?}");
-    let spent = said.iter().filter(|line| line.contains("SAYS spent")).count();
-    assert_eq!(spent, RESTARTS - PER_DAY, "{said:#?}");
-    assert!(said[RESTARTS - 1].contains("incidents_per_day are spent for another"), "{said:#?}");
+    assert_eq!(found.len(), INCIDENTS_PER_DAY, "{output_lines:#?}");
+    let spent_count = output_lines.iter().filter(|line| line.contains("SAYS spent")).count();
+    assert_eq!(spent_count, RESTARTS - INCIDENTS_PER_DAY, "{output_lines:#?}");
+    assert!(
+        output_lines[RESTARTS - 1].contains("incidents_per_day are spent for another"),
+        "{output_lines:#?}"
+    );
     // Each incident was found by the process that followed, and marked as interrupted.
     for (_, manifest) in found {
         assert_eq!(manifest.state, IncidentState::Interrupted);

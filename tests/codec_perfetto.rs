@@ -28,11 +28,11 @@ fn timeline() -> Timeline {
         suspended: Duration::from_secs(70),
     };
     let mut timeline = Timeline::new(anchor, 4242, "orders");
-    let worker = timeline.track(TrackKind::Thread(4243), "worker-0");
-    let other = timeline.track(TrackKind::Thread(4244), "worker-1");
-    let agent = timeline.track(TrackKind::Process, "incidents");
-    let memory = timeline.counter("memory.rss", "bytes");
-    let lag = timeline.counter("runtime.lag", "seconds");
+    let worker = timeline.add_track(TrackKind::Thread(4243), "worker-0");
+    let other = timeline.add_track(TrackKind::Thread(4244), "worker-1");
+    let agent = timeline.add_track(TrackKind::Process, "incidents");
+    let memory = timeline.add_counter("memory.rss", "bytes");
+    let lag = timeline.add_counter("runtime.lag", "seconds");
     let mut add = |track, at, kind, category, args: &[(&str, Arg<'_>)]| {
         push(&mut timeline, track, at, kind, category, args);
     };
@@ -111,7 +111,7 @@ fn decode(timeline: &Timeline) -> Vec<Value> {
 }
 
 #[test]
-fn perfettos_schema_knows_every_field() {
+fn perfetto_schema_has_every_field() {
     let packets = decode(&timeline());
 
     let first = &packets[0];
@@ -160,7 +160,7 @@ fn perfettos_schema_knows_every_field() {
 }
 
 #[test]
-fn texts_are_sent_once_for_each_use() {
+fn strings_are_interned_once_per_kind() {
     let packets = decode(&timeline());
     let mut sent = BTreeMap::<&str, Vec<&str>>::new();
     for packet in &packets {
@@ -189,7 +189,7 @@ fn texts_are_sent_once_for_each_use() {
 }
 
 #[test]
-fn trace_processor_shows_what_was_recorded() {
+fn trace_processor_reads_recorded_events() {
     let dir = tempfile::tempdir().unwrap();
     let results = peers::perfetto_query(
         &write(&dir, &timeline()),
@@ -252,7 +252,7 @@ fn trace_processor_shows_what_was_recorded() {
 /// The threads follow one another in the list. trace_processor must nest the slices of each thread
 /// as a stack of open slices does.
 #[test]
-fn many_slices_come_out_as_they_went_in() {
+fn random_nested_slices_round_trip_through_trace_processor() {
     let dir = tempfile::tempdir().unwrap();
     let mut timeline = timeline();
     timeline.events.clear();
@@ -265,7 +265,8 @@ fn many_slices_come_out_as_they_went_in() {
     };
     let mut expected = Vec::new();
     for thread in 0..8 {
-        let track = timeline.track(TrackKind::Thread(5000 + thread), &format!("thread-{thread}"));
+        let track =
+            timeline.add_track(TrackKind::Thread(5000 + thread), &format!("thread-{thread}"));
         let (mut at, mut begun, mut open) = (0, 0, Vec::new());
         while begun < 1000 || !open.is_empty() {
             at += random(3);
@@ -290,16 +291,16 @@ fn many_slices_come_out_as_they_went_in() {
         ],
     );
     assert_eq!(results[0], Vec::<Vec<String>>::new());
-    let mut seen: Vec<String> = results[1].iter().map(|row| row.join(" ")).collect();
-    seen.sort();
+    let mut rows: Vec<String> = results[1].iter().map(|row| row.join(" ")).collect();
+    rows.sort();
     expected.sort();
-    assert_eq!(seen.len(), 8000);
-    let differ = seen.iter().zip(&expected).find(|(seen, expected)| seen != expected);
+    assert_eq!(rows.len(), 8000);
+    let differ = rows.iter().zip(&expected).find(|(seen, expected)| seen != expected);
     assert_eq!(differ, None);
 }
 
 #[test]
-fn what_perfetto_cannot_show_is_counted() {
+fn unrepresentable_events_are_counted_as_lost() {
     let mut timeline = timeline();
     timeline.events.clear();
     timeline.losses = Default::default();
@@ -321,34 +322,34 @@ fn what_perfetto_cannot_show_is_counted() {
 }
 
 #[test]
-fn a_writer_that_fails_is_an_error() {
+fn failing_writer_returns_error() {
     /// A writer that accepts this many bytes, then returns 0.
-    struct Full(usize);
-    impl std::io::Write for Full {
+    struct LimitedWriter(usize);
+    impl std::io::Write for LimitedWriter {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
             if self.0 == 0 {
                 return Err(std::io::ErrorKind::StorageFull.into());
             }
-            let taken = bytes.len().min(self.0);
-            self.0 -= taken;
-            Ok(taken)
+            let accepted = bytes.len().min(self.0);
+            self.0 -= accepted;
+            Ok(accepted)
         }
         fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
         }
     }
-    let mut whole = Vec::new();
-    perfetto::write(&timeline(), &mut whole).unwrap();
-    for room in 0..whole.len() {
-        let error = perfetto::write(&timeline(), Full(room)).unwrap_err();
+    let mut complete = Vec::new();
+    perfetto::write(&timeline(), &mut complete).unwrap();
+    for room in 0..complete.len() {
+        let error = perfetto::write(&timeline(), LimitedWriter(room)).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::StorageFull, "{room}");
     }
-    perfetto::write(&timeline(), Full(whole.len())).unwrap();
+    perfetto::write(&timeline(), LimitedWriter(complete.len())).unwrap();
 }
 
 proptest! {
     #[test]
-    fn any_events_can_be_written(
+    fn arbitrary_events_can_be_written(
         events in prop::collection::vec((0..9u32, 0..100u64, 0..4, any::<f64>()), 0..100),
     ) {
         let mut timeline = timeline();
@@ -367,7 +368,7 @@ proptest! {
 }
 
 #[test]
-fn a_missing_peer_is_named_with_the_command_that_installs_it() {
+fn missing_peer_error_has_install_command() {
     let empty = tempfile::tempdir().unwrap();
     let missing = peers::find(empty.path(), "venv/bin/go").unwrap_err();
     assert!(missing.contains("venv/bin/go") && missing.contains("run tests/peers/install"));

@@ -5,7 +5,7 @@ mod counting;
 use std::io;
 use std::time::Duration;
 
-use counting::peak;
+use counting::peak_bytes;
 use jiff::Timestamp;
 use marple::base::{Moment, TimeAnchor};
 use marple::codec::perfetto::{self, Stacks};
@@ -25,7 +25,7 @@ fn profile(samples: u32) -> Profile {
         let stack = profile.intern_stack(&addresses);
         profile.samples.push(Sample { stack, values: vec![1], labels: Vec::new() });
     }
-    profile.timed.extend((0..samples).map(|n| TimedSample {
+    profile.timed_samples.extend((0..samples).map(|n| TimedSample {
         tid: n % 8,
         at: Moment::from_nanos(n.into()),
         sample: n % STACKS as u32,
@@ -60,14 +60,14 @@ fn polls(count: u64) -> Timeline {
 }
 
 /// Returns the peak memory of writing, in bytes.
-fn taken(timeline: &Timeline, stacks: &[Stacks<'_>]) -> isize {
-    peak(|| perfetto::write_with(timeline, stacks, io::sink()).unwrap())
+fn peak_of_writing(timeline: &Timeline, stacks: &[Stacks<'_>]) -> isize {
+    peak_bytes(|| perfetto::write_with_stacks(timeline, stacks, io::sink()).unwrap())
 }
 
 /// The only test of this binary, because it counts the allocations of the whole process.
 #[test]
-fn the_memory_grows_neither_with_the_samples_nor_with_the_polls() {
-    let samples = |samples| taken(&timeline(), &[Stacks::Samples(&profile(samples))]);
+fn memory_is_independent_of_sample_and_poll_count() {
+    let samples = |samples| peak_of_writing(&timeline(), &[Stacks::Samples(&profile(samples))]);
     let (few, many) = (samples(STACKS as u32), samples(64 << 10));
     println!("{few} bytes for {STACKS} samples, {many} for {}", 64 << 10);
     // One byte for each frame and stack node, plus the fixed memory of the compressor.
@@ -75,7 +75,7 @@ fn the_memory_grows_neither_with_the_samples_nor_with_the_polls() {
     assert!(few < 1 << 20, "{few} bytes");
     assert!(many - few < 16 << 10, "{few} bytes, then {many}");
 
-    let (few, many) = (taken(&polls(10), &[]), taken(&polls(100_000), &[]));
+    let (few, many) = (peak_of_writing(&polls(10), &[]), peak_of_writing(&polls(100_000), &[]));
     println!("{few} bytes for 10 polls, {many} for 100,000");
     assert!(many - few < 4 << 10, "{few} bytes, then {many}");
 }

@@ -20,7 +20,7 @@ use marple::trace::configure;
 use tokio::runtime::Builder;
 use trace_support::*;
 
-const NOTHING: Vec<Vec<String>> = Vec::new();
+const NO_ROWS: Vec<Vec<String>> = Vec::new();
 
 const STATS: &str =
     "select name, value from stats where value > 0 and severity in ('error', 'data_loss')";
@@ -40,7 +40,7 @@ fn write(dir: &tempfile::TempDir, timeline: &Timeline) -> PathBuf {
 /// * a park from before the trace,
 /// * a poll with another in it, one that touches it, two that overlap, and two still in progress,
 /// * a task that is spawned and ends.
-fn by_hand() -> Timeline {
+fn handmade_timeline() -> Timeline {
     let anchor = TimeAnchor {
         moment: Moment::from_nanos(5000),
         wall: Timestamp::UNIX_EPOCH,
@@ -53,7 +53,7 @@ fn by_hand() -> Timeline {
     let name = timeline.strings.intern("worker #0");
     timeline.activity = Activity {
         calibration: Calibration::new([0, 10_000].map(|at| (at, Moment::from_nanos(at)))),
-        from: Moment::from_nanos(1000),
+        start: Moment::from_nanos(1000),
         threads: vec![ThreadSlices {
             tid: 4243,
             name,
@@ -79,7 +79,7 @@ fn by_hand() -> Timeline {
         ],
         sites: sites.to_vec(),
     };
-    let spans = timeline.track(TrackKind::Thread(4243), "worker");
+    let spans = timeline.add_track(TrackKind::Thread(4243), "worker");
     let [name, category] = ["request", "span"].map(|text| timeline.strings.intern(text));
     for (at, kind) in
         [(1250, marple::model::EventKind::Begin(name)), (1600, marple::model::EventKind::End)]
@@ -98,9 +98,9 @@ fn by_hand() -> Timeline {
 }
 
 #[test]
-fn a_thread_is_shown_as_it_was() {
+fn polls_and_parks_appear_on_thread_track() {
     let dir = tempfile::tempdir().unwrap();
-    let path = write(&dir, &by_hand());
+    let path = write(&dir, &handmade_timeline());
     let results = peers::perfetto_query(
         &path,
         &[
@@ -119,7 +119,7 @@ fn a_thread_is_shown_as_it_was() {
     let rows = |result: usize| -> Vec<String> {
         results[result].iter().map(|row| row.join(" ")).collect()
     };
-    assert_eq!(results[0], NOTHING);
+    assert_eq!(results[0], NO_ROWS);
     assert_eq!(
         rows(1),
         [
@@ -156,9 +156,9 @@ fn a_thread_is_shown_as_it_was() {
 
 /// Rounding the duration of a 1000 s poll removes a quarter of a millisecond.
 #[test]
-fn a_long_poll_is_around_what_ran_in_it() {
+fn long_poll_encloses_its_spans() {
     let dir = tempfile::tempdir().unwrap();
-    let mut timeline = by_hand();
+    let mut timeline = handmade_timeline();
     let key = |number| TaskKey { site: 1, number };
     let end = 2001 + (1 << 40) + (1 << 18) - 1;
     let long = RawSlice::new(RawKind::HookedPoll, 2001, end, key(1));
@@ -173,7 +173,7 @@ fn a_long_poll_is_around_what_ran_in_it() {
     ];
     let query = format!("{SLICES} order by s.ts, s.depth, s.dur");
     let results = peers::perfetto_query(&write(&dir, &timeline), &[STATS, &query]);
-    assert_eq!(results[0], NOTHING);
+    assert_eq!(results[0], NO_ROWS);
     let rows: Vec<String> = results[1].iter().map(|row| row[1..4].join(" ")).collect();
     // Inner slices that start before the rounded start of the poll are moved to it.
     assert_eq!(
@@ -188,9 +188,9 @@ fn a_long_poll_is_around_what_ran_in_it() {
 }
 
 #[test]
-fn perfettos_schema_knows_every_field() {
+fn perfetto_schema_has_every_poll_field() {
     let dir = tempfile::tempdir().unwrap();
-    let path = write(&dir, &by_hand());
+    let path = write(&dir, &handmade_timeline());
     let packets = peers::python("perfetto_decode.py", &[path.to_str().unwrap()]);
     let polls =
         packets.lines().filter(|packet| packet.contains("\"trusted_packet_sequence_id\": 2"));
@@ -200,10 +200,10 @@ fn perfettos_schema_knows_every_field() {
 
 /// Two workers poll tasks that yield and sleep, and the rings are read meanwhile.
 #[test]
-fn slices_are_the_polls_and_parks_of_the_window() {
+fn slices_match_polls_and_parks_of_window() {
     let dir = tempfile::tempdir().unwrap();
     configure(TraceMode::Always, Bytes::mib(16), Duration::from_secs(30));
-    let runtime = marple::instrument(&mut Builder::new_multi_thread())
+    let runtime = marple::instrument_runtime(&mut Builder::new_multi_thread())
         .worker_threads(2)
         .enable_all()
         .build()
@@ -229,9 +229,9 @@ fn slices_are_the_polls_and_parks_of_the_window() {
     drop(runtime);
 
     let results = peers::perfetto_query(&write(&dir, &timeline), &[STATS, SLICES]);
-    assert_eq!(results[0], NOTHING);
+    assert_eq!(results[0], NO_ROWS);
     let mut expected: Vec<String> = Vec::new();
-    let from = timeline.activity.from;
+    let from = timeline.activity.start;
     for (tid, slices) in slices(&timeline) {
         for slice in slices {
             let Some(end) = slice.end else { continue };
@@ -241,12 +241,12 @@ fn slices_are_the_polls_and_parks_of_the_window() {
         }
     }
     let ended = results[1].iter().filter(|row| row[2] != "-1");
-    let mut seen: Vec<String> =
+    let mut rows: Vec<String> =
         ended.map(|row| [&row[..3], &row[4..5]].concat().join(" ")).collect();
-    seen.sort();
+    rows.sort();
     expected.sort();
-    assert_eq!(seen.len(), expected.len());
-    assert_eq!(seen.iter().zip(&expected).find(|(seen, expected)| seen != expected), None);
+    assert_eq!(rows.len(), expected.len());
+    assert_eq!(rows.iter().zip(&expected).find(|(seen, expected)| seen != expected), None);
 
     let mut names: BTreeMap<&str, usize> = BTreeMap::new();
     for row in &results[1] {

@@ -35,7 +35,7 @@ fn timeline() -> Timeline {
     let key = TaskKey { site: 0, number: 1 };
     timeline.activity = Activity {
         calibration: Calibration::new([0, START].map(|at| (at, moment(at)))),
-        from: moment(0),
+        start: moment(0),
         threads: vec![ThreadSlices {
             tid: 4243,
             name,
@@ -45,7 +45,7 @@ fn timeline() -> Timeline {
         tasks: Vec::new(),
         sites: vec![site],
     };
-    let track = timeline.track(TrackKind::Thread(4244), "batch");
+    let track = timeline.add_track(TrackKind::Thread(4244), "batch");
     let [name, category] = ["import", "span"].map(|text| timeline.strings.intern(text));
     for (at, kind) in [(200, EventKind::Begin(name)), (800, EventKind::End)] {
         let event = TimelineEvent { at: moment(at), track, kind, category, args: Vec::new() };
@@ -63,7 +63,7 @@ fn profile(samples: &[(u32, &str, &[u64], u64)]) -> Profile {
         let sample = profile.samples.len() as u32;
         let labels = vec![profile.text_label("thread", thread)];
         profile.samples.push(Sample { stack, values: vec![1], labels });
-        profile.timed.push(TimedSample { tid, at: moment(at), sample, weight: 1 });
+        profile.timed_samples.push(TimedSample { tid, at: moment(at), sample, weight: 1 });
     }
     let mapping = |start, path: &str, build_id: &str| Mapping {
         start,
@@ -90,11 +90,11 @@ fn profile(samples: &[(u32, &str, &[u64], u64)]) -> Profile {
     profile
 }
 
-fn before() -> Profile {
+fn lookback_profile() -> Profile {
     profile(&[(4243, "worker", &[0x10_020, 0x10_010], 150)])
 }
 
-fn during() -> Profile {
+fn session_profile() -> Profile {
     profile(&[
         (4243, "worker", &[0x10_020, 0x10_010], 300),
         (4243, "worker", &[0x10_020, 0x10_010], 310),
@@ -104,9 +104,9 @@ fn during() -> Profile {
     ])
 }
 
-fn dump() -> ThreadDump {
+fn thread_dump() -> ThreadDump {
     let mut profile = profile(&[(4243, "worker", &[0x10_020, 0x10_010], 0)]);
-    profile.timed.clear();
+    profile.timed_samples.clear();
     profile.started = Timestamp::from_nanosecond(350).unwrap();
     let stack = profile.samples[0].stack;
     let row = |tid, name: &str, stack, wait_channel: &str| ThreadRow {
@@ -128,14 +128,14 @@ fn dump() -> ThreadDump {
 
 fn write(dir: &tempfile::TempDir) -> PathBuf {
     let path = dir.path().join("a.runtime.trace");
-    let (before, during, dump) = (before(), during(), dump());
+    let (before, during, dump) = (lookback_profile(), session_profile(), thread_dump());
     let stacks = [Stacks::Samples(&before), Stacks::Threads(&dump), Stacks::Samples(&during)];
-    perfetto::write_with(&timeline(), &stacks, File::create(&path).unwrap()).unwrap();
+    perfetto::write_with_stacks(&timeline(), &stacks, File::create(&path).unwrap()).unwrap();
     path
 }
 
 #[test]
-fn samples_and_stacks_are_on_their_threads_by_name() {
+fn samples_appear_on_named_threads_with_stacks() {
     let dir = tempfile::tempdir().unwrap();
     let results = peers::perfetto_query(
         &write(&dir),
@@ -202,7 +202,7 @@ fn samples_and_stacks_are_on_their_threads_by_name() {
 }
 
 #[test]
-fn perfettos_schema_knows_every_field() {
+fn perfetto_schema_has_every_sample_field() {
     let dir = tempfile::tempdir().unwrap();
     let packets = peers::python("perfetto_decode.py", &[write(&dir).to_str().unwrap()]);
     let with = |what: &str| packets.lines().filter(|packet| packet.contains(what)).count();
@@ -210,9 +210,9 @@ fn perfettos_schema_knows_every_field() {
 }
 
 #[test]
-fn a_trace_without_stacks_is_the_same_as_ever() {
+fn trace_bytes_are_unchanged_without_stacks() {
     let (mut plain, mut with) = (Vec::new(), Vec::new());
     perfetto::write(&timeline(), &mut plain).unwrap();
-    perfetto::write_with(&timeline(), &[], &mut with).unwrap();
+    perfetto::write_with_stacks(&timeline(), &[], &mut with).unwrap();
     assert!(plain == with);
 }

@@ -20,7 +20,7 @@ use prost::Message;
 
 const CPU: ValueType = ValueType { name: "cpu", unit: "nanoseconds" };
 const SAMPLES: ValueType = ValueType { name: "samples", unit: "count" };
-const SPACE: ValueType = ValueType { name: "space", unit: "bytes" };
+const SPACE_BYTES: ValueType = ValueType { name: "space", unit: "bytes" };
 const HEAP: [ValueType; 4] = [
     ValueType { name: "alloc_objects", unit: "count" },
     ValueType { name: "alloc_space", unit: "bytes" },
@@ -28,7 +28,7 @@ const HEAP: [ValueType; 4] = [
     ValueType { name: "inuse_space", unit: "bytes" },
 ];
 
-fn started() -> Timestamp {
+fn start_time() -> Timestamp {
     "2026-11-23T02:57:33.5Z".parse().unwrap()
 }
 
@@ -45,7 +45,7 @@ fn mapping(start: u64, path: &str, build_id: &str, has_functions: bool) -> Mappi
 }
 
 /// Names the frame at `address`, innermost inlined function first.
-fn name(profile: &mut Profile, address: u64, mapping: u32, names: &[(&str, &str, u32)]) {
+fn name_frame(profile: &mut Profile, address: u64, mapping: u32, names: &[(&str, &str, u32)]) {
     let frame = profile.frames.intern(address);
     let lines = names
         .iter()
@@ -63,7 +63,7 @@ fn name(profile: &mut Profile, address: u64, mapping: u32, names: &[(&str, &str,
     (frame.mapping, frame.lines) = (Some(MappingHandle(mapping)), lines);
 }
 
-fn sample(profile: &mut Profile, stack: Option<StackHandle>, values: &[i64]) {
+fn push_sample(profile: &mut Profile, stack: Option<StackHandle>, values: &[i64]) {
     profile.samples.push(Sample { stack, values: values.to_vec(), labels: Vec::new() });
 }
 
@@ -73,20 +73,20 @@ fn sample(profile: &mut Profile, stack: Option<StackHandle>, values: &[i64]) {
 /// * `main -> serve -> render`,
 /// * an address without a symbol,
 /// * a stack that could not be read.
-fn cpu() -> Profile {
-    let mut profile = Profile::new(&[SAMPLES, CPU], CPU, 10_101_010, started());
+fn cpu_profile() -> Profile {
+    let mut profile = Profile::new(&[SAMPLES, CPU], CPU, 10_101_010, start_time());
     profile.default_sample_type = "cpu";
     profile.duration = Duration::from_secs(10);
     profile.mappings = vec![
         mapping(0x40_0000, "/srv/orders", "c0ffee", true),
         mapping(0x7f00_0000, "/lib/libz.so", "", false),
     ];
-    name(&mut profile, 0x40_1000, 0, &[("main", "main.rs", 3)]);
-    name(&mut profile, 0x40_2000, 0, &[("serve", "serve.rs", 14)]);
+    name_frame(&mut profile, 0x40_1000, 0, &[("main", "main.rs", 3)]);
+    name_frame(&mut profile, 0x40_2000, 0, &[("serve", "serve.rs", 14)]);
     let inlined = [("validate", "check.rs", 15), ("parse", "parse.rs", 92)];
-    name(&mut profile, 0x40_3000, 0, &inlined);
-    name(&mut profile, 0x40_4000, 0, &[("render", "render.rs", 65)]);
-    name(&mut profile, 0x7f00_0100, 1, &[]);
+    name_frame(&mut profile, 0x40_3000, 0, &inlined);
+    name_frame(&mut profile, 0x40_4000, 0, &[("render", "render.rs", 65)]);
+    name_frame(&mut profile, 0x7f00_0100, 1, &[]);
 
     let parse = profile.intern_stack(&[0x40_3000, 0x40_2000, 0x40_1000]);
     let render = profile.intern_stack(&[0x40_4000, 0x40_2000, 0x40_1000]);
@@ -95,7 +95,7 @@ fn cpu() -> Profile {
         vec![profile.text_label("thread", "worker-0"), profile.number_label("tid", 4243, "")];
     labels.push(profile.number_label("bytes", 4096, "bytes"));
     for (stack, n) in [(parse, 30), (render, 50), (native, 15), (None, 5)] {
-        sample(&mut profile, stack, &[n, n * 10_000_000]);
+        push_sample(&mut profile, stack, &[n, n * 10_000_000]);
     }
     profile.samples[0].labels = labels;
     profile.comments.push("engine: perf".to_owned());
@@ -104,8 +104,8 @@ fn cpu() -> Profile {
 }
 
 /// Builds a heap profile: `steady` has the same bytes in each, `leak` has `leaked` blocks of 1 MiB.
-fn heap(leaked: i64) -> Profile {
-    let mut profile = Profile::new(&HEAP, SPACE, 524_288, started());
+fn heap_profile(leaked: i64) -> Profile {
+    let mut profile = Profile::new(&HEAP, SPACE_BYTES, 524_288, start_time());
     profile.default_sample_type = "inuse_space";
     profile.mappings = vec![mapping(0x40_0000, "/srv/orders", "c0ffee", true)];
     // The strings and frames of the leaking function come first in one profile and last in the
@@ -115,34 +115,34 @@ fn heap(leaked: i64) -> Profile {
         functions.reverse();
     }
     for (address, function) in functions {
-        name(&mut profile, address, 0, &[(function, "", 0)]);
+        name_frame(&mut profile, address, 0, &[(function, "", 0)]);
     }
     let steady = profile.intern_stack(&[0x40_2000, 0x40_1000]);
     let leak = profile.intern_stack(&[0x40_3000, 0x40_1000]);
-    sample(&mut profile, steady, &[100, 100 << 10, 10, 10 << 10]);
-    sample(&mut profile, leak, &[leaked, leaked << 20, leaked, leaked << 20]);
+    push_sample(&mut profile, steady, &[100, 100 << 10, 10, 10 << 10]);
+    push_sample(&mut profile, leak, &[leaked, leaked << 20, leaked, leaked << 20]);
     profile
 }
 
-fn bytes(profile: &Profile) -> Vec<u8> {
+fn encode(profile: &Profile) -> Vec<u8> {
     let mut bytes = Vec::new();
     pprof::write(profile, &mut bytes).unwrap();
     bytes
 }
 
-fn file(dir: &tempfile::TempDir, name: &str, profile: &Profile) -> PathBuf {
+fn write_file(dir: &tempfile::TempDir, name: &str, profile: &Profile) -> PathBuf {
     let path = dir.path().join(name);
     pprof::write(profile, File::create(&path).unwrap()).unwrap();
     path
 }
 
-fn go(options: &[&str], files: &[&Path]) -> String {
+fn go_pprof(options: &[&str], files: &[&Path]) -> String {
     let files = files.iter().map(|file| file.to_str().unwrap());
     peers::go_pprof(&options.iter().copied().chain(files).collect::<Vec<_>>())
 }
 
 /// Parses the rows of a table: flat value, cumulative value and function of each, as printed.
-fn top(output: &str) -> Vec<(String, String, String)> {
+fn top_rows(output: &str) -> Vec<(String, String, String)> {
     let rows = output.lines().skip_while(|line| !line.contains("flat%")).skip(1);
     rows.map(|row| {
         let cells: Vec<&str> = row.split_whitespace().collect();
@@ -151,23 +151,23 @@ fn top(output: &str) -> Vec<(String, String, String)> {
     .collect()
 }
 
-fn rows(expected: &[(&str, &str, &str)]) -> Vec<(String, String, String)> {
+fn expected_rows(expected: &[(&str, &str, &str)]) -> Vec<(String, String, String)> {
     let owned = |&(a, b, c): &(&str, &str, &str)| (a.to_owned(), b.to_owned(), c.to_owned());
     expected.iter().map(owned).collect()
 }
 
 #[test]
-fn go_shows_where_the_time_went() {
+fn go_top_shows_functions_and_their_time() {
     let dir = tempfile::tempdir().unwrap();
-    let path = file(&dir, "a.cpu.pprof", &cpu());
-    let output = go(&["-top", "-nodecount=50", "-nodefraction=0"], &[&path]);
+    let path = write_file(&dir, "a.cpu.pprof", &cpu_profile());
+    let output = go_pprof(&["-top", "-nodecount=50", "-nodefraction=0"], &[&path]);
     assert!(output.contains("File: orders") && output.contains("Build ID: c0ffee"), "{output}");
     assert!(output.contains("Type: cpu"), "{output}");
     assert!(output.contains("\nlost: 12 samples dropped: ring full\n"), "{output}");
     assert!(output.contains("Duration: 10s, Total samples = 1000ms (10.00%)"), "{output}");
     assert_eq!(
-        top(&output),
-        rows(&[
+        top_rows(&output),
+        expected_rows(&[
             ("500ms", "500ms", "render"),
             ("300ms", "300ms", "validate (inline)"),
             ("150ms", "150ms", "[libz.so]"),
@@ -181,10 +181,10 @@ fn go_shows_where_the_time_went() {
 }
 
 #[test]
-fn go_finds_every_field_in_its_place() {
+fn go_reads_every_field() {
     let dir = tempfile::tempdir().unwrap();
-    let path = file(&dir, "a.cpu.pprof", &cpu());
-    let output = go(&["-raw"], &[&path]);
+    let path = write_file(&dir, "a.cpu.pprof", &cpu_profile());
+    let output = go_pprof(&["-raw"], &[&path]);
     for line in [
         "Comment: engine: perf",
         "Comment: lost: 12 samples dropped: ring full",
@@ -216,54 +216,61 @@ fn go_finds_every_field_in_its_place() {
 }
 
 #[test]
-fn go_subtracts_one_heap_profile_from_another() {
+fn go_diffs_two_heap_profiles() {
     let dir = tempfile::tempdir().unwrap();
-    let (before, after) = (file(&dir, "1.pprof", &heap(1)), file(&dir, "2.pprof", &heap(33)));
+    let (before, after) = (
+        write_file(&dir, "1.pprof", &heap_profile(1)),
+        write_file(&dir, "2.pprof", &heap_profile(33)),
+    );
     let base = format!("-base={}", before.display());
     let all = ["-top", "-nodefraction=0", &base];
-    let in_use = go(&all, &[&after]);
+    let in_use = go_pprof(&all, &[&after]);
     assert!(in_use.contains("Type: inuse_space"), "{in_use}");
-    assert_eq!(top(&in_use), rows(&[("32MB", "32MB", "leak"), ("0", "32MB", "main")]), "{in_use}");
+    assert_eq!(
+        top_rows(&in_use),
+        expected_rows(&[("32MB", "32MB", "leak"), ("0", "32MB", "main")]),
+        "{in_use}"
+    );
     for (index, leaked) in
         [("alloc_objects", "32"), ("alloc_space", "32MB"), ("inuse_objects", "32")]
     {
         let index = format!("-sample_index={index}");
-        let output = go(&["-top", "-nodefraction=0", &base, &index], &[&after]);
-        let expected = rows(&[(leaked, leaked, "leak"), ("0", leaked, "main")]);
-        assert_eq!(top(&output), expected, "{output}");
+        let output = go_pprof(&["-top", "-nodefraction=0", &base, &index], &[&after]);
+        let expected = expected_rows(&[(leaked, leaked, "leak"), ("0", leaked, "main")]);
+        assert_eq!(top_rows(&output), expected, "{output}");
     }
-    let whole = go(&["-top", "-nodefraction=0"], &[&after]);
+    let after_only = go_pprof(&["-top", "-nodefraction=0"], &[&after]);
     assert_eq!(
-        top(&whole),
-        rows(&[
+        top_rows(&after_only),
+        expected_rows(&[
             ("33792kB", "33792kB", "leak"),
             ("10kB", "10kB", "steady"),
             ("0", "33802kB", "main")
         ]),
-        "{whole}"
+        "{after_only}"
     );
 }
 
 #[test]
-fn a_profile_of_nothing_is_a_profile() {
+fn empty_profile_is_valid() {
     let dir = tempfile::tempdir().unwrap();
-    let empty = Profile::new(&[SAMPLES, CPU], CPU, 1, started());
-    let output = go(&["-raw"], &[&file(&dir, "a.cpu.pprof", &empty)]);
+    let empty = Profile::new(&[SAMPLES, CPU], CPU, 1, start_time());
+    let output = go_pprof(&["-raw"], &[&write_file(&dir, "a.cpu.pprof", &empty)]);
     assert!(output.contains("samples/count[dflt] cpu/nanoseconds"), "{output}");
 }
 
 #[test]
-fn handles_and_values_that_lead_nowhere_cost_only_themselves() {
+fn invalid_handles_and_value_counts_drop_only_their_samples() {
     let dir = tempfile::tempdir().unwrap();
-    let mut profile = cpu();
-    sample(&mut profile, None, &[1]);
+    let mut profile = cpu_profile();
+    push_sample(&mut profile, None, &[1]);
     for frame in profile.frames.iter_mut() {
         frame.lines.push(Line { function: FunctionHandle(999), line: 1 });
     }
     if let Some(frame) = profile.frames.iter_mut().last() {
         frame.mapping = Some(MappingHandle(999));
     }
-    let output = go(&["-raw"], &[&file(&dir, "a.cpu.pprof", &profile)]);
+    let output = go_pprof(&["-raw"], &[&write_file(&dir, "a.cpu.pprof", &profile)]);
     assert!(
         output.contains("Comment: lost: 1 samples left out: not one value for each type"),
         "{output}"
@@ -272,11 +279,11 @@ fn handles_and_values_that_lead_nowhere_cost_only_themselves() {
 }
 
 #[test]
-fn only_what_was_looked_up_is_promised() {
+fn mapping_flags_are_set_only_for_symbolized_mappings() {
     let promises = |change: fn(&mut Profile)| {
-        let mut profile = cpu();
+        let mut profile = cpu_profile();
         change(&mut profile);
-        let read = pprof::read(&bytes(&profile)).unwrap();
+        let read = pprof::read(&encode(&profile)).unwrap();
         let of = |mapping: &pprof::proto::Mapping| {
             [
                 mapping.has_functions,
@@ -303,9 +310,9 @@ fn only_what_was_looked_up_is_promised() {
 }
 
 #[test]
-fn what_is_read_is_what_was_written() {
-    let profile = cpu();
-    let read = pprof::read(&bytes(&profile)).unwrap();
+fn written_profile_reads_back_equal() {
+    let profile = cpu_profile();
+    let read = pprof::read(&encode(&profile)).unwrap();
     assert_eq!(read.string_table[0], "");
     assert_eq!(read.text(read.default_sample_type), "cpu");
     assert_eq!(read.sample.len(), 4);
@@ -324,7 +331,7 @@ fn what_is_read_is_what_was_written() {
 }
 
 #[test]
-fn a_bomb_is_refused() {
+fn gzip_bomb_is_rejected() {
     let mut bomb = GzEncoder::new(Vec::new(), Compression::best());
     for _ in 0..65 {
         bomb.write_all(&vec![0; 1 << 20]).unwrap();
@@ -334,14 +341,14 @@ fn a_bomb_is_refused() {
 }
 
 /// Returns `first`, followed by `unit` as often as it fits into the 64 MiB that are read.
-fn repeated(first: &[u8], unit: &[u8]) -> Vec<u8> {
+fn fill_with_repeats(first: &[u8], unit: &[u8]) -> Vec<u8> {
     // Not compressed: compression takes half a minute for each in an unoptimized build.
     let times = ((64 << 20) - first.len()) / unit.len();
     [first, &unit.repeat(times)].concat()
 }
 
 #[test]
-fn memory_is_bounded_whatever_a_profile_holds() {
+fn reader_memory_is_bounded_for_any_profile() {
     // The tests of `codec::pprof::size` cover all kinds of messages on a smaller scale.
     let long_list = |field: u8| {
         let length = prost::length_delimiter_len(60 << 20);
@@ -354,11 +361,11 @@ fn memory_is_bounded_whatever_a_profile_holds() {
     };
     let (mut refused, mut read) = (0, 0);
     for (what, bytes) in [
-        ("samples with a label", repeated(b"", b"\x12\x02\x1a\0")),
-        ("a sample with many values", repeated(&long_list(0x12), b"\x68\0")),
+        ("samples with a label", fill_with_repeats(b"", b"\x12\x02\x1a\0")),
+        ("a sample with many values", fill_with_repeats(&long_list(0x12), b"\x68\0")),
     ] {
         let mut outcome = None;
-        let peak = counting::peak(|| outcome = Some(pprof::read(&bytes)));
+        let peak_bytes = counting::peak_bytes(|| outcome = Some(pprof::read(&bytes)));
         match outcome.unwrap() {
             Ok(_) => read += 1,
             Err(error) => {
@@ -366,14 +373,14 @@ fn memory_is_bounded_whatever_a_profile_holds() {
                 assert!(!error.to_string().is_empty(), "{error}");
             }
         }
-        println!("{what}: {} MiB from {} KiB", peak >> 20, bytes.len() >> 10);
-        assert!(peak < 420 << 20, "{what}: {} MiB", peak >> 20);
+        println!("{what}: {} MiB from {} KiB", peak_bytes >> 20, bytes.len() >> 10);
+        assert!(peak_bytes < 420 << 20, "{what}: {} MiB", peak_bytes >> 20);
     }
     assert_eq!((refused, read), (2, 0));
 }
 
 #[test]
-fn a_profile_as_large_as_ours_get_is_read() {
+fn largest_own_profile_is_readable() {
     use pprof::proto::{Location, Profile, ValueType};
 
     let sample = |stack: u64| pprof::proto::Sample {
@@ -393,10 +400,10 @@ fn a_profile_as_large_as_ours_get_is_read() {
 }
 
 #[test]
-fn a_contradiction_is_named() {
-    let sound = pprof::read(&bytes(&cpu())).unwrap();
-    type Spoil = fn(&mut pprof::proto::Profile);
-    let cases: [(&str, Spoil); 8] = [
+fn inconsistent_profile_error_names_inconsistency() {
+    let sound = pprof::read(&encode(&cpu_profile())).unwrap();
+    type Corrupt = fn(&mut pprof::proto::Profile);
+    let cases: [(&str, Corrupt); 8] = [
         ("location 99", |profile| profile.sample[0].location_id[0] = 99),
         ("function 99", |profile| profile.location[0].line[0].function_id = 99),
         ("mapping 99", |profile| profile.location[0].mapping_id = 99),
@@ -416,7 +423,7 @@ fn a_contradiction_is_named() {
 }
 
 /// Checks that the IDs and indices of a parsed profile refer to existing items.
-fn walk(profile: &pprof::proto::Profile) {
+fn check_references(profile: &pprof::proto::Profile) {
     for sample in &profile.sample {
         assert_eq!(sample.value.len(), profile.sample_type.len());
         for id in &sample.location_id {
@@ -430,20 +437,20 @@ fn walk(profile: &pprof::proto::Profile) {
 
 proptest! {
     #[test]
-    fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+    fn arbitrary_bytes_are_read_or_rejected(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
         if let Ok(profile) = pprof::read(&bytes) {
-            walk(&profile);
+            check_references(&profile);
         }
     }
 
     #[test]
-    fn damaged_profiles_are_read_or_refused(
+    fn damaged_profiles_are_read_or_rejected(
         damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
         length in any::<prop::sample::Index>(),
         cut in any::<bool>(),
         gzip in any::<bool>(),
     ) {
-        let mut damaged = bytes(&cpu());
+        let mut damaged = encode(&cpu_profile());
         if !gzip {
             damaged = pprof::read(&damaged).unwrap().encode_to_vec();
         }
@@ -455,7 +462,7 @@ proptest! {
             damaged.truncate(length.index(damaged.len()));
         }
         if let Ok(profile) = pprof::read(&damaged) {
-            walk(&profile);
+            check_references(&profile);
         }
     }
 }

@@ -4,16 +4,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use marple::config::{Error, HttpSettings, Settings, default_rules, load, parse};
-use marple::model::{CaptureKind, CaptureSet, Holds, Metric};
+use marple::model::{CaptureKind, CaptureSet, HoldDurations, Metric};
 
-fn shipped(name: &str) -> PathBuf {
+fn shipped_path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(name)
 }
 
 #[test]
 fn every_shipped_file_is_valid() {
     let mut files = 0;
-    for entry in std::fs::read_dir(shipped("")).unwrap() {
+    for entry in std::fs::read_dir(shipped_path("")).unwrap() {
         let path = entry.unwrap().path();
         load(&path).unwrap();
         files += 1;
@@ -23,14 +23,14 @@ fn every_shipped_file_is_valid() {
 
 #[test]
 fn marple_toml_shows_the_defaults() {
-    let mut settings = load(&shipped("marple.toml")).unwrap();
+    let mut settings = load(&shipped_path("marple.toml")).unwrap();
     let rules = std::mem::take(&mut settings.rules);
     assert_eq!(settings, Settings { rules: Vec::new(), ..Settings::default() });
     let names: Vec<&str> = rules.iter().map(|rule| rule.name.as_str()).collect();
     assert_eq!(names[..2], ["memory", "runtime-lag"]);
     let others = default_rules().into_iter().filter(|rule| !names[..2].contains(&&*rule.name));
     assert!(others.eq(rules.iter().skip(2).cloned()), "{names:?}");
-    let text = std::fs::read_to_string(shipped("marple.toml")).unwrap();
+    let text = std::fs::read_to_string(shipped_path("marple.toml")).unwrap();
     for rule in default_rules() {
         let line = format!("# name = \"{}\", metric = \"{}\"", rule.name, rule.metric);
         assert!(text.contains(&line), "the list at the end lacks {line}");
@@ -40,11 +40,11 @@ fn marple_toml_shows_the_defaults() {
 
 #[test]
 fn minimal_toml_has_the_default_rules() {
-    assert_eq!(load(&shipped("minimal.toml")).unwrap().rules, default_rules());
+    assert_eq!(load(&shipped_path("minimal.toml")).unwrap().rules, default_rules());
 }
 
 #[test]
-fn rules_of_a_file_come_to_the_default_ones_or_replace_one_unless_these_are_off() {
+fn file_rules_extend_or_replace_default_rules() {
     let rules = |text: &str| parse(text, Path::new("test.toml")).unwrap().rules;
     let rule = "[[rule]]\nmetric = \"gauge.queue\"\nabs = 10\n";
     let all = rules(rule);
@@ -67,19 +67,22 @@ fn every_default_rule_captures_threads_and_tasks() {
 }
 
 #[test]
-fn a_rule_has_defaults() {
+fn omitted_rule_keys_have_defaults() {
     let text = "[[rule]]\nmetric = \"memory\"\nabs = 80";
     let settings = parse(text, Path::new("test.toml")).unwrap();
     let rule = &settings.rules[0];
     assert_eq!((&rule.metric, rule.abs), (&Metric::Memory, Some(80.0)));
     assert_eq!((rule.capture, rule.duration), (CaptureSet::all(), Duration::from_secs(10)));
-    assert_eq!((rule.cooldown, rule.hold), (Duration::from_secs(60 * 60), Holds::default()));
+    assert_eq!(
+        (rule.cooldown, rule.hold),
+        (Duration::from_secs(60 * 60), HoldDurations::default())
+    );
     assert_eq!((rule.min, rule.diff, rule.max, rule.clear), (0.0, None, None, None));
 }
 
 #[test]
 fn holmes_toml_has_the_defaults_of_holmes() {
-    let settings = load(&shipped("holmes.toml")).unwrap();
+    let settings = load(&shipped_path("holmes.toml")).unwrap();
     assert_eq!(settings.interval, Duration::from_secs(5));
     let rules: Vec<_> = settings
         .rules
@@ -99,7 +102,7 @@ fn holmes_toml_has_the_defaults_of_holmes() {
 }
 
 #[test]
-fn an_empty_file_means_the_defaults() {
+fn empty_file_has_default_settings() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("empty.toml");
     std::fs::write(&path, "").unwrap();
@@ -107,7 +110,7 @@ fn an_empty_file_means_the_defaults() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_named() {
+fn unreadable_file_error_names_path() {
     let dir = tempfile::tempdir().unwrap();
     let missing = dir.path().join("missing.toml");
     let huge = dir.path().join("huge.toml");
@@ -121,24 +124,27 @@ fn a_file_that_cannot_be_read_is_named() {
     ] {
         let error = load(path).unwrap_err();
         assert!(matches!(error, Error::Unreadable { .. }));
-        let told = error.to_string();
-        assert!(told.contains(&path.display().to_string()) && told.contains(why), "{told}");
+        let message = error.to_string();
+        assert!(
+            message.contains(&path.display().to_string()) && message.contains(why),
+            "{message}"
+        );
     }
     std::fs::write(&huge, "#".repeat(1 << 20)).unwrap();
     load(&huge).unwrap();
-    let told = load(&latin).unwrap_err().to_string();
-    assert!(told.contains("latin.toml:2:7: the file is not UTF-8"), "{told}");
+    let message = load(&latin).unwrap_err().to_string();
+    assert!(message.contains("latin.toml:2:7: the file is not UTF-8"), "{message}");
 }
 
 /// Every field of a settings struct must be a key of `marple.toml`. The unit test of the parser
 /// covers only keys that the parser reads, so it misses a field that no file can set.
 #[test]
-fn every_setting_stands_in_marple_toml() {
+fn marple_toml_has_every_setting() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/config/settings.rs");
     let source = std::fs::read_to_string(source).unwrap();
-    let shown = std::fs::read_to_string(shipped("marple.toml")).unwrap();
+    let shipped_text = std::fs::read_to_string(shipped_path("marple.toml")).unwrap();
     let (mut section, mut keys) = (String::new(), std::collections::BTreeSet::new());
-    for line in shown.lines().map(|line| line.trim_start_matches('#')) {
+    for line in shipped_text.lines().map(|line| line.trim_start_matches('#')) {
         if let Some(name) = line.strip_prefix('[') {
             section = name.trim_matches(['[', ']']).to_owned();
             keys.insert(section.clone());
@@ -174,11 +180,11 @@ fn every_setting_stands_in_marple_toml() {
 
 /// Collects the topics of warnings in the source: constants called `TOPIC`, and strings passed to
 /// `warnings::set`.
-fn topics(dir: &Path, found: &mut std::collections::BTreeSet<String>) {
+fn collect_topics(dir: &Path, found: &mut std::collections::BTreeSet<String>) {
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            topics(&path, found);
+            collect_topics(&path, found);
         } else if !path.ends_with("base/warnings.rs") {
             let source = std::fs::read_to_string(&path).unwrap();
             for start in ["TOPIC: &str = ", "TOPIC: &'static str = ", "warnings::set("] {
@@ -191,11 +197,11 @@ fn topics(dir: &Path, found: &mut std::collections::BTreeSet<String>) {
 }
 
 #[test]
-fn every_topic_of_a_warning_stands_in_requirements_md() {
+fn requirements_md_lists_every_warning_topic() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(root.join("docs/requirements.md")).unwrap();
     let mut found = std::collections::BTreeSet::new();
-    topics(&root.join("src"), &mut found);
+    collect_topics(&root.join("src"), &mut found);
     assert!(found.len() > 25, "{found:?}");
     let is_listed = |topic: &str| {
         let family = topic.split_once('.').map_or(topic, |(family, _)| family);

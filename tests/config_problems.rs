@@ -8,19 +8,19 @@ use marple::base::{Bytes, Hertz};
 use marple::config::{HttpSettings, Listen, Secret, Settings, parse};
 use marple::model::{CaptureSet, Metric, Rule};
 
-fn refusal(text: &str) -> String {
+fn error_message(text: &str) -> String {
     parse(text, Path::new("orders.toml")).expect_err("this is not valid").to_string()
 }
 
 /// Returns the error message of `text`, which must contain exactly one problem.
-fn only(text: &str) -> String {
-    let refusal = refusal(text);
+fn single_error(text: &str) -> String {
+    let refusal = error_message(text);
     assert_eq!(refusal.lines().count(), 1, "{refusal}");
     refusal
 }
 
 #[test]
-fn what_is_kept_of_a_rule_is_set_by_its_name() {
+fn store_limits_are_set_per_rule_name() {
     let text = "[store.rule.toggle]\nmax_incidents = 3\n[store.rule.\"my rule\"]\nmax_bytes = \"8MiB\"\n\
                 max_age = \"1d\"\n[[rule]]\nname = \"my_rule\"\nmetric = \"tasks\"\nabs = 5\n";
     let error = parse(text, Path::new("orders.toml")).unwrap_err().to_string();
@@ -47,7 +47,7 @@ fn what_is_kept_of_a_rule_is_set_by_its_name() {
 }
 
 #[test]
-fn every_problem_of_a_file_is_told_in_one_go() {
+fn all_problems_of_file_are_reported_together() {
     let text = r#"
 service = "a/b"
 intervall = "1s"
@@ -85,7 +85,7 @@ abs = 1
 metric = "memory"
 max = 50
 "#;
-    let refusal = refusal(text);
+    let refusal = error_message(text);
     let expected = [
         "orders.toml:2:11: service: `a/b` cannot be part of a file's name",
         "orders.toml:3:1: intervall: unknown key `intervall`: did you mean `interval`?",
@@ -105,7 +105,7 @@ max = 50
     ];
     let lines: Vec<&str> = refusal.lines().map(str::trim).collect();
     for line in expected {
-        assert!(lines.iter().any(|told| told.starts_with(line)), "missing: {line}\n{refusal}");
+        assert!(lines.iter().any(|actual| actual.starts_with(line)), "missing: {line}\n{refusal}");
     }
     // The misspelled key `intervall` is one problem only: the intended key is unknown.
     assert_eq!(lines.len(), expected.len() + 1, "{refusal}");
@@ -113,8 +113,8 @@ max = 50
 }
 
 #[test]
-fn all_syntax_errors_are_told_and_what_can_be_read_is_judged() {
-    let refusal = refusal(
+fn all_syntax_errors_and_invalid_values_are_reported() {
+    let refusal = error_message(
         "dir = = \"x\"\n[store\nmax_age = \"3 moons\"\n[cpu]\nfrequency = 1.2.3\n[heap]\nrate = \"x\"\n",
     );
     for place in
@@ -126,7 +126,7 @@ fn all_syntax_errors_are_told_and_what_can_be_read_is_judged() {
 }
 
 #[test]
-fn one_problem_is_one_line() {
+fn each_problem_is_one_line() {
     for (text, expected) in [
         (
             "interval = 250",
@@ -207,13 +207,13 @@ fn one_problem_is_one_line() {
             "rule[0].duration: no time at all",
         ),
     ] {
-        let told = only(text);
-        assert!(told.contains(expected), "{text}\n{told}\n{expected}");
+        let message = single_error(text);
+        assert!(message.contains(expected), "{text}\n{message}\n{expected}");
     }
 }
 
 #[test]
-fn what_cannot_be_meant_is_refused_with_what_is_right() {
+fn implausible_value_is_rejected_with_suggestion() {
     let rule = |text: &str| format!("[[rule]]\n{text}");
     for (text, expected) in [
         (
@@ -266,8 +266,8 @@ fn what_cannot_be_meant_is_refused_with_what_is_right() {
         ),
         ("metric = \"memory\"\nforecast = \"0s\"", "rule[0].forecast: no time at all"),
     ] {
-        let told = only(&rule(text));
-        assert!(told.contains(expected), "{text}\n{told}\n{expected}");
+        let message = single_error(&rule(text));
+        assert!(message.contains(expected), "{text}\n{message}\n{expected}");
     }
     for (text, expected) in [
         (
@@ -276,8 +276,8 @@ fn what_cannot_be_meant_is_refused_with_what_is_right() {
         ),
         ("[store]\nkeep_free = 5", "store.keep_free: 5 would be 5 bytes; did you mean 5 %?"),
     ] {
-        let told = only(text);
-        assert!(told.contains(expected), "{text}\n{told}\n{expected}");
+        let message = single_error(text);
+        assert!(message.contains(expected), "{text}\n{message}\n{expected}");
     }
     for text in [
         "metric = \"memory.pressure\"\nabs = \"0.5%\"",
@@ -292,7 +292,7 @@ fn what_cannot_be_meant_is_refused_with_what_is_right() {
 }
 
 #[test]
-fn bounds_are_at_the_bounds() {
+fn values_are_accepted_up_to_their_bounds() {
     let with = |text: &str| parse(text, Path::new("x")).is_ok();
     for (good, bad) in [
         ("interval = \"10ms\"", "interval = \"9ms\""),
@@ -325,7 +325,7 @@ fn bounds_are_at_the_bounds() {
 }
 
 #[test]
-fn values_are_read_as_people_write_them() {
+fn values_are_parsed_in_usual_notations() {
     let text = r#"
 rules = "own"
 [store]
@@ -368,7 +368,7 @@ diff = "25 %"
 }
 
 #[test]
-fn a_token_is_never_shown() {
+fn token_is_never_shown() {
     for text in [
         "[http]\ntoken = 314159265",
         "[http]\ntoken = \"314159265 \"",
@@ -376,14 +376,14 @@ fn a_token_is_never_shown() {
         "[http]\ntoken = \"314159265",
         "[http]\ntoken = \"314159265\"\ntoken_file = \"/nowhere\"",
     ] {
-        let told = refusal(text);
-        assert!(!told.contains("314159265"), "{told}");
+        let message = error_message(text);
+        assert!(!message.contains("314159265"), "{message}");
     }
 }
 
 #[cfg(unix)]
 #[test]
-fn a_token_file_is_trimmed_and_must_be_private() {
+fn token_file_is_trimmed_and_must_be_private() {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
@@ -400,23 +400,23 @@ fn a_token_file_is_trimmed_and_must_be_private() {
                 assert_eq!(token, Secret::new("s3cret"));
             }
             Err(error) => {
-                let told = error.to_string();
-                assert!(!well && told.contains("is open to everybody"), "{mode:o} {told}");
-                assert_eq!(told.lines().count(), 1, "{told}");
+                let message = error.to_string();
+                assert!(!well && message.contains("is open to everybody"), "{mode:o} {message}");
+                assert_eq!(message.lines().count(), 1, "{message}");
             }
         }
     }
     fs::remove_file(&path).unwrap();
-    assert!(only(&text).contains("http.token_file: `"), "{}", only(&text));
+    assert!(single_error(&text).contains("http.token_file: `"), "{}", single_error(&text));
 }
 
 #[test]
-fn settings_made_in_code_are_judged_alike() {
+fn settings_from_code_are_validated_like_files() {
     let rule = Rule {
         diff: Some(f64::INFINITY),
         capture: CaptureSet::EMPTY,
         duration: Duration::ZERO,
-        ..Rule::on(Metric::Memory)
+        ..Rule::new(Metric::Memory)
     };
     let mut settings = Settings {
         interval: Duration::ZERO,
@@ -427,9 +427,9 @@ fn settings_made_in_code_are_judged_alike() {
         }),
         ..Settings::default()
     };
-    settings.cpu.frequency = Hertz(1001);
+    settings.cpu.frequency_hz = Hertz(1001);
     let problems = settings.validate().unwrap_err();
-    assert!(problems.iter().all(|problem| problem.place.is_none()));
+    assert!(problems.iter().all(|problem| problem.position.is_none()));
     let keys: Vec<&str> = problems.iter().map(|problem| problem.key.as_str()).collect();
     assert_eq!(
         keys,
@@ -455,37 +455,37 @@ fn settings_made_in_code_are_judged_alike() {
     });
     settings.rules.clear();
     settings.interval = Duration::from_secs(1);
-    settings.cpu.frequency = Hertz(99);
+    settings.cpu.frequency_hz = Hertz(99);
     assert_eq!(settings.validate(), Ok(()));
     assert_eq!(Settings::default().validate(), Ok(()));
 }
 
 #[test]
-fn a_file_that_is_no_configuration_is_refused_and_no_more() {
+fn nested_or_huge_file_is_rejected_with_bounded_errors() {
     let nested = |open: &str| format!("a = {}", open.repeat(200_000));
     let many: String = (0..20_000).map(|n| format!("key_{n} = 1\n")).collect();
     for text in [nested("["), nested("{a="), "\0".repeat(10_000), "[".repeat(10_000), many.clone()]
     {
-        let told = refusal(&text);
-        assert!(told.lines().count() <= 102, "{}", told.lines().count());
+        let message = error_message(&text);
+        assert!(message.lines().count() <= 102, "{}", message.lines().count());
     }
-    assert!(refusal(&many).ends_with("\n  and 19900 more"));
+    assert!(error_message(&many).ends_with("\n  and 19900 more"));
 }
 
 proptest::proptest! {
     #[test]
-    fn no_text_is_too_odd(text in "[a-z_=\\[\\]{}\"'.,#0-9 \\n\u{e9}]{0,80}", cut in 0..2000_usize) {
-        let whole = include_str!("../config/marple.toml");
-        assert!(whole.is_ascii());
-        let cut = cut.min(whole.len());
+    fn arbitrary_text_does_not_panic_parser(text in "[a-z_=\\[\\]{}\"'.,#0-9 \\n\u{e9}]{0,80}", cut in 0..2000_usize) {
+        let shipped_text = include_str!("../config/marple.toml");
+        assert!(shipped_text.is_ascii());
+        let cut = cut.min(shipped_text.len());
         let _ = parse(&text, Path::new("x"));
-        let _ = parse(&format!("{}{text}{}", &whole[..cut], &whole[cut..]), Path::new("x"));
+        let _ = parse(&format!("{}{text}{}", &shipped_text[..cut], &shipped_text[cut..]), Path::new("x"));
     }
 }
 
 #[test]
-fn too_little_is_a_rule_of_its_own() {
-    let told = |body: &str| refusal(&format!("[[rule]]\nmetric = {body}"));
+fn below_must_be_separate_rule() {
+    let message_for = |body: &str| error_message(&format!("[[rule]]\nmetric = {body}"));
     for (body, part) in [
         ("\"gauge.free\"\nbelow = 5\nabs = 9", "make `below` a rule of its own"),
         ("\"gauge.free\"\nbelow = 5\nclear = 5", "5 is not above below (5)"),
@@ -495,7 +495,7 @@ fn too_little_is_a_rule_of_its_own() {
         ("\"gauge.Free\"\nabs = 5", "no number can be called `Free`"),
         ("\"counter.free\"\nabs = 5", "\\\"counter.NAME.rate\\\""),
     ] {
-        assert!(told(body).contains(&part.replace('\\', "")), "{}", told(body));
+        assert!(message_for(body).contains(&part.replace('\\', "")), "{}", message_for(body));
     }
     let text = "[[rule]]\nmetric = \"memory.time_to_limit\"\nbelow = \"10m\"\nclear = \"1h\"\n\
                 for = { below = \"5s\" }";

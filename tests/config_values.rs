@@ -7,15 +7,15 @@ use marple::config::parse;
 
 /// Returns the error message of a file whose first line is `section` and whose second is `line`.
 /// The message must contain exactly one problem.
-fn only(section: &str, line: &str) -> String {
+fn single_error(section: &str, line: &str) -> String {
     let text = format!("{section}\n{line}\n");
-    let told = parse(&text, Path::new("orders.toml")).expect_err(&text).to_string();
-    assert_eq!(told.lines().count(), 1, "{text}{told}");
-    told
+    let message = parse(&text, Path::new("orders.toml")).expect_err(&text).to_string();
+    assert_eq!(message.lines().count(), 1, "{text}{message}");
+    message
 }
 
 #[test]
-fn a_bad_value_is_told_by_its_place_itself_and_what_is_right() {
+fn invalid_value_is_reported_with_position_value_and_expectation() {
     for (section, line, parts) in [
         ("[cpu]", r#"mode = "walls""#, ["2:8: cpu.mode:", "\"walls\"", "\"cpu\" or \"wall\""]),
         ("[cpu]", "mode = 1", ["2:8: cpu.mode:", "`1`", "\"cpu\" or \"wall\""]),
@@ -49,14 +49,14 @@ fn a_bad_value_is_told_by_its_place_itself_and_what_is_right() {
             ["2:19: budget.streams_per_day:", "\"many\"", "a whole number"],
         ),
     ] {
-        let told = only(section, line);
-        assert!(told.starts_with(&format!("orders.toml:{}", parts[0])), "{line}\n{told}");
-        assert!(parts.iter().all(|part| told.contains(part)), "{line}\n{told}\n{parts:?}");
+        let message = single_error(section, line);
+        assert!(message.starts_with(&format!("orders.toml:{}", parts[0])), "{line}\n{message}");
+        assert!(parts.iter().all(|part| message.contains(part)), "{line}\n{message}\n{parts:?}");
     }
 }
 
 #[test]
-fn what_is_just_within_is_taken() {
+fn values_at_bounds_are_accepted() {
     for text in [
         "[cpu]\nmode = \"wall\"\nwall_frequency = 1",
         "[cpu]\nmode = \"cpu\"\nwall_frequency = 1000",
@@ -75,7 +75,7 @@ fn what_is_just_within_is_taken() {
 }
 
 #[test]
-fn a_rule_that_collects_what_is_no_file_is_told_which() {
+fn invalid_collector_file_names_are_reported() {
     let list = "\"all\" or a list such as [\"running_queries.txt\"]";
     let name = "the name of a file in quotes, such as \"running_queries.txt\"";
     let letters = "1 to 64 letters, digits, `-`, `_` or `.`";
@@ -91,30 +91,32 @@ fn a_rule_that_collects_what_is_no_file_is_told_which() {
         (r#"["a.txt", 3]"#, "`3`", name),
         (r#"[["a.txt"]]"#, "sequence", name),
     ] {
-        let told = only("[[rule]]", &format!("collect = {value}\nmetric = \"tasks\"\nabs = 9"));
-        assert!(told.starts_with("orders.toml:2:"), "{value}\n{told}");
-        assert!(told.contains(": rule[0].collect: "), "{value}\n{told}");
-        assert!(told.contains(shown) && told.contains(right), "{value}\n{told}");
+        let message =
+            single_error("[[rule]]", &format!("collect = {value}\nmetric = \"tasks\"\nabs = 9"));
+        assert!(message.starts_with("orders.toml:2:"), "{value}\n{message}");
+        assert!(message.contains(": rule[0].collect: "), "{value}\n{message}");
+        assert!(message.contains(shown) && message.contains(right), "{value}\n{message}");
     }
 }
 
 #[test]
-fn what_is_no_text_within_a_list_or_a_table_is_told_what_is_right() {
+fn non_string_in_list_or_table_is_reported_with_expectation() {
     for (line, parts) in [
         ("capture = [\"cpu\", 3]", ["rule[0].capture:", "`3`", "such as \"cpu\""]),
         ("for = { abs = 3 }", ["rule[0].for:", "`3`", "such as \"2s\""]),
         ("for = { abs = \"3\" }", ["rule[0].for:", "\"3\"", "such as \"2s\""]),
         ("for = { above = \"3s\" }", ["rule[0].for", "`above`", "`abs`"]),
     ] {
-        let told = only("[[rule]]", &format!("{line}\nmetric = \"tasks\"\nabs = 9"));
-        assert!(told.starts_with("orders.toml:2:"), "{line}\n{told}");
-        assert!(parts.iter().all(|part| told.contains(part)), "{line}\n{told}");
+        let message = single_error("[[rule]]", &format!("{line}\nmetric = \"tasks\"\nabs = 9"));
+        assert!(message.starts_with("orders.toml:2:"), "{line}\n{message}");
+        assert!(parts.iter().all(|part| message.contains(part)), "{line}\n{message}");
     }
 }
 
 #[test]
-fn a_floor_that_makes_no_sense_is_told_once() {
-    let with = |metric: &str, line: &str| only("[[rule]]", &format!("{line}\nmetric = {metric}"));
+fn invalid_below_is_reported_once() {
+    let with =
+        |metric: &str, line: &str| single_error("[[rule]]", &format!("{line}\nmetric = {metric}"));
     for (metric, line, parts) in [
         (r#""gauge.free""#, r#"below = "lots""#, ["2:9: rule[0].below:", "\"lots\"", "a number"]),
         (r#""gauge.free""#, "below = true", ["2:9: rule[0].below:", "`true`", "a number"]),
@@ -150,8 +152,8 @@ fn a_floor_that_makes_no_sense_is_told_once() {
             ["2:9: rule[0].below:", "5 is not above min (5)", "write more"],
         ),
     ] {
-        let told = with(metric, line);
-        assert!(told.starts_with(&format!("orders.toml:{}", parts[0])), "{line}\n{told}");
-        assert!(parts.iter().all(|part| told.contains(part)), "{line}\n{told}\n{parts:?}");
+        let message = with(metric, line);
+        assert!(message.starts_with(&format!("orders.toml:{}", parts[0])), "{line}\n{message}");
+        assert!(parts.iter().all(|part| message.contains(part)), "{line}\n{message}\n{parts:?}");
     }
 }

@@ -49,7 +49,7 @@ impl Bench {
     }
 
     /// Returns a bench with a plain file that sets the interval to 1 s.
-    fn plain() -> Self {
+    fn with_plain_file() -> Self {
         Self::new(|dir| fs::write(dir.join("marple.toml"), settings(1)).unwrap())
     }
 
@@ -72,7 +72,7 @@ impl Bench {
 
     /// Returns the intervals in seconds that were applied so far, with `None` for rejected
     /// settings.
-    fn applied(&self) -> Vec<Option<u64>> {
+    fn applied_intervals(&self) -> Vec<Option<u64>> {
         self.touch();
         let mut applied = Vec::new();
         loop {
@@ -87,7 +87,7 @@ impl Bench {
     }
 
     /// Waits until this interval is applied, and checks that no other change is reported.
-    fn awaits(&self, seconds: u64) {
+    fn wait_for_interval(&self, seconds: u64) {
         let mut refused = 0;
         loop {
             match self.next() {
@@ -99,7 +99,7 @@ impl Bench {
                 FileChange::Trigger { .. } => panic!("nobody touched it"),
             }
         }
-        assert_eq!((self.applied(), refused), (vec![], 0), "it is applied once");
+        assert_eq!((self.applied_intervals(), refused), (vec![], 0), "it is applied once");
     }
 }
 
@@ -108,42 +108,42 @@ fn settings(seconds: u64) -> String {
 }
 
 #[test]
-fn an_in_place_write_is_applied_once() {
-    let bench = Bench::plain();
-    assert_eq!(bench.watcher.without_events(), None);
+fn in_place_write_is_applied_once() {
+    let bench = Bench::with_plain_file();
+    assert_eq!(bench.watcher.polling_reason(), None);
     for seconds in [2, 3, 1] {
         fs::write(bench.file(), settings(seconds)).unwrap();
-        bench.awaits(seconds);
+        bench.wait_for_interval(seconds);
     }
 }
 
 #[test]
-fn a_rename_over_the_file_is_applied_once() {
-    let bench = Bench::plain();
+fn rename_over_file_is_applied_once() {
+    let bench = Bench::with_plain_file();
     for seconds in [2, 3] {
         let draft = bench.dir().join(".marple.toml.swp");
         fs::write(&draft, settings(seconds)).unwrap();
         fs::rename(&draft, bench.file()).unwrap();
-        bench.awaits(seconds);
+        bench.wait_for_interval(seconds);
     }
 }
 
 #[test]
-fn a_deleted_file_changes_nothing_until_it_is_back() {
-    let bench = Bench::plain();
+fn deleted_file_keeps_settings_until_restored() {
+    let bench = Bench::with_plain_file();
     for (seconds, expected) in [(2, vec![Some(2)]), (2, vec![])] {
         fs::remove_file(bench.file()).unwrap();
-        assert_eq!(bench.applied(), []);
+        assert_eq!(bench.applied_intervals(), []);
         fs::write(bench.file(), settings(seconds)).unwrap();
-        assert_eq!(bench.applied(), expected);
+        assert_eq!(bench.applied_intervals(), expected);
     }
     fs::remove_file(bench.file()).unwrap();
     fs::write(bench.file(), settings(4)).unwrap();
-    bench.awaits(4);
+    bench.wait_for_interval(4);
 }
 
 #[test]
-fn a_config_map_swap_is_applied_each_time() {
+fn config_map_swap_is_applied_each_time() {
     let version = |dir: &Path, seconds| {
         let name = format!("..2026_11_{seconds:02}");
         fs::create_dir(dir.join(&name)).unwrap();
@@ -159,95 +159,97 @@ fn a_config_map_swap_is_applied_each_time() {
         symlink(version(&dir, seconds), dir.join("..data_tmp")).unwrap();
         fs::rename(dir.join("..data_tmp"), dir.join("..data")).unwrap();
         fs::remove_dir_all(dir.join(format!("..2026_11_{:02}", seconds - 1))).unwrap();
-        bench.awaits(seconds);
+        bench.wait_for_interval(seconds);
     }
 }
 
 #[test]
-fn a_half_written_file_is_not_applied() {
-    let bench = Bench::plain();
+fn partially_written_file_is_not_applied() {
+    let bench = Bench::with_plain_file();
     let mut file = File::create(bench.file()).unwrap();
     file.write_all(b"interval = \"2").unwrap();
     file.write_all(b"s\"\n").unwrap();
     drop(file);
-    bench.awaits(2);
+    bench.wait_for_interval(2);
 }
 
 #[test]
-fn an_invalid_file_is_told_once_and_a_valid_one_after_it_applied() {
-    let bench = Bench::plain();
+fn invalid_file_is_reported_once_and_next_valid_one_applied() {
+    let bench = Bench::with_plain_file();
     fs::write(bench.file(), "interval = \"soon\"\nintervall = 1\n").unwrap();
     let FileChange::Config { settings: Err(error), .. } = bench.next() else {
         panic!("it is invalid")
     };
     assert!(error.to_string().starts_with("2 problems"), "{error}");
     assert!(error.to_string().contains("marple.toml:1:12: interval: "), "{error}");
-    assert_eq!(bench.applied(), []);
+    assert_eq!(bench.applied_intervals(), []);
     fs::write(bench.file(), settings(1)).unwrap();
-    bench.awaits(1);
+    bench.wait_for_interval(1);
 }
 
 #[test]
-fn the_same_content_and_a_neighbour_are_no_change() {
-    let bench = Bench::plain();
+fn unchanged_content_and_neighbor_files_are_no_change() {
+    let bench = Bench::with_plain_file();
     fs::write(bench.file(), settings(1)).unwrap();
-    assert_eq!(bench.applied(), []);
+    assert_eq!(bench.applied_intervals(), []);
     fs::write(bench.dir().join("draft"), settings(1)).unwrap();
     fs::rename(bench.dir().join("draft"), bench.file()).unwrap();
-    assert_eq!(bench.applied(), []);
+    assert_eq!(bench.applied_intervals(), []);
     fs::write(bench.dir().join("neighbour.toml"), settings(2)).unwrap();
     fs::remove_file(bench.dir().join("neighbour.toml")).unwrap();
-    assert_eq!(bench.applied(), []);
+    assert_eq!(bench.applied_intervals(), []);
 }
 
 #[test]
-fn a_directory_that_is_deleted_and_made_again_is_watched_again() {
-    let bench = Bench::plain();
+fn recreated_directory_is_watched_again() {
+    let bench = Bench::with_plain_file();
     for seconds in [2, 3] {
         fs::remove_dir_all(bench.dir()).unwrap();
-        assert_eq!(bench.applied(), []);
+        assert_eq!(bench.applied_intervals(), []);
         fs::create_dir(bench.dir()).unwrap();
         fs::write(bench.file(), settings(seconds)).unwrap();
-        bench.awaits(seconds);
+        bench.wait_for_interval(seconds);
     }
     fs::write(bench.file(), settings(4)).unwrap();
-    bench.awaits(4);
+    bench.wait_for_interval(4);
 }
 
 #[test]
-fn a_link_into_another_directory_is_followed() {
+fn symlink_into_another_directory_is_followed() {
     let elsewhere = tempfile::tempdir().unwrap();
     let target = elsewhere.path().join("shared.toml");
     fs::write(&target, settings(1)).unwrap();
     let bench = Bench::new(|dir| symlink(&target, dir.join("marple.toml")).unwrap());
-    assert_eq!(bench.applied(), []);
+    assert_eq!(bench.applied_intervals(), []);
     fs::write(&target, settings(2)).unwrap();
-    bench.awaits(2);
+    bench.wait_for_interval(2);
 }
 
 #[test]
-fn a_trigger_is_told_when_it_is_touched_or_made() {
-    let bench = Bench::plain();
+fn trigger_is_reported_when_touched_or_created() {
+    let bench = Bench::with_plain_file();
     let trigger = bench.away.path().join("trigger");
-    let told = || matches!(bench.next(), FileChange::Trigger { path } if path == trigger);
+    let is_triggered = || matches!(bench.next(), FileChange::Trigger { path } if path == trigger);
     bench.touch();
-    assert!(told());
+    assert!(is_triggered());
     fs::remove_file(&trigger).unwrap();
     fs::write(&trigger, "").unwrap();
-    assert!(told());
+    assert!(is_triggered());
     fs::remove_file(&trigger).unwrap();
     fs::write(bench.file(), settings(2)).unwrap();
     assert!(matches!(bench.next(), FileChange::Config { .. }), "deleting it is no touch");
     fs::write(&trigger, "").unwrap();
-    assert!(told());
+    assert!(is_triggered());
 }
 
 #[test]
-fn other_files_may_be_watched_without_losing_a_change() {
-    let bench = Bench::plain();
+fn changing_watched_files_loses_no_change() {
+    let bench = Bench::with_plain_file();
     let other = bench.away.path().join("other");
     fs::write(bench.file(), settings(2)).unwrap();
-    bench.watcher.watch([WatchedFile::Config(bench.file()), WatchedFile::Trigger(other.clone())]);
+    bench
+        .watcher
+        .set_files([WatchedFile::Config(bench.file()), WatchedFile::Trigger(other.clone())]);
     let FileChange::Config { settings: Ok(settings), .. } = bench.next() else {
         panic!("it is valid")
     };
@@ -259,8 +261,8 @@ fn other_files_may_be_watched_without_losing_a_change() {
 }
 
 #[test]
-fn nothing_is_told_after_the_watcher_is_gone() {
-    let Bench { home, away: _away, changes, watcher } = Bench::plain();
+fn nothing_is_reported_after_watcher_is_dropped() {
+    let Bench { home, away: _away, changes, watcher } = Bench::with_plain_file();
     drop(watcher);
     fs::write(home.path().join("config/marple.toml"), settings(2)).unwrap();
     assert!(changes.recv().is_err(), "the callback is gone with its thread");
@@ -268,7 +270,7 @@ fn nothing_is_told_after_the_watcher_is_gone() {
 
 /// Returns the voluntary context switches of the watcher threads of this process.
 #[cfg(target_os = "linux")]
-fn wake_ups() -> u64 {
+fn watcher_wakeups() -> u64 {
     let threads = fs::read_dir("/proc/self/task").unwrap().filter_map(|thread| {
         let path = thread.ok()?.path();
         let name = fs::read_to_string(path.join("comm")).ok()?;
@@ -285,9 +287,9 @@ fn wake_ups() -> u64 {
 /// nextest runs each test in its own process, so only this test's watcher is counted.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_neighbour_that_is_written_to_all_the_time_causes_few_wake_ups_and_hides_no_change() {
+fn busy_neighbor_file_causes_few_wakeups_and_hides_no_change() {
     const WRITES: usize = 20_000;
-    let bench = Bench::plain();
+    let bench = Bench::with_plain_file();
     let trigger = bench.away.path().join("trigger");
     let mut logs = [bench.dir(), bench.away.path().to_owned()]
         .map(|dir| File::create(dir.join("access.log")).unwrap());
@@ -298,16 +300,16 @@ fn a_neighbour_that_is_written_to_all_the_time_causes_few_wake_ups_and_hides_no_
             logs.iter_mut().for_each(|log| log.write_all(b"GET /\n").unwrap());
         }
     };
-    let before = wake_ups();
+    let before = watcher_wakeups();
     write(WRITES);
-    let woken = wake_ups() - before;
+    let woken = watcher_wakeups() - before;
     assert!(woken < WRITES as u64 / 20, "{woken} wake-ups by {WRITES} writes");
-    let why = bench.watcher.without_events().expect("events are off");
+    let why = bench.watcher.polling_reason().expect("events are off");
     assert!(why.contains("too many file system events"), "{why}");
 
     fs::write(bench.file(), settings(2)).unwrap();
     write(10);
-    bench.awaits(2);
+    bench.wait_for_interval(2);
     fs::rename(&trigger, bench.away.path().join("was")).unwrap();
     fs::write(&trigger, "").unwrap();
     write(10);
@@ -316,24 +318,27 @@ fn a_neighbour_that_is_written_to_all_the_time_causes_few_wake_ups_and_hides_no_
 
 #[cfg(target_os = "linux")]
 #[test]
-fn each_thread_of_the_watcher_calls_the_hook_before_it_works() {
+fn watcher_threads_call_hook_before_work() {
     use std::sync::Mutex;
-    static NAMES: Mutex<Vec<String>> = Mutex::new(Vec::new());
-    fn note() {
+    static HOOK_THREADS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    fn record_hook_thread() {
         let name = fs::read_to_string("/proc/thread-self/comm").unwrap();
-        NAMES.lock().unwrap().push(name.trim().to_owned());
+        HOOK_THREADS.lock().unwrap().push(name.trim().to_owned());
     }
     let dir = tempfile::tempdir().unwrap();
     let (sender, changes) = channel();
     let file = dir.path().join("trigger");
-    let _watcher =
-        FileWatcher::with_thread_hook([WatchedFile::Trigger(file.clone())], note, move |change| {
+    let _watcher = FileWatcher::with_thread_hook(
+        [WatchedFile::Trigger(file.clone())],
+        record_hook_thread,
+        move |change| {
             let _ = sender.send(change);
-        })
-        .unwrap();
+        },
+    )
+    .unwrap();
     fs::write(&file, "").unwrap();
     changes.recv_timeout(DEADLINE).expect("a change is reported");
-    let mut names = NAMES.lock().unwrap().clone();
+    let mut names = HOOK_THREADS.lock().unwrap().clone();
     names.sort();
     assert_eq!(names, ["marple-watch", "notify-rs inoti"]);
 }

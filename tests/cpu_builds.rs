@@ -14,7 +14,7 @@ use tempfile::TempDir;
 const ENGINES: [&str; 3] = ["perf", "timer", "pprof"];
 
 /// Innermost frames of every complete stack. The frames of the thread's start come above them.
-const CHAIN: [&str; 10] = [
+const COMPLETE_CHAIN: [&str; 10] = [
     "layer_zero",
     "layer_one",
     "layer_two",
@@ -45,12 +45,14 @@ static CRATE: LazyLock<(PathBuf, PathBuf)> = LazyLock::new(|| {
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
     }
-    let said = run(&mut cargo);
-    let file = said
+    let cargo_output = run(&mut cargo);
+    let file = cargo_output
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|it| it["target"]["name"] == "marple" && it["target"]["kind"][0] == "lib")
-        .flat_map(|it| it["filenames"].as_array().cloned().unwrap_or_default())
+        .filter(|message| {
+            message["target"]["name"] == "marple" && message["target"]["kind"][0] == "lib"
+        })
+        .flat_map(|message| message["filenames"].as_array().cloned().unwrap_or_default())
         .filter_map(|file| file.as_str().map(PathBuf::from))
         .find(|file| file.extension().is_some_and(|extension| extension == "rlib"))
         .expect("cargo names the crate it builds");
@@ -67,7 +69,7 @@ fn run(command: &mut Command) -> String {
 }
 
 /// Creates a temporary directory on the disk of the target directory.
-fn folder() -> TempDir {
+fn target_tempdir() -> TempDir {
     TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
@@ -92,7 +94,7 @@ fn build(folder: &TempDir, flags: &[&str]) -> PathBuf {
 
 /// Output of the program after profiling itself.
 #[derive(Debug, Default)]
-struct Told {
+struct ProgramOutput {
     refused: Option<String>,
     /// Samples of the working thread by their frames, innermost first.
     samples: Vec<(u64, Vec<String>)>,
@@ -102,153 +104,155 @@ struct Told {
     remarks: Vec<String>,
 }
 
-impl Told {
-    fn by(program: &Path, engine: &str, names_from: Option<&Path>) -> Self {
-        let mut told = Self::default();
-        let said = run(Command::new(program).arg(engine).args(names_from));
-        for line in said.lines() {
+impl ProgramOutput {
+    fn of_program(program: &Path, engine: &str, names_from: Option<&Path>) -> Self {
+        let mut output = Self::default();
+        let output_text = run(Command::new(program).arg(engine).args(names_from));
+        for line in output_text.lines() {
             let (kind, rest) = line.split_once('\t').unwrap_or((line, ""));
             match kind {
-                "refused" => told.refused = Some(rest.to_owned()),
+                "refused" => output.refused = Some(rest.to_owned()),
                 "sample" => {
                     let mut fields = rest.split('\t').map(str::to_owned);
                     let count = fields.next().unwrap().parse().unwrap();
                     let is_cut = fields.next().unwrap() == "cut";
                     let frames: Vec<String> = fields.collect();
                     if is_cut {
-                        told.cut.push((count, frames.clone()));
+                        output.cut.push((count, frames.clone()));
                     }
-                    told.samples.push((count, frames));
+                    output.samples.push((count, frames));
                 }
-                "complete" => told.is_complete = rest == "true",
-                "told" => told.remarks.push(rest.to_owned()),
+                "complete" => output.is_complete = rest == "true",
+                "told" => output.remarks.push(rest.to_owned()),
                 _ => panic!("{line}"),
             }
         }
-        told
+        output
     }
 
-    fn is_whole(&self, how: &str, engine: &str) {
-        let (all, whole) = (self.count(|_| true), self.count(is_whole));
+    fn assert_complete(&self, how: &str, engine: &str) {
+        let (all, whole) = (self.count_samples(|_| true), self.count_samples(is_complete));
         println!("{how}, {engine}: {whole} of {all} stacks are whole");
         assert!(all > 20, "{how}, {engine}: too few samples: {self:#?}");
         assert!(whole * 20 >= all * 19, "{how}, {engine}: {self:#?}");
     }
 
     /// Returns the number of samples whose frames match `counts`.
-    fn count(&self, counts: impl Fn(&[String]) -> bool) -> u64 {
+    fn count_samples(&self, counts: impl Fn(&[String]) -> bool) -> u64 {
         self.samples.iter().filter(|(_, frames)| counts(frames)).map(|(count, _)| count).sum()
     }
 }
 
 /// Returns `true` if all layers are present in their order.
-fn holds_the_chain(frames: &[String]) -> bool {
+fn has_complete_chain(frames: &[String]) -> bool {
     let layers = frames.iter().filter(|name| name.contains("layer_"));
-    layers.zip(CHAIN).filter(|(name, layer)| name.ends_with(*layer)).count() == CHAIN.len()
+    layers.zip(COMPLETE_CHAIN).filter(|(name, layer)| name.ends_with(*layer)).count()
+        == COMPLETE_CHAIN.len()
 }
 
 /// Returns `true` if the stack is complete from the work to the start of the thread.
-fn is_whole(frames: &[String]) -> bool {
-    holds_the_chain(frames) && frames.last().is_some_and(|name| name.contains("clone"))
+fn is_complete(frames: &[String]) -> bool {
+    has_complete_chain(frames) && frames.last().is_some_and(|name| name.contains("clone"))
 }
 
 /// Returns `true` if the stack is of the work and does not reach the start of the thread. (Samples
 /// of the thread's own end have complete stacks without the layers.)
-fn lacks_layers(frames: &[String]) -> bool {
+fn is_truncated(frames: &[String]) -> bool {
     let is_of_work = |name: &String| name.ends_with("::work") || name.contains("layer_");
-    frames.iter().any(is_of_work) && !is_whole(frames)
+    frames.iter().any(is_of_work) && !is_complete(frames)
 }
 
 /// Returns `true` if there are as many frames as in a complete stack, named or not.
-fn is_as_deep(frames: &[String]) -> bool {
-    frames.len() > CHAIN.len() + 3
+fn has_full_depth(frames: &[String]) -> bool {
+    frames.len() > COMPLETE_CHAIN.len() + 3
 }
 
 /// Checks that 19 of 20 stacks of the working thread of `program` are complete. The others may be
 /// of the thread's own start and end.
-fn stacks_are_whole(how: &str, program: &Path, names_from: Option<&Path>) {
+fn assert_complete_stacks(how: &str, program: &Path, names_from: Option<&Path>) {
     for engine in ENGINES {
-        let told = Told::by(program, engine, names_from);
-        if let Some(why) = &told.refused {
+        let output = ProgramOutput::of_program(program, engine, names_from);
+        if let Some(why) = &output.refused {
             panic!("{how}, {engine}: {why}");
         }
-        told.is_whole(how, engine);
+        output.assert_complete(how, engine);
     }
 }
 
 #[test]
-fn default_builds_have_whole_stacks() {
-    let folder = folder();
+fn default_builds_have_complete_stacks() {
+    let folder = target_tempdir();
     let program = build(&folder, &["-O"]);
-    stacks_are_whole("-O", &program, None);
+    assert_complete_stacks("-O", &program, None);
 }
 
 #[test]
-fn builds_with_frame_pointers_have_whole_stacks() {
-    let folder = folder();
+fn builds_with_frame_pointers_have_complete_stacks() {
+    let folder = target_tempdir();
     let program = build(&folder, &["-O", "-C", "force-frame-pointers=yes"]);
-    stacks_are_whole("frame pointers", &program, None);
+    assert_complete_stacks("frame pointers", &program, None);
 }
 
 #[test]
-fn builds_without_optimization_have_whole_stacks() {
-    let folder = folder();
+fn unoptimized_builds_have_complete_stacks() {
+    let folder = target_tempdir();
     let program = build(&folder, &["-g"]);
-    stacks_are_whole("-g", &program, None);
+    assert_complete_stacks("-g", &program, None);
 }
 
 #[test]
-fn builds_that_abort_on_panic_have_whole_stacks() {
-    let folder = folder();
+fn panic_abort_builds_have_complete_stacks() {
+    let folder = target_tempdir();
     let program = build(&folder, &["-O", "-C", "panic=abort"]);
-    stacks_are_whole("panic=abort", &program, None);
+    assert_complete_stacks("panic=abort", &program, None);
 }
 
 #[test]
-fn split_debug_info_takes_no_names_away() {
+fn split_debug_info_keeps_names() {
     for how in ["packed", "unpacked"] {
-        let folder = folder();
+        let folder = target_tempdir();
         let program = build(&folder, &["-O", "-g", "-C", &format!("split-debuginfo={how}")]);
-        stacks_are_whole(how, &program, None);
+        assert_complete_stacks(how, &program, None);
     }
 }
 
 #[test]
-fn a_stripped_program_has_whole_stacks_of_addresses_that_the_other_file_names() {
-    let folder = folder();
+fn stripped_program_is_symbolized_with_unstripped_file() {
+    let folder = target_tempdir();
     let program = build(&folder, &["-O", "-g"]);
     let stripped = folder.path().join("stripped");
     run(Command::new("strip").arg("-o").args([&stripped, &program]));
     for engine in ENGINES {
-        let told = Told::by(&stripped, engine, None);
-        let all = told.count(is_as_deep);
-        let nameless =
-            told.count(|frames| frames[..CHAIN.len()].iter().all(|name| name.starts_with('?')));
-        assert!(all > 20 && nameless * 20 >= all * 19, "{engine}: {told:#?}");
-        assert!(!told.is_complete, "{engine}: a reader may try with the other file");
+        let output = ProgramOutput::of_program(&stripped, engine, None);
+        let all = output.count_samples(has_full_depth);
+        let nameless = output.count_samples(|frames| {
+            frames[..COMPLETE_CHAIN.len()].iter().all(|name| name.starts_with('?'))
+        });
+        assert!(all > 20 && nameless * 20 >= all * 19, "{engine}: {output:#?}");
+        assert!(!output.is_complete, "{engine}: a reader may try with the other file");
     }
-    stacks_are_whole("stripped, names from the other file", &stripped, Some(&program));
+    assert_complete_stacks("stripped, names from the other file", &stripped, Some(&program));
 }
 
 #[test]
-fn a_stripped_program_finds_its_debug_file_beside_it() {
+fn stripped_program_finds_adjacent_debug_file() {
     for folder_of_it in [".", ".debug"] {
-        let folder = folder();
+        let folder = target_tempdir();
         let program = build(&folder, &["-O", "-g"]);
         fs::create_dir_all(folder.path().join(folder_of_it)).unwrap();
         let debug = folder.path().join(folder_of_it).join("program.debug");
         run(Command::new("objcopy").arg("--only-keep-debug").args([&program, &debug]));
         let link = format!("--add-gnu-debuglink={}", debug.display());
         run(Command::new("objcopy").args(["--strip-all", &link]).arg(&program));
-        stacks_are_whole("stripped, with a debug file", &program, None);
+        assert_complete_stacks("stripped, with a debug file", &program, None);
 
         // A debug file of another build must not be used.
-        let folder_of_other = self::folder();
+        let folder_of_other = self::target_tempdir();
         let other = build(&folder_of_other, &["-O"]);
         fs::copy(&other, &debug).unwrap();
-        let told = Told::by(&program, ENGINES[0], None);
-        assert_eq!(told.count(is_whole), 0, "names of another build: {told:#?}");
-        assert!(told.count(is_as_deep) > 20, "{told:#?}");
+        let output = ProgramOutput::of_program(&program, ENGINES[0], None);
+        assert_eq!(output.count_samples(is_complete), 0, "names of another build: {output:#?}");
+        assert!(output.count_samples(has_full_depth) > 20, "{output:#?}");
     }
 }
 
@@ -256,63 +260,70 @@ fn a_stripped_program_finds_its_debug_file_beside_it() {
 /// unwinding, so the profile still shows where the time goes. It states what is missing, for each
 /// stack and as a sum.
 #[test]
-fn a_build_without_unwind_tables_shows_where_the_time_goes_and_says_what_is_cut() {
-    let folder = folder();
+fn build_without_unwind_tables_reports_truncated_stacks() {
+    let folder = target_tempdir();
     let flags = ["-O", "-C", "panic=abort", "-C", "force-unwind-tables=no"];
     let program = build(&folder, &flags);
     for engine in ENGINES {
-        let told = Told::by(&program, engine, None);
-        let (all, whole) = (told.count(|_| true), told.count(is_whole));
-        let cut: u64 = told.cut.iter().map(|(count, _)| count).sum();
+        let output = ProgramOutput::of_program(&program, engine, None);
+        let (all, whole) = (output.count_samples(|_| true), output.count_samples(is_complete));
+        let cut: u64 = output.cut.iter().map(|(count, _)| count).sum();
         println!(
             "no unwind tables, {engine}: {whole} of {all} stacks are whole, {cut} say they are cut"
         );
-        let at_work = told.count(|frames| frames[0].ends_with("::work"));
-        assert!(at_work > 20 && at_work * 10 >= all * 8, "{engine}: {told:#?}");
+        let at_work = output.count_samples(|frames| frames[0].ends_with("::work"));
+        assert!(at_work > 20 && at_work * 10 >= all * 8, "{engine}: {output:#?}");
         // The `pprof` crate's unwinder stops there too, but does not report it.
         if engine == "pprof" {
             continue;
         }
-        for sample in told.samples.iter().filter(|(_, frames)| lacks_layers(frames)) {
-            assert!(told.cut.contains(sample), "{engine}: not whole, and not said: {sample:?}");
+        for sample in output.samples.iter().filter(|(_, frames)| is_truncated(frames)) {
+            assert!(output.cut.contains(sample), "{engine}: not whole, and not said: {sample:?}");
         }
-        let said = told.remarks.iter().filter(|it| it.starts_with("CPU samples cut where unwind"));
-        let said: u64 = said.filter_map(|it| it.rsplit_once(' ')?.1.parse::<u64>().ok()).sum();
-        assert!(cut > 20 && said >= cut, "{engine}: {told:#?}");
+        let truncated_remarks = output
+            .remarks
+            .iter()
+            .filter(|remark| remark.starts_with("CPU samples cut where unwind"));
+        let truncated: u64 = truncated_remarks
+            .filter_map(|remark| remark.rsplit_once(' ')?.1.parse::<u64>().ok())
+            .sum();
+        assert!(cut > 20 && truncated >= cut, "{engine}: {output:#?}");
     }
 }
 
 /// Without tables, a frame pointer is followed if a call instruction proves the frame, and the
 /// profile states so. Any other stack is truncated there.
 #[test]
-fn frame_pointers_without_unwind_tables_are_followed_as_far_as_calls_prove_them() {
-    let folder = folder();
+fn frame_pointers_without_unwind_tables_need_call_instruction() {
+    let folder = target_tempdir();
     let mut flags = vec!["-O", "-C", "panic=abort", "-C", "force-unwind-tables=no"];
     flags.extend(["-C", "force-frame-pointers=yes"]);
     let program = build(&folder, &flags);
     for engine in &ENGINES[..2] {
-        let told = Told::by(&program, engine, None);
-        let (all, through) = (told.count(|_| true), told.count(holds_the_chain));
+        let output = ProgramOutput::of_program(&program, engine, None);
+        let (all, through) =
+            (output.count_samples(|_| true), output.count_samples(has_complete_chain));
         println!("frame pointers alone, {engine}: {through} of {all} stacks hold every layer");
-        assert!(all > 20 && through * 20 >= all * 19, "{engine}: {told:#?}");
-        for sample in told.samples.iter().filter(|(_, frames)| lacks_layers(frames)) {
-            assert!(told.cut.contains(sample), "{engine}: not whole, and not said: {sample:?}");
+        assert!(all > 20 && through * 20 >= all * 19, "{engine}: {output:#?}");
+        for sample in output.samples.iter().filter(|(_, frames)| is_truncated(frames)) {
+            assert!(output.cut.contains(sample), "{engine}: not whole, and not said: {sample:?}");
         }
-        let is_said = told.remarks.iter().any(|it| it.contains("code without unwind tables"));
-        assert!(is_said, "{engine}: {told:#?}");
+        let is_said =
+            output.remarks.iter().any(|remark| remark.contains("code without unwind tables"));
+        assert!(is_said, "{engine}: {output:#?}");
     }
 }
 
 #[test]
-fn a_static_program_has_whole_stacks_or_says_why_not() {
-    let folder = folder();
+fn static_program_has_complete_stacks_or_reports_reason() {
+    let folder = target_tempdir();
     let program = build(&folder, &["-O", "-C", "target-feature=+crt-static"]);
     for engine in ENGINES {
-        let told = Told::by(&program, engine, None);
-        match (engine, &told.refused) {
+        let output = ProgramOutput::of_program(&program, engine, None);
+        match (engine, &output.refused) {
             ("pprof", Some(why)) => assert!(why.contains("dynamically linked libgcc_s"), "{why}"),
             (_, Some(why)) => panic!("{engine}: {why}"),
-            (_, None) => told.is_whole("static", engine),
+            (_, None) => output.assert_complete("static", engine),
         }
     }
 }

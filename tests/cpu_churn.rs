@@ -10,12 +10,14 @@ use std::thread;
 use std::time::Duration;
 
 use counting::allocations;
-use cpu_support::{StopOnDrop, account, burn, cpu_time, engines, sigprof_is_in, start, stop, turn};
+use cpu_support::{
+    StopOnDrop, burn, cpu_time, engines, serial_guard, sigprof_is_in, start, stated_periods, stop,
+};
 use marple::model::CpuEngine;
 use rustix::time::ClockId;
 
 /// Starts threads that live for about 4 ms of CPU time each, until `stop` is set.
-fn live_shortly(stop: &AtomicBool) {
+fn spawn_short_threads(stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         thread::Builder::new()
             .name("mayfly".into())
@@ -27,25 +29,25 @@ fn live_shortly(stop: &AtomicBool) {
 }
 
 #[test]
-fn the_time_of_short_lived_threads_is_got_or_counted_as_lost() {
-    let _turn = turn();
+fn short_lived_thread_time_is_sampled_or_counted_lost() {
+    let _serial = serial_guard();
     for engine in engines() {
         let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
         let before = descriptors();
         let session = start(engine, 99).unwrap();
-        let over = AtomicBool::new(false);
-        let begun = cpu_time(ClockId::ProcessCPUTime);
+        let stop_flag = AtomicBool::new(false);
+        let cpu_before = cpu_time(ClockId::ProcessCPUTime);
         thread::scope(|scope| {
-            let _stop = StopOnDrop(&over);
+            let _stop = StopOnDrop(&stop_flag);
             for _ in 0..2 {
-                scope.spawn(|| live_shortly(&over));
+                scope.spawn(|| spawn_short_threads(&stop_flag));
             }
-            while cpu_time(ClockId::ProcessCPUTime) - begun < Duration::from_secs(2) {
+            while cpu_time(ClockId::ProcessCPUTime) - cpu_before < Duration::from_secs(2) {
                 thread::yield_now();
             }
         });
         let profile = stop(session);
-        let (expected, got, lost) = account(&profile);
+        let (expected, got, lost) = stated_periods(&profile);
         println!("{engine}: {:?} {:?}", profile.comments, profile.losses);
         assert!(expected >= 190, "{:?}", profile.comments);
         let sum = (got + lost) as f64 / expected as f64;
@@ -56,15 +58,15 @@ fn the_time_of_short_lived_threads_is_got_or_counted_as_lost() {
 
 /// Signals are in flight whenever a session stops here, and the default action of SIGPROF kills.
 #[test]
-fn starting_and_stopping_under_load_kills_nobody() {
-    let _turn = turn();
+fn start_and_stop_under_load_does_not_kill_process() {
+    let _serial = serial_guard();
     for engine in engines() {
-        let over = AtomicBool::new(false);
+        let stop_flag = AtomicBool::new(false);
         thread::scope(|scope| {
-            let _stop = StopOnDrop(&over);
+            let _stop = StopOnDrop(&stop_flag);
             for _ in 0..4 {
                 scope.spawn(|| {
-                    while !over.load(Ordering::Relaxed) {
+                    while !stop_flag.load(Ordering::Relaxed) {
                         burn(Duration::from_millis(1));
                     }
                 });
@@ -88,8 +90,8 @@ fn starting_and_stopping_under_load_kills_nobody() {
 }
 
 #[test]
-fn nothing_is_allocated_where_a_thread_is_interrupted() {
-    let _turn = turn();
+fn signal_handler_allocates_nothing() {
+    let _serial = serial_guard();
     for engine in engines() {
         let session = start(engine, 1000).unwrap();
         let allocated = thread::spawn(|| {
@@ -99,7 +101,7 @@ fn nothing_is_allocated_where_a_thread_is_interrupted() {
             allocations() - before
         });
         assert_eq!(allocated.join().unwrap(), 0, "{engine}");
-        let (_, got, _) = account(&stop(session));
+        let (_, got, _) = stated_periods(&stop(session));
         assert!(got > 100, "{engine}: {got}");
     }
     assert!(allocations() > 0, "the count counts");

@@ -14,7 +14,7 @@ use marple::model::CpuEngine;
 
 /// Returns the minor page faults of the calling thread.
 #[expect(unsafe_code, reason = "the kernel's answer goes through a pointer")]
-fn faults() -> i64 {
+fn minor_faults() -> i64 {
     // SAFETY: an all-zero rusage is valid, and the kernel writes only that structure.
     unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
@@ -25,7 +25,7 @@ fn faults() -> i64 {
 
 /// Calls `work` 12 KiB below the start of the thread's stack.
 #[inline(never)]
-fn as_deep_as_a_service(work: impl FnOnce() -> (u64, i64)) -> (u64, i64) {
+fn run_deep_on_stack(work: impl FnOnce() -> (u64, i64)) -> (u64, i64) {
     let frame = std::hint::black_box([0u8; 12 << 10]);
     let counted = work();
     std::hint::black_box(&frame);
@@ -35,15 +35,15 @@ fn as_deep_as_a_service(work: impl FnOnce() -> (u64, i64)) -> (u64, i64) {
 /// A slot of the pool is used at least once in 64 samples, so the samples counted here use slots
 /// that were never written before.
 #[test]
-fn nothing_is_allocated_and_no_page_touched_first_where_a_thread_is_interrupted() {
+fn signal_handler_causes_no_allocation_and_no_page_fault() {
     let session = start(CpuEngine::Timer, 1000).unwrap();
     let counted = thread::spawn(|| {
-        as_deep_as_a_service(|| {
+        run_deep_on_stack(|| {
             // The first signal of a thread touches the page of its signal stack.
             burn(Duration::from_millis(40));
-            let before = (allocations(), faults());
+            let before = (allocations(), minor_faults());
             burn(Duration::from_millis(1200));
-            (allocations() - before.0, faults() - before.1)
+            (allocations() - before.0, minor_faults() - before.1)
         })
     });
     let counted = counted.join().unwrap();

@@ -6,13 +6,13 @@ mod cpu_support;
 
 use std::time::Duration;
 
-use cpu_support::{burn, engines, stop, turn};
+use cpu_support::{burn, engines, serial_guard, stop};
 use marple::base::{Clock, Hertz, SystemClock};
 use marple::cpu::{CpuSession, Error, Lookback, Options};
 use marple::model::{CpuEngine, CpuMode};
 
 /// Runs `child` in a forked process. Returns its status as from `waitpid`, or -1 if it hung.
-fn in_child(child: impl FnOnce() -> bool) -> i32 {
+fn run_in_fork(child: impl FnOnce() -> bool) -> i32 {
     // SAFETY: plain system calls on the child and on a descriptor opened here. glibc allows a child
     // to allocate. The child exits without cleaning up, and a panic ends it with another status.
     unsafe {
@@ -50,48 +50,49 @@ fn options(engine: CpuEngine, mode: CpuMode) -> Options {
 }
 
 #[test]
-fn a_child_leaves_what_its_parent_records_alone() {
-    let _turn = turn();
+fn forked_child_does_not_affect_parent_recorders() {
+    let _serial = serial_guard();
     let mut runs: Vec<_> = engines().into_iter().map(|engine| (engine, CpuMode::Cpu)).collect();
     runs.push((CpuEngine::Auto, CpuMode::Wall));
     for (engine, mode) in runs {
         let options = options(engine, mode);
         let lookback = Lookback::start(&Options { mode: CpuMode::Cpu, ..options.clone() });
         let mut lookback = lookback.unwrap();
-        let mut session = Some(CpuSession::with(&options, SystemClock.anchor()).unwrap());
+        let mut session =
+            Some(CpuSession::start_with_options(&options, SystemClock.anchor()).unwrap());
         burn(Duration::from_millis(30));
-        let what = format!("{engine:?} {mode:?}");
+        let context = format!("{engine:?} {mode:?}");
         assert_eq!(
-            in_child(|| {
+            run_in_fork(|| {
                 session = None;
                 lookback = None;
                 true
             }),
             0,
-            "{what}: dropped"
+            "{context}: dropped"
         );
-        let ended = in_child(|| {
-            let told = lookback.as_ref().map(Lookback::engine);
+        let ended = run_in_fork(|| {
+            let engine_text = lookback.as_ref().map(Lookback::engine);
             let stopped = session.take().unwrap().stop(SystemClock.now());
-            told.is_none_or(|told| told.is_empty()) && matches!(stopped, Err(Error::Forked))
+            engine_text.is_none_or(|told| told.is_empty()) && matches!(stopped, Err(Error::Forked))
         });
-        assert_eq!(ended, 0, "{what}: stopped");
-        let ended = in_child(|| {
+        assert_eq!(ended, 0, "{context}: stopped");
+        let ended = run_in_fork(|| {
             (session, lookback) = (None, None);
             if mode == CpuMode::Wall {
                 // In a new process the kernel's statistics do not show yet that its threads have
                 // run.
                 return true;
             }
-            let own = CpuSession::with(&options, SystemClock.anchor()).unwrap();
+            let own = CpuSession::start_with_options(&options, SystemClock.anchor()).unwrap();
             burn(Duration::from_millis(60));
             let profile = own.stop(SystemClock.now()).unwrap();
             !profile.samples.is_empty()
         });
-        assert_eq!(ended, 0, "{what}: recorded anew");
+        assert_eq!(ended, 0, "{context}: recorded anew");
         burn(Duration::from_millis(60));
         let profile = stop(session.unwrap());
-        assert!(!profile.samples.is_empty(), "{what}: the parent's went on");
+        assert!(!profile.samples.is_empty(), "{context}: the parent's went on");
         drop(lookback);
     }
 }

@@ -12,14 +12,14 @@ use marple::model::CpuEngine;
 use tokio::signal::unix::{SignalKind, signal};
 
 #[tokio::test]
-async fn a_host_that_handles_sigprof_keeps_its_handler() {
+async fn host_sigprof_handler_is_kept() {
     let mut hosts = signal(SignalKind::from_raw(libc::SIGPROF)).unwrap();
     let send = || {
         let me = rustix::process::getpid();
         rustix::process::kill_process(me, rustix::process::Signal::PROF).unwrap();
     };
     let refused = start(CpuEngine::Pprof, 99);
-    assert!(matches!(refused, Err(Error::SignalTaken)), "{:?}", refused.err());
+    assert!(matches!(refused, Err(Error::SigprofInUse)), "{:?}", refused.err());
     send();
     hosts.recv().await.expect("the host's handler is gone");
 

@@ -17,7 +17,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use cpu_support::{cpu_time, engines, names, start, stop, turn};
+use cpu_support::{cpu_time, engines, function_names, serial_guard, start, stop};
 use jiff::Timestamp;
 use marple::base::Bytes;
 use marple::model::{Marker, Profile};
@@ -29,22 +29,22 @@ static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 /// Returns the fraction of `column`, over the samples of the test's threads, whose stacks match
 /// `counts`.
-fn share(profile: &Profile, column: usize, counts: impl Fn(&[String]) -> bool) -> f64 {
+fn matching_fraction(profile: &Profile, column: usize, counts: impl Fn(&[String]) -> bool) -> f64 {
     let (mut all, mut part) = (0, 0);
     for sample in &profile.samples {
-        let names = names(profile, sample);
+        let function_names = function_names(profile, sample);
         // Excludes the recorder's own thread.
-        if names.iter().any(|name| name.contains("marple::cpu::sampling")) {
+        if function_names.iter().any(|name| name.contains("marple::cpu::sampling")) {
             continue;
         }
         all += sample.values[column];
-        part += if counts(&names) { sample.values[column] } else { 0 };
+        part += if counts(&function_names) { sample.values[column] } else { 0 };
     }
     assert!(all > 0);
     part as f64 / all as f64
 }
 
-fn burn_here(millis: u64) -> u64 {
+fn burn_for_millis(millis: u64) -> u64 {
     let end = cpu_time(ClockId::ThreadCPUTime) + Duration::from_millis(millis);
     let mut sum = 0u64;
     while cpu_time(ClockId::ThreadCPUTime) < end {
@@ -57,45 +57,47 @@ fn burn_here(millis: u64) -> u64 {
 fn descend(levels: u32) -> u64 {
     let padding = black_box([u64::from(levels); 16]);
     black_box(match levels {
-        0 => burn_here(7),
+        0 => burn_for_millis(7),
         _ => descend(levels - 1),
     }) + padding[3]
 }
 
 #[inline(never)]
-fn shallow() -> u64 {
-    black_box(burn_here(3))
+fn run_shallow() -> u64 {
+    black_box(burn_for_millis(3))
 }
 
 #[inline(never)]
 fn interpret(levels: u32, millis: u64) {
     let end = cpu_time(ClockId::ThreadCPUTime) + Duration::from_millis(millis);
     while cpu_time(ClockId::ThreadCPUTime) < end {
-        black_box(descend(levels) + shallow());
+        black_box(descend(levels) + run_shallow());
     }
 }
 
 /// A stack copy has 32 or 56 KiB: 400 levels fit into the larger, 2000 levels into neither.
 #[test]
-fn a_deep_recursion_is_under_who_began_it() {
-    let _turn = turn();
+fn deep_recursion_is_attributed_to_its_caller() {
+    let _serial = serial_guard();
     for engine in engines() {
         for levels in [400, 2000] {
             let session = start(engine, 250).unwrap();
             interpret(levels, 1500);
             let mut profile = stop(session);
-            symbols::name_functions(&mut profile);
-            let told = format!("{engine}, {levels} levels: {:?}", profile.losses);
+            symbols::symbolize(&mut profile);
+            let context = format!("{engine}, {levels} levels: {:?}", profile.losses);
             let is_marker = |name: &String| name.starts_with("[truncated");
-            let below =
-                share(&profile, 1, |names| names.iter().any(|n| n.ends_with("::interpret")));
-            let cut = share(&profile, 1, |names| names.last().is_some_and(is_marker));
-            println!("{told}: {below} below, {cut} cut");
-            assert!(below + cut >= 0.97, "{told}: {below} below, {cut} cut");
-            assert!(below >= 0.9, "{told}: {below}");
-            let deep =
-                share(&profile, 1, |names| names.iter().any(|name| name == Marker::Omitted.name()));
-            assert!(deep >= 0.5, "{told}: {deep}");
+            let below = matching_fraction(&profile, 1, |names| {
+                names.iter().any(|n| n.ends_with("::interpret"))
+            });
+            let cut = matching_fraction(&profile, 1, |names| names.last().is_some_and(is_marker));
+            println!("{context}: {below} below, {cut} cut");
+            assert!(below + cut >= 0.97, "{context}: {below} below, {cut} cut");
+            assert!(below >= 0.9, "{context}: {below}");
+            let deep = matching_fraction(&profile, 1, |names| {
+                names.iter().any(|name| name == Marker::Omitted.name())
+            });
+            assert!(deep >= 0.5, "{context}: {deep}");
         }
     }
 }
@@ -111,9 +113,9 @@ const FILTER: [&[u8]; 3] = [
 const FRAMELESS: [&[u8]; 3] =
     [&[0xb9, 0x80, 0x84, 0x1e, 0], FILTER[1], &[0xff, 0xc9, 0x75, 0xd4, 0xc3]];
 /// `push rbp; mov rbp, rsp; call rdi; pop rbp; ret`
-const THROUGH: [&[u8]; 1] = [&[0x55, 0x48, 0x89, 0xe5, 0xff, 0xd7, 0x5d, 0xc3]];
+const CALLBACK_CODE: [&[u8]; 1] = [&[0x55, 0x48, 0x89, 0xe5, 0xff, 0xd7, 0x5d, 0xc3]];
 
-fn place(code: &[&[u8]], in_file: bool) -> *const () {
+fn map_code(code: &[&[u8]], in_file: bool) -> *const () {
     let code = code.concat();
     // SAFETY: the kernel chooses the address of the mapping, which is large enough for the code
     // copied into it.
@@ -128,41 +130,41 @@ fn place(code: &[&[u8]], in_file: bool) -> *const () {
     }
 }
 
-type Filter = extern "C" fn();
-type Through = extern "C" fn(Filter);
+type FilterFn = extern "C" fn();
+type CallbackFn = extern "C" fn(FilterFn);
 
 #[inline(never)]
-fn run_filter(code: Filter) {
+fn run_filter(code: FilterFn) {
     black_box((black_box(code)(), ()));
 }
 
 #[inline(never)]
-fn run_callback(code: Through) {
-    black_box((black_box(code)(keep), ()));
+fn run_callback(code: CallbackFn) {
+    black_box((black_box(code)(allocate_block), ()));
 }
 
-const KEPT: usize = 700_001;
+const BLOCK_BYTES: usize = 700_001;
 static BLOCKS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
 /// Allocates a block. The generated code calls it.
-extern "C" fn keep() {
-    let block = Vec::with_capacity(black_box(KEPT));
+extern "C" fn allocate_block() {
+    let block = Vec::with_capacity(black_box(BLOCK_BYTES));
     BLOCKS.lock().unwrap().push(block);
 }
 
-struct Removed(String);
+struct RemoveOnDrop(String);
 
-impl Drop for Removed {
+impl Drop for RemoveOnDrop {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
     }
 }
 
 #[test]
-fn generated_code_is_one_row_under_who_called_it() {
-    let _turn = turn();
-    let mapped = place(&FILTER, false);
-    let map = Removed(format!("/tmp/perf-{}.map", std::process::id()));
+fn generated_code_is_one_row_under_its_caller() {
+    let _serial = serial_guard();
+    let mapped = map_code(&FILTER, false);
+    let map = RemoveOnDrop(format!("/tmp/perf-{}.map", std::process::id()));
     let line = format!("{:x} 1000 rule_17\n", mapped as usize);
     std::fs::write(&map.0, line).unwrap();
     // A map that others may write is ignored, and the umask may be 0.
@@ -170,50 +172,60 @@ fn generated_code_is_one_row_under_who_called_it() {
     for engine in engines() {
         for (code, row) in [
             (mapped, "rule_17"),
-            (place(&FILTER, false), "[anonymous code]"),
-            (place(&FILTER, true), "[memfd:jit]"),
-            (place(&FRAMELESS, false), "[anonymous code]"),
+            (map_code(&FILTER, false), "[anonymous code]"),
+            (map_code(&FILTER, true), "[memfd:jit]"),
+            (map_code(&FRAMELESS, false), "[anonymous code]"),
         ] {
             // SAFETY: the code follows the C calling convention, takes nothing and returns nothing.
-            let code = unsafe { std::mem::transmute::<*const (), Filter>(code) };
+            let code = unsafe { std::mem::transmute::<*const (), FilterFn>(code) };
             let session = start(engine, 250).unwrap();
             let end = cpu_time(ClockId::ThreadCPUTime) + Duration::from_millis(800);
             while cpu_time(ClockId::ThreadCPUTime) < end {
                 run_filter(code);
             }
             let mut profile = stop(session);
-            symbols::name_functions(&mut profile);
-            let told = format!("{engine}, {row}: {:?}", profile.losses);
-            let caller =
-                share(&profile, 1, |names| names.iter().any(|name| name.ends_with("run_filter")));
-            let named = share(&profile, 1, |names| names.first().is_some_and(|name| name == row));
-            println!("{told}: {caller} under its caller, {named} in its row");
-            assert!(caller >= 0.9 && named >= 0.9, "{told}: {caller}, {named}");
+            symbols::symbolize(&mut profile);
+            let context = format!("{engine}, {row}: {:?}", profile.losses);
+            let caller = matching_fraction(&profile, 1, |names| {
+                names.iter().any(|name| name.ends_with("run_filter"))
+            });
+            let named = matching_fraction(&profile, 1, |names| {
+                names.first().is_some_and(|name| name == row)
+            });
+            println!("{context}: {caller} under its caller, {named} in its row");
+            assert!(caller >= 0.9 && named >= 0.9, "{context}: {caller}, {named}");
         }
     }
 }
 
 #[test]
-fn a_block_behind_generated_code_is_under_who_called_that() {
-    let _turn = turn();
+fn heap_block_from_generated_code_is_under_its_caller() {
+    let _serial = serial_guard();
     heap::set_rate(Bytes(1));
     for in_file in [false, true] {
         // SAFETY: the code follows the C calling convention and calls the function it is given.
-        let code = unsafe { std::mem::transmute::<*const (), Through>(place(&THROUGH, in_file)) };
+        let code = unsafe {
+            std::mem::transmute::<*const (), CallbackFn>(map_code(&CALLBACK_CODE, in_file))
+        };
         run_callback(code);
     }
     let mut profile = heap::snapshot(Timestamp::now()).unwrap();
-    symbols::name_functions(&mut profile);
-    let mut seen = 0;
+    symbols::symbolize(&mut profile);
+    let mut matching = 0;
     for sample in &profile.samples {
-        let names = names(&profile, sample);
-        if names.iter().any(|name| name.ends_with("::keep")) && sample.values[3] >= KEPT as i64 {
-            let at = |end: &str| names.iter().position(|name| name.ends_with(end));
-            assert!(at("::run_callback") > at("::keep"), "{names:?}");
-            let code = &names[at("::keep").unwrap() + 1];
-            assert!(["[anonymous code]", "[memfd:jit]"].contains(&code.as_str()), "{names:?}");
-            seen += 1;
+        let function_names = function_names(&profile, sample);
+        if function_names.iter().any(|name| name.ends_with("::allocate_block"))
+            && sample.values[3] >= BLOCK_BYTES as i64
+        {
+            let at = |end: &str| function_names.iter().position(|name| name.ends_with(end));
+            assert!(at("::run_callback") > at("::allocate_block"), "{function_names:?}");
+            let code = &function_names[at("::allocate_block").unwrap() + 1];
+            assert!(
+                ["[anonymous code]", "[memfd:jit]"].contains(&code.as_str()),
+                "{function_names:?}"
+            );
+            matching += 1;
         }
     }
-    assert!(seen >= 2, "{:?}", profile.losses);
+    assert!(matching >= 2, "{:?}", profile.losses);
 }

@@ -9,7 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use cpu_support::{
-    StopOnDrop, account, burn, burn_on, check_burners, names, sigprof_is_in, stop, turn,
+    StopOnDrop, burn, burn_on_threads, check_burners, function_names, serial_guard, sigprof_is_in,
+    stated_periods, stop,
 };
 use marple::cpu::{CpuSession, Error};
 use marple::model::CpuEngine;
@@ -20,26 +21,30 @@ fn start(frequency: u32) -> Result<CpuSession, Error> {
 }
 
 #[test]
-fn the_time_of_functions_is_theirs() {
-    let _turn = turn();
+fn function_times_match_workload() {
+    let _serial = serial_guard();
     let session = start(99).unwrap();
     assert_eq!(session.engine(), "pprof");
-    burn_on(1, Duration::from_secs(5));
+    burn_on_threads(1, Duration::from_secs(5));
     let mut profile = stop(session);
-    let report = symbols::name_functions(&mut profile);
+    let report = symbols::symbolize(&mut profile);
     assert!(report.problems.is_empty(), "{:?}", report.problems);
     check_burners(&profile, "pprof");
 
     // The innermost frame is the work, not the profiler's signal handler.
-    for name in profile.samples.iter().filter_map(|it| names(&profile, it).into_iter().next()) {
+    for name in profile
+        .samples
+        .iter()
+        .filter_map(|sample| function_names(&profile, sample).into_iter().next())
+    {
         assert!(!name.contains("perf_signal_handler") && !name.starts_with("pprof::"), "{name}");
         assert!(!name.contains("_Unwind") && !name.contains("restore_rt"), "{name}");
     }
 }
 
 #[test]
-fn a_profile_says_what_its_numbers_are_and_what_is_missing() {
-    let _turn = turn();
+fn profile_declares_sample_types_and_losses() {
+    let _serial = serial_guard();
     let session = start(100).unwrap();
     burn(Duration::from_millis(500));
     let profile = stop(session);
@@ -51,28 +56,31 @@ fn a_profile_says_what_its_numbers_are_and_what_is_missing() {
     assert_eq!(cpu, samples * profile.period);
     assert!(profile.duration > Duration::ZERO && profile.duration < Duration::from_secs(600));
 
-    let (expected, got, told) = account(&profile);
-    let said = &profile.comments;
-    assert_eq!(got, samples, "{said:?}");
-    assert!(expected >= 50, "half a second of CPU time was used: {said:?}");
+    let (expected, got, lost_periods) = stated_periods(&profile);
+    let comment_lines = &profile.comments;
+    assert_eq!(got, samples, "{comment_lines:?}");
+    assert!(expected >= 50, "half a second of CPU time was used: {comment_lines:?}");
     let lost: u64 = profile
         .losses
         .iter()
         .filter(|loss| loss.cause.starts_with("CPU samples missing"))
         .map(|loss| loss.count)
         .sum();
-    assert!(lost == 0 || lost as i64 == expected - got, "{said:?}, {:?}", profile.losses);
-    assert_eq!(lost as i64, told, "{said:?}");
+    assert!(lost == 0 || lost as i64 == expected - got, "{comment_lines:?}, {:?}", profile.losses);
+    assert_eq!(lost as i64, lost_periods, "{comment_lines:?}");
 
-    assert!(profile.samples.iter().all(|it| it.labels.len() == 1), "a thread's name, no more");
+    assert!(
+        profile.samples.iter().all(|sample| sample.labels.len() == 1),
+        "a thread's name, no more"
+    );
     let mapped = profile.frames.iter().filter(|frame| frame.mapping.is_some()).count();
     assert!(mapped * 10 >= profile.frames.iter().len() * 9, "{mapped} frames have a file");
     assert_eq!(profile.mappings[0].path, std::env::current_exe().unwrap());
 }
 
 #[test]
-fn a_second_session_is_refused_and_leaves_the_first_alone() {
-    let _turn = turn();
+fn second_session_is_rejected_without_affecting_first() {
+    let _serial = serial_guard();
     let first = start(99).unwrap();
     assert!(matches!(start(99), Err(Error::Busy)));
     burn(Duration::from_millis(300));
@@ -82,8 +90,8 @@ fn a_second_session_is_refused_and_leaves_the_first_alone() {
 }
 
 #[test]
-fn a_dropped_session_stops() {
-    let _turn = turn();
+fn dropped_session_stops_and_leaves_no_handler() {
+    let _serial = serial_guard();
     drop(start(99).unwrap());
     assert!(sigprof_is_in("SigIgn"), "the handler was left");
     let profile = stop(start(99).unwrap());
@@ -92,14 +100,14 @@ fn a_dropped_session_stops() {
 
 /// Signals are in flight whenever a session stops here, and the default action of SIGPROF kills.
 #[test]
-fn starting_and_stopping_under_load_does_not_kill_the_process() {
-    let _turn = turn();
-    let over = AtomicBool::new(false);
+fn start_and_stop_under_load_does_not_kill_process() {
+    let _serial = serial_guard();
+    let stop_flag = AtomicBool::new(false);
     thread::scope(|scope| {
-        let _stop = StopOnDrop(&over);
+        let _stop = StopOnDrop(&stop_flag);
         for _ in 0..4 {
             scope.spawn(|| {
-                while !over.load(Ordering::Relaxed) {
+                while !stop_flag.load(Ordering::Relaxed) {
                     burn(Duration::from_millis(1));
                 }
             });
@@ -116,8 +124,8 @@ fn starting_and_stopping_under_load_does_not_kill_the_process() {
 }
 
 #[test]
-fn frequencies_that_no_timer_has_are_refused() {
-    let _turn = turn();
+fn unsupported_timer_frequencies_are_rejected() {
+    let _serial = serial_guard();
     for frequency in [0, 1001, u32::MAX] {
         let Err(error) = start(frequency) else { panic!("{frequency} Hz was accepted") };
         assert!(matches!(error, Error::Frequency { .. }), "{error}");

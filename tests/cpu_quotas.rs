@@ -14,17 +14,18 @@ use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::Duration;
 
-use cpu_support::{account, burn, start, stop, thread_of};
+use cpu_support::{burn, start, stated_periods, stop, thread_name};
 use host::{Host, settings, wait_for};
 use marple::base::warnings;
 use marple::cpu::{Error, Lookback, Options};
 use marple::model::{CpuEngine, Profile};
 
 /// Command prefix that runs as a user whose quotas no other process uses.
-const ALONE: [&str; 6] = ["setpriv", "--reuid", "43211", "--regid", "43211", "--clear-groups"];
+const SEPARATE_USER_COMMAND: [&str; 6] =
+    ["setpriv", "--reuid", "43211", "--regid", "43211", "--clear-groups"];
 
 /// Starts threads that sleep until the returned senders are dropped.
-fn sleepers(number: usize) -> Vec<Sender<()>> {
+fn spawn_sleeping_threads(number: usize) -> Vec<Sender<()>> {
     let sleeper = |_| {
         let (hold, wait) = mpsc::channel::<()>();
         thread::spawn(move || wait.recv().is_err());
@@ -34,19 +35,20 @@ fn sleepers(number: usize) -> Vec<Sender<()>> {
 }
 
 /// Returns the number of this process's descriptors, and of those of perf events.
-fn descriptors() -> (usize, usize) {
+fn count_descriptors() -> (usize, usize) {
     let entries = fs::read_dir("/proc/self/fd").unwrap().flatten();
     let targets: Vec<_> = entries.filter_map(|entry| fs::read_link(entry.path()).ok()).collect();
-    let events = targets.iter().filter(|it| it.to_string_lossy().contains("perf_event")).count();
+    let events =
+        targets.iter().filter(|target| target.to_string_lossy().contains("perf_event")).count();
     (targets.len(), events)
 }
 
-fn losses(profile: &Profile) -> String {
+fn loss_text(profile: &Profile) -> String {
     profile.losses.iter().map(|loss| format!("{}: {}\n", loss.cause, loss.count)).collect()
 }
 
-fn has_samples_of(profile: &Profile, thread: &str) -> bool {
-    profile.samples.iter().any(|sample| thread_of(profile, sample) == thread)
+fn has_samples_of_thread(profile: &Profile, thread: &str) -> bool {
+    profile.samples.iter().any(|sample| thread_name(profile, sample) == thread)
 }
 
 /// Returns `true` if perf events are allowed. CI may forbid them.
@@ -61,62 +63,62 @@ fn perf_is_allowed() -> bool {
 }
 
 #[test]
-fn agent_of_a_service_with_200_threads_takes_at_most_40_descriptors() {
-    let test = "agent_of_a_service_with_200_threads_takes_at_most_40_descriptors";
-    store::again(test, &["prlimit", "--nofile=1024"], || {
-        let _sleepers = sleepers(200);
-        let (before, _) = descriptors();
+fn agent_with_200_threads_uses_at_most_40_descriptors() {
+    let test = "agent_with_200_threads_uses_at_most_40_descriptors";
+    store::rerun_under(test, &["prlimit", "--nofile=1024"], || {
+        let _sleepers = spawn_sleeping_threads(200);
+        let (before, _) = count_descriptors();
         let host = Host::start(settings());
-        host.handle().status().wait(host::PATIENCE).unwrap();
-        let (after, _) = descriptors();
+        host.handle().status().wait(host::WAIT_TIMEOUT).unwrap();
+        let (after, _) = count_descriptors();
         assert!(after - before <= 40, "{before} without the agent, {after} with it");
     });
 }
 
 #[test]
-fn perf_events_are_given_back_when_the_service_needs_descriptors() {
-    let test = "perf_events_are_given_back_when_the_service_needs_descriptors";
-    store::again(test, &["prlimit", "--nofile=256"], || {
+fn perf_events_are_closed_when_service_needs_descriptors() {
+    let test = "perf_events_are_closed_when_service_needs_descriptors";
+    store::rerun_under(test, &["prlimit", "--nofile=256"], || {
         if !perf_is_allowed() {
             return;
         }
-        let _sleepers = sleepers(20);
+        let _sleepers = spawn_sleeping_threads(20);
         let lookback = Lookback::start(&Options {
             lookback_frequency: marple::base::Hertz(19),
             ..Options::default()
         });
         let lookback = lookback.unwrap().unwrap();
         assert!(lookback.engine().starts_with("perf"), "{}", lookback.engine());
-        let events = descriptors().1;
+        let events = count_descriptors().1;
         assert!((20..=32).contains(&events), "{events}: at most an eighth");
         let files: Vec<File> = (0..180).map(|_| File::open("/dev/null").unwrap()).collect();
-        wait_for("the events to be closed", || (descriptors().1 == 0).then_some(()));
+        wait_for("the events to be closed", || (count_descriptors().1 == 0).then_some(()));
         let engine = lookback.engine();
         assert!(engine.starts_with("timer: ") && engine.contains("RLIMIT_NOFILE"), "{engine}");
         drop(files);
         // Sampling continues.
         let session = start(CpuEngine::Auto, 99).unwrap();
         burn(Duration::from_millis(300));
-        assert!(account(&stop(session)).1 > 15);
+        assert!(stated_periods(&stop(session)).1 > 15);
     });
 }
 
 #[test]
-fn perf_events_that_are_asked_for_stay_within_an_eighth_and_follow_the_busy_threads() {
-    let test = "perf_events_that_are_asked_for_stay_within_an_eighth_and_follow_the_busy_threads";
-    store::again(test, &["prlimit", "--nofile=256"], || {
+fn perf_events_use_at_most_eighth_of_limit_on_busiest_threads() {
+    let test = "perf_events_use_at_most_eighth_of_limit_on_busiest_threads";
+    store::rerun_under(test, &["prlimit", "--nofile=256"], || {
         if !perf_is_allowed() {
             return;
         }
-        let _sleepers = sleepers(100);
+        let _sleepers = spawn_sleeping_threads(100);
         let session = start(CpuEngine::Perf, 99).unwrap();
-        assert_eq!(descriptors().1, 32);
+        assert_eq!(count_descriptors().1, 32);
         let busy = thread::Builder::new().name("busy".into());
         busy.spawn(|| burn(Duration::from_secs(2))).unwrap().join().unwrap();
-        assert!(descriptors().1 <= 32);
+        assert!(count_descriptors().1 <= 32);
         let profile = stop(session);
-        assert!(has_samples_of(&profile, "busy"), "{:?}", profile.comments);
-        let losses = losses(&profile);
+        assert!(has_samples_of_thread(&profile, "busy"), "{:?}", profile.comments);
+        let losses = loss_text(&profile);
         assert!(
             losses.contains("threads without CPU samples: marple takes at most 32"),
             "{losses}"
@@ -126,11 +128,12 @@ fn perf_events_that_are_asked_for_stay_within_an_eighth_and_follow_the_busy_thre
 }
 
 #[test]
-fn timers_leave_the_service_its_pending_signals_and_follow_the_busy_threads() {
-    let test = "timers_leave_the_service_its_pending_signals_and_follow_the_busy_threads";
-    let wrapper: Vec<&str> = ALONE.into_iter().chain(["prlimit", "--sigpending=64"]).collect();
-    store::again(test, &wrapper, || {
-        let _sleepers = sleepers(100);
+fn timers_leave_pending_signals_to_service_and_follow_busy_threads() {
+    let test = "timers_leave_pending_signals_to_service_and_follow_busy_threads";
+    let wrapper: Vec<&str> =
+        SEPARATE_USER_COMMAND.into_iter().chain(["prlimit", "--sigpending=64"]).collect();
+    store::rerun_under(test, &wrapper, || {
+        let _sleepers = spawn_sleeping_threads(100);
         let session = start(CpuEngine::Timer, 99).unwrap();
         let status = fs::read_to_string("/proc/self/status").unwrap();
         let queued = status.lines().find_map(|line| line.strip_prefix("SigQ:\t")).unwrap();
@@ -159,21 +162,21 @@ fn timers_leave_the_service_its_pending_signals_and_follow_the_busy_threads() {
             }
         }
         let profile = stop(session);
-        assert!(has_samples_of(&profile, "busy"), "{:?}", profile.comments);
-        let losses = losses(&profile);
+        assert!(has_samples_of_thread(&profile, "busy"), "{:?}", profile.comments);
+        let losses = loss_text(&profile);
         assert!(losses.contains("RLIMIT_SIGPENDING 64"), "{losses}");
     });
 }
 
 #[test]
-fn limit_of_locked_memory_is_named_and_not_a_permission() {
-    let test = "limit_of_locked_memory_is_named_and_not_a_permission";
+fn memlock_limit_error_is_not_reported_as_permission() {
+    let test = "memlock_limit_error_is_not_reported_as_permission";
     let without = "=-sys_admin,-ipc_lock";
     let (bounding, inheritable) =
         (format!("--bounding-set{without}"), format!("--inh-caps{without}"));
     let wrapper = ["prlimit", "--memlock=65536:65536", "setpriv", &bounding, &inheritable];
-    store::again(test, &wrapper, || {
-        let _sleepers = sleepers(64);
+    store::rerun_under(test, &wrapper, || {
+        let _sleepers = spawn_sleeping_threads(64);
         let session = start(CpuEngine::Auto, 99).unwrap();
         let engine = session.engine().to_owned();
         // The limit has no effect if perf events are forbidden.
@@ -185,15 +188,16 @@ fn limit_of_locked_memory_is_named_and_not_a_permission() {
 }
 
 #[test]
-fn a_thread_that_cannot_be_started_is_an_error_and_no_panic() {
-    let test = "a_thread_that_cannot_be_started_is_an_error_and_no_panic";
-    let wrapper: Vec<&str> = ALONE.into_iter().chain(["prlimit", "--nproc=2"]).collect();
-    store::again(test, &wrapper, || {
+fn thread_spawn_failure_is_error_not_panic() {
+    let test = "thread_spawn_failure_is_error_not_panic";
+    let wrapper: Vec<&str> =
+        SEPARATE_USER_COMMAND.into_iter().chain(["prlimit", "--nproc=2"]).collect();
+    store::rerun_under(test, &wrapper, || {
         // The process already has two threads: the harness's and this one.
         let options = Options { lookback_frequency: marple::base::Hertz(19), ..Options::default() };
         let refused = Lookback::start(&options).map(drop);
-        assert!(matches!(refused, Err(Error::Thread { .. })), "{refused:?}");
+        assert!(matches!(refused, Err(Error::SpawnThread { .. })), "{refused:?}");
         let refused = start(CpuEngine::Auto, 99).map(drop);
-        assert!(matches!(refused, Err(Error::Thread { .. })), "{refused:?}");
+        assert!(matches!(refused, Err(Error::SpawnThread { .. })), "{refused:?}");
     });
 }

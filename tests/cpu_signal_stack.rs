@@ -7,7 +7,7 @@ use std::ptr;
 use std::thread;
 use std::time::Duration;
 
-use cpu_support::{BURNERS, burn, engines, start, stop, under};
+use cpu_support::{BURN_FUNCTIONS, burn, engines, start, stop, sums_below};
 use marple::symbols;
 
 /// Enough for this handler and the profiler's handler on top of it.
@@ -19,7 +19,7 @@ extern "C" fn handler(_: libc::c_int) {
 
 /// Raises SIGUSR1, whose handler runs on an alternate stack.
 #[expect(unsafe_code, reason = "a handler cannot be installed without")]
-fn burn_in_a_handler() {
+fn burn_in_handler() {
     let stack = vec![0u8; STACK].leak();
     // SAFETY: the stack is leaked, and the handler is a plain one that calls only code allowed in a
     // handler.
@@ -40,28 +40,28 @@ fn burn_in_a_handler() {
 }
 
 #[test]
-fn a_stack_that_begins_elsewhere_is_cut_where_the_handler_began_and_that_is_said() {
+fn stack_on_alternate_signal_stack_is_truncated_and_reported() {
     for engine in engines() {
         let session = start(engine, 250).unwrap();
         thread::Builder::new()
             .name("burner".into())
-            .spawn(burn_in_a_handler)
+            .spawn(burn_in_handler)
             .unwrap()
             .join()
             .unwrap();
         let mut profile = stop(session);
-        symbols::name_functions(&mut profile);
-        let told = format!("{engine}: {:?} {:?}", profile.comments, profile.losses);
+        symbols::symbolize(&mut profile);
+        let context = format!("{engine}: {:?} {:?}", profile.comments, profile.losses);
         let lost = |what: &str| {
             let of = profile.losses.iter().filter(|loss| loss.cause.contains(what));
             of.map(|loss| loss.count).sum::<u64>()
         };
-        let elsewhere = lost("a signal's alternate stack");
-        assert!(elsewhere >= 50, "{told}");
+        let on_alternate_stack = lost("a signal's alternate stack");
+        assert!(on_alternate_stack >= 50, "{context}");
         // A larger copy would not help here, so this cause must be rare. Other threads may have
         // deep stacks.
-        assert!(lost("deeper than its copy") * 10 <= elsewhere, "{told}");
-        let seen: i64 = under(&profile, "burner", BURNERS, 0).iter().sum();
-        assert!(seen >= 50, "what the handler does is seen: {seen}; {told}");
+        assert!(lost("deeper than its copy") * 10 <= on_alternate_stack, "{context}");
+        let seen: i64 = sums_below(&profile, "burner", BURN_FUNCTIONS, 0).iter().sum();
+        assert!(seen >= 50, "what the handler does is seen: {seen}; {context}");
     }
 }

@@ -40,42 +40,45 @@ mod workers;
 use std::sync::{Mutex, PoisonError};
 
 use drive::Engine;
-use watch::{Ended, Totals};
+use watch::{RunResult, Totals};
 
 /// Runs at the same time would only slow each other down.
-static TURN: Mutex<()> = Mutex::new(());
+static SERIAL: Mutex<()> = Mutex::new(());
 
 /// Runs the child process with `engine`, with and without sessions, and checks the results.
-fn storm(engine: Engine, test: &str) {
-    if let Some(name) = watch::asked() {
-        return session::storm(Engine::of(&name).expect("an engine's name"), watch::seconds());
+fn run_stress_test(engine: Engine, test: &str) {
+    if let Some(name) = watch::requested_engine() {
+        return session::run_stress(
+            Engine::from_name(&name).expect("an engine's name"),
+            watch::seconds(),
+        );
     }
-    let engine = instead_of(engine);
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let engine = replacement_engine(engine);
+    let _serial = SERIAL.lock().unwrap_or_else(PoisonError::into_inner);
     match watch::run(test, engine.name()) {
-        Ended::Done(totals) => check(engine, &totals),
-        Ended::Refused(why) => println!("{engine}: refused here: {why}"),
+        RunResult::Completed(totals) => check_totals(engine, &totals),
+        RunResult::Refused(why) => println!("{engine}: refused here: {why}"),
         ended => panic!("{engine}: {ended}"),
     }
 }
 
 /// Returns the engine that `STORM_OF` names, or `engine`. `pprof-rs` on glibc 2.31 is a run that
 /// fails.
-fn instead_of(engine: Engine) -> Engine {
-    std::env::var("STORM_OF").ok().and_then(|name| Engine::of(&name)).unwrap_or(engine)
+fn replacement_engine(engine: Engine) -> Engine {
+    std::env::var("STORM_OF").ok().and_then(|name| Engine::from_name(&name)).unwrap_or(engine)
 }
 
-fn check(engine: Engine, totals: &Totals) {
+fn check_totals(engine: Engine, totals: &Totals) {
     println!("{engine}: {}", totals.remarks.join("; "));
     let mut ratios = Vec::new();
-    let Totals { with, without, .. } = totals;
-    for (name, &count) in &with.turns {
-        let before = without.turns.get(name).copied().unwrap_or(0);
+    let Totals { with_session: with, without_session: without, .. } = totals;
+    for (name, &count) in &with.iterations {
+        let before = without.iterations.get(name).copied().unwrap_or(0);
         // A ratio of CPU time of the whole process, so that the load of other processes has no
         // effect.
         let ratio = count as f64 / with.cpu / (before as f64 / without.cpu);
         println!("{engine}: {name:<12} {count:>9}, without {before:>9}, per CPU second {ratio:.3}");
-        let idle = workers::MAY_STAND_STILL.contains(&name.as_str());
+        let idle = workers::MAY_MAKE_NO_PROGRESS.contains(&name.as_str());
         assert!(idle || totals.progress.get(name) > Some(&0), "{engine}: `{name}` did nothing");
         ratios.extend((before > 0 && count > 0).then_some(ratio));
     }
@@ -89,79 +92,79 @@ fn check(engine: Engine, totals: &Totals) {
 }
 
 #[test]
-fn the_perf_engine_survives_a_storm() {
-    storm(Engine::Perf, "the_perf_engine_survives_a_storm");
+fn perf_engine_survives_stress() {
+    run_stress_test(Engine::Perf, "perf_engine_survives_stress");
 }
 
 #[test]
-fn the_timer_engine_survives_a_storm() {
-    storm(Engine::Timer, "the_timer_engine_survives_a_storm");
+fn timer_engine_survives_stress() {
+    run_stress_test(Engine::Timer, "timer_engine_survives_stress");
 }
 
 #[test]
-fn wall_mode_survives_a_storm() {
-    storm(Engine::Wall, "wall_mode_survives_a_storm");
+fn wall_mode_survives_stress() {
+    run_stress_test(Engine::Wall, "wall_mode_survives_stress");
 }
 
 #[test]
-fn the_perf_engine_starts_and_stops_under_load() {
-    starts_and_stops(Engine::Perf, "the_perf_engine_starts_and_stops_under_load");
+fn perf_engine_starts_and_stops_under_load() {
+    run_start_stop_test(Engine::Perf, "perf_engine_starts_and_stops_under_load");
 }
 
 #[test]
-fn the_timer_engine_starts_and_stops_under_load() {
-    starts_and_stops(Engine::Timer, "the_timer_engine_starts_and_stops_under_load");
+fn timer_engine_starts_and_stops_under_load() {
+    run_start_stop_test(Engine::Timer, "timer_engine_starts_and_stops_under_load");
 }
 
 #[test]
 fn wall_mode_starts_and_stops_under_load() {
-    starts_and_stops(Engine::Wall, "wall_mode_starts_and_stops_under_load");
+    run_start_stop_test(Engine::Wall, "wall_mode_starts_and_stops_under_load");
 }
 
 #[test]
-fn the_pprof_engine_starts_and_stops_under_load() {
-    starts_and_stops(Engine::Pprof, "the_pprof_engine_starts_and_stops_under_load");
+fn pprof_engine_starts_and_stops_under_load() {
+    run_start_stop_test(Engine::Pprof, "pprof_engine_starts_and_stops_under_load");
 }
 
-fn starts_and_stops(engine: Engine, test: &str) {
-    if let Some(name) = watch::asked() {
-        return session::starts_and_stops(Engine::of(&name).expect("an engine's name"));
+fn run_start_stop_test(engine: Engine, test: &str) {
+    if let Some(name) = watch::requested_engine() {
+        return session::starts_and_stops(Engine::from_name(&name).expect("an engine's name"));
     }
-    let engine = instead_of(engine);
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let engine = replacement_engine(engine);
+    let _serial = SERIAL.lock().unwrap_or_else(PoisonError::into_inner);
     match watch::run(test, engine.name()) {
-        Ended::Done(totals) => {
+        RunResult::Completed(totals) => {
             println!("{engine}: {:?}, {:?}", totals.progress, totals.counts);
             assert!(totals.count("samples") > 0, "{engine}: no session saw the load");
         }
-        Ended::Refused(why) => println!("{engine}: refused here: {why}"),
+        RunResult::Refused(why) => println!("{engine}: refused here: {why}"),
         ended => panic!("{engine}: {ended}"),
     }
 }
 
 #[test]
-fn a_host_with_a_profiling_timer_keeps_it_beside_the_perf_engine() {
-    host(Engine::Perf, "a_host_with_a_profiling_timer_keeps_it_beside_the_perf_engine");
+fn host_profiling_timer_keeps_running_with_perf_engine() {
+    run_host_timer_test(Engine::Perf, "host_profiling_timer_keeps_running_with_perf_engine");
 }
 
 #[test]
-fn a_host_with_a_profiling_timer_keeps_it_beside_the_timer_engine() {
-    host(Engine::Timer, "a_host_with_a_profiling_timer_keeps_it_beside_the_timer_engine");
+fn host_profiling_timer_keeps_running_with_timer_engine() {
+    run_host_timer_test(Engine::Timer, "host_profiling_timer_keeps_running_with_timer_engine");
 }
 
 #[test]
-fn a_host_with_a_profiling_timer_keeps_it_beside_the_pprof_engine() {
-    host(Engine::Pprof, "a_host_with_a_profiling_timer_keeps_it_beside_the_pprof_engine");
+fn host_profiling_timer_keeps_running_with_pprof_engine() {
+    run_host_timer_test(Engine::Pprof, "host_profiling_timer_keeps_running_with_pprof_engine");
 }
 
 /// Runs a host with an interval timer and a SIGPROF handler.
-fn host(engine: Engine, test: &str) {
-    if let Some(name) = watch::asked() {
-        return host_signal::host(Engine::of(&name).expect("an engine's name"));
+fn run_host_timer_test(engine: Engine, test: &str) {
+    if let Some(name) = watch::requested_engine() {
+        return host_signal::run_host(Engine::from_name(&name).expect("an engine's name"));
     }
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _serial = SERIAL.lock().unwrap_or_else(PoisonError::into_inner);
     match watch::run(test, engine.name()) {
-        Ended::Done(totals) => println!("{engine}: {}", totals.remarks.join("; ")),
+        RunResult::Completed(totals) => println!("{engine}: {}", totals.remarks.join("; ")),
         ended => panic!("{engine}: {ended}"),
     }
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use cpu_support::{StopOnDrop, burn, cpu_time, engines, names, start, stop, turn};
+use cpu_support::{StopOnDrop, burn, cpu_time, engines, function_names, serial_guard, start, stop};
 use marple::symbols;
 use rustix::time::ClockId;
 
@@ -52,30 +52,30 @@ fn load_use_unload(library: &CString) {
 }
 
 #[test]
-fn samples_in_a_library_that_is_gone_have_their_stacks() {
-    let _turn = turn();
+fn samples_in_unloaded_library_keep_their_stacks() {
+    let _serial = serial_guard();
     let folder = tempfile::tempdir().unwrap();
     let library = build(folder.path());
     for engine in engines() {
-        let over = AtomicBool::new(false);
+        let stop_flag = AtomicBool::new(false);
         let session = start(engine, 1000).unwrap();
         thread::scope(|scope| {
-            let _stop = StopOnDrop(&over);
+            let _stop = StopOnDrop(&stop_flag);
             scope.spawn(|| {
-                while !over.load(Ordering::Relaxed) {
+                while !stop_flag.load(Ordering::Relaxed) {
                     load_use_unload(&library);
                 }
             });
             burn(Duration::from_millis(1500));
         });
         let mut profile = stop(session);
-        symbols::name_functions(&mut profile);
+        symbols::symbolize(&mut profile);
         let (mut inside, mut whole) = (0, 0);
         for sample in &profile.samples {
-            let names = names(&profile, sample);
-            if names.iter().any(|name| name == "spin_in_library") {
+            let function_names = function_names(&profile, sample);
+            if function_names.iter().any(|name| name == "spin_in_library") {
                 inside += sample.values[0];
-                let callers = names.iter().any(|name| name.ends_with("load_use_unload"));
+                let callers = function_names.iter().any(|name| name.ends_with("load_use_unload"));
                 whole += if callers { sample.values[0] } else { 0 };
             }
         }

@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cpu_support::{StopOnDrop, label, names, thread_of, turn};
-use host::{Host, PATIENCE, settings, wait_for};
+use cpu_support::{StopOnDrop, function_names, label, serial_guard, thread_name};
+use host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use marple::CaptureKind;
 use marple::base::{Clock, Hertz, SystemClock};
 use marple::codec::pprof::{self, proto};
@@ -25,126 +25,133 @@ use marple::symbols;
 use rustix::event::{PollFd, PollFlags, poll};
 
 #[inline(never)]
-fn burns_on(over: &AtomicBool) {
-    while !over.load(Ordering::Relaxed) {
+fn burn_until_over(stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
         std::hint::spin_loop();
     }
 }
 
 #[inline(never)]
-fn waits_for_the_lock(lock: &Mutex<u32>) -> u32 {
+fn wait_for_lock(lock: &Mutex<u32>) -> u32 {
     *lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 #[inline(never)]
-fn reads_a_byte(from: &mut UnixStream) -> usize {
+fn read_byte(from: &mut UnixStream) -> usize {
     // 0 if the other end is closed.
     from.read(&mut [0]).unwrap_or(0)
 }
 
 /// Waits for a byte, and counts how often a signal interrupts the wait.
 #[inline(never)]
-fn polls_for_a_byte(from: &UnixStream, cut: &AtomicU64) -> bool {
+fn poll_for_byte(from: &UnixStream, interruptions: &AtomicU64) -> bool {
     while poll(&mut [PollFd::new(from, PollFlags::IN)], None).is_err() {
-        cut.fetch_add(1, Ordering::Relaxed);
+        interruptions.fetch_add(1, Ordering::Relaxed);
     }
     true
 }
 
 /// Returns the time of the thread called `name` in the state `state` below the function `function`.
-fn spent(profile: &Profile, name: &str, function: &str, state: &str) -> Duration {
+fn thread_time(profile: &Profile, name: &str, function: &str, state: &str) -> Duration {
     let samples = profile.samples.iter().filter(|sample| {
-        thread_of(profile, sample) == name
+        thread_name(profile, sample) == name
             && label(profile, sample, "state")
                 .is_some_and(|found| state.is_empty() || found == state)
-            && (function.is_empty() || names(profile, sample).iter().any(|n| n.ends_with(function)))
+            && (function.is_empty()
+                || function_names(profile, sample).iter().any(|n| n.ends_with(function)))
     });
     Duration::from_nanos(samples.map(|sample| sample.values[1] as u64).sum())
 }
 
 /// Runs `body` beside four threads, each of which stays in one function.
-fn beside_four_threads(body: impl FnOnce(&AtomicU64)) {
-    let (over, lock, cut) = (AtomicBool::new(false), Mutex::new(1), AtomicU64::new(0));
+fn with_four_threads(body: impl FnOnce(&AtomicU64)) {
+    let (stop, lock, cut) = (AtomicBool::new(false), Mutex::new(1), AtomicU64::new(0));
     let ((write, mut read), (tell, ask)) =
         (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
-    let (ask, over, cut, lock) = (&ask, &over, &cut, &lock);
+    let (ask, over, cut, lock) = (&ask, &stop, &cut, &lock);
     thread::scope(move |scope| {
         // Dropped even if `body` panics, so that the test fails instead of hanging.
         let (mut write, mut tell) = (write, tell);
-        let held = lock.lock().unwrap();
-        let named = |name: &str| thread::Builder::new().name(name.to_owned());
-        named("burns").spawn_scoped(scope, || burns_on(over)).unwrap();
-        named("locks").spawn_scoped(scope, || waits_for_the_lock(lock)).unwrap();
-        named("reads").spawn_scoped(scope, move || reads_a_byte(&mut read)).unwrap();
-        named("polls").spawn_scoped(scope, || polls_for_a_byte(ask, cut)).unwrap();
+        let guard = lock.lock().unwrap();
+        let named_thread = |name: &str| thread::Builder::new().name(name.to_owned());
+        named_thread("burns").spawn_scoped(scope, || burn_until_over(over)).unwrap();
+        named_thread("locks").spawn_scoped(scope, || wait_for_lock(lock)).unwrap();
+        named_thread("reads").spawn_scoped(scope, move || read_byte(&mut read)).unwrap();
+        named_thread("polls").spawn_scoped(scope, || poll_for_byte(ask, cut)).unwrap();
         let _over = StopOnDrop(over);
         for name in ["locks", "reads", "polls"] {
             wait_for("a thread to sleep in its system call", || {
-                let asleep = |task: fs::DirEntry| {
+                let is_asleep = |task: fs::DirEntry| {
                     let read = |file: &str| fs::read_to_string(task.path().join(file)).ok();
                     let sleeps = read("stat")?.contains(") S ");
                     (read("comm")?.trim() == name && sleeps).then_some(())
                 };
-                fs::read_dir("/proc/self/task").unwrap().flatten().find_map(asleep)
+                fs::read_dir("/proc/self/task").unwrap().flatten().find_map(is_asleep)
             });
         }
         body(cut);
-        drop(held);
+        drop(guard);
         write.write_all(b"x").unwrap();
         tell.write_all(b"x").unwrap();
     });
 }
 
 #[test]
-fn every_thread_has_all_of_its_time_where_it_spent_it() {
-    let _turn = turn();
-    beside_four_threads(|cut| {
+fn every_thread_has_its_elapsed_time_in_right_functions() {
+    let _serial = serial_guard();
+    with_four_threads(|cut| {
         let options = Options { mode: CpuMode::Wall, frequency: Hertz(99), ..Options::default() };
         let began = Instant::now();
-        let session = CpuSession::with(&options, SystemClock.anchor()).unwrap();
+        let session = CpuSession::start_with_options(&options, SystemClock.anchor()).unwrap();
         let started = Instant::now();
         assert!(session.engine().starts_with("wall: "), "{}", session.engine());
         thread::sleep(Duration::from_secs(2));
-        let least = started.elapsed();
+        let min_time = started.elapsed();
         let mut profile = session.stop(SystemClock.now()).unwrap();
-        let most = began.elapsed();
-        symbols::name_functions(&mut profile);
-        let told = format!("{:?} {:?}", profile.comments, profile.losses);
-        println!("{told}");
+        let max_time = began.elapsed();
+        symbols::symbolize(&mut profile);
+        let context = format!("{:?} {:?}", profile.comments, profile.losses);
+        println!("{context}");
         let types: Vec<_> = profile.sample_types.iter().map(|t| (t.name, t.unit)).collect();
         assert_eq!(types, [("samples", "count"), ("wall", "nanoseconds")]);
         assert_eq!(profile.default_sample_type, "wall");
         for (name, function, state) in [
-            ("burns", "::burns_on", "running"),
-            ("locks", "::waits_for_the_lock", "sleeping"),
-            ("reads", "::reads_a_byte", "sleeping"),
-            ("polls", "::polls_for_a_byte", "sleeping"),
+            ("burns", "::burn_until_over", "running"),
+            ("locks", "::wait_for_lock", "sleeping"),
+            ("reads", "::read_byte", "sleeping"),
+            ("polls", "::poll_for_byte", "sleeping"),
         ] {
-            let whole = spent(&profile, name, "", "");
+            let total_time = thread_time(&profile, name, "", "");
             // Each reading is truncated to whole microseconds.
             let rounded = Duration::from_millis(2);
-            assert!(whole + rounded >= least && whole <= most, "{name}: {whole:?}; {told}");
-            let there = spent(&profile, name, function, state);
+            assert!(
+                total_time + rounded >= min_time && total_time <= max_time,
+                "{name}: {total_time:?}; {context}"
+            );
+            let there = thread_time(&profile, name, function, state);
             // On a loaded machine a busy thread may answer the signal late. A sleeping thread gets
             // no signal.
             let share = if name == "burns" { 0.0 } else { 0.99 };
-            assert!(there > whole.mul_f64(share), "{name}: {there:?} of {whole:?}; {told}");
+            assert!(
+                there > total_time.mul_f64(share),
+                "{name}: {there:?} of {total_time:?}; {context}"
+            );
         }
         println!("waits of `polls` that were cut short: {}", cut.load(Ordering::Relaxed));
     });
 }
 
 #[test]
-fn an_incident_in_wall_mode_reads_in_go() {
-    let _turn = turn();
+fn wall_mode_incident_is_readable_in_go() {
+    let _serial = serial_guard();
     let cpu = CpuSettings { mode: CpuMode::Wall, ..CpuSettings::default() };
     let host = Host::start(marple::Settings { cpu, ..settings() });
-    beside_four_threads(|_| {
-        let asked = host.handle().capture([CaptureKind::Cpu], Duration::from_secs(1));
-        asked.wait(PATIENCE).unwrap();
-        host.closed(1);
+    with_four_threads(|_| {
+        let pending_capture = host.handle().capture([CaptureKind::Cpu], Duration::from_secs(1));
+        pending_capture.wait(WAIT_TIMEOUT).unwrap();
+        host.wait_for_closed(1);
     });
-    let (dir, manifest) = host.closed(1).remove(0);
+    let (dir, manifest) = host.wait_for_closed(1).remove(0);
     assert!(manifest.captures[0].engine.starts_with("wall: "), "{:?}", manifest.captures);
     let file = dir.join(&manifest.artifacts.last().unwrap().file);
     let pprof = |args: &[&str]| {
@@ -154,8 +161,8 @@ fn an_incident_in_wall_mode_reads_in_go() {
         peers::go_pprof(&all)
     };
     let top = pprof(&["-top", "-cum", "-nodefraction=0", "-tagfocus=thread=locks"]);
-    assert!(top.contains("Type: wall") && top.contains("waits_for_the_lock"), "{top}");
-    assert!(!top.contains("reads_a_byte"), "{top}");
+    assert!(top.contains("Type: wall") && top.contains("wait_for_lock"), "{top}");
+    assert!(!top.contains("read_byte"), "{top}");
     let tags = pprof(&["-tags"]);
     for tag in ["sleeping", "running", "polls", "wait"] {
         assert!(tags.contains(tag), "{tag}: {tags}");
@@ -164,7 +171,7 @@ fn an_incident_in_wall_mode_reads_in_go() {
 
 /// Blocks SIGURG in the calling thread until it ends.
 #[expect(unsafe_code, reason = "a thread's mask has no safe face")]
-fn block_the_signal() {
+fn block_sigurg() {
     // SAFETY: a signal set is plain bits, both calls write only to it, and the calling thread is
     // the test's own.
     unsafe {
@@ -175,31 +182,31 @@ fn block_the_signal() {
 }
 
 #[test]
-fn a_thread_that_blocks_the_signal_is_shown_with_its_time_and_counted() {
-    let _turn = turn();
-    let (over, blocked) = (&AtomicBool::new(false), &AtomicBool::new(false));
+fn thread_blocking_signal_is_shown_with_time_and_counted() {
+    let _serial = serial_guard();
+    let (stop, blocked) = (&AtomicBool::new(false), &AtomicBool::new(false));
     thread::scope(|scope| {
-        let _over = StopOnDrop(over);
+        let _over = StopOnDrop(stop);
         let body = move || {
-            block_the_signal();
+            block_sigurg();
             blocked.store(true, Ordering::Release);
-            burns_on(over);
+            burn_until_over(stop);
         };
         thread::Builder::new().name("blocks".to_owned()).spawn_scoped(scope, body).unwrap();
         wait_for("the mask", || blocked.load(Ordering::Acquire).then_some(()));
         let options = Options { mode: CpuMode::Wall, frequency: Hertz(99), ..Options::default() };
-        let session = CpuSession::with(&options, SystemClock.anchor()).unwrap();
+        let session = CpuSession::start_with_options(&options, SystemClock.anchor()).unwrap();
         thread::sleep(Duration::from_millis(300));
         let mut profile = session.stop(SystemClock.now()).unwrap();
-        symbols::name_functions(&mut profile);
+        symbols::symbolize(&mut profile);
         let is_it = |sample: &&Sample| {
             let state = label(&profile, sample, "state");
-            thread_of(&profile, sample) == "blocks" && state == Some("running")
+            thread_name(&profile, sample) == "blocks" && state == Some("running")
         };
         let of_it: Vec<_> = profile.samples.iter().filter(is_it).collect();
         assert!(!of_it.is_empty(), "{:?}", profile.comments);
         for sample in &of_it {
-            assert_eq!(names(&profile, sample), ["[no answer: it blocks SIGURG]"]);
+            assert_eq!(function_names(&profile, sample), ["[no answer: it blocks SIGURG]"]);
         }
         let looks: i64 = of_it.iter().map(|sample| sample.values[0]).sum();
         let mut lost = profile.losses.iter();
@@ -209,57 +216,65 @@ fn a_thread_that_blocks_the_signal_is_shown_with_its_time_and_counted() {
 }
 
 #[test]
-fn without_signals_threads_that_run_have_their_time_and_no_stack_and_the_profile_says_so() {
-    let _turn = turn();
+fn without_signals_running_threads_have_time_but_no_stack() {
+    let _serial = serial_guard();
     let cpu = CpuSettings { mode: CpuMode::Wall, ..CpuSettings::default() };
     let stacks = StacksSettings { threads: ThreadsMode::ProcOnly, ..StacksSettings::default() };
     let host = Host::start(marple::Settings { cpu, stacks, ..settings() });
-    beside_four_threads(|_| {
-        let asked = host.handle().capture([CaptureKind::Cpu], Duration::from_secs(1));
-        asked.wait(PATIENCE).unwrap();
-        host.closed(1);
+    with_four_threads(|_| {
+        let pending_capture = host.handle().capture([CaptureKind::Cpu], Duration::from_secs(1));
+        pending_capture.wait(WAIT_TIMEOUT).unwrap();
+        host.wait_for_closed(1);
     });
-    let (dir, manifest) = host.closed(1).remove(0);
+    let (dir, manifest) = host.wait_for_closed(1).remove(0);
     let capture = &manifest.captures[0];
     assert_eq!(capture.outcome, Outcome::Done, "{capture:?}");
     assert!(capture.engine.ends_with("by /proc without signals"), "{}", capture.engine);
     let file = dir.join(&manifest.artifacts.last().unwrap().file);
     let profile = pprof::read(&fs::read(file).unwrap()).unwrap();
-    let said: Vec<_> = profile.comment.iter().map(|text| profile.text(*text)).collect();
+    let comments: Vec<_> = profile.comment.iter().map(|text| profile.text(*text)).collect();
     for part in [
         " 0 by signal (0.0 signals a second)",
         "threads that run have no stack: they are not signalled",
         "looks at threads that showed no stack",
     ] {
-        assert!(said.iter().any(|text| text.contains(part)), "{part}: {said:?}");
+        assert!(comments.iter().any(|text| text.contains(part)), "{part}: {comments:?}");
     }
     let is = |sample: &proto::Sample, key, value| {
-        sample.label.iter().any(|it| profile.text(it.key) == key && profile.text(it.str) == value)
+        sample
+            .label
+            .iter()
+            .any(|entry| profile.text(entry.key) == key && profile.text(entry.str) == value)
     };
     let of = |name| profile.sample.iter().filter(move |sample| is(sample, "thread", name));
     for name in ["burns", "locks", "reads", "polls"] {
         assert!(of(name).next().is_some(), "{name}");
     }
-    let unseen = profile.function.iter().filter(|it| profile.text(it.name) == "[not signalled]");
+    let unseen =
+        profile.function.iter().filter(|entry| profile.text(entry.name) == "[not signalled]");
     let unseen: Vec<u64> = unseen.map(|function| function.id).collect();
     let burns: Vec<_> = of("burns").filter(|sample| is(sample, "state", "running")).collect();
     assert!(!burns.is_empty());
     for sample in burns {
-        let at = profile.location.iter().find(|it| [it.id] == *sample.location_id).unwrap();
+        let at = profile
+            .location
+            .iter()
+            .find(|candidate| [candidate.id] == *sample.location_id)
+            .unwrap();
         assert!(at.line.iter().all(|line| unseen.contains(&line.function_id)), "{at:?}");
         assert!(!at.line.is_empty());
     }
 }
 
 #[test]
-fn where_threads_are_not_to_be_shown_the_capture_says_so() {
-    let _turn = turn();
+fn capture_reports_disabled_thread_dumps() {
+    let _serial = serial_guard();
     let cpu = CpuSettings { mode: CpuMode::Wall, ..CpuSettings::default() };
     let stacks = StacksSettings { threads: ThreadsMode::Off, ..StacksSettings::default() };
     let host = Host::start(marple::Settings { cpu, stacks, ..settings() });
-    let asked = host.handle().capture([CaptureKind::Cpu], Duration::from_millis(50));
-    asked.wait(PATIENCE).unwrap();
-    let (_, manifest) = host.closed(1).remove(0);
+    let pending_capture = host.handle().capture([CaptureKind::Cpu], Duration::from_millis(50));
+    pending_capture.wait(WAIT_TIMEOUT).unwrap();
+    let (_, manifest) = host.wait_for_closed(1).remove(0);
     let capture = &manifest.captures[0];
     assert_eq!(capture.outcome, Outcome::Skipped);
     let why = capture.error.as_deref().unwrap();

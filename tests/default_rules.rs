@@ -51,19 +51,19 @@ static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 /// Entry point of a service process. Does nothing in the test run itself.
 #[test]
 fn service_process() {
-    let Ok(name) = std::env::var(service::NAME) else { return };
+    let Ok(name) = std::env::var(service::SERVICE_ENV) else { return };
     let agent = marple::Agent::from_file("minimal.toml").unwrap();
-    faults::limit(&name);
+    faults::set_resource_limit(&name);
     healthy::prepare(&name);
     let predecessor = (name == "healthy_deploy").then(healthy::start_predecessor);
-    main_of(agent, &name).unwrap();
+    run_service(agent, &name).unwrap();
     if let Some(mut predecessor) = predecessor {
         assert!(predecessor.wait().unwrap().success());
     }
 }
 
 #[tokio::main]
-async fn main_of(
+async fn run_service(
     agent: marple::agent::Builder,
     name: &str,
 ) -> Result<(), Box<dyn std::error::Error>> {
@@ -77,7 +77,7 @@ async fn main_of(
 
 /// Waits until the fault called `name` has produced files with these suffixes, each of which
 /// contains all of its words.
-fn leaves(name: &str, evidence: &[(&str, &[&str])]) {
+fn assert_incident_contains(name: &str, evidence: &[(&str, &[&str])]) {
     for neighbours in [Neighbours::None, Neighbours::TwoBusy] {
         let mut service = Service::start(name, neighbours);
         service.wait_for_evidence(evidence);
@@ -85,57 +85,72 @@ fn leaves(name: &str, evidence: &[(&str, &[&str])]) {
 }
 
 #[test]
-fn a_memory_leak_names_what_allocates() {
-    leaves("leak", &[("memory.pprof", &["faults::keep_reports"])]);
+fn memory_leak_incident_names_allocating_function() {
+    assert_incident_contains("leak", &[("memory.pprof", &["faults::leak_reports"])]);
 }
 
 #[test]
-fn a_cpu_burn_names_what_computes() {
-    leaves("cpu", &[("cpu.pprof", &["faults::validate_quadratic"]), ("threads.txt", &[])]);
+fn cpu_burn_incident_names_computing_function() {
+    assert_incident_contains(
+        "cpu",
+        &[("cpu.pprof", &["faults::validate_quadratic"]), ("threads.txt", &[])],
+    );
 }
 
 #[test]
-fn a_blocked_worker_names_what_blocks() {
-    leaves("blocked", &[("threads.txt", &["faults::look_up_name"])]);
+fn blocked_worker_incident_names_blocking_function() {
+    assert_incident_contains("blocked", &[("threads.txt", &["faults::look_up_name"])]);
 }
 
 #[test]
-fn a_pile_of_tasks_names_what_spawns() {
-    leaves("pile", &[("memory.pprof", &["faults::deliver_webhooks"]), ("tasks.txt", &["150"])]);
-    leaves("pile_wrapped", &[("tasks.txt", &["by spawn site\n  150000  ", "faults.rs:"])]);
+fn task_leak_incident_names_spawn_location() {
+    assert_incident_contains(
+        "pile",
+        &[("memory.pprof", &["faults::deliver_webhooks"]), ("tasks.txt", &["150"])],
+    );
+    assert_incident_contains(
+        "pile_wrapped",
+        &[("tasks.txt", &["by spawn site\n  150000  ", "faults.rs:"])],
+    );
 }
 
 #[test]
-fn a_deadlock_of_tasks_names_what_queues_up() {
-    leaves("task_deadlock", &[("memory.pprof", &["faults::accept_transfers"])]);
+fn task_deadlock_incident_names_waiting_tasks() {
+    assert_incident_contains("task_deadlock", &[("memory.pprof", &["faults::accept_transfers"])]);
     let lock = "tokio::sync::mutex::Mutex";
-    leaves("task_deadlock_wrapped", &[("tasks.txt", &[lock, "faults::transfer", "faults.rs:"])]);
+    assert_incident_contains(
+        "task_deadlock_wrapped",
+        &[("tasks.txt", &[lock, "faults::transfer", "faults.rs:"])],
+    );
 }
 
 #[test]
-fn a_deadlock_of_threads_names_both() {
-    let both: &[&str] = &["faults::move_stock", "faults::move_money"];
-    leaves("thread_deadlock", &[("threads.txt", both)]);
+fn thread_deadlock_incident_names_both_threads() {
+    let both_functions: &[&str] = &["faults::move_stock", "faults::move_money"];
+    assert_incident_contains("thread_deadlock", &[("threads.txt", both_functions)]);
 }
 
 #[test]
-fn lock_contention_names_what_waits() {
-    leaves("contention", &[("threads.txt", &["faults::check_rate_limit"])]);
+fn lock_contention_incident_names_waiting_function() {
+    assert_incident_contains("contention", &[("threads.txt", &["faults::check_rate_limit"])]);
 }
 
 #[test]
-fn a_leak_of_descriptors_names_what_is_open() {
-    leaves("descriptors", &[("descriptors.txt", &["left-open.log"]), ("threads.txt", &[])]);
+fn descriptor_leak_incident_names_open_files() {
+    assert_incident_contains(
+        "descriptors",
+        &[("descriptors.txt", &["left-open.log"]), ("threads.txt", &[])],
+    );
 }
 
 #[test]
-fn a_panic_loop_names_place_message_and_task() {
+fn panic_loop_incident_names_location_message_and_task() {
     let words: &[&str] = &["faults.rs:", "no items", "tokio-rt-worker", "task id"];
-    leaves("panics", &[("panics.txt", words), ("threads.txt", &[])]);
+    assert_incident_contains("panics", &[("panics.txt", words), ("threads.txt", &[])]);
 }
 
 /// Runs the services called `names` at the same time, and checks that none opens an incident.
-fn leave_nothing(names: &[&str]) {
+fn assert_no_incident(names: &[&str]) {
     let services: Vec<_> =
         names.iter().map(|name| Service::start(name, Neighbours::None)).collect();
     let reasons: Vec<_> = services.into_iter().map(Service::reasons_at_end).collect();
@@ -143,22 +158,22 @@ fn leave_nothing(names: &[&str]) {
 }
 
 #[test]
-fn a_healthy_service_leaves_no_incident() {
-    leave_nothing(&["healthy"]);
+fn healthy_service_opens_no_incident() {
+    assert_no_incident(&["healthy"]);
 }
 
 #[test]
-fn healthy_services_that_hardly_compute_leave_no_incident() {
-    leave_nothing(&healthy::LIGHT);
+fn healthy_services_with_little_cpu_load_open_no_incident() {
+    assert_no_incident(&healthy::LIGHT);
 }
 
 #[test]
-fn healthy_services_that_compute_copy_or_allocate_much_leave_no_incident() {
-    leave_nothing(&healthy::BUSY);
+fn healthy_services_under_heavy_load_open_no_incident() {
+    assert_no_incident(&healthy::BUSY);
 }
 
 #[test]
-fn the_service_runs_with_the_shipped_settings() {
+fn service_runs_with_shipped_settings() {
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/minimal.toml");
     let settings = marple::config::load(&shipped).unwrap();
     assert_eq!(settings.rules, marple::config::default_rules());

@@ -15,14 +15,14 @@ use marple::heap;
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting);
 
-static ASKED: AtomicU64 = AtomicU64::new(0);
+static REQUESTED_BYTES: AtomicU64 = AtomicU64::new(0);
 
 struct Counting;
 
 // SAFETY: every call is forwarded to `System`.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ASKED.fetch_add(layout.size() as u64, SeqCst);
+        REQUESTED_BYTES.fetch_add(layout.size() as u64, SeqCst);
         // SAFETY: forwards the caller's arguments.
         unsafe { System.alloc(layout) }
     }
@@ -33,7 +33,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        ASKED.fetch_add(new_size as u64, SeqCst);
+        REQUESTED_BYTES.fetch_add(new_size as u64, SeqCst);
         // SAFETY: forwards the caller's arguments.
         unsafe { System.realloc(block, layout, new_size) }
     }
@@ -41,22 +41,23 @@ unsafe impl GlobalAlloc for Counting {
 
 /// Returns the bytes allocated so far, and from the profile's comment the bytes counted and the
 /// bound on those not counted.
-fn told() -> [u64; 3] {
+fn byte_counts() -> [u64; 3] {
     /// Bytes allocated by snapshots, which the profile excludes.
-    static BY_SNAPSHOTS: AtomicU64 = AtomicU64::new(0);
-    let before = ASKED.load(SeqCst);
+    static SNAPSHOT_BYTES: AtomicU64 = AtomicU64::new(0);
+    let before = REQUESTED_BYTES.load(SeqCst);
     let profile = heap::snapshot(Timestamp::now()).unwrap();
-    let asked = before - BY_SNAPSHOTS.fetch_add(ASKED.load(SeqCst) - before, SeqCst);
+    let requested =
+        before - SNAPSHOT_BYTES.fetch_add(REQUESTED_BYTES.load(SeqCst) - before, SeqCst);
     let comment = profile.comments.iter().find_map(|line| {
         let rest = line.strip_prefix("heap: counted, not sampled: ")?;
         let mut numbers = rest.split(' ').filter_map(|word| word.parse().ok());
-        Some([asked, numbers.next()?, numbers.next()?])
+        Some([requested, numbers.next()?, numbers.next()?])
     });
     comment.unwrap()
 }
 
 /// Runs `count` threads one after the other, each of which allocates `bytes` in small blocks.
-fn threads(count: usize, bytes: usize) {
+fn run_threads(count: usize, bytes: usize) {
     for _ in 0..count {
         let work = move || (0..bytes / 48).for_each(|_| drop(black_box(Box::new([0u8; 48]))));
         std::thread::spawn(work).join().unwrap();
@@ -64,24 +65,31 @@ fn threads(count: usize, bytes: usize) {
 }
 
 #[test]
-fn the_bytes_of_threads_that_are_gone_are_counted_or_within_what_may_be_more() {
+fn allocated_bytes_of_ended_threads_are_within_stated_bound() {
     const THREADS: usize = 1000;
-    let usual = 512 << 10;
-    for (bytes, rate) in
-        [(500, usual), (3 << 10, usual), (200 << 10, usual), (3 << 10, 0), (3 << 10, 1)]
-    {
+    let default_rate = 512 << 10;
+    for (bytes, rate) in [
+        (500, default_rate),
+        (3 << 10, default_rate),
+        (200 << 10, default_rate),
+        (3 << 10, 0),
+        (3 << 10, 1),
+    ] {
         heap::set_rate(Bytes(rate));
-        let [_, _, more_before] = told();
-        threads(THREADS, bytes);
-        let [asked, counted, more] = told();
+        let [_, _, more_before] = byte_counts();
+        run_threads(THREADS, bytes);
+        let [asked, counted, more] = byte_counts();
         println!(
             "{bytes} bytes each at {rate}: asked {asked}, counted {counted}, up to {more} more"
         );
         assert!((counted..=counted + more).contains(&asked), "{asked}: {counted} and {more}");
         // The thread that starts them has its own uncounted bytes.
-        let each = more.saturating_sub(more_before + (64 << 10)) / THREADS as u64;
+        let bytes_per_thread = more.saturating_sub(more_before + (64 << 10)) / THREADS as u64;
         // A recorded allocation is counted at once.
-        let most = if rate == 1 { 0 } else { (bytes as u64 / 4).max(1 << 10) };
-        assert!(each <= most, "{each} more for each thread that asked for {bytes}");
+        let max_bytes = if rate == 1 { 0 } else { (bytes as u64 / 4).max(1 << 10) };
+        assert!(
+            bytes_per_thread <= max_bytes,
+            "{bytes_per_thread} more for each thread that asked for {bytes}"
+        );
     }
 }

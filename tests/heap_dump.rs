@@ -13,7 +13,7 @@ use std::fs::{self, File};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
-use blocks::{SIZE, STACKS, cpu, fill, resident};
+use blocks::{SIZE, STACKS, allocate_blocks, resident_bytes, thread_cpu_nanos};
 use jiff::Timestamp;
 use marple::agent::{HeapWriter, ProcessMemory};
 use marple::base::Bytes;
@@ -21,12 +21,12 @@ use marple::{codec::pprof, heap};
 
 struct Counting;
 
-static CALLS: AtomicUsize = AtomicUsize::new(0);
-static BYTES: AtomicUsize = AtomicUsize::new(0);
+static ALLOC_CALLS: AtomicUsize = AtomicUsize::new(0);
+static ALLOC_BYTES: AtomicUsize = AtomicUsize::new(0);
 
 fn count(size: usize) {
-    CALLS.fetch_add(1, SeqCst);
-    BYTES.fetch_add(size, SeqCst);
+    ALLOC_CALLS.fetch_add(1, SeqCst);
+    ALLOC_BYTES.fetch_add(size, SeqCst);
 }
 
 // SAFETY: every call is forwarded to `System`; counting touches two atomics.
@@ -53,7 +53,7 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting);
 
 #[test]
-fn a_dump_of_100_000_samples_allocates_nothing() {
+fn dump_of_100_000_samples_allocates_nothing() {
     let mut writer = HeapWriter::reserve();
     let process = ProcessMemory::default();
     // The agent also writes once when it starts.
@@ -61,19 +61,19 @@ fn a_dump_of_100_000_samples_allocates_nothing() {
 
     let mut kept = Vec::with_capacity(2 * STACKS);
     heap::set_rate(Bytes(1));
-    fill(&mut kept);
+    allocate_blocks(&mut kept);
     heap::set_rate(Bytes(0));
 
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("memory.pprof");
     let mut file = File::create(&path).unwrap();
     let now = Timestamp::now();
-    let (resident_before, cpu_before) = (resident(), cpu());
-    let before = (CALLS.load(SeqCst), BYTES.load(SeqCst));
+    let (resident_before, cpu_before) = (resident_bytes(), thread_cpu_nanos());
+    let before = (ALLOC_CALLS.load(SeqCst), ALLOC_BYTES.load(SeqCst));
     let written = writer.write(now, process, &mut file);
-    let after = (CALLS.load(SeqCst), BYTES.load(SeqCst));
-    let millis = (cpu() - cpu_before) as f64 / 1e6;
-    let grown = resident().saturating_sub(resident_before);
+    let after = (ALLOC_CALLS.load(SeqCst), ALLOC_BYTES.load(SeqCst));
+    let millis = (thread_cpu_nanos() - cpu_before) as f64 / 1e6;
+    let grown = resident_bytes().saturating_sub(resident_before);
     written.unwrap();
     println!(
         "heap bytes: {}, resident growth: {} KiB, CPU: {millis:.1} ms, file: {} KiB",
@@ -90,7 +90,9 @@ fn a_dump_of_100_000_samples_allocates_nothing() {
     };
     assert_eq!(profile.sample.iter().filter(ours).count(), STACKS);
     let names: Vec<&str> = profile.function.iter().map(|f| profile.text(f.name)).collect();
-    for name in ["left", "right", "descend"].map(|name| format!("heap_dump::blocks::{name}")) {
+    for name in ["allocate_left", "allocate_right", "descend"]
+        .map(|name| format!("heap_dump::blocks::{name}"))
+    {
         assert!(names.contains(&name.as_str()), "no {name} in {names:?}");
     }
     drop(kept);

@@ -18,23 +18,23 @@ use marple::heap;
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 /// Only a thread that waits for the dump takes this long.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(60);
 
 const BLOCKS: usize = 500;
 
 /// A writer that lets the other threads work at each write, and returns when both have finished.
-struct Halting {
+struct BlockingWriter {
     go: Vec<Sender<()>>,
     done: Receiver<usize>,
     writes: usize,
     blocks: usize,
 }
 
-impl Write for Halting {
+impl Write for BlockingWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.go.iter().for_each(|go| go.send(()).unwrap());
         for _ in &self.go {
-            let blocks = self.done.recv_timeout(PATIENCE).map_err(io::Error::other)?;
+            let blocks = self.done.recv_timeout(PROGRESS_TIMEOUT).map_err(io::Error::other)?;
             self.blocks += blocks;
         }
         self.writes += 1;
@@ -47,27 +47,29 @@ impl Write for Halting {
 }
 
 #[inline(never)]
-fn deeper(levels: usize, size: usize) -> Vec<u8> {
+fn allocate_at_depth(levels: usize, size: usize) -> Vec<u8> {
     black_box(match levels {
         0 => Vec::with_capacity(size),
-        _ => deeper(levels - 1, size),
+        _ => allocate_at_depth(levels - 1, size),
     })
 }
 
-fn allocate(turn: usize) -> usize {
-    let mut kept: Vec<Vec<u8>> = (0..BLOCKS).map(|n| deeper(n % 50, 100 + turn % 50)).collect();
+fn allocate(round: usize) -> usize {
+    let mut kept: Vec<Vec<u8>> =
+        (0..BLOCKS).map(|n| allocate_at_depth(n % 50, 100 + round % 50)).collect();
     kept.iter_mut().for_each(|block| block.reserve_exact(300));
     kept.len()
 }
 
 #[test]
-fn other_threads_go_on_while_a_dump_stands_still() {
+fn threads_make_progress_while_dump_writer_is_blocked() {
     heap::set_rate(Bytes(1));
-    let kept: Vec<Vec<u8>> = (0..20_000).map(|n| deeper(n % 90, 16 + n % 3000)).collect();
+    let kept: Vec<Vec<u8>> =
+        (0..20_000).map(|n| allocate_at_depth(n % 90, 16 + n % 3000)).collect();
     let mut writer = HeapWriter::reserve();
     let (report, done) = channel();
     let (go, turns): (Vec<_>, Vec<_>) = (0..2).map(|_| channel::<()>()).unzip();
-    let mut out = Halting { go, done, writes: 0, blocks: 0 };
+    let mut out = BlockingWriter { go, done, writes: 0, blocks: 0 };
     std::thread::scope(|scope| {
         for turn in turns {
             let report = report.clone();

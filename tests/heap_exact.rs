@@ -10,7 +10,8 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Barrier, Mutex, mpsc};
 
 use account::{
-    ALLOCATED, BLOCKS, Counting, REFUSE, WATCHED, assert_exact, block, snapshot, watched,
+    ALLOCATED, BLOCKS, COUNTED_SIZES, Counting, REALLOC_FAILURES, assert_exact, block, snapshot,
+    sum_of_counted_sizes,
 };
 use marple::base::Bytes;
 use marple::heap;
@@ -20,24 +21,24 @@ use marple::model::{LabelValue, Profile};
 static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting);
 
 /// Counts and tables belong to the process, so the tests run one at a time.
-static TURN: Mutex<()> = Mutex::new(());
+static SERIAL: Mutex<()> = Mutex::new(());
 
 #[test]
 fn ten_blocks_of_240_kib_are_exact() {
-    let _turn = TURN.lock().unwrap();
+    let _serial = SERIAL.lock().unwrap();
     heap::set_rate(Bytes(1));
     let size = 240 << 10;
     let blocks: Vec<Vec<u8>> = (0..10).map(|_| Vec::with_capacity(size)).collect();
     let bytes = 10 * size as i64;
-    let held = snapshot();
+    let profile = snapshot();
     drop(blocks);
     let freed = snapshot();
-    assert_eq!(of_size(&held, size), [10, bytes, 10, bytes]);
-    assert_eq!(of_size(&freed, size), [10, bytes, 0, 0]);
+    assert_eq!(sums_of_size(&profile, size), [10, bytes, 10, bytes]);
+    assert_eq!(sums_of_size(&freed, size), [10, bytes, 0, 0]);
 }
 
 /// Returns the sums of the samples with this block size, one for each sample type.
-fn of_size(profile: &Profile, size: usize) -> Vec<i64> {
+fn sums_of_size(profile: &Profile, size: usize) -> Vec<i64> {
     let is_size = |value| matches!(value, LabelValue::Number(n, _) if n == size as i64);
     let of_size = profile
         .samples
@@ -51,13 +52,13 @@ fn of_size(profile: &Profile, size: usize) -> Vec<i64> {
 /// Threads that exist when the rate is set still have a budget of unsampled bytes from the previous
 /// rate.
 #[test]
-fn blocks_of_threads_from_before_are_exact_once_the_rate_is_1() {
+fn blocks_of_existing_threads_are_exact_after_rate_1() {
     /// Below the sizes that the counting allocator watches.
     const SIZE: usize = 1777;
-    let _turn = TURN.lock().unwrap();
+    let _serial = SERIAL.lock().unwrap();
     for round in 1..=2 {
         heap::set_rate(Bytes(512 << 10));
-        let before = of_size(&snapshot(), SIZE)[0];
+        let before = sums_of_size(&snapshot(), SIZE)[0];
         let barrier = Barrier::new(5);
         let kept = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
@@ -78,21 +79,25 @@ fn blocks_of_threads_from_before_are_exact_once_the_rate_is_1() {
             barrier.wait();
         });
         let profile = snapshot();
-        let shown = of_size(&profile, SIZE);
+        let sums = sums_of_size(&profile, SIZE);
         let bytes = 40 * SIZE as i64;
-        assert_eq!(shown[0] - before, 40, "round {round}");
-        assert_eq!(shown[2..], [40, bytes], "round {round}");
-        let said = |what: &str| profile.comments.iter().any(|line| line.contains(what));
-        assert!(said("every allocation is recorded since the rate is 1"), "{:?}", profile.comments);
-        assert!(said("are exact, the others are estimated"), "{:?}", profile.comments);
+        assert_eq!(sums[0] - before, 40, "round {round}");
+        assert_eq!(sums[2..], [40, bytes], "round {round}");
+        let has_comment = |what: &str| profile.comments.iter().any(|line| line.contains(what));
+        assert!(
+            has_comment("every allocation is recorded since the rate is 1"),
+            "{:?}",
+            profile.comments
+        );
+        assert!(has_comment("are exact, the others are estimated"), "{:?}", profile.comments);
         drop(kept);
-        assert_eq!(of_size(&snapshot(), SIZE)[2..], [0, 0]);
+        assert_eq!(sums_of_size(&snapshot(), SIZE)[2..], [0, 0]);
     }
 }
 
 #[test]
-fn threads_free_and_grow_each_others_blocks() {
-    let _turn = TURN.lock().unwrap();
+fn cross_thread_free_and_realloc_is_exact() {
+    let _serial = SERIAL.lock().unwrap();
     heap::set_rate(Bytes(1));
     std::thread::scope(|scope| {
         let (senders, receivers): (Vec<_>, Vec<_>) =
@@ -106,8 +111,8 @@ fn threads_free_and_grow_each_others_blocks() {
                     while let Ok(mut theirs) = receiver.try_recv() {
                         received += 1;
                         match received % 4 {
-                            0 => theirs.reserve_exact(WATCHED.start + n * 31 % 90_000),
-                            1 => theirs.shrink_to(WATCHED.start / 2),
+                            0 => theirs.reserve_exact(COUNTED_SIZES.start + n * 31 % 90_000),
+                            1 => theirs.shrink_to(COUNTED_SIZES.start / 2),
                             2 if received % 64 == 2 => std::mem::forget(theirs),
                             _ => {}
                         }
@@ -122,10 +127,10 @@ fn threads_free_and_grow_each_others_blocks() {
 }
 
 #[test]
-fn threads_that_allocate_and_free_while_they_end() {
-    struct AtExit(Vec<Vec<u8>>);
+fn allocations_in_thread_exit_are_exact() {
+    struct AllocateOnDrop(Vec<Vec<u8>>);
 
-    impl Drop for AtExit {
+    impl Drop for AllocateOnDrop {
         fn drop(&mut self) {
             let mut kept = block(self.0.len());
             kept.push(1);
@@ -135,11 +140,11 @@ fn threads_that_allocate_and_free_while_they_end() {
     }
 
     thread_local! {
-        static EARLY: RefCell<AtExit> = const { RefCell::new(AtExit(Vec::new())) };
-        static LATE: RefCell<AtExit> = const { RefCell::new(AtExit(Vec::new())) };
+        static EARLY: RefCell<AllocateOnDrop> = const { RefCell::new(AllocateOnDrop(Vec::new())) };
+        static LATE: RefCell<AllocateOnDrop> = const { RefCell::new(AllocateOnDrop(Vec::new())) };
     }
 
-    let _turn = TURN.lock().unwrap();
+    let _serial = SERIAL.lock().unwrap();
     heap::set_rate(Bytes(1));
     for round in 0..500 {
         let threads: Vec<_> = (0..4)
@@ -157,23 +162,23 @@ fn threads_that_allocate_and_free_while_they_end() {
 }
 
 #[test]
-fn a_refused_realloc_leaves_the_block_in_the_profile() {
-    let _turn = TURN.lock().unwrap();
+fn failed_realloc_keeps_block_in_profile() {
+    let _serial = SERIAL.lock().unwrap();
     heap::set_rate(Bytes(1));
-    let mut held = block(0);
-    REFUSE.store(1, SeqCst);
-    assert!(held.try_reserve_exact(WATCHED.end - 1).is_err());
-    assert_eq!(REFUSE.load(SeqCst), 0);
+    let mut current_block = block(0);
+    REALLOC_FAILURES.store(1, SeqCst);
+    assert!(current_block.try_reserve_exact(COUNTED_SIZES.end - 1).is_err());
+    assert_eq!(REALLOC_FAILURES.load(SeqCst), 0);
     assert_exact();
-    drop(held);
+    drop(current_block);
     assert_exact();
 }
 
 #[test]
-fn what_an_excluded_thread_allocates_is_left_out_and_what_it_frees_is_taken_out() {
-    let _turn = TURN.lock().unwrap();
+fn excluded_thread_allocations_are_omitted_and_frees_are_recorded() {
+    let _serial = SERIAL.lock().unwrap();
     heap::set_rate(Bytes(1));
-    let before = watched(&snapshot(), 3);
+    let before = sum_of_counted_sizes(&snapshot(), 3);
     let recorded = block(5);
     let excluded = heap::exclude_current_thread();
     let unseen = block(6);
@@ -183,7 +188,7 @@ fn what_an_excluded_thread_allocates_is_left_out_and_what_it_frees_is_taken_out(
     let unseen_too = block(7);
     drop(excluded);
     let seen = block(8);
-    let after = watched(&snapshot(), 3);
+    let after = sum_of_counted_sizes(&snapshot(), 3);
     assert_eq!(after - before, seen.capacity() as i64);
     // The profile excludes these blocks, so the expected count must exclude them, too.
     ALLOCATED.fetch_sub((unseen.capacity() + unseen_too.capacity()) as i64, SeqCst);

@@ -29,7 +29,7 @@ fn allocate(rounds: usize) {
 }
 
 /// Returns `true` if the child exits with status 0.
-fn ended_well(child: libc::pid_t) -> bool {
+fn exited_successfully(child: libc::pid_t) -> bool {
     // SAFETY: plain system calls on the child and on a descriptor opened here; `status` and `poll`
     // are locals.
     unsafe {
@@ -74,7 +74,7 @@ fn children_forked_under_load_do_not_hang() {
                     }
                     child => {
                         assert!(child > 0, "fork: {}", std::io::Error::last_os_error());
-                        !ended_well(child)
+                        !exited_successfully(child)
                     }
                 }
             })

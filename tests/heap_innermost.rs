@@ -24,14 +24,14 @@ static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 /// Minimum block size of each function. Nothing else in the program allocates as much.
 const SIZE: usize = 1 << 18;
 
-type Kept = Box<dyn Any>;
+type Block = Box<dyn Any>;
 
 /// Defines functions that allocate, and the list of their names as the profile should show them.
 macro_rules! functions {
     ($($name:ident: $value:expr;)*) => {
         $(
             #[inline(never)]
-            fn $name() -> Kept {
+            fn $name() -> Block {
                 // Makes the bodies differ: an optimizer merges functions with identical code.
                 black_box(stringify!($name));
                 let value = black_box($value);
@@ -39,7 +39,7 @@ macro_rules! functions {
                 Box::new(value)
             }
         )*
-        const FUNCTIONS: &[(&str, fn() -> Kept)] = &[$((stringify!($name), $name),)*];
+        const FUNCTIONS: &[(&str, fn() -> Block)] = &[$((stringify!($name), $name),)*];
     };
 }
 
@@ -156,42 +156,42 @@ functions! {
 }
 
 /// Functions that containers call back, and that allocate in the program's own code.
-const CALLED_BACK: [&str; 3] = ["makes_an_entry", "makes_an_element", "makes_a_default"];
+const CALLBACKS: [&str; 3] = ["make_entry", "make_element", "make_default"];
 
 #[inline(never)]
-fn makes_an_entry() -> Vec<u8> {
+fn make_entry() -> Vec<u8> {
     black_box("entry");
     black_box(Vec::with_capacity(black_box(SIZE)))
 }
 
 #[inline(never)]
-fn makes_an_element(_: u8) -> Vec<u8> {
+fn make_element(_: u8) -> Vec<u8> {
     black_box("element");
     black_box(Vec::with_capacity(black_box(SIZE)))
 }
 
 #[inline(never)]
-fn makes_a_default() -> Vec<u8> {
+fn make_default() -> Vec<u8> {
     black_box("default");
     black_box(Vec::with_capacity(black_box(SIZE)))
 }
 
-fn calls_back() -> Kept {
+fn allocate_in_callbacks() -> Block {
     let mut map = HashMap::new();
-    map.entry(1).or_insert_with(makes_an_entry);
+    map.entry(1).or_insert_with(make_entry);
     let mut tree = BTreeMap::new();
-    tree.entry(1).or_insert_with(makes_an_entry);
-    let mut vec: Vec<_> = (0..2).map(makes_an_element).collect();
-    vec.extend((0..2).map(makes_an_element));
-    vec.resize_with(6, makes_a_default);
+    tree.entry(1).or_insert_with(make_entry);
+    let mut vec: Vec<_> = (0..2).map(make_element).collect();
+    vec.extend((0..2).map(make_element));
+    vec.resize_with(6, make_default);
     Box::new((map, tree, vec))
 }
 
 #[test]
-fn innermost_is_the_function_that_wanted_the_memory() {
+fn innermost_frame_is_allocating_program_function() {
     heap::set_rate(Bytes::kib(4));
-    let kept: Vec<Kept> =
-        FUNCTIONS.iter().map(|(_, function)| function()).chain([calls_back()]).collect();
+    let kept: Vec<Block> =
+        FUNCTIONS.iter().map(|(_, function)| function()).chain([allocate_in_callbacks()]).collect();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("memory.pprof");
     let mut writer = HeapWriter::reserve();
@@ -212,7 +212,7 @@ fn innermost_is_the_function_that_wanted_the_memory() {
     let lacking: Vec<&str> = FUNCTIONS
         .iter()
         .map(|(name, _)| *name)
-        .chain(CALLED_BACK)
+        .chain(CALLBACKS)
         .filter(|name| {
             let flat = flat.get(&format!("heap_innermost::{name}")).copied().unwrap_or(0.0);
             flat < SIZE as f64 * 0.7

@@ -16,7 +16,7 @@ const SIZE: usize = 20 << 20;
 const ROUNDS: i64 = 1000;
 
 /// Returns objects and bytes in use in blocks of `size` bytes.
-fn in_use(profile: &Profile, size: usize) -> (i64, i64) {
+fn live_objects_and_bytes(profile: &Profile, size: usize) -> (i64, i64) {
     let is_size = |value| matches!(value, LabelValue::Number(n, _) if n == size as i64);
     profile
         .samples
@@ -30,14 +30,14 @@ fn snapshot() -> Profile {
 }
 
 #[test]
-fn ten_blocks_of_20_mib_are_200_mib_and_nothing_after() {
+fn ten_blocks_of_20_mib_are_exact_and_zero_after_free() {
     assert_eq!(heap::rate(), Bytes::kib(512));
     for round in 0..ROUNDS {
         let blocks: Vec<Vec<u8>> = (0..10).map(|_| Vec::with_capacity(SIZE)).collect();
         let profile = snapshot();
-        assert_eq!(in_use(&profile, SIZE), (10, 200 << 20), "round {round}");
+        assert_eq!(live_objects_and_bytes(&profile, SIZE), (10, 200 << 20), "round {round}");
         drop(blocks);
-        assert_eq!(in_use(&snapshot(), SIZE), (0, 0), "after round {round}");
+        assert_eq!(live_objects_and_bytes(&snapshot(), SIZE), (0, 0), "after round {round}");
     }
     println!("200 MiB held and 0 after in {ROUNDS} of {ROUNDS}");
     let profile = snapshot();

@@ -10,7 +10,7 @@ use std::hint::black_box;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use host::{Host, PATIENCE, settings};
+use host::{Host, WAIT_TIMEOUT, settings};
 use marple::base::Bytes;
 use marple::config::HeapSettings;
 use marple::model::{Metric, Outcome, Rule};
@@ -20,7 +20,7 @@ use marple::{CaptureKind, Settings, heap};
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 /// There is one count of live bytes in the process, so the tests run one at a time.
-static TURN: Mutex<()> = Mutex::new(());
+static SERIAL: Mutex<()> = Mutex::new(());
 
 const MIB: u64 = 1 << 20;
 
@@ -30,32 +30,32 @@ fn blocks() -> impl Iterator<Item = Vec<u8>> {
 }
 
 #[test]
-fn whoever_waits_is_woken_within_32_mib() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+fn waiting_thread_is_woken_within_32_mib_of_threshold() {
+    let _serial = SERIAL.lock().unwrap_or_else(PoisonError::into_inner);
     // The error of the estimate is about 4 MiB at this rate and size.
     heap::set_rate(Bytes::kib(64));
     for round in 0..5 {
-        while heap::crossed() {}
+        while heap::take_threshold_event() {}
         let before = heap::in_use().unwrap();
-        heap::watch(Bytes(before.get() + 256 * MIB));
-        let (mut kept, mut held) = (Vec::with_capacity(10_000), 0);
+        heap::arm_threshold(Bytes(before.get() + 256 * MIB));
+        let (mut kept, mut allocated) = (Vec::with_capacity(10_000), 0);
         for block in blocks() {
-            held += block.capacity() as u64;
+            allocated += block.capacity() as u64;
             kept.push(block);
-            if heap::crossed() {
+            if heap::take_threshold_event() {
                 break;
             }
-            assert!(held <= 288 * MIB, "round {round}: nobody was woken at {held}");
+            assert!(allocated <= 288 * MIB, "round {round}: nobody was woken at {allocated}");
         }
-        println!("round {round}: woken at {:.1} MiB", held as f64 / MIB as f64);
-        assert!(held >= 224 * MIB, "round {round}: woken at {held}");
+        println!("round {round}: woken at {:.1} MiB", allocated as f64 / MIB as f64);
+        assert!(allocated >= 224 * MIB, "round {round}: woken at {allocated}");
     }
-    heap::unwatch();
+    heap::disarm_threshold();
 }
 
 #[test]
-fn the_level_is_what_is_held() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+fn live_bytes_match_allocated_blocks() {
+    let _serial = SERIAL.lock().unwrap_or_else(PoisonError::into_inner);
     heap::set_rate(Bytes(1));
     let level = || heap::in_use().unwrap().get();
     let before = level();
@@ -79,8 +79,8 @@ fn heap_rule(abs: u64) -> Rule {
 }
 
 #[test]
-fn a_rule_fires_on_the_heap_and_the_incident_is_sampled_finer() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+fn heap_rule_fires_and_incident_uses_finer_sampling() {
+    let _serial = SERIAL.lock().unwrap_or_else(PoisonError::into_inner);
     let abs = heap::in_use().map_or(0, Bytes::get) + 300 * MIB;
     let heap_settings =
         HeapSettings { rate: Bytes::kib(256), rate_during_incident: Some(Bytes::kib(16)) };
@@ -88,13 +88,13 @@ fn a_rule_fires_on_the_heap_and_the_incident_is_sampled_finer() {
         Host::start(Settings { heap: heap_settings, rules: vec![heap_rule(abs)], ..settings() });
     // Rules are evaluated once their window of ten ticks is full.
     host::wait_for("the rule to be asked", || {
-        let status = host.handle().status().wait(PATIENCE).unwrap();
+        let status = host.handle().status().wait(WAIT_TIMEOUT).unwrap();
         (status.rules[0].decision == "within_limits").then_some(())
     });
     let kept: Vec<Vec<u8>> = blocks().take(2000).collect();
     host::wait_for("the finer rate", || (heap::rate() == Bytes::kib(16)).then_some(()));
     drop(kept);
-    let (dir, manifest) = host.closed(1).remove(0);
+    let (dir, manifest) = host.wait_for_closed(1).remove(0);
     assert_eq!(heap::rate(), Bytes::kib(256), "the usual rate is back");
     let reason = &manifest.reasons[0];
     assert_eq!((&reason.metric, reason.threshold), (&Some(Metric::Heap), Some(abs as f64)));
@@ -107,15 +107,15 @@ fn a_rule_fires_on_the_heap_and_the_incident_is_sampled_finer() {
 }
 
 #[test]
-fn a_crossing_is_a_tick_of_its_own() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+fn heap_threshold_crossing_triggers_extra_tick() {
+    let _serial = SERIAL.lock().unwrap_or_else(PoisonError::into_inner);
     let abs = heap::in_use().map_or(0, Bytes::get) + 300 * MIB;
     let host = Host::start(Settings {
         interval: Duration::from_secs(3600),
         rules: vec![heap_rule(abs)],
         ..settings()
     });
-    let ticks = || host.handle().status().wait(PATIENCE).unwrap().counters.ticks;
+    let ticks = || host.handle().status().wait(WAIT_TIMEOUT).unwrap().counters.ticks;
     host::wait_for("the first tick", || (ticks() == 1).then_some(()));
     let kept: Vec<Vec<u8>> = blocks().take(2000).collect();
     host::wait_for("the tick of the crossing", || (ticks() == 2).then_some(()));

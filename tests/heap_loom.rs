@@ -28,7 +28,7 @@ mod base {
                         self.1.get_or_init(|| loom::sync::atomic::$name::new(self.0))
                     }
 
-                    pub fn touch(self) -> Self {
+                    pub fn keep(self) -> Self {
                         self.get();
                         self
                     }
@@ -83,13 +83,13 @@ mod os {
         use crate::base::sync::AtomicU64;
 
         /// Maximum number of words that a model can explore.
-        const WORDS: usize = 32;
+        const SITE_WORDS: usize = 32;
 
         pub struct MappedWords(OnceLock<Vec<AtomicU64>>, usize);
 
         impl MappedWords {
             pub const fn new(words: usize) -> Self {
-                Self(OnceLock::new(), if words < WORDS { words } else { WORDS })
+                Self(OnceLock::new(), if words < SITE_WORDS { words } else { SITE_WORDS })
             }
 
             pub fn get(&self) -> Option<&[AtomicU64]> {
@@ -97,9 +97,7 @@ mod os {
             }
 
             pub fn get_or_map(&self) -> Option<&[AtomicU64]> {
-                Some(
-                    self.0.get_or_init(|| (0..self.1).map(|_| AtomicU64::new(0).touch()).collect()),
-                )
+                Some(self.0.get_or_init(|| (0..self.1).map(|_| AtomicU64::new(0).keep()).collect()))
             }
         }
     }
@@ -140,19 +138,19 @@ use base::sync::Ordering::{Acquire, Release};
 use base::sync::{AtomicU8, AtomicU64};
 use filter::AddressFilter;
 use frames::FrameSlots;
-use segment::{BlockRecord, LINE, RECORD_WORDS, TableSegment};
+use segment::{BlockRecord, KEYS_PER_LINE, RECORD_WORDS, TableSegment};
 use sites::{AllocatedAmount, SiteId, SiteTable};
 use stacks::StackSlots;
 
-struct Words([AtomicU64; LINE * (1 + RECORD_WORDS)]);
+struct Words([AtomicU64; KEYS_PER_LINE * (1 + RECORD_WORDS)]);
 
 impl Words {
     fn new() -> Arc<Self> {
-        Arc::new(Self(std::array::from_fn(|_| AtomicU64::new(0).touch())))
+        Arc::new(Self(std::array::from_fn(|_| AtomicU64::new(0).keep())))
     }
 
     fn segment(&self) -> TableSegment<'_> {
-        TableSegment::of(&self.0)
+        TableSegment::from_words(&self.0)
     }
 }
 
@@ -160,7 +158,7 @@ fn id(number: u32) -> SiteId {
     SiteId { number, generation: 0 }
 }
 
-fn record(n: u32) -> BlockRecord {
+fn record_words(n: u32) -> BlockRecord {
     BlockRecord { site: id(n), size: u64::from(n) << 8, weight: f64::from(n) }
 }
 
@@ -169,18 +167,18 @@ fn record(n: u32) -> BlockRecord {
 /// If a thread loads twice and then stores, loom treats both loads as independent of earlier loads
 /// of other threads, and may try only one order. So each test lists the results that must occur.
 #[derive(Default)]
-struct Met(std::sync::Mutex<Vec<Option<u32>>>);
+struct ObservedResults(std::sync::Mutex<Vec<Option<u32>>>);
 
-impl Met {
-    fn meet(&self, what: Option<u32>) {
+impl ObservedResults {
+    fn add(&self, result: Option<u32>) {
         let mut met = self.0.lock().unwrap();
-        if !met.contains(&what) {
-            met.push(what);
+        if !met.contains(&result) {
+            met.push(result);
         }
     }
 
     #[track_caller]
-    fn assert_is(&self, expected: &[Option<u32>]) {
+    fn assert_observed(&self, expected: &[Option<u32>]) {
         let mut met = self.0.lock().unwrap().clone();
         met.sort();
         assert_eq!(met, expected);
@@ -189,89 +187,89 @@ impl Met {
 
 /// Checks all orders with at most one preemption plus the switches at the end of each thread.
 /// With more it takes minutes. The stale values a load may return are explored in full.
-fn bounded(run: impl Fn() + Send + Sync + 'static) {
+fn check_bounded(run: impl Fn() + Send + Sync + 'static) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(1);
     model.check(run);
 }
 
 #[test]
-fn a_dump_reads_a_record_whole_or_not_at_all() {
-    let met = std::sync::Arc::new(Met::default());
+fn dump_reads_record_completely_or_not_at_all() {
+    let met = std::sync::Arc::new(ObservedResults::default());
     let all = std::sync::Arc::clone(&met);
-    bounded(move || {
+    check_bounded(move || {
         let words = Words::new();
-        assert!(words.segment().try_insert(0, 64, record(1)));
+        assert!(words.segment().try_insert(0, 64, record_words(1)));
         let reader = {
             let words = Arc::clone(&words);
             thread::spawn(move || words.segment().read(0))
         };
         let segment = words.segment();
-        assert_eq!(segment.try_take(0, 64), Some(record(1)));
+        assert_eq!(segment.try_take(0, 64), Some(record_words(1)));
         // The address is allocated again as another block.
-        assert!(segment.try_insert(0, 64, record(2)));
+        assert!(segment.try_insert(0, 64, record_words(2)));
         let read = reader.join().unwrap();
         if let Some(read) = read {
-            assert_eq!(read, record(read.site.number));
+            assert_eq!(read, record_words(read.site.number));
         }
-        met.meet(read.map(|read| read.site.number));
-        assert_eq!(segment.read(0), Some(record(2)));
+        met.add(read.map(|read| read.site.number));
+        assert_eq!(segment.read(0), Some(record_words(2)));
     });
-    all.assert_is(&[None, Some(1), Some(2)]);
+    all.assert_observed(&[None, Some(1), Some(2)]);
 }
 
 #[test]
-fn of_two_threads_one_gets_a_free_key_and_each_takes_out_its_own() {
-    let met = std::sync::Arc::new(Met::default());
+fn concurrent_inserts_claim_slot_once_and_remove_own_key() {
+    let met = std::sync::Arc::new(ObservedResults::default());
     let all = std::sync::Arc::clone(&met);
     loom::model(move || {
         let words = Words::new();
-        let both = |own: u64| {
+        let insert_and_remove = |own: u64| {
             let words = Arc::clone(&words);
             move || {
                 let segment = words.segment();
-                let put = segment.try_insert(0, own << 6, record(own as u32));
-                let took = segment.try_take(0, own << 6);
-                assert_eq!(took, put.then(|| record(own as u32)));
+                let put = segment.try_insert(0, own << 6, record_words(own as u32));
+                let removed = segment.try_take(0, own << 6);
+                assert_eq!(removed, put.then(|| record_words(own as u32)));
                 put
             }
         };
-        let other = thread::spawn(both(2));
-        let (one, two) = (both(1)(), other.join().unwrap());
+        let other = thread::spawn(insert_and_remove(2));
+        let (one, two) = (insert_and_remove(1)(), other.join().unwrap());
         assert!(one || two, "a key that is free refuses both");
-        met.meet(Some(u32::from(one) + 2 * u32::from(two)));
+        met.add(Some(u32::from(one) + 2 * u32::from(two)));
         assert_eq!(words.segment().read(0), None);
     });
     // Only the first, only the second, or both in turn.
-    all.assert_is(&[Some(1), Some(2), Some(3)]);
+    all.assert_observed(&[Some(1), Some(2), Some(3)]);
 }
 
 #[test]
-fn a_block_freed_by_another_thread_is_found_there() {
+fn block_freed_by_another_thread_is_found() {
     loom::model(|| {
         let words = Words::new();
-        let handed_over = Arc::new(AtomicU64::new(0).touch());
+        let handed_over = Arc::new(AtomicU64::new(0).keep());
         let freeing = {
             let (words, handed_over) = (Arc::clone(&words), Arc::clone(&handed_over));
             thread::spawn(move || {
                 // A real program hands blocks over with stronger ordering than this.
                 if handed_over.load(Acquire) != 0 {
-                    assert_eq!(words.segment().try_take(0, 64), Some(record(1)));
+                    assert_eq!(words.segment().try_take(0, 64), Some(record_words(1)));
                     return true;
                 }
                 false
             })
         };
-        assert!(words.segment().try_insert(0, 64, record(1)));
+        assert!(words.segment().try_insert(0, 64, record_words(1)));
         handed_over.store(1, Release);
         let freed = freeing.join().unwrap();
-        assert_eq!(words.segment().read(0), (!freed).then(|| record(1)));
+        assert_eq!(words.segment().read(0), (!freed).then(|| record_words(1)));
     });
 }
 
 #[test]
-fn threads_agree_on_the_id_of_a_stack_and_read_it_whole() {
-    bounded(|| {
+fn threads_agree_on_stack_id_and_read_complete_stack() {
+    check_bounded(|| {
         let stacks = Arc::new(StackSlots::new());
         // Maps the memory first, which this model does not cover.
         stacks.intern(&[0x20]).unwrap();
@@ -288,20 +286,20 @@ fn threads_agree_on_the_id_of_a_stack_and_read_it_whole() {
 
 /// Two blocks share a counter: one is added and stays, the other is added and removed meanwhile.
 #[test]
-fn a_block_that_is_recorded_is_never_taken_for_one_that_is_not() {
+fn filter_never_misses_recorded_block() {
     const BLOCK: usize = 0x1000;
     const NEIGHBOUR: usize = 0x1010;
-    let met = std::sync::Arc::new(Met::default());
+    let met = std::sync::Arc::new(ObservedResults::default());
     let all = std::sync::Arc::clone(&met);
-    bounded(move || {
+    check_bounded(move || {
         let filter = Arc::new(AddressFilter::<1>::new());
-        assert!(!filter.may_hold(BLOCK));
-        let handed_over = Arc::new(AtomicU8::new(0).touch());
+        assert!(!filter.may_contain(BLOCK));
+        let handed_over = Arc::new(AtomicU8::new(0).keep());
         let neighbour = {
             let filter = Arc::clone(&filter);
             thread::spawn(move || {
                 filter.add(NEIGHBOUR);
-                assert!(filter.may_hold(NEIGHBOUR));
+                assert!(filter.may_contain(NEIGHBOUR));
                 filter.remove(NEIGHBOUR);
             })
         };
@@ -310,7 +308,7 @@ fn a_block_that_is_recorded_is_never_taken_for_one_that_is_not() {
             thread::spawn(move || {
                 let is_mine = handed_over.load(Acquire) != 0;
                 if is_mine {
-                    assert!(filter.may_hold(BLOCK), "a free that would leave its record behind");
+                    assert!(filter.may_contain(BLOCK), "a free that would leave its record behind");
                     filter.remove(BLOCK);
                 }
                 is_mine
@@ -320,15 +318,15 @@ fn a_block_that_is_recorded_is_never_taken_for_one_that_is_not() {
         handed_over.store(1, Release);
         neighbour.join().unwrap();
         let freed = freeing.join().unwrap();
-        assert_eq!(filter.may_hold(BLOCK), !freed, "what is counted is what is there");
-        met.meet(Some(freed.into()));
+        assert_eq!(filter.may_contain(BLOCK), !freed, "what is counted is what is there");
+        met.add(Some(freed.into()));
     });
-    all.assert_is(&[Some(0), Some(1)]);
+    all.assert_observed(&[Some(0), Some(1)]);
 }
 
 #[test]
-fn threads_agree_on_the_id_of_a_site_and_every_block_is_counted() {
-    bounded(|| {
+fn threads_agree_on_site_id_and_count_every_block() {
+    check_bounded(|| {
         let sites = Arc::new(SiteTable::new());
         // Maps the memory first, which this model does not cover.
         sites.intern(2, 32).unwrap();
@@ -336,8 +334,10 @@ fn threads_agree_on_the_id_of_a_site_and_every_block_is_counted() {
             let sites = Arc::clone(&sites);
             move || {
                 let (site, _) = sites.intern(1, 64).unwrap();
-                sites
-                    .count(site, AllocatedAmount::of(&BlockRecord { site, size: 64, weight: 2.0 }));
+                sites.count(
+                    site,
+                    AllocatedAmount::from_record(&BlockRecord { site, size: 64, weight: 2.0 }),
+                );
                 site
             }
         };
@@ -354,10 +354,10 @@ fn threads_agree_on_the_id_of_a_site_and_every_block_is_counted() {
 
 /// The order is that of the recorder: it counts the allocation, then inserts the live block.
 #[test]
-fn a_dump_sees_sites_whole_and_nothing_in_use_that_was_not_allocated() {
-    let met = std::sync::Arc::new(Met::default());
+fn dump_never_shows_more_live_than_allocated() {
+    let met = std::sync::Arc::new(ObservedResults::default());
     let all = std::sync::Arc::clone(&met);
-    bounded(move || {
+    check_bounded(move || {
         let sites = Arc::new(SiteTable::new());
         sites.intern(2, 32).unwrap();
         let words = Words::new();
@@ -381,26 +381,29 @@ fn a_dump_sees_sites_whole_and_nothing_in_use_that_was_not_allocated() {
         };
         let (site, _) = sites.intern(1, 64).unwrap();
         let record = BlockRecord { site, size: 64, weight: 1.0 };
-        sites.count(site, AllocatedAmount::of(&record));
+        sites.count(site, AllocatedAmount::from_record(&record));
         assert!(words.segment().try_insert(0, 64, record));
         let (in_use, shown) = dumping.join().unwrap();
-        met.meet(Some(u32::from(in_use) + 2 * u32::from(shown)));
+        met.add(Some(u32::from(in_use) + 2 * u32::from(shown)));
     });
     // In this order: neither; in use at a site created after the range was read; allocated and not
     // yet in use; both.
-    all.assert_is(&[Some(0), Some(1), Some(2), Some(3)]);
+    all.assert_observed(&[Some(0), Some(1), Some(2), Some(3)]);
 }
 
 /// A site without live blocks is evicted while another thread looks it up. Afterwards its counts
 /// are in exactly one place.
 #[test]
-fn a_site_that_is_taken_out_is_found_by_nobody_and_its_counts_stay() {
-    let met = std::sync::Arc::new(Met::default());
+fn evicted_site_is_not_found_and_keeps_its_counts() {
+    let met = std::sync::Arc::new(ObservedResults::default());
     let all = std::sync::Arc::clone(&met);
-    bounded(move || {
+    check_bounded(move || {
         let sites = Arc::new(SiteTable::new());
         let count = |site| {
-            sites.count(site, AllocatedAmount::of(&BlockRecord { site, size: 64, weight: 1.0 }));
+            sites.count(
+                site,
+                AllocatedAmount::from_record(&BlockRecord { site, size: 64, weight: 1.0 }),
+            );
         };
         let (first, _) = sites.intern(1, 64).unwrap();
         count(first);
@@ -411,26 +414,26 @@ fn a_site_that_is_taken_out_is_found_by_nobody_and_its_counts_stay() {
         };
         let (second, is_new) = sites.intern(1, 64).unwrap();
         count(second);
-        let evicted = evicting.join().unwrap();
+        let evicted_amount = evicting.join().unwrap();
         // Held by this thread, so not evicted.
         assert_eq!(sites.hold(second.number).map(|site| site.id), Some(second));
-        assert_eq!(is_new, evicted.is_some());
-        assert_eq!(evicted.unwrap_or(1), 1, "the stack of another site");
+        assert_eq!(is_new, evicted_amount.is_some());
+        assert_eq!(evicted_amount.unwrap_or(1), 1, "the stack of another site");
         let kept = (1..sites.end()).filter_map(|number| sites.hold(number));
-        let mut sum = sites.evicted();
+        let mut sum = sites.evicted_amount();
         kept.for_each(|site| sum.add(site.allocated));
         assert_eq!((sum.objects(), sum.bytes()), (2, 128));
-        met.meet(Some(u32::from(is_new)));
+        met.add(Some(u32::from(is_new)));
     });
-    all.assert_is(&[Some(0), Some(1)]);
+    all.assert_observed(&[Some(0), Some(1)]);
 }
 
 /// The frame numbers of an evicted stack are reused, but not during a dump.
 #[test]
-fn a_frame_keeps_its_address_while_a_dump_is_under_way() {
-    let met = std::sync::Arc::new(Met::default());
+fn frame_number_is_not_reused_during_dump() {
+    let met = std::sync::Arc::new(ObservedResults::default());
     let all = std::sync::Arc::clone(&met);
-    bounded(move || {
+    check_bounded(move || {
         let frames = Arc::new(FrameSlots::new());
         let first = frames.intern(0x10).unwrap();
         let reusing = {
@@ -445,18 +448,18 @@ fn a_frame_keeps_its_address_while_a_dump_is_under_way() {
         let after = frames.get(first);
         if before == Some(0x10) {
             // For all this dump knows, it wrote a sample with this number.
-            met.meet(Some(u32::from(after == before)));
+            met.add(Some(u32::from(after == before)));
         }
         frames.end_dump();
         let second = reusing.join().unwrap();
         assert_eq!(frames.get(second), Some(0x20));
     });
-    all.assert_is(&[Some(1)]);
+    all.assert_observed(&[Some(1)]);
 }
 
 #[test]
-fn a_slot_is_claimed_once_whatever_comes_back_meanwhile() {
-    bounded(|| {
+fn slot_is_claimed_once_during_concurrent_returns() {
+    check_bounded(|| {
         let slots = Arc::new(slots::BlockSlots::<1, 8, 1>::new());
         let (one, two) = (slots.claim_fresh(8).unwrap(), slots.claim_fresh(8).unwrap());
         slots.put_back(one);
@@ -476,8 +479,8 @@ fn a_slot_is_claimed_once_whatever_comes_back_meanwhile() {
         if own.is_some() {
             assert_ne!(own, others);
         }
-        let left = std::iter::from_fn(|| slots.claim_free()).collect::<Vec<_>>();
-        let all = own.into_iter().chain(others).chain(left);
+        let free_slots = std::iter::from_fn(|| slots.claim_free()).collect::<Vec<_>>();
+        let all = own.into_iter().chain(others).chain(free_slots);
         let mut all: Vec<_> = all.collect();
         all.sort_unstable();
         assert_eq!(all, [one, two], "each once");

@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use marple::heap;
 
 #[test]
-fn the_error_says_which_line_to_add() {
-    assert!(!heap::installed());
+fn missing_allocator_error_has_line_to_add() {
+    assert!(!heap::is_installed());
     let error = heap::snapshot(Timestamp::now()).unwrap_err();
     assert!(matches!(error, heap::Error::NotInstalled));
     assert!(error.to_string().contains(
@@ -18,21 +18,21 @@ fn the_error_says_which_line_to_add() {
 }
 
 #[test]
-fn an_agent_whose_rules_capture_the_heap_says_at_start_that_it_cannot() {
+fn start_warns_if_rules_capture_heap_without_allocator() {
     use std::time::{Duration, Instant};
 
     let home = tempfile::tempdir().unwrap();
     let settings = marple::Settings { dir: home.path().join("captures"), ..Default::default() };
     let agent = marple::Agent::from_settings(settings).start().unwrap();
     let start = Instant::now();
-    let said = loop {
+    let warning = loop {
         let status = agent.handle().status().wait(Duration::from_secs(60)).unwrap();
         let mut warnings = status.warnings.into_iter();
-        if let Some(said) = warnings.find(|it| it.topic == "heap") {
+        if let Some(said) = warnings.find(|entry| entry.topic == "heap") {
             break said.text;
         }
         assert!(start.elapsed() < Duration::from_secs(60), "no warning");
         std::thread::sleep(Duration::from_millis(5));
     };
-    assert!(said.contains("global_allocator"), "{said}");
+    assert!(warning.contains("global_allocator"), "{warning}");
 }

@@ -26,10 +26,10 @@ fn rate_zero_records_nothing() {
     assert!(total("inuse_space") >= 1 << 30);
     heap::set_rate(Bytes(0));
     let before = total("alloc_space");
-    let mine = allocate();
+    let own_blocks = allocate();
     let theirs = std::thread::spawn(allocate).join().unwrap();
     assert_eq!(total("alloc_space"), before);
-    drop((mine, theirs, recorded));
+    drop((own_blocks, theirs, recorded));
     assert!(total("inuse_space") < 1 << 30);
     assert_eq!(total("alloc_space"), before);
 }

@@ -20,17 +20,17 @@ static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 const MIB: usize = 1 << 20;
 
 #[inline(never)]
-fn keeps() -> Vec<Vec<u8>> {
+fn keep_blocks() -> Vec<Vec<u8>> {
     black_box((0..10).map(|_| Vec::with_capacity(black_box(20 * MIB))).collect())
 }
 
 #[inline(never)]
-fn boxes() -> Box<[u8; MIB]> {
+fn box_block() -> Box<[u8; MIB]> {
     black_box(Box::new([7; MIB]))
 }
 
 #[inline(never)]
-fn grows() -> Vec<u8> {
+fn grow_block() -> Vec<u8> {
     let mut grown = Vec::new();
     while grown.capacity() < 32 * MIB {
         grown.reserve_exact(grown.capacity() + MIB);
@@ -48,7 +48,7 @@ fn write(path: &Path) {
 
 /// Returns the innermost functions and their fractions by flat bytes: the rows of `-top` without
 /// its header.
-fn top(args: &[&str]) -> Vec<(String, String)> {
+fn top_functions(args: &[&str]) -> Vec<(String, String)> {
     let text = peers::go_pprof(&[&["-top", "-unit=MB", "-nodefraction=0"], args].concat());
     let lines = text.lines().skip_while(|line| !line.contains("flat%")).skip(1);
     lines
@@ -59,38 +59,38 @@ fn top(args: &[&str]) -> Vec<(String, String)> {
         .collect()
 }
 
-fn flat(top: &[(String, String)], function: &str) -> String {
+fn flat_percentage(top: &[(String, String)], function: &str) -> String {
     let ours = format!("heap_pprof::{function}");
     let found = top.iter().find(|(_, name)| *name == ours);
     found.unwrap_or_else(|| panic!("no {ours} in {top:#?}")).0.clone()
 }
 
 #[test]
-fn go_shows_the_programs_own_functions_and_the_difference_of_two_dumps() {
+fn go_shows_program_functions_and_dump_difference() {
     heap::set_rate(Bytes(1));
     let dir = tempfile::tempdir().unwrap();
     let (first, second) = (dir.path().join("1.pprof"), dir.path().join("2.pprof"));
     let (first_name, second_name) = (first.to_str().unwrap(), second.to_str().unwrap());
-    let boxed = boxes();
+    let boxed = box_block();
     write(&first);
-    let (kept, grown) = (keeps(), grows());
+    let (kept, grown) = (keep_blocks(), grow_block());
     write(&second);
 
-    let all = top(&[second_name]);
-    assert_eq!(flat(&all, "keeps::{{closure}}"), "200MB");
-    assert_eq!(flat(&all, "boxes"), "1MB");
-    assert_eq!(flat(&all, "grows"), format!("{}MB", grown.capacity() / MIB));
+    let all = top_functions(&[second_name]);
+    assert_eq!(flat_percentage(&all, "keep_blocks::{{closure}}"), "200MB");
+    assert_eq!(flat_percentage(&all, "box_block"), "1MB");
+    assert_eq!(flat_percentage(&all, "grow_block"), format!("{}MB", grown.capacity() / MIB));
     for (_, name) in all.iter().filter(|(flat, _)| flat != "0") {
         for inner in ["__rust", "__rg_", "GlobalAlloc", "marple::heap", "alloc::alloc", "raw_vec"] {
             assert!(!name.contains(inner), "{name} is shown as innermost");
         }
     }
-    let between = top(&["-base", first_name, second_name]);
-    assert_eq!(flat(&between, "keeps::{{closure}}"), "200MB");
-    assert!(!between.iter().any(|(flat, name)| name.contains("boxes") && flat != "0"));
+    let between = top_functions(&["-base", first_name, second_name]);
+    assert_eq!(flat_percentage(&between, "keep_blocks::{{closure}}"), "200MB");
+    assert!(!between.iter().any(|(flat, name)| name.contains("box_block") && flat != "0"));
 
     let comments = peers::go_pprof(&["-comments", second_name]);
-    for said in [
+    for expected in [
         "every allocation is recorded",
         "bytes in use, standard error 0 (0.0 %)",
         "bytes allocated, standard error ",
@@ -99,7 +99,7 @@ fn go_shows_the_programs_own_functions_and_the_difference_of_two_dumps() {
         "process: 4711 bytes resident",
         "process: 4000 bytes count against the memory limit of 5000",
     ] {
-        assert!(comments.contains(said), "no `{said}` in {comments}");
+        assert!(comments.contains(expected), "no `{expected}` in {comments}");
     }
     let raw = peers::go_pprof(&["-raw", second_name]);
     assert!(raw.contains("inuse_space/bytes[dflt]"), "{raw}");

@@ -22,7 +22,7 @@ fn ten_blocks() -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn blocks_are_exact_once_the_start_returns_also_those_of_threads_from_before() {
+fn configured_rate_applies_to_existing_threads_after_start() {
     let dir = tempfile::tempdir().unwrap();
     let mut settings = Settings { dir: dir.path().to_owned(), ..Settings::default() };
     settings.heap.rate = Bytes(1);

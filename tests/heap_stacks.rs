@@ -16,17 +16,17 @@ static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 const SIZE: usize = 123_456;
 
 #[inline(never)]
-fn leak() -> Vec<u8> {
+fn allocate_leak() -> Vec<u8> {
     black_box(Vec::with_capacity(black_box(SIZE)))
 }
 
 #[inline(never)]
-fn middle() -> Vec<u8> {
-    black_box(leak())
+fn allocate_middle() -> Vec<u8> {
+    black_box(allocate_leak())
 }
 
 #[inline(never)]
-fn grow(block: &mut Vec<u8>) {
+fn grow_block(block: &mut Vec<u8>) {
     block.reserve_exact(black_box(SIZE * 2));
     black_box(block);
 }
@@ -47,23 +47,23 @@ fn stacks(profile: &Profile, size: usize) -> Vec<Vec<u64>> {
 }
 
 /// Returns the index in `stack` of the first address within 1 KiB of the start of `function`.
-fn place(stack: &[u64], function: usize) -> Option<usize> {
+fn index_of_function(stack: &[u64], function: usize) -> Option<usize> {
     let function = function as u64;
     stack.iter().position(|address| (function..function + 1024).contains(address))
 }
 
 #[test]
-fn a_block_is_found_under_its_callers_and_reaches_the_threads_start() {
+fn block_stack_reaches_from_callers_to_thread_start() {
     heap::set_rate(Bytes(1));
-    let block = middle();
+    let block = allocate_middle();
     let profile = heap::snapshot(Timestamp::now()).unwrap();
     let found = stacks(&profile, SIZE);
     assert_eq!(found.len(), 1);
     let stack = &found[0];
-    let test = a_block_is_found_under_its_callers_and_reaches_the_threads_start as fn() as usize;
-    let at_leak = place(stack, leak as fn() -> _ as usize);
-    let at_middle = place(stack, middle as fn() -> _ as usize);
-    let at_test = place(stack, test);
+    let test = block_stack_reaches_from_callers_to_thread_start as fn() as usize;
+    let at_leak = index_of_function(stack, allocate_leak as fn() -> _ as usize);
+    let at_middle = index_of_function(stack, allocate_middle as fn() -> _ as usize);
+    let at_test = index_of_function(stack, test);
     assert!(at_leak.is_some(), "{stack:x?}");
     assert_eq!(at_middle, at_leak.map(|at| at + 1));
     assert!(at_test > at_middle);
@@ -82,13 +82,13 @@ fn a_block_is_found_under_its_callers_and_reaches_the_threads_start() {
 }
 
 #[test]
-fn a_block_that_grew_is_found_where_it_grew() {
+fn grown_block_is_attributed_to_realloc() {
     heap::set_rate(Bytes(1));
     let mut block: Vec<u8> = Vec::with_capacity(1000);
-    grow(&mut block);
+    grow_block(&mut block);
     let found = stacks(&heap::snapshot(Timestamp::now()).unwrap(), block.capacity());
     assert_eq!(found.len(), 1);
-    assert!(place(&found[0], grow as fn(_) as usize).is_some(), "{found:x?}");
+    assert!(index_of_function(&found[0], grow_block as fn(_) as usize).is_some(), "{found:x?}");
 }
 
 macro_rules! keep_on {
@@ -101,7 +101,7 @@ keep_on! { keep_on_2m 300_001 keep_on_256k 300_002 keep_on_128k_of_which_70k_are
 keep_on! { keep_on_32k 300_005 }
 
 #[inline(never)]
-fn with_70k_used(keep: fn() -> Vec<u8>) -> Vec<u8> {
+fn run_with_70k_stack_used(keep: fn() -> Vec<u8>) -> Vec<u8> {
     let mut used = [0u8; 70 << 10];
     black_box(&mut used);
     let kept = keep();
@@ -111,17 +111,17 @@ fn with_70k_used(keep: fn() -> Vec<u8>) -> Vec<u8> {
 
 /// All threads live at once: otherwise a small one could reuse the stack of an ended thread.
 #[test]
-fn blocks_of_threads_with_small_stacks_have_theirs() {
-    type Keep = fn() -> Vec<u8>;
+fn blocks_of_threads_with_small_stacks_have_stacks() {
+    type AllocateFn = fn() -> Vec<u8>;
     heap::set_rate(Bytes(1));
     // The agent also does this. Threads with too little stack to load unwind tables use those
     // loaded by others.
     heap::snapshot(Timestamp::now()).unwrap();
-    let threads: &[(usize, usize, Keep, Keep)] = &[
+    let threads: &[(usize, usize, AllocateFn, AllocateFn)] = &[
         (2048, 300_001, keep_on_2m, keep_on_2m),
         (256, 300_002, keep_on_256k, keep_on_256k),
         (128, 300_003, keep_on_128k_of_which_70k_are_used, || {
-            with_70k_used(keep_on_128k_of_which_70k_are_used)
+            run_with_70k_stack_used(keep_on_128k_of_which_70k_are_used)
         }),
         (64, 300_004, keep_on_64k, keep_on_64k),
         #[cfg(not(debug_assertions))]
@@ -144,7 +144,7 @@ fn blocks_of_threads_with_small_stacks_have_theirs() {
         let profile = heap::snapshot(Timestamp::now()).unwrap();
         for &(kib, size, keep, _) in threads {
             let found = stacks(&profile, size);
-            let at = found.iter().find_map(|stack| place(stack, keep as usize));
+            let at = found.iter().find_map(|stack| index_of_function(stack, keep as usize));
             assert!(at.is_some(), "{kib} KiB: {found:x?}, lost: {:?}", profile.losses);
         }
         barrier.wait();
@@ -162,15 +162,15 @@ fn recurse(levels: usize, size: usize) -> Vec<u8> {
 
 /// The outermost frames name the caller that caused the allocation, so they must be kept.
 #[test]
-fn a_deep_recursion_has_its_callers_and_one_row_for_what_is_left_out() {
+fn deep_recursion_keeps_callers_and_one_row_for_omitted_frames() {
     heap::set_rate(Bytes(1));
-    let test = a_deep_recursion_has_its_callers_and_one_row_for_what_is_left_out as fn() as usize;
+    let test = deep_recursion_keeps_callers_and_one_row_for_omitted_frames as fn() as usize;
     let kept = [recurse(400, 400_001), recurse(3000, 400_002)];
     let profile = heap::snapshot(Timestamp::now()).unwrap();
     for size in [400_001, 400_002] {
         let found = stacks(&profile, size);
         let [stack] = &found[..] else { panic!("{size}: {found:x?}") };
-        assert!(place(stack, test).is_some(), "{size}: {stack:x?}");
+        assert!(index_of_function(stack, test).is_some(), "{size}: {stack:x?}");
         let marker = marple::model::Marker::Omitted.address();
         assert_eq!(stack.iter().filter(|&&frame| frame == marker).count(), 1);
         assert_eq!(stack.len(), 128);

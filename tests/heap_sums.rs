@@ -61,42 +61,42 @@ fn count(block: *mut u8, before: usize, size: usize) {
 }
 
 /// The process has one set of tables, so the tests run one at a time.
-static TURN: Mutex<()> = Mutex::new(());
+static SERIAL: Mutex<()> = Mutex::new(());
 
 /// A profile as read by Go, and the counts of the allocator when it was taken.
 struct Dump {
     _dir: tempfile::TempDir,
     path: String,
     raw: String,
-    truly: Bytewise,
+    actual: AllocatorBytes,
 }
 
 /// Bytes allocated since the program started, and bytes in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Bytewise {
+struct AllocatorBytes {
     allocated: f64,
     in_use: f64,
 }
 
-impl Bytewise {
-    fn counted() -> Self {
+impl AllocatorBytes {
+    fn now() -> Self {
         let [allocated, in_use] = [&ALLOCATED, &IN_USE].map(|sum| sum.load(SeqCst) as f64);
         Self { allocated, in_use }
     }
 
-    fn since(self, before: Self) -> Self {
+    fn growth_since(self, before: Self) -> Self {
         let Self { allocated, in_use } = before;
         Self { allocated: self.allocated - allocated, in_use: self.in_use - in_use }
     }
 }
 
 impl Dump {
-    fn take(writer: &mut HeapWriter) -> Self {
+    fn write(writer: &mut HeapWriter) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("heap.pprof");
         let out = File::create(&path).unwrap();
         let excluded = heap::exclude_current_thread();
-        let truly = Bytewise::counted();
+        let truly = AllocatorBytes::now();
         writer.write(Timestamp::now(), ProcessMemory::default(), out).unwrap();
         // Allocations of an excluded thread are in no profile.
         ALLOCATED.store(truly.allocated as i64, SeqCst);
@@ -104,15 +104,15 @@ impl Dump {
         drop(excluded);
         let path = path.to_str().unwrap().to_owned();
         let raw = peers::go_pprof(&["-raw", &path]);
-        Self { _dir: dir, path, raw, truly }
+        Self { _dir: dir, path, raw, actual: truly }
     }
 
     /// Returns the sums over Go's samples.
-    fn shown(&self) -> Bytewise {
+    fn go_sums(&self) -> AllocatorBytes {
         let samples = self.raw.split("\nSamples:\n").nth(1).unwrap();
         let samples = samples.split("\nLocations\n").next().unwrap();
         assert!(samples.starts_with("alloc_objects/count alloc_space/bytes inuse_objects/count"));
-        let mut sums = Bytewise::default();
+        let mut sums = AllocatorBytes::default();
         // Lines of labels have no number before the first colon.
         for line in samples.lines() {
             let values = line.split(':').next().unwrap().split_whitespace();
@@ -126,7 +126,7 @@ impl Dump {
     }
 
     /// Returns the bytes that Go's rows account for, or those of the row `name`.
-    fn rows(&self, index: &str, name: Option<&str>) -> f64 {
+    fn row_bytes(&self, index: &str, name: Option<&str>) -> f64 {
         let index = format!("-sample_index={index}");
         let args = ["-top", "-unit=B", "-nodefraction=0", "-nodecount=1000000", &index, &self.path];
         let text = peers::go_pprof(&args);
@@ -139,13 +139,15 @@ impl Dump {
     }
 
     /// Returns the first number after `before` in the comments.
-    fn stated(&self, before: &str) -> f64 {
+    fn stated_number(&self, before: &str) -> f64 {
         let after = self.raw.split(before).nth(1);
         let number = after.and_then(|after| after.split_whitespace().next());
-        number.and_then(|it| it.parse().ok()).unwrap_or_else(|| panic!("{before}: {self:?}"))
+        number
+            .and_then(|digits| digits.parse().ok())
+            .unwrap_or_else(|| panic!("{before}: {self:?}"))
     }
 
-    fn lost(&self, cause: &str) -> u64 {
+    fn loss_count(&self, cause: &str) -> u64 {
         let mut lines = self.raw.lines().filter_map(|line| line.split("lost: ").nth(1));
         let line = lines.find(|line| line.contains(cause));
         line.map_or(0, |line| line.split(' ').next().unwrap().parse().unwrap())
@@ -159,47 +161,53 @@ impl std::fmt::Debug for Dump {
 }
 
 /// Tolerance of a sum in standard errors. One run in a million exceeds it.
-const ERRORS: f64 = 5.0;
+const MAX_STANDARD_ERRORS: f64 = 5.0;
 
 /// Checks that the growth of Go's sums from `before` to `after`, plus the stated losses, is the
 /// number of bytes allocated.
 #[track_caller]
-fn check(told: &str, before: &Dump, after: &Dump) {
-    let shown = after.shown().since(before.shown());
-    let truly = after.truly.since(before.truly);
+fn check_growth(context: &str, before: &Dump, after: &Dump) {
+    let growth = after.go_sums().growth_since(before.go_sums());
+    let truly = after.actual.growth_since(before.actual);
     // The variances of independent samples add up.
     let error = |stated: &str| {
-        let [before, after] = [before, after].map(|dump| dump.stated(stated).powi(2));
+        let [before, after] = [before, after].map(|dump| dump.stated_number(stated).powi(2));
         (after - before).abs().sqrt()
     };
     let dropped = |dump: &Dump| match dump.raw.contains("heap: no sample was dropped") {
         true => 0.0,
-        false => dump.stated("samples that stand for "),
+        false => dump.stated_number("samples that stand for "),
     };
     let dropped = dropped(after) - dropped(before);
     for (kind, shown, lost, truly, error) in [
-        ("allocated", shown.allocated, 0.0, truly.allocated, error("allocated, standard error ")),
-        ("in use", shown.in_use, dropped, truly.in_use, error("in use, standard error ")),
+        ("allocated", growth.allocated, 0.0, truly.allocated, error("allocated, standard error ")),
+        ("in use", growth.in_use, dropped, truly.in_use, error("in use, standard error ")),
     ] {
-        println!("{told}: {kind}: Go {shown} + {lost} lost of {truly}, error {error:.0}");
+        println!("{context}: {kind}: Go {shown} + {lost} lost of {truly}, error {error:.0}");
         let off = (shown + lost - truly).abs();
-        assert!(off <= ERRORS * error + 1.0, "{told}: {kind} is off by {off}: {after:?}");
+        assert!(
+            off <= MAX_STANDARD_ERRORS * error + 1.0,
+            "{context}: {kind} is off by {off}: {after:?}"
+        );
     }
     // `least` and `most` follow from the bytes counted without sampling and the bound on those not
     // counted yet.
-    let counted = |dump: &Dump| dump.stated("counted, not sampled: ");
-    let untold = |dump: &Dump| dump.stated("since the program began, and up to ");
-    let least = counted(after) - counted(before) - untold(before);
-    let most = counted(after) - counted(before) + untold(after);
+    let counted = |dump: &Dump| dump.stated_number("counted, not sampled: ");
+    let uncounted_bound = |dump: &Dump| dump.stated_number("since the program began, and up to ");
+    let min_counted = counted(after) - counted(before) - uncounted_bound(before);
+    let max_counted = counted(after) - counted(before) + uncounted_bound(after);
     let truly = truly.allocated;
-    assert!((least..=most).contains(&truly), "{told}: {truly} of {least} to {most}: {after:?}");
+    assert!(
+        (min_counted..=max_counted).contains(&truly),
+        "{context}: {truly} of {min_counted} to {max_counted}: {after:?}"
+    );
 }
 
-type Kept = Vec<Vec<u8>>;
+type Blocks = Vec<Vec<u8>>;
 
 /// Allocates 8 MiB in blocks of 100 bytes to 30 KiB, and frees every other block.
 #[inline(never)]
-fn blocks(kept: &mut Kept) {
+fn allocate_blocks(kept: &mut Blocks) {
     for n in 0..1024 {
         let block = Vec::with_capacity(black_box(100 + n * 7919 % 30_000));
         kept.push(block);
@@ -209,31 +217,31 @@ fn blocks(kept: &mut Kept) {
     }
 }
 
-fn on_stack_of<T: Send>(kib: usize, run: impl FnOnce() -> T + Send) -> T {
+fn run_on_stack<T: Send>(kib: usize, run: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
         let builder = thread::Builder::new().stack_size(kib << 10);
         builder.spawn_scoped(scope, run).unwrap().join().unwrap()
     })
 }
 
-fn shallow() -> Kept {
-    let mut kept = Kept::new();
-    blocks(&mut kept);
+fn allocate_shallow() -> Blocks {
+    let mut kept = Blocks::new();
+    allocate_blocks(&mut kept);
     kept
 }
 
 #[inline(never)]
-fn recurse(levels: u32, kept: &mut Kept) {
+fn recurse(levels: u32, kept: &mut Blocks) {
     match levels {
-        0 => blocks(kept),
+        0 => allocate_blocks(kept),
         _ => recurse(levels - 1, kept),
     }
     black_box(kept);
 }
 
-fn deep(levels: u32) -> Kept {
-    on_stack_of(64 << 10, || {
-        let mut kept = Kept::new();
+fn allocate_deep(levels: u32) -> Blocks {
+    run_on_stack(64 << 10, || {
+        let mut kept = Blocks::new();
         recurse(levels, &mut kept);
         kept
     })
@@ -241,39 +249,39 @@ fn deep(levels: u32) -> Kept {
 
 /// Allocates with less stack left than unwinding needs. In a debug build unwinding needs more than
 /// all 32 KiB.
-fn small_stack() -> Kept {
-    const USED: usize = if cfg!(debug_assertions) { 8 } else { 22 << 10 };
-    on_stack_of(32, || {
-        let used = black_box([0u8; USED]);
-        let kept = shallow();
+fn allocate_on_small_stack() -> Blocks {
+    const USED_STACK_BYTES: usize = if cfg!(debug_assertions) { 8 } else { 22 << 10 };
+    run_on_stack(32, || {
+        let used = black_box([0u8; USED_STACK_BYTES]);
+        let kept = allocate_shallow();
         black_box(used);
         kept
     })
 }
 
-fn short_threads() -> Kept {
+fn allocate_on_short_threads() -> Blocks {
     let run = |n: usize| thread::spawn(move || Vec::with_capacity(black_box(100 + n * 37 % 9000)));
     (0..1000).map(|n| run(n).join().unwrap()).collect()
 }
 
-fn grown() -> Kept {
+fn allocate_and_grow() -> Blocks {
     let grow = |mut block: Vec<u8>| {
         block.reserve_exact(black_box(block.capacity() * 2));
         assert!(block.try_reserve_exact(isize::MAX as usize - 1).is_err());
         block
     };
-    shallow().into_iter().map(grow).collect()
+    allocate_shallow().into_iter().map(grow).collect()
 }
 
-static IN_HANDLER: Mutex<Kept> = Mutex::new(Kept::new());
+static HANDLER_BLOCKS: Mutex<Blocks> = Mutex::new(Blocks::new());
 
 extern "C" fn handler(_: libc::c_int) {
-    blocks(&mut IN_HANDLER.lock().unwrap());
+    allocate_blocks(&mut HANDLER_BLOCKS.lock().unwrap());
 }
 
 /// Allocates in a signal handler on an alternate stack. The signal is raised, so it interrupts no
 /// allocation.
-fn other_stack() -> Kept {
+fn allocate_on_alternate_stack() -> Blocks {
     thread::spawn(|| {
         let memory = vec![0u8; 256 << 10].leak();
         // SAFETY: the stack is leaked, and the handler runs only when this thread raises the
@@ -293,7 +301,7 @@ fn other_stack() -> Kept {
     })
     .join()
     .unwrap();
-    std::mem::take(&mut IN_HANDLER.lock().unwrap())
+    std::mem::take(&mut HANDLER_BLOCKS.lock().unwrap())
 }
 
 /// `push rbp; mov rbp, rsp; call rdi; pop rbp; ret`
@@ -304,11 +312,11 @@ const WITHOUT_FRAME: &[u8] = &[
     0xc3,
 ];
 
-extern "C" fn called_back() {
-    blocks(&mut IN_HANDLER.lock().unwrap());
+extern "C" fn allocate_in_callback() {
+    allocate_blocks(&mut HANDLER_BLOCKS.lock().unwrap());
 }
 
-fn generated(code: &[u8]) -> Kept {
+fn allocate_in_generated_code(code: &[u8]) -> Blocks {
     // SAFETY: the mapping is large enough for the code copied into it. The code follows the C
     // calling convention and calls the function it is given.
     unsafe {
@@ -317,36 +325,40 @@ fn generated(code: &[u8]) -> Kept {
         assert_ne!(page, libc::MAP_FAILED);
         std::ptr::copy_nonoverlapping(code.as_ptr(), page.cast(), code.len());
         let run = std::mem::transmute::<*mut libc::c_void, extern "C" fn(extern "C" fn())>(page);
-        run(called_back);
+        run(allocate_in_callback);
     }
-    std::mem::take(&mut IN_HANDLER.lock().unwrap())
+    std::mem::take(&mut HANDLER_BLOCKS.lock().unwrap())
 }
 
 /// A way to allocate, and the cause of loss that a profile must state for it at rate 1.
 struct Case {
     name: &'static str,
-    run: fn() -> Kept,
+    run: fn() -> Blocks,
     lost: &'static str,
 }
 
 const CASES: &[Case] = &[
-    Case { name: "shallow stacks", run: shallow, lost: "" },
-    Case { name: "blocks that grew", run: grown, lost: "" },
-    Case { name: "threads that end early", run: short_threads, lost: "" },
-    Case { name: "400 levels", run: || deep(400), lost: "deeper than 128 frames" },
-    Case { name: "6000 levels", run: || deep(6000), lost: "deeper than 4096 frames" },
-    Case { name: "a small stack", run: small_stack, lost: "of stack left" },
-    Case { name: "a signal's stack", run: other_stack, lost: "not the thread's own" },
+    Case { name: "shallow stacks", run: allocate_shallow, lost: "" },
+    Case { name: "blocks that grew", run: allocate_and_grow, lost: "" },
+    Case { name: "threads that end early", run: allocate_on_short_threads, lost: "" },
+    Case { name: "400 levels", run: || allocate_deep(400), lost: "deeper than 128 frames" },
+    Case { name: "6000 levels", run: || allocate_deep(6000), lost: "deeper than 4096 frames" },
+    Case { name: "a small stack", run: allocate_on_small_stack, lost: "of stack left" },
+    Case {
+        name: "a signal's stack",
+        run: allocate_on_alternate_stack,
+        lost: "not the thread's own",
+    },
     #[cfg(target_arch = "x86_64")]
     Case {
         name: "generated code",
-        run: || generated(WITH_FRAME),
+        run: || allocate_in_generated_code(WITH_FRAME),
         lost: "through code without unwind tables",
     },
     #[cfg(target_arch = "x86_64")]
     Case {
         name: "generated code without a frame",
-        run: || generated(WITHOUT_FRAME),
+        run: || allocate_in_generated_code(WITHOUT_FRAME),
         lost: "no unwind information",
     },
 ];
@@ -358,51 +370,54 @@ fn check_cases(cases: &[Case]) {
     for rate in [1, 16 << 10] {
         heap::set_rate(Bytes(rate));
         // The first dump also builds the unwind tables, which are not counted.
-        drop(Dump::take(&mut writer));
-        let mut before = Dump::take(&mut writer);
+        drop(Dump::write(&mut writer));
+        let mut before = Dump::write(&mut writer);
         let mut kept = Vec::new();
         for case in cases {
             kept.push((case.run)());
-            let after = Dump::take(&mut writer);
-            let told = format!("{}, rate {rate}", case.name);
-            check(&told, &before, &after);
+            let after = Dump::write(&mut writer);
+            let context = format!("{}, rate {rate}", case.name);
+            check_growth(&context, &before, &after);
             if rate == 1 && !case.lost.is_empty() {
-                assert!(after.lost(case.lost) > before.lost(case.lost), "{told}: {after:?}");
+                assert!(
+                    after.loss_count(case.lost) > before.loss_count(case.lost),
+                    "{context}: {after:?}"
+                );
             }
             before = after;
         }
-        let shown = before.shown();
+        let shown = before.go_sums();
         for (index, total) in [("alloc_space", shown.allocated), ("inuse_space", shown.in_use)] {
-            let rows = before.rows(index, None);
+            let rows = before.row_bytes(index, None);
             assert!((rows - total).abs() < 1.0, "rate {rate}: {index}: {rows} of {total} in rows");
         }
     }
 }
 
 #[test]
-fn sums_and_stated_losses_are_what_was_allocated() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+fn profile_sum_plus_losses_equals_allocated_bytes() {
+    let _serial = SERIAL.lock().unwrap_or_else(PoisonError::into_inner);
     check_cases(CASES);
 }
 
 /// Set in a process that runs a single test.
-const AGAIN: &str = "MARPLE_TEST_AGAIN";
+const RERUN_ENV: &str = "MARPLE_TEST_AGAIN";
 
 /// Turns sampling off before `main` in such a process, so that no allocation of the harness is
 /// sampled at the default rate.
 #[used]
 #[unsafe(link_section = ".init_array")]
-static EARLY: extern "C" fn() = turn_sampling_off;
+static DISABLE_SAMPLING_BEFORE_MAIN: extern "C" fn() = disable_sampling;
 
-extern "C" fn turn_sampling_off() {
-    if std::env::var_os(AGAIN).is_some() {
+extern "C" fn disable_sampling() {
+    if std::env::var_os(RERUN_ENV).is_some() {
         heap::set_rate(Bytes(0));
     }
 }
 
 /// Runs `test` in a process with a copy of this program, which calls `body`.
-fn in_process_of_its_own(test: &str, body: impl FnOnce()) -> String {
-    if std::env::var_os(AGAIN).is_some() {
+fn rerun_alone(test: &str, body: impl FnOnce()) -> String {
+    if std::env::var_os(RERUN_ENV).is_some() {
         body();
         return String::new();
     }
@@ -410,18 +425,19 @@ fn in_process_of_its_own(test: &str, body: impl FnOnce()) -> String {
     let copy = dir.path().join("program");
     fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
     let mut command = Command::new(&copy);
-    let run = command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(AGAIN, "1");
+    let run =
+        command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(RERUN_ENV, "1");
     let output = run.output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    println!("{said}");
+    let output_text = String::from_utf8_lossy(&output.stdout);
+    println!("{output_text}");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(said.contains("1 passed"), "{said}");
-    said.into_owned()
+    assert!(output_text.contains("1 passed"), "{output_text}");
+    output_text.into_owned()
 }
 
 #[test]
-fn sums_of_a_program_whose_file_was_deleted_are_whole() {
-    in_process_of_its_own("sums_of_a_program_whose_file_was_deleted_are_whole", || {
+fn sums_are_complete_after_program_file_was_deleted() {
+    rerun_alone("sums_are_complete_after_program_file_was_deleted", || {
         fs::remove_file(std::env::current_exe().unwrap()).unwrap();
         check_cases(&CASES[..2]);
     });
@@ -430,38 +446,39 @@ fn sums_of_a_program_whose_file_was_deleted_are_whole() {
 /// The first samples of the process come from a thread with too little stack to read the loaded
 /// files.
 #[test]
-fn blocks_from_before_the_loaded_files_were_read_are_in_the_sums() {
-    const NOT_FIRST: &str = "the harness had a sample first";
-    let test = "blocks_from_before_the_loaded_files_were_read_are_in_the_sums";
+fn blocks_sampled_before_mappings_are_read_are_in_sums() {
+    const HARNESS_SAMPLED_FIRST: &str = "the harness had a sample first";
+    let test = "blocks_sampled_before_mappings_are_read_are_in_sums";
     let body = || {
         // The harness's thread would have samples too, with enough stack to read the files.
         let stat = format!("/proc/self/task/{}/stat", std::process::id());
         while !fs::read_to_string(&stat).unwrap().contains(") S ") {
             thread::yield_now();
         }
-        let (kept, truly) = on_stack_of(64, || {
+        let (kept, truly) = run_on_stack(64, || {
             heap::set_rate(Bytes(1));
-            let before = Bytewise::counted();
-            let kept = shallow();
-            let truly = Bytewise::counted().since(before);
+            let before = AllocatorBytes::now();
+            let kept = allocate_shallow();
+            let truly = AllocatorBytes::now().growth_since(before);
             heap::set_rate(Bytes(0));
             (kept, truly)
         });
-        let dump = Dump::take(&mut HeapWriter::reserve());
-        if dump.lost("loaded files not read yet") <= 900 {
-            return println!("{NOT_FIRST}");
+        let dump = Dump::write(&mut HeapWriter::reserve());
+        if dump.loss_count("loaded files not read yet") <= 900 {
+            return println!("{HARNESS_SAMPLED_FIRST}");
         }
-        let unknown = |index| dump.rows(index, Some("[stack unknown]"));
-        let shown = Bytewise { allocated: unknown("alloc_space"), in_use: unknown("inuse_space") };
+        let unknown = |index| dump.row_bytes(index, Some("[stack unknown]"));
+        let shown =
+            AllocatorBytes { allocated: unknown("alloc_space"), in_use: unknown("inuse_space") };
         assert_eq!(shown, truly);
         drop(kept);
     };
-    let is_first = (0..5).any(|_| !in_process_of_its_own(test, body).contains(NOT_FIRST));
-    assert!(is_first, "{NOT_FIRST} in five processes");
+    let is_first = (0..5).any(|_| !rerun_alone(test, body).contains(HARNESS_SAMPLED_FIRST));
+    assert!(is_first, "{HARNESS_SAMPLED_FIRST} in five processes");
 }
 
 /// Lets the process map enough memory in advance, because the limit below makes every mapping fail.
-fn fill_the_heap() {
+fn reserve_heap_memory() {
     // SAFETY: both calls only set parameters of the C allocator: it returns no memory to the
     // kernel, and maps no block separately.
     unsafe {
@@ -473,15 +490,15 @@ fn fill_the_heap() {
 }
 
 #[test]
-fn samples_that_no_table_has_room_for_are_stated_with_what_they_stand_for() {
-    let test = "samples_that_no_table_has_room_for_are_stated_with_what_they_stand_for";
-    in_process_of_its_own(test, || {
+fn samples_dropped_by_full_tables_are_reported_with_weight() {
+    let test = "samples_dropped_by_full_tables_are_reported_with_weight";
+    rerun_alone(test, || {
         let mut writer = HeapWriter::reserve();
         heap::set_rate(Bytes(1));
-        drop(Dump::take(&mut writer));
-        let before = Dump::take(&mut writer);
-        let mut kept = Kept::with_capacity(100_000);
-        fill_the_heap();
+        drop(Dump::write(&mut writer));
+        let before = Dump::write(&mut writer);
+        let mut kept = Blocks::with_capacity(100_000);
+        reserve_heap_memory();
         let limit = |soft: u64| libc::rlimit { rlim_cur: soft, rlim_max: libc::RLIM_INFINITY };
         let unlimited = limit(libc::RLIM_INFINITY);
         // SAFETY: both calls read a limit that outlives them.
@@ -489,8 +506,8 @@ fn samples_that_no_table_has_room_for_are_stated_with_what_they_stand_for() {
         (0..100_000).for_each(|_| kept.push(Vec::with_capacity(black_box(64))));
         // SAFETY: as above.
         unsafe { assert_eq!(libc::setrlimit(libc::RLIMIT_AS, &unlimited), 0) };
-        let after = Dump::take(&mut writer);
-        assert!(after.lost("no room in the table of live blocks") > 10_000, "{after:?}");
-        check("tables that cannot grow", &before, &after);
+        let after = Dump::write(&mut writer);
+        assert!(after.loss_count("no room in the table of live blocks") > 10_000, "{after:?}");
+        check_growth("tables that cannot grow", &before, &after);
     });
 }

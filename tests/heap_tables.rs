@@ -20,62 +20,62 @@ use marple::model::Profile;
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 /// The process has one set of tables, so the tests run one at a time.
-static TURN: Mutex<()> = Mutex::new(());
+static SERIAL: Mutex<()> = Mutex::new(());
 
 /// `2^LEVELS` stacks are more than the tables have sites.
 const LEVELS: u32 = 17;
 
 const MIB: usize = 1 << 20;
 
-type Kept = Vec<Box<[u8]>>;
+type Blocks = Vec<Box<[u8]>>;
 
 #[inline(never)]
-fn buffer(kept: &mut Kept) {
+fn allocate_buffer(kept: &mut Blocks) {
     kept.push(black_box(vec![1; 16].into_boxed_slice()));
 }
 
 #[inline(never)]
-fn object(shape: u32, depth: u32, kept: &mut Kept) {
+fn allocate_object(shape: u32, depth: u32, kept: &mut Blocks) {
     if depth == 0 {
-        buffer(kept)
+        allocate_buffer(kept)
     } else {
-        either(shape, depth, kept)
+        descend(shape, depth, kept)
     }
     black_box(shape);
 }
 
 #[inline(never)]
-fn array(shape: u32, depth: u32, kept: &mut Kept) {
+fn allocate_array(shape: u32, depth: u32, kept: &mut Blocks) {
     if depth == 0 {
-        buffer(kept)
+        allocate_buffer(kept)
     } else {
-        either(shape, depth, kept)
+        descend(shape, depth, kept)
     }
     black_box(depth);
 }
 
 #[inline(always)]
-fn either(shape: u32, depth: u32, kept: &mut Kept) {
+fn descend(shape: u32, depth: u32, kept: &mut Blocks) {
     if shape & 1 == 0 {
-        object(shape >> 1, depth - 1, kept)
+        allocate_object(shape >> 1, depth - 1, kept)
     } else {
-        array(shape >> 1, depth - 1, kept)
+        allocate_array(shape >> 1, depth - 1, kept)
     }
 }
 
 #[inline(never)]
-fn leaks() -> Vec<Vec<u8>> {
+fn leak_blocks() -> Vec<Vec<u8>> {
     black_box((0..64).map(|_| Vec::with_capacity(black_box(MIB))).collect())
 }
 
 /// Go's view of a profile: the total of a sample type, and the cumulative bytes of each function.
-struct Shown {
+struct GoProfile {
     text: String,
     total: f64,
 }
 
-impl Shown {
-    fn of(index: &str, path: &str) -> Self {
+impl GoProfile {
+    fn read(index: &str, path: &str) -> Self {
         let index = format!("-sample_index={index}");
         let args =
             ["-top", "-cum", "-unit=B", "-nodefraction=0", "-nodecount=100000", &index, path];
@@ -87,7 +87,7 @@ impl Shown {
     }
 
     /// Returns the cumulative bytes of the first function or row whose line contains `name`.
-    fn below(&self, name: &str) -> f64 {
+    fn cumulative_bytes(&self, name: &str) -> f64 {
         let rows = self.text.lines().skip_while(|line| !line.contains("flat%"));
         let line = rows.skip(1).find(|line| line.contains(name));
         line.map_or(0.0, |line| {
@@ -98,16 +98,16 @@ impl Shown {
     }
 }
 
-struct Dumped {
+struct DumpedProfile {
     _dir: tempfile::TempDir,
-    in_use: Shown,
-    allocated: Shown,
+    in_use: GoProfile,
+    allocated: GoProfile,
     comments: String,
     /// Bytes allocated, counted and not sampled.
-    counted: f64,
+    unsampled_bytes: f64,
 }
 
-fn dump() -> Dumped {
+fn dump_profiles() -> DumpedProfile {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("heap.pprof");
     let out = File::create(&path).unwrap();
@@ -116,79 +116,83 @@ fn dump() -> Dumped {
     let comments = peers::go_pprof(&["-comments", path]);
     let counted = comments.split("counted, not sampled: ").nth(1).unwrap();
     let counted = counted.split(' ').next().unwrap().parse().unwrap();
-    let (in_use, allocated) = (Shown::of("inuse_space", path), Shown::of("alloc_space", path));
-    Dumped { _dir: dir, in_use, allocated, comments, counted }
+    let (in_use, allocated) =
+        (GoProfile::read("inuse_space", path), GoProfile::read("alloc_space", path));
+    DumpedProfile { _dir: dir, in_use, allocated, comments, unsampled_bytes: counted }
 }
 
 #[test]
-fn a_leak_after_more_stacks_than_fit_is_at_its_function_and_the_sums_are_whole() {
-    let _turn = TURN.lock().unwrap();
+fn leak_after_stack_table_overflow_is_at_its_function() {
+    let _serial = SERIAL.lock().unwrap();
     heap::set_rate(Bytes(1));
     // The harness has started all its threads by the time the first dump is read.
-    drop(dump());
-    let before = dump();
+    drop(dump_profiles());
+    let before = dump_profiles();
     let mut kept = Vec::new();
     for shape in 0..1 << LEVELS {
-        object(shape, LEVELS, &mut kept);
+        allocate_object(shape, LEVELS, &mut kept);
         kept.clear();
     }
-    let leaked = leaks();
-    let after = dump();
+    let leaked = leak_blocks();
+    let after = dump_profiles();
     let rows = after.comments.lines().filter(|line| line.contains("made room for others"));
     assert_eq!(rows.count(), 1, "{}", after.comments);
-    let at_function = after.in_use.below("heap_tables::leaks");
+    let at_function = after.in_use.cumulative_bytes("heap_tables::leak_blocks");
     let expected = (64 * MIB) as f64;
     assert!((expected..expected + 4096.0).contains(&at_function), "{at_function}");
-    assert_eq!(after.in_use.below("[no room for its stack]"), 0.0);
-    assert!(after.allocated.below("[freed: stack no longer kept]") > 0.0);
-    let [shown, counted] =
-        [after.allocated.total - before.allocated.total, after.counted - before.counted];
+    assert_eq!(after.in_use.cumulative_bytes("[no room for its stack]"), 0.0);
+    assert!(after.allocated.cumulative_bytes("[freed: stack no longer kept]") > 0.0);
+    let [shown, counted] = [
+        after.allocated.total - before.allocated.total,
+        after.unsampled_bytes - before.unsampled_bytes,
+    ];
     assert_eq!(shown, counted, "what was allocated");
     drop(leaked);
 }
 
 #[test]
-fn blocks_that_find_no_room_are_in_the_totals_and_room_comes_back() {
-    let _turn = TURN.lock().unwrap();
+fn blocks_without_table_entry_are_in_totals_and_space_is_reclaimed() {
+    let _serial = SERIAL.lock().unwrap();
     heap::set_rate(Bytes(1));
     // The harness has started all its threads by the time the first dump is read.
-    drop(dump());
-    let before = dump();
-    let mut kept = Kept::with_capacity(1 << LEVELS);
-    (0..1 << LEVELS).for_each(|shape| object(shape, LEVELS, &mut kept));
-    let leaked = leaks();
-    let full = dump();
+    drop(dump_profiles());
+    let before = dump_profiles();
+    let mut kept = Blocks::with_capacity(1 << LEVELS);
+    (0..1 << LEVELS).for_each(|shape| allocate_object(shape, LEVELS, &mut kept));
+    let leaked = leak_blocks();
+    let full = dump_profiles();
     assert!(full.comments.contains("the tables are full of stacks with live blocks"));
     assert!(full.comments.contains("bytes of them are at [no room for its stack]"));
     // The vector of pointers, and the blocks they point to.
     let blocks = (64 * MIB + ((16 + 16) << LEVELS)) as f64;
     let grown = full.in_use.total - before.in_use.total;
     assert!((blocks..blocks + 262_144.0).contains(&grown), "{grown} of {blocks}");
-    let somewhere = full.in_use.below("[no room for its stack]") + full.in_use.below("::leaks");
+    let somewhere = full.in_use.cumulative_bytes("[no room for its stack]")
+        + full.in_use.cumulative_bytes("::leak_blocks");
     assert!(somewhere >= (64 * MIB) as f64, "{}", full.in_use.text);
     assert_eq!(
         full.allocated.total - before.allocated.total,
-        full.counted - before.counted,
+        full.unsampled_bytes - before.unsampled_bytes,
         "what was allocated"
     );
     // `full` is dropped, too: the blocks of its output have no entries either.
     drop((kept, leaked, full));
-    let leaked = leaks();
-    let after = dump();
-    assert!(after.in_use.below("heap_tables::leaks") >= (64 * MIB) as f64);
-    let left = after.in_use.below("[no room for its stack]");
-    assert!(left < 4096.0, "{left}: what the process has kept since");
+    let leaked = leak_blocks();
+    let after = dump_profiles();
+    assert!(after.in_use.cumulative_bytes("heap_tables::leak_blocks") >= (64 * MIB) as f64);
+    let unattributed = after.in_use.cumulative_bytes("[no room for its stack]");
+    assert!(unattributed < 4096.0, "{unattributed}: what the process has kept since");
     drop(leaked);
 }
 
 #[test]
-fn a_difference_across_stacks_that_made_room_has_no_row_below_zero_and_the_same_sums() {
-    let _turn = TURN.lock().unwrap();
+fn difference_across_evicted_stacks_has_no_negative_rows() {
+    let _serial = SERIAL.lock().unwrap();
     heap::set_rate(Bytes(1));
     let mut kept = Vec::new();
     let mut allocate = |shapes: Range<u32>| {
         for shape in shapes {
-            object(shape, LEVELS, &mut kept);
+            allocate_object(shape, LEVELS, &mut kept);
             kept.clear();
         }
     };
@@ -202,7 +206,7 @@ fn a_difference_across_stacks_that_made_room_has_no_row_below_zero_and_the_same_
     let gained = allocated(&difference) - allocated(&first);
     let evicted = |profile: &Profile| {
         let losses = profile.losses.iter();
-        losses.filter(|it| it.cause.contains("made room")).map(|it| it.count).sum::<u64>()
+        losses.filter(|loss| loss.cause.contains("made room")).map(|it| it.count).sum::<u64>()
     };
     assert!(evicted(&difference) > evicted(&first) + 1000, "{:?}", difference.losses);
     difference.subtract(&first);

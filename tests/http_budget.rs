@@ -12,27 +12,33 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use std::{env, fs, thread};
 
-use host::{PATIENCE, gauge_rule, settings};
+use host::{WAIT_TIMEOUT, gauge_rule, settings};
 use jiff::{SignedDuration, Timestamp};
 use marple::config::{BudgetSettings, HttpSettings, Listen, StacksSettings, ThreadsMode};
 use marple::{Agent, CaptureKind, Settings};
-use web::{ask, get, serve_with};
+use web::{get, send_request, serve_with};
 
-const SERVICE: &str = "MARPLE_TEST_SERVICE";
+const SERVICE_ENV: &str = "MARPLE_TEST_SERVICE";
 
-fn per_day(streams_per_day: usize) -> Settings {
-    Settings { budget: BudgetSettings { streams_per_day, ..Default::default() }, ..settings() }
+fn settings_with_daily_quota(streams_per_day: usize) -> Settings {
+    Settings {
+        budget: BudgetSettings {
+            on_demand_captures_per_day: streams_per_day,
+            ..Default::default()
+        },
+        ..settings()
+    }
 }
 
 #[test]
-fn service() {
-    let Some(dir) = env::var_os(SERVICE) else { return };
-    let address = web::free();
+fn service_process() {
+    let Some(dir) = env::var_os(SERVICE_ENV) else { return };
+    let address = web::unused_address();
     let http = HttpSettings { listen: Listen::Tcp(address), ..HttpSettings::default() };
-    let settings = Settings { dir: dir.into(), http: Some(http), ..per_day(3) };
+    let settings = Settings { dir: dir.into(), http: Some(http), ..settings_with_daily_quota(3) };
     let _agent = Agent::from_settings(settings).start().unwrap();
     println!("SAYS http://{address}");
-    thread::sleep(PATIENCE);
+    thread::sleep(WAIT_TIMEOUT);
 }
 
 /// The service in a child process, killed when it is dropped.
@@ -41,16 +47,16 @@ struct Service(Child, String);
 impl Service {
     fn start(dir: &Path) -> Self {
         let mut child = Command::new(env::current_exe().unwrap())
-            .args(["--exact", "service", "--nocapture"])
-            .env(SERVICE, dir)
+            .args(["--exact", "service_process", "--nocapture"])
+            .env(SERVICE_ENV, dir)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let said = lines
+        let address_line = lines
             .map(Result::unwrap)
             .find_map(|line| line.split_once("SAYS ").map(|(_, url)| format!("{url}/debug/pprof")));
-        Self(child, said.expect("the service says where it listens"))
+        Self(child, address_line.expect("the service says where it listens"))
     }
 }
 
@@ -62,7 +68,7 @@ impl Drop for Service {
 }
 
 #[test]
-fn a_days_captures_are_counted_across_restarts_and_who_comes_then_is_told_when() {
+fn daily_quota_survives_restarts_and_429_has_retry_time() {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("captures");
     let first = Service::start(&dir);
@@ -78,20 +84,20 @@ fn a_days_captures_are_counted_across_restarts_and_who_comes_then_is_told_when()
     for path in ["/", "/symbol?0x1", "/cmdline", "/block", "/mutex", "/profile?seconds=x&hz=0"] {
         assert!([200, 400].contains(&get(&format!("{}{path}", first.1)).status), "{path}");
     }
-    assert_eq!(ask("HEAD", &format!("{}/goroutine", first.1), &[], "").status, 200);
+    assert_eq!(send_request("HEAD", &format!("{}/goroutine", first.1), &[], "").status, 200);
     drop(first);
 
     let second = Service::start(&dir);
     assert_eq!(get(&format!("{}/goroutine?debug=1", second.1)).status, 200);
     let before = Timestamp::now();
     for path in ["goroutine", "profile?seconds=1", "trace", "threadcreate", "heap"] {
-        let answer = get(&format!("{}/{path}", second.1));
-        assert_eq!((answer.status, answer.header("x-go-pprof")), (429, Some("1")), "{path}");
-        let text = answer.text();
-        let until = text.trim().rsplit(' ').next().unwrap().parse::<Timestamp>().unwrap();
+        let response = get(&format!("{}/{path}", second.1));
+        assert_eq!((response.status, response.header("x-go-pprof")), (429, Some("1")), "{path}");
+        let text = response.text();
+        let exhausted_until = text.trim().rsplit(' ').next().unwrap().parse::<Timestamp>().unwrap();
         assert!(text.contains("budget.streams_per_day (3) is spent until"), "{text}");
-        assert!(until > before + SignedDuration::from_hours(23), "{text}");
-        let wait: i64 = answer.header("retry-after").unwrap().parse().unwrap();
+        assert!(exhausted_until > before + SignedDuration::from_hours(23), "{text}");
+        let wait: i64 = response.header("retry-after").unwrap().parse().unwrap();
         assert!((1..=24 * 3600 + 15 * 60 + 1).contains(&wait), "{wait}");
     }
     drop(second);
@@ -102,18 +108,20 @@ fn a_days_captures_are_counted_across_restarts_and_who_comes_then_is_told_when()
 }
 
 #[test]
-fn what_clients_use_up_is_not_what_incidents_need_and_both_show() {
+fn on_demand_quota_and_incident_budget_are_separate() {
     let rule = gauge_rule("queue", [CaptureKind::Threads], Duration::from_millis(50));
-    let (host, url) =
-        serve_with(HttpSettings::default(), Settings { rules: vec![rule], ..per_day(1) });
+    let (host, url) = serve_with(
+        HttpSettings::default(),
+        Settings { rules: vec![rule], ..settings_with_daily_quota(1) },
+    );
     let streams = || get(&format!("{url}/status")).json()["budget"].clone();
     assert_eq!(streams()["streams_until"], serde_json::Value::Null);
     assert_eq!(get(&format!("{url}/debug/pprof/goroutine")).status, 200);
     assert_eq!(get(&format!("{url}/debug/pprof/goroutine")).status, 429);
-    let shown = streams();
-    assert_eq!((&shown["streams_in_a_day"], &shown["streams_per_day"]), (&1.into(), &1.into()));
-    assert!(shown["streams_until"].is_string(), "{shown}");
-    assert_eq!(shown["incidents_in_a_day"], 0);
+    let listed = streams();
+    assert_eq!((&listed["streams_in_a_day"], &listed["streams_per_day"]), (&1.into(), &1.into()));
+    assert!(listed["streams_until"].is_string(), "{listed}");
+    assert_eq!(listed["incidents_in_a_day"], 0);
     let metrics = get(&format!("{url}/metrics")).text();
     assert!(metrics.contains("\nmarple_streams_left 0\n"), "{metrics}");
     assert!(metrics.contains("code=\"429\"} 1\n"), "{metrics}");
@@ -121,12 +129,12 @@ fn what_clients_use_up_is_not_what_incidents_need_and_both_show() {
     gauge.set(100.0);
     host::wait_for("the rule's incident", || (!host.incidents().is_empty()).then_some(()));
     gauge.set(0.0);
-    assert_eq!(host.closed(1)[0].1.artifacts.len(), 2);
+    assert_eq!(host.wait_for_closed(1)[0].1.artifacts.len(), 2);
 }
 
 #[test]
-fn a_capture_needs_no_disk() {
-    let (host, url) = serve_with(HttpSettings::default(), per_day(100));
+fn on_demand_capture_needs_no_disk() {
+    let (host, url) = serve_with(HttpSettings::default(), settings_with_daily_quota(100));
     fs::remove_dir_all(host.captures()).unwrap();
     for _ in 0..3 {
         assert_eq!(get(&format!("{url}/debug/pprof/goroutine")).status, 200);
@@ -136,13 +144,13 @@ fn a_capture_needs_no_disk() {
 }
 
 #[test]
-fn what_is_switched_off_is_not_there_and_says_why() {
+fn disabled_capture_is_not_found_with_reason() {
     let stacks = StacksSettings { threads: ThreadsMode::Off, ..StacksSettings::default() };
     let (_host, url) = serve_with(HttpSettings::default(), Settings { stacks, ..settings() });
     for path in ["goroutine", "goroutine?debug=1", "goroutine?seconds=1"] {
-        let answer = get(&format!("{url}/debug/pprof/{path}"));
-        assert_eq!((answer.status, answer.header("x-go-pprof")), (404, Some("1")), "{path}");
-        assert_eq!(answer.text(), "No threads: `stacks.threads` is \"off\"\n", "{path}");
+        let response = get(&format!("{url}/debug/pprof/{path}"));
+        assert_eq!((response.status, response.header("x-go-pprof")), (404, Some("1")), "{path}");
+        assert_eq!(response.text(), "No threads: `stacks.threads` is \"off\"\n", "{path}");
     }
     // The task list is still available.
     let text = get(&format!("{url}/debug/pprof/goroutine?debug=2"));

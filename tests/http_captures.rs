@@ -16,29 +16,29 @@ use marple::codec::pprof;
 use marple::config::{HttpSettings, Secret};
 use marple::{CaptureKind, Settings};
 use serde_json::Value;
-use web::{Answer, ask, get, serve, serve_with};
+use web::{Response, get, send_request, serve, serve_with};
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
-fn streams(url: &str) -> Vec<Value> {
+fn running_captures(url: &str) -> Vec<Value> {
     get(&format!("{url}/status")).json()["streams"].as_array().unwrap().clone()
 }
 
 /// Sends a request in the background and returns once its capture runs.
-fn begin(url: &str, path: &str) -> thread::JoinHandle<Answer> {
-    let asked = format!("{url}/debug/pprof/{path}");
-    let asking = thread::spawn(move || get(&asked));
+fn start_capture(url: &str, path: &str) -> thread::JoinHandle<Response> {
+    let capture_url = format!("{url}/debug/pprof/{path}");
+    let request = thread::spawn(move || get(&capture_url));
     wait_for("the capture to run", || {
-        streams(url).iter().any(|stream| stream["until"].is_string()).then_some(())
+        running_captures(url).iter().any(|stream| stream["until"].is_string()).then_some(())
     });
-    asking
+    request
 }
 
 #[test]
-fn who_comes_second_is_told_who_and_until_when_and_the_first_is_untouched() {
+fn second_request_is_rejected_with_holder_and_end_time() {
     let (_host, url) = serve(HttpSettings::default());
-    let first = begin(&url, "profile?seconds=3");
+    let first = start_capture(&url, "profile?seconds=3");
     let second = get(&format!("{url}/debug/pprof/profile?seconds=1"));
     assert_eq!((second.status, second.header("x-go-pprof")), (500, Some("1")));
     let text = second.text();
@@ -50,42 +50,42 @@ fn who_comes_second_is_told_who_and_until_when_and_the_first_is_untouched() {
     assert_eq!(first.status, 200);
     let nanos = pprof::read(&first.body).unwrap().duration_nanos;
     assert!(nanos >= 3_000_000_000, "{nanos}");
-    assert!(streams(&url).is_empty());
+    assert!(running_captures(&url).is_empty());
 }
 
 #[test]
-fn a_client_that_goes_away_frees_the_engine() {
+fn disconnected_client_releases_engine() {
     let (_host, url) = serve(HttpSettings::default());
     let mut client = web::connect(&url);
     client
         .write_all(b"GET /debug/pprof/profile?seconds=250 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         .unwrap();
-    wait_for("the capture to run", || (!streams(&url).is_empty()).then_some(()));
+    wait_for("the capture to run", || (!running_captures(&url).is_empty()).then_some(()));
     drop(client);
-    wait_for("the capture to be given up", || streams(&url).is_empty().then_some(()));
+    wait_for("the capture to be given up", || running_captures(&url).is_empty().then_some(()));
     assert_eq!(get(&format!("{url}/debug/pprof/profile?seconds=1")).status, 200);
 }
 
 #[test]
-fn of_a_hundred_at_once_one_captures_and_the_others_are_told() {
+fn hundred_concurrent_requests_run_one_capture() {
     let (_host, url) = serve(HttpSettings::default());
-    let first = begin(&url, "trace?seconds=4");
-    let asking: Vec<_> = (0..100)
+    let first = start_capture(&url, "trace?seconds=4");
+    let requests: Vec<_> = (0..100)
         .map(|_| {
             let url = url.clone();
             thread::spawn(move || get(&format!("{url}/debug/pprof/trace?seconds=1")))
         })
         .collect();
-    for asking in asking {
-        let answer = asking.join().unwrap();
-        assert_eq!(answer.status, 500, "{}", answer.text());
-        assert!(answer.text().starts_with("Could not enable tracing: in use by 127.0.0.1:"));
+    for request in requests {
+        let response = request.join().unwrap();
+        assert_eq!(response.status, 500, "{}", response.text());
+        assert!(response.text().starts_with("Could not enable tracing: in use by 127.0.0.1:"));
     }
     assert_eq!(first.join().unwrap().status, 200);
 }
 
 #[test]
-fn beyond_the_caps_it_is_refused_and_the_cap_is_named() {
+fn request_beyond_cap_is_rejected_and_names_cap() {
     let http = HttpSettings { max_duration: Duration::from_secs(90), ..HttpSettings::default() };
     let (_host, url) = serve(http);
     for (path, words) in [
@@ -101,20 +101,20 @@ fn beyond_the_caps_it_is_refused_and_the_cap_is_named() {
         ("heap?seconds=1&rate=4095", "4096 bytes or more"),
         ("heap?seconds=1&rate=-1", "4096 bytes or more"),
     ] {
-        let answer = get(&format!("{url}/debug/pprof/{path}"));
-        assert_eq!((answer.status, answer.header("x-go-pprof")), (400, Some("1")), "{path}");
-        assert!(answer.text().contains(words), "{path}: {}", answer.text());
+        let response = get(&format!("{url}/debug/pprof/{path}"));
+        assert_eq!((response.status, response.header("x-go-pprof")), (400, Some("1")), "{path}");
+        assert!(response.text().contains(words), "{path}: {}", response.text());
     }
-    assert!(streams(&url).is_empty());
+    assert!(running_captures(&url).is_empty());
 }
 
 #[test]
-fn a_rate_holds_for_its_difference_and_not_longer() {
+fn heap_rate_is_restored_after_delta_or_disconnect() {
     let (_host, url) = serve(HttpSettings::default());
     let before = marple::heap::rate();
-    let asking = begin(&url, "heap?seconds=2&rate=4096");
+    let request = start_capture(&url, "heap?seconds=2&rate=4096");
     assert_eq!(marple::heap::rate().get(), 4096);
-    assert_eq!(asking.join().unwrap().status, 200);
+    assert_eq!(request.join().unwrap().status, 200);
     assert_eq!(marple::heap::rate(), before);
 
     let mut client = web::connect(&url);
@@ -126,63 +126,63 @@ fn a_rate_holds_for_its_difference_and_not_longer() {
 }
 
 #[test]
-fn an_incident_takes_the_engine_and_the_client_gets_what_there_is() {
+fn incident_preempts_capture_and_client_gets_partial_profile() {
     let rule = gauge_rule("queue", [CaptureKind::Cpu], Duration::from_secs(2));
     let (host, url) =
         serve_with(HttpSettings::default(), Settings { rules: vec![rule], ..settings() });
-    let asking = begin(&url, "profile?seconds=60");
+    let request = start_capture(&url, "profile?seconds=60");
     let gauge = host.handle().gauge("queue").unwrap();
     gauge.set(100.0);
-    let answer = asking.join().unwrap();
-    assert_eq!(answer.status, 200);
-    let why = answer.header("x-marple-cut-short").unwrap();
+    let response = request.join().unwrap();
+    assert_eq!(response.status, 200);
+    let why = response.header("x-marple-cut-short").unwrap();
     assert!(why.contains("incident") && why.contains("queue"), "{why}");
-    let profile = pprof::read(&answer.body).unwrap();
+    let profile = pprof::read(&response.body).unwrap();
     assert!(profile.duration_nanos < 60_000_000_000);
-    assert!(profile.string_table.iter().any(|it| it.contains("cut short")));
+    assert!(profile.string_table.iter().any(|string| string.contains("cut short")));
 
     let refused = get(&format!("{url}/debug/pprof/profile?seconds=1"));
     assert!(refused.text().contains("(queue)"), "{}", refused.text());
     gauge.set(0.0);
-    let (_, manifest) = host.closed(1).remove(0);
+    let (_, manifest) = host.wait_for_closed(1).remove(0);
     assert_eq!(manifest.artifacts.len(), 1, "the incident has its profile: {manifest:?}");
 }
 
 #[test]
-fn snapshots_at_once_are_all_answered() {
+fn concurrent_snapshots_all_succeed() {
     let (_host, url) = serve(HttpSettings::default());
-    let asking: Vec<_> = ["heap", "allocs", "goroutine", "threadcreate", "heap", "allocs"]
+    let requests: Vec<_> = ["heap", "allocs", "goroutine", "threadcreate", "heap", "allocs"]
         .map(|path| {
             let url = format!("{url}/debug/pprof/{path}");
             thread::spawn(move || get(&url).status)
         })
         .into();
-    for asking in asking {
-        assert_eq!(asking.join().unwrap(), 200);
+    for request in requests {
+        assert_eq!(request.join().unwrap(), 200);
     }
 }
 
 #[test]
-fn a_shutdown_does_not_wait_for_a_capture() {
+fn shutdown_does_not_wait_for_capture() {
     let (mut host, url): (Host, String) = serve(HttpSettings::default());
-    let asking = begin(&url, "profile?seconds=250");
+    let request = start_capture(&url, "profile?seconds=250");
     host.end();
     // The response says that the agent has stopped, or the connection is closed.
-    assert!(asking.join().map_or(true, |answer| answer.status == 500));
+    assert!(request.join().map_or(true, |response| response.status == 500));
 }
 
 #[test]
-fn a_head_costs_nothing_and_changes_nothing() {
+fn head_request_starts_no_capture() {
     let (_host, url) = serve(HttpSettings::default());
-    let head = ask("HEAD", &format!("{url}/debug/pprof/profile?seconds=200"), &[], "");
+    let head = send_request("HEAD", &format!("{url}/debug/pprof/profile?seconds=200"), &[], "");
     assert_eq!(head.status, 200);
     assert_eq!(head.header("content-disposition"), Some("attachment; filename=\"profile\""));
-    assert_eq!(ask("HEAD", &format!("{url}/monitor/notify"), &[], "").status, 405);
+    assert_eq!(send_request("HEAD", &format!("{url}/monitor/notify"), &[], "").status, 405);
     assert_eq!(get(&format!("{url}/monitor/notify?action=status")).json()["on"], false);
 }
 
 #[test]
-fn roles_may_do_what_they_are_for() {
+fn roles_limit_permitted_requests() {
     let http = HttpSettings {
         token: Some(Secret::new("all")),
         capture_token: Some(Secret::new("take")),
@@ -205,28 +205,29 @@ fn roles_may_do_what_they_are_for() {
     ] {
         for (role, token) in ["look", "take", "all"].into_iter().enumerate() {
             let bearer = format!("Bearer {token}");
-            let answer = ask(method, &format!("{url}{path}"), &[("Authorization", &bearer)], "");
+            let response =
+                send_request(method, &format!("{url}{path}"), &[("Authorization", &bearer)], "");
             let expected = if role >= needs { 200 } else { 403 };
-            assert_eq!(answer.status, expected, "{method} {path} with {token}");
+            assert_eq!(response.status, expected, "{method} {path} with {token}");
         }
     }
 }
 
 #[test]
-fn a_get_toggles_only_if_no_foreign_page_can_have_sent_it() {
+fn cross_site_get_cannot_toggle() {
     let (_host, url) = serve(HttpSettings::default());
     for action in ["", "?action=start", "?action=toggle"] {
-        let answer = get(&format!("{url}/monitor/notify{action}"));
-        assert_eq!((answer.status, answer.header("allow")), (405, Some("POST")), "{action}");
+        let response = get(&format!("{url}/monitor/notify{action}"));
+        assert_eq!((response.status, response.header("allow")), (405, Some("POST")), "{action}");
     }
     let from = |site: &str, more: &[(&str, &str)]| {
         let headers = [&[("Sec-Fetch-Site", site)], more].concat();
-        ask("GET", &format!("{url}/monitor/notify"), &headers, "")
+        send_request("GET", &format!("{url}/monitor/notify"), &headers, "")
     };
     assert_eq!(from("cross-site", &[]).status, 403);
     assert_eq!(from("none", &[("Sec-Purpose", "prefetch")]).status, 405);
     assert_eq!(from("none", &[]).json()["on"], true);
     assert_eq!(from("same-origin", &[]).json()["on"], false);
     assert_eq!(get(&format!("{url}/monitor/notify?action=status")).json()["on"], false);
-    assert_eq!(ask("POST", &format!("{url}/monitor/notify"), &[], "").json()["on"], true);
+    assert_eq!(send_request("POST", &format!("{url}/monitor/notify"), &[], "").json()["on"], true);
 }

@@ -8,16 +8,16 @@ use std::io::Write;
 use std::process::Command;
 use std::time::Duration;
 
-use host::{Host, PATIENCE, settings};
+use host::{Host, WAIT_TIMEOUT, settings};
 use marple::agent::CollectorOptions;
 use marple::config::{HttpSettings, Listen};
 use marple::model::Manifest;
 use marple::{Agent, CaptureKind, Settings};
 use tempfile::TempDir;
-use web::{ask, get, serve};
+use web::{get, send_request, serve};
 
 /// Returns the name of the file of the collector `name` in an incident.
-fn file_of<'a>(manifest: &'a Manifest, name: &str) -> &'a str {
+fn collector_file<'a>(manifest: &'a Manifest, name: &str) -> &'a str {
     let end = format!(".custom.{name}");
     let found = manifest.artifacts.iter().find(|artifact| artifact.file.ends_with(&end));
     &found.unwrap_or_else(|| panic!("{name}: {:?}", manifest.captures)).file
@@ -25,15 +25,16 @@ fn file_of<'a>(manifest: &'a Manifest, name: &str) -> &'a str {
 
 /// Requests `file` of the incident, and the whole incident as an archive; both must have exactly
 /// `content`.
-fn is_handed_out(url: &str, manifest: &Manifest, file: &str, content: &[u8]) {
+fn assert_served(url: &str, manifest: &Manifest, file: &str, content: &[u8]) {
     let id = manifest.id;
-    let answer = get(&format!("{url}/incidents/{id}/{file}"));
-    assert_eq!((answer.status, answer.body.as_slice()), (200, content), "{file}");
-    let sum = &manifest.artifacts.iter().find(|it| it.file == file).unwrap().sha256;
-    assert_eq!(answer.header("etag"), Some(format!("\"{sum}\"").as_str()));
+    let response = get(&format!("{url}/incidents/{id}/{file}"));
+    assert_eq!((response.status, response.body.as_slice()), (200, content), "{file}");
+    let sum = &manifest.artifacts.iter().find(|artifact| artifact.file == file).unwrap().sha256;
+    assert_eq!(response.header("etag"), Some(format!("\"{sum}\"").as_str()));
     // No browser may execute the service's content as a page of this origin.
-    assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
-    let part = ask("GET", &format!("{url}/incidents/{id}/{file}"), &[("Range", "bytes=1-2")], "");
+    assert_eq!(response.header("x-content-type-options"), Some("nosniff"));
+    let part =
+        send_request("GET", &format!("{url}/incidents/{id}/{file}"), &[("Range", "bytes=1-2")], "");
     assert_eq!((part.status, part.body.as_slice()), (206, &content[1..3]));
 
     let archive = get(&format!("{url}/incidents/{id}.tar.gz"));
@@ -54,48 +55,53 @@ fn is_handed_out(url: &str, manifest: &Manifest, file: &str, content: &[u8]) {
 }
 
 #[test]
-fn a_file_of_the_services_own_is_listed_and_handed_out_by_itself_and_in_the_archive() {
+fn custom_collector_file_is_listed_and_served_and_archived() {
     let (host, url): (Host, String) = serve(HttpSettings::default());
     // Binary content is returned byte for byte.
     let content: Vec<u8> = (0..=255).cycle().take(5000).collect();
     let (written, usual) = (content.clone(), CollectorOptions::default());
-    let usual = CollectorOptions { timeout: PATIENCE, ..usual };
-    host.handle().collector("pool.bin", usual, move |out| Ok(out.write_all(&written)?)).unwrap();
+    let default_options = CollectorOptions { timeout: WAIT_TIMEOUT, ..usual };
+    host.handle()
+        .add_collector("pool.bin", default_options, move |out| Ok(out.write_all(&written)?))
+        .unwrap();
     let page = "<script>alert(1)</script>";
-    host.handle().collector("page.html", usual, move |out| Ok(write!(out, "{page}")?)).unwrap();
+    host.handle()
+        .add_collector("page.html", default_options, move |out| Ok(write!(out, "{page}")?))
+        .unwrap();
     let short = Duration::from_millis(20);
-    host.handle().capture([CaptureKind::Trace], short).wait(PATIENCE).unwrap();
-    let (_, manifest) = host.closed(1).remove(0);
+    host.handle().capture([CaptureKind::Trace], short).wait(WAIT_TIMEOUT).unwrap();
+    let (_, manifest) = host.wait_for_closed(1).remove(0);
     let list = get(&format!("{url}/incidents")).json();
     for (name, content) in [("pool.bin", content.as_slice()), ("page.html", page.as_bytes())] {
-        let file = file_of(&manifest, name);
+        let file = collector_file(&manifest, name);
         let files = list[0]["files"].as_array().unwrap();
         assert!(files.iter().any(|listed| listed["file"] == file), "{file}: {list}");
-        is_handed_out(&url, &manifest, file, content);
+        assert_served(&url, &manifest, file, content);
     }
-    let page = get(&format!("{url}/incidents/{}/{}", manifest.id, file_of(&manifest, "page.html")));
+    let page =
+        get(&format!("{url}/incidents/{}/{}", manifest.id, collector_file(&manifest, "page.html")));
     let kind = page.header("content-type").unwrap_or_default();
     assert!(!kind.contains("html"), "{kind}");
 }
 
 #[test]
-fn one_given_to_the_builder_is_handed_out_too() {
-    let _alone = host::alone();
-    let (dir, address) = (TempDir::new().unwrap(), web::free());
+fn file_of_builder_collector_is_served() {
+    let _serial = host::serial_guard();
+    let (dir, address) = (TempDir::new().unwrap(), web::unused_address());
     let http = HttpSettings { listen: Listen::Tcp(address), ..HttpSettings::default() };
     let captures = dir.path().join("captures");
     let settings = Settings { dir: captures.clone(), http: Some(http), ..settings() };
-    let usual = CollectorOptions { timeout: PATIENCE, ..CollectorOptions::default() };
+    let default_options = CollectorOptions { timeout: WAIT_TIMEOUT, ..CollectorOptions::default() };
     let agent = Agent::from_settings(settings)
-        .collector_with("queries.txt", usual, |out| Ok(writeln!(out, "select 1")?))
+        .add_collector_with("queries.txt", default_options, |out| Ok(writeln!(out, "select 1")?))
         .start()
         .unwrap();
     let short = Duration::from_millis(20);
-    agent.handle().capture([CaptureKind::Trace], short).wait(PATIENCE).unwrap();
+    agent.handle().capture([CaptureKind::Trace], short).wait(WAIT_TIMEOUT).unwrap();
     let manifest = host::wait_for("a closed incident", || {
         let (_, manifest) = host::incidents(&captures).pop()?;
         manifest.closed.is_some().then_some(manifest)
     });
     let url = format!("http://{address}");
-    is_handed_out(&url, &manifest, file_of(&manifest, "queries.txt"), b"select 1\n");
+    assert_served(&url, &manifest, collector_file(&manifest, "queries.txt"), b"select 1\n");
 }

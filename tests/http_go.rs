@@ -21,13 +21,13 @@ mod service;
 
 use std::alloc::System;
 
-use web::Answer;
+use web::Response;
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 /// Returns the parts of a response that a client uses: the status and these headers.
-fn shape(answer: &Answer) -> (u16, Vec<(&'static str, Option<String>)>) {
+fn shape(answer: &Response) -> (u16, Vec<(&'static str, Option<String>)>) {
     let headers = [
         "content-type",
         "content-disposition",

@@ -10,64 +10,64 @@ use host::Host;
 use marple::CaptureKind;
 use marple::config::HttpSettings;
 use marple::model::Manifest;
-use web::{Answer, ask, get, serve};
+use web::{Response, get, send_request, serve};
 
 /// Returns a service with one closed incident.
-fn with_incident() -> (Host, String, Manifest) {
+fn serve_with_closed_incident() -> (Host, String, Manifest) {
     let (host, url) = serve(HttpSettings::default());
     let kinds = [CaptureKind::Trace];
-    host.handle().capture(kinds, Duration::from_millis(50)).wait(host::PATIENCE).unwrap();
-    let (_, manifest) = host.closed(1).remove(0);
+    host.handle().capture(kinds, Duration::from_millis(50)).wait(host::WAIT_TIMEOUT).unwrap();
+    let (_, manifest) = host.wait_for_closed(1).remove(0);
     assert_eq!(manifest.artifacts.len(), 1, "{:?}", manifest.captures);
     (host, url, manifest)
 }
 
 #[test]
-fn they_are_listed_and_their_files_are_handed_out_whole_and_in_part() {
-    let (host, url, manifest) = with_incident();
+fn incidents_are_listed_and_files_served_with_ranges() {
+    let (host, url, manifest) = serve_with_closed_incident();
     let id = manifest.id;
     let list = get(&format!("{url}/incidents")).json();
     let artifact = &manifest.artifacts[0];
     assert_eq!(list[0]["id"], id.to_string());
     assert_eq!(list[0]["state"], "closed");
     assert_eq!(list[0]["files"][0]["file"], artifact.file);
-    let told = get(&format!("{url}/incidents/{id}"));
-    assert_eq!(told.header("content-type"), Some("application/json"));
-    assert_eq!(serde_json::from_slice::<Manifest>(&told.body).unwrap(), manifest);
+    let incident_page = get(&format!("{url}/incidents/{id}"));
+    assert_eq!(incident_page.header("content-type"), Some("application/json"));
+    assert_eq!(serde_json::from_slice::<Manifest>(&incident_page.body).unwrap(), manifest);
 
     let file_url = format!("{url}/incidents/{id}/{}", artifact.file);
-    let whole = get(&file_url);
+    let full_file = get(&file_url);
     let on_disk = std::fs::read(host.incidents()[0].0.join(&artifact.file)).unwrap();
-    assert_eq!((whole.status, &whole.body), (200, &on_disk));
+    assert_eq!((full_file.status, &full_file.body), (200, &on_disk));
     let tag = format!("\"{}\"", artifact.sha256);
-    assert_eq!(whole.header("etag"), Some(tag.as_str()));
-    assert_eq!(whole.header("accept-ranges"), Some("bytes"));
-    let ask = |headers: &[(&str, &str)]| ask("GET", &file_url, headers, "");
-    assert_eq!(ask(&[("If-None-Match", &tag)]).status, 304);
-    assert_eq!(ask(&[("If-None-Match", "\"other\"")]).status, 200);
-    let part = ask(&[("Range", "bytes=3-9")]);
+    assert_eq!(full_file.header("etag"), Some(tag.as_str()));
+    assert_eq!(full_file.header("accept-ranges"), Some("bytes"));
+    let send_request = |headers: &[(&str, &str)]| send_request("GET", &file_url, headers, "");
+    assert_eq!(send_request(&[("If-None-Match", &tag)]).status, 304);
+    assert_eq!(send_request(&[("If-None-Match", "\"other\"")]).status, 200);
+    let part = send_request(&[("Range", "bytes=3-9")]);
     assert_eq!((part.status, part.body.as_slice()), (206, &on_disk[3..10]));
     let range = format!("bytes 3-9/{}", on_disk.len());
     assert_eq!(part.header("content-range"), Some(range.as_str()));
-    assert_eq!(ask(&[("Range", "bytes=3-9"), ("If-Range", &tag)]).status, 206);
-    assert_eq!(ask(&[("Range", "bytes=3-9"), ("If-Range", "\"old\"")]).body, on_disk);
-    let beyond = ask(&[("Range", "bytes=99999999-")]);
+    assert_eq!(send_request(&[("Range", "bytes=3-9"), ("If-Range", &tag)]).status, 206);
+    assert_eq!(send_request(&[("Range", "bytes=3-9"), ("If-Range", "\"old\"")]).body, on_disk);
+    let beyond = send_request(&[("Range", "bytes=99999999-")]);
     let all = format!("bytes */{}", on_disk.len());
     assert_eq!((beyond.status, beyond.header("content-range")), (416, Some(all.as_str())));
-    let head = web::ask("HEAD", &file_url, &[], "");
+    let head = web::send_request("HEAD", &file_url, &[], "");
     let length = on_disk.len().to_string();
     assert_eq!((head.status, head.header("content-length")), (200, Some(length.as_str())));
     assert!(head.body.is_empty());
 }
 
 #[test]
-fn an_archive_is_one_that_tar_unpacks() {
-    let (host, url, manifest) = with_incident();
-    let answer = get(&format!("{url}/incidents/{}.tar.gz", manifest.id));
-    assert_eq!(answer.header("content-type"), Some("application/gzip"));
+fn archive_is_unpacked_by_tar() {
+    let (host, url, manifest) = serve_with_closed_incident();
+    let response = get(&format!("{url}/incidents/{}.tar.gz", manifest.id));
+    assert_eq!(response.header("content-type"), Some("application/gzip"));
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("incident.tar.gz");
-    std::fs::write(&file, &answer.body).unwrap();
+    std::fs::write(&file, &response.body).unwrap();
     let tar =
         Command::new("tar").arg("-xzf").arg(&file).arg("-C").arg(dir.path()).output().unwrap();
     assert!(tar.status.success(), "{}", String::from_utf8_lossy(&tar.stderr));
@@ -81,33 +81,33 @@ fn an_archive_is_one_that_tar_unpacks() {
 }
 
 #[test]
-fn a_name_that_a_tar_header_cannot_hold_is_whole_in_the_archive() {
+fn name_too_long_for_tar_header_is_complete_in_archive() {
     let long =
-        marple::Settings { service: "s".repeat(64), domain: "d".repeat(64), ..host::settings() };
+        marple::Settings { service: "s".repeat(64), instance: "d".repeat(64), ..host::settings() };
     let (host, url) = web::serve_with(HttpSettings::default(), long);
     let kinds = [CaptureKind::Trace];
-    host.handle().capture(kinds, Duration::from_millis(50)).wait(host::PATIENCE).unwrap();
-    let (_, manifest) = host.closed(1).remove(0);
+    host.handle().capture(kinds, Duration::from_millis(50)).wait(host::WAIT_TIMEOUT).unwrap();
+    let (_, manifest) = host.wait_for_closed(1).remove(0);
     let file = &manifest.artifacts[0].file;
     assert!(file.len() > 100, "{file}");
-    let answer = get(&format!("{url}/incidents/{}.tar.gz", manifest.id));
+    let response = get(&format!("{url}/incidents/{}.tar.gz", manifest.id));
     let dir = tempfile::tempdir().unwrap();
     let archive = dir.path().join("a.tar.gz");
-    std::fs::write(&archive, &answer.body).unwrap();
+    std::fs::write(&archive, &response.body).unwrap();
     let tar = Command::new("tar").arg("-tzf").arg(&archive).output().unwrap();
     let listed = String::from_utf8_lossy(&tar.stdout).into_owned();
     assert!(tar.status.success() && listed.contains(file.as_str()), "{listed}");
 }
 
 #[test]
-fn whatever_is_not_there_gets_the_same_answer() {
-    let (host, url, manifest) = with_incident();
+fn missing_paths_all_return_same_404() {
+    let (host, url, manifest) = serve_with_closed_incident();
     let id = manifest.id;
     let file = &manifest.artifacts[0].file;
     std::fs::write(host.captures().join("secret"), "secret").unwrap();
     let expected = get(&format!("{url}/nowhere"));
     assert_eq!(expected.status, 404);
-    let body = |answer: &Answer| (answer.status, answer.text());
+    let body = |answer: &Response| (answer.status, answer.text());
     for path in [
         "/incidents/".to_owned(),
         "/incidents/x".to_owned(),

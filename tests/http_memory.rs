@@ -21,32 +21,33 @@ struct Counting;
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting);
 
-static LIVE: AtomicIsize = AtomicIsize::new(0);
-static PEAK: AtomicIsize = AtomicIsize::new(0);
+static LIVE_BYTES: AtomicIsize = AtomicIsize::new(0);
+static PEAK_BYTES: AtomicIsize = AtomicIsize::new(0);
 
 // SAFETY: every call is forwarded to `System` unchanged; counting touches two atomics and allocates
 // nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let size = layout.size() as isize;
-        PEAK.fetch_max(LIVE.fetch_add(size, Ordering::Relaxed) + size, Ordering::Relaxed);
+        PEAK_BYTES
+            .fetch_max(LIVE_BYTES.fetch_add(size, Ordering::Relaxed) + size, Ordering::Relaxed);
         // SAFETY: the caller's guarantee about `layout` is passed on.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size() as isize, Ordering::Relaxed);
+        LIVE_BYTES.fetch_sub(layout.size() as isize, Ordering::Relaxed);
         // SAFETY: `block` came from `System` through `alloc` above, with this layout.
         unsafe { System.dealloc(block, layout) }
     }
 }
 
 /// Returns the peak of live heap during `work` over all threads, in KiB above the level before it.
-fn peak(work: impl FnOnce()) -> isize {
-    let before = LIVE.load(Ordering::Relaxed);
-    PEAK.store(before, Ordering::Relaxed);
+fn peak_kib(work: impl FnOnce()) -> isize {
+    let before = LIVE_BYTES.load(Ordering::Relaxed);
+    PEAK_BYTES.store(before, Ordering::Relaxed);
     work();
-    (PEAK.load(Ordering::Relaxed) - before) >> 10
+    (PEAK_BYTES.load(Ordering::Relaxed) - before) >> 10
 }
 
 const CLIENTS: usize = 4;
@@ -64,31 +65,32 @@ const REQUESTS: [(&str, &str); 11] = [
     ("DELETE", "/status"),
 ];
 
-fn is_refused(path: &str) -> bool {
+fn is_rejected_path(path: &str) -> bool {
     ["/nowhere", "/incidents/0", "seconds=99999"].iter().any(|part| path.contains(part))
 }
 
 /// Returns settings under which only requests allocate.
-fn quiet() -> marple::Settings {
+fn quiet_settings() -> marple::Settings {
     let mut settings = host::settings();
-    settings.cpu.lookback_frequency = marple::base::Hertz(0);
+    settings.cpu.lookback_frequency_hz = marple::base::Hertz(0);
     // Keeps rows of vitals, which accumulate for two minutes, out of the measurement.
     settings.interval = Duration::from_secs(3600);
     settings
 }
 
 #[test]
-fn memory_is_flat_after_ten_thousand_requests() {
+fn memory_does_not_grow_over_ten_thousand_requests() {
     let http = HttpSettings { max_requests_per_second: 100_000, ..HttpSettings::default() };
-    let (_host, url) = serve_with(http, quiet());
+    let (_host, url) = serve_with(http, quiet_settings());
     // Each client keeps its connection for ten rounds, as scrapers do.
     let rounds = |times: usize| {
         let client = || {
             for round in 0..times {
                 let mut kept = web::connect(&url);
                 // A connection accepts only a limited number of refused requests.
-                let served =
-                    REQUESTS.iter().filter(|(method, path)| *method == "GET" && !is_refused(path));
+                let served = REQUESTS
+                    .iter()
+                    .filter(|(method, path)| *method == "GET" && !is_rejected_path(path));
                 for (at, &(method, path)) in served.cycle().take(110).enumerate() {
                     // Symbolizing every frame of every thread is slow, so only 5 of 110 requests do
                     // it. That is 460 of the measured ones: a leak of 71 bytes in each exceeds the
@@ -103,9 +105,9 @@ fn memory_is_flat_after_ten_thousand_requests() {
     };
     // Fills the tables and buffers that are allocated once.
     rounds(3);
-    let before = LIVE.load(Ordering::Relaxed);
+    let before = LIVE_BYTES.load(Ordering::Relaxed);
     rounds(23);
-    let grown = LIVE.load(Ordering::Relaxed) - before;
+    let grown = LIVE_BYTES.load(Ordering::Relaxed) - before;
     // A leak of four bytes per request exceeds the bound.
     assert!(grown < 32 << 10, "{grown} bytes more after 10,120 requests");
 }
@@ -134,7 +136,7 @@ fn exchange(client: &mut TcpStream, method: &str, path: &str) -> bool {
     }
 }
 
-/// Rows of route, request, and peak memory in KiB for [`PARALLEL`] clients at once. The memory
+/// Rows of route, request, and peak memory in KiB for [`PARALLEL_CLIENTS`] clients at once. The memory
 /// holds their connections, the responses that wait for them, and one capture, since one is made at
 /// a time.
 ///
@@ -166,10 +168,10 @@ const ROUTES: &[(&str, &str, isize)] = &[
     ("symbol", "GET /debug/pprof/symbol?0x1", 24 << 10),
     ("symbol", "POST /debug/pprof/symbol", 48 << 10),
 ];
-const PARALLEL: usize = 16;
+const PARALLEL_CLIENTS: usize = 16;
 
 #[test]
-fn every_route_has_a_row() {
+fn every_route_has_memory_bound() {
     let quoted = |source: &'static str, from: &str, to: &str| {
         let part = source.split(from).nth(1).unwrap().split(to).next().unwrap();
         part.split('"').skip(1).step_by(2)
@@ -185,9 +187,9 @@ fn every_route_has_a_row() {
 }
 
 #[test]
-fn every_route_keeps_its_bound_for_many_clients() {
-    let (_host, url) = serve_with(HttpSettings::default(), quiet());
-    let body = addresses(50_000);
+fn every_route_stays_within_memory_bound_for_many_clients() {
+    let (_host, url) = serve_with(HttpSettings::default(), quiet_settings());
+    let body = symbol_addresses(50_000);
     let ask = |request: &str| {
         let mut client = web::connect(&url);
         let body = if request.starts_with("POST") { body.as_str() } else { "" };
@@ -202,28 +204,28 @@ fn every_route_keeps_its_bound_for_many_clients() {
     for &(_, request, bound) in ROUTES {
         // Allocates what is allocated once.
         ask(request);
-        let answers = AtomicUsize::new(0);
-        let peak = peak(|| {
+        let response_count = AtomicUsize::new(0);
+        let peak = peak_kib(|| {
             thread::scope(|scope| {
-                for _ in 0..PARALLEL {
+                for _ in 0..PARALLEL_CLIENTS {
                     scope.spawn(|| {
                         let status = ask(request).expect(request);
                         // Each engine serves one capture at a time and few requests wait: the
                         // others get an error.
                         assert!([200, 307, 404, 500, 503].contains(&status), "{request}: {status}");
-                        answers.fetch_add(usize::from(status < 500), Ordering::Relaxed);
+                        response_count.fetch_add(usize::from(status < 500), Ordering::Relaxed);
                     });
                 }
             });
         });
-        let answers = answers.into_inner();
-        println!("{request}: {peak} of {bound} KiB, {answers} answers");
-        assert!(answers > 0, "{request}: none is answered");
+        let response_count = response_count.into_inner();
+        println!("{request}: {peak} of {bound} KiB, {response_count} answers");
+        assert!(response_count > 0, "{request}: none is answered");
         assert!(peak < bound, "{request}: {peak} KiB");
     }
 }
 
-fn addresses(count: usize) -> String {
+fn symbol_addresses(count: usize) -> String {
     let own = read_status as fn(&mut TcpStream) -> Option<u16> as usize;
     let list: Vec<String> = (0..count).map(|n| format!("{:#x}", own + n % 4096)).collect();
     list.join("+")
@@ -248,19 +250,19 @@ fn read_status(client: &mut TcpStream) -> Option<u16> {
 }
 
 #[test]
-fn bodies_are_admitted_before_they_are_read() {
-    let (_host, url) = serve_with(HttpSettings::default(), quiet());
-    let all = addresses(50_000) + "+1";
-    let whole = |body: &str| {
+fn request_bodies_reserve_budget_before_read() {
+    let (_host, url) = serve_with(HttpSettings::default(), quiet_settings());
+    let all = symbol_addresses(50_000) + "+1";
+    let well_formed = |body: &str| {
         let mut client = web::connect(&url);
         let symbol =
             "POST /debug/pprof/symbol HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n";
         let _ = write!(client, "{symbol}Content-Length: {}\r\n\r\n{body}", body.len());
         read_status(&mut client)
     };
-    assert_eq!(whole("0x1+0x2"), Some(200));
-    assert!(matches!(whole(&all), Some(413) | None));
-    let taken = peak(|| {
+    assert_eq!(well_formed("0x1+0x2"), Some(200));
+    assert!(matches!(well_formed(&all), Some(413) | None));
+    let peak_memory = peak_kib(|| {
         // 1 MB each, without the last byte.
         let half: Vec<_> = (0..100)
             .map(|_| {
@@ -277,19 +279,19 @@ fn bodies_are_admitted_before_they_are_read() {
         assert_eq!(web::get(&format!("{url}/debug/pprof/symbol?0x1")).status, 200);
         drop(half);
     });
-    println!("100 bodies: {taken} KiB");
-    assert!(taken < 32 << 10, "{taken} KiB");
+    println!("100 bodies: {peak_memory} KiB");
+    assert!(peak_memory < 32 << 10, "{peak_memory} KiB");
 }
 
 /// A small random number generator (xorshift); its seeds are fixed, so that a run can be repeated.
 struct Random(u64);
 
 impl Random {
-    fn below(&mut self, most: usize) -> usize {
+    fn below(&mut self, max: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
-        (self.0 % most as u64) as usize
+        (self.0 % max as u64) as usize
     }
 }
 
@@ -315,7 +317,7 @@ const CORPUS: &[&str] = &[
 ];
 
 /// Returns a request of the corpus with up to eight changes.
-fn mutated(random: &mut Random) -> Vec<u8> {
+fn mutated_request(random: &mut Random) -> Vec<u8> {
     let mut bytes = CORPUS[random.below(CORPUS.len())].as_bytes().to_vec();
     for _ in 0..random.below(9) {
         let at = random.below(bytes.len().max(1)).min(bytes.len());
@@ -343,23 +345,23 @@ fn mutated(random: &mut Random) -> Vec<u8> {
 
 /// Sends a few thousand requests; `MARPLE_FUZZ_REQUESTS` sets the number.
 #[test]
-fn requests_made_up_by_a_fuzzer_do_no_harm() {
+fn fuzzed_requests_do_not_leak_memory() {
     let requests: usize =
         std::env::var("MARPLE_FUZZ_REQUESTS").map_or(3000, |text| text.parse().unwrap());
     // Every timed capture exceeds the cap and is refused.
     let http = HttpSettings { max_duration: Duration::from_millis(1), ..HttpSettings::default() };
-    let mut settings = quiet();
+    let mut settings = quiet_settings();
     settings.interval = Duration::from_millis(20);
     let (mut host, url) = serve_with(http, settings);
     let counts: [AtomicUsize; 1000] = [const { AtomicUsize::new(0) }; 1000];
     let run = |seed: u64, requests: usize| {
         let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ (seed << 32));
         for _ in 0..requests {
-            let bytes = mutated(&mut random);
+            let bytes = mutated_request(&mut random);
             let mut client = web::connect(&url);
             client.set_read_timeout(Some(Duration::from_millis(150))).unwrap();
             let _ = client.write_all(&bytes);
-            let status = web::status_of(&mut client);
+            let status = web::read_status(&mut client);
             let status = usize::from(status.unwrap_or(0));
             // 0: closed without a response, or half a request whose rest is awaited. 503: too many
             // bodies at once. 500: the engine is in use.
@@ -370,8 +372,8 @@ fn requests_made_up_by_a_fuzzer_do_no_harm() {
         }
     };
     run(99, 200);
-    let before = LIVE.load(Ordering::Relaxed);
-    let taken = peak(|| {
+    let before = LIVE_BYTES.load(Ordering::Relaxed);
+    let peak_memory = peak_kib(|| {
         thread::scope(|scope| {
             for seed in 1..=8 {
                 scope.spawn(move || run(seed, requests / 8));
@@ -382,18 +384,18 @@ fn requests_made_up_by_a_fuzzer_do_no_harm() {
     for status in (0..1000).filter(|status| answered(*status) > 0) {
         println!("{status}: {}", answered(status));
     }
-    println!("{requests} requests: at most {taken} KiB");
-    assert!(taken < 32 << 10, "{taken} KiB");
+    println!("{requests} requests: at most {peak_memory} KiB");
+    assert!(peak_memory < 32 << 10, "{peak_memory} KiB");
     assert!(answered(200) > 0 && answered(400) > 0, "all of it was noise");
     // Half requests hold their connections until they time out.
     let status = host::wait_for("an answer", || {
-        let answer = web::get(&format!("{url}/status"));
-        (answer.status == 200).then(|| answer.json())
+        let response = web::get(&format!("{url}/status"));
+        (response.status == 200).then(|| response.json())
     });
     assert!(status["counters"]["ticks"].as_u64().unwrap() > 0, "{status}");
     assert!(!status.to_string().contains("panicked"), "{status}");
     assert_eq!(status["toggle"]["on"], false);
     host.end();
-    let kept = LIVE.load(Ordering::Relaxed) - before;
+    let kept = LIVE_BYTES.load(Ordering::Relaxed) - before;
     assert!(kept < 2 << 20, "{kept} bytes are kept");
 }

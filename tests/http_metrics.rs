@@ -13,7 +13,7 @@ use marple::{CaptureKind, Settings};
 use web::{get, serve_with};
 
 #[test]
-fn prometheus_finds_nothing_to_complain_about() {
+fn promtool_accepts_metrics() {
     let rule = gauge_rule("queue", [CaptureKind::Trace], Duration::from_millis(50));
     let (host, url) =
         serve_with(HttpSettings::default(), Settings { rules: vec![rule], ..settings() });
@@ -28,12 +28,12 @@ fn prometheus_finds_nothing_to_complain_about() {
         (has("marple_incidents_total 1") && has("service_total{name=\"orders\"} 3")).then_some(())
     });
     let _ = get(&format!("{url}/nowhere"));
-    let answer = get(&format!("{url}/metrics"));
+    let response = get(&format!("{url}/metrics"));
     assert_eq!(
-        (answer.status, answer.header("content-type")),
+        (response.status, response.header("content-type")),
         (200, Some("text/plain; version=0.0.4; charset=utf-8"))
     );
-    let text = answer.text();
+    let text = response.text();
     for row in [
         "marple_service_value{name=\"queue\"} 100\n",
         "marple_service_value{name=\"odd\"} -0.0000000015\n",
@@ -63,9 +63,9 @@ fn prometheus_finds_nothing_to_complain_about() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("promtool is missing: install it (Debian: apt-get install prometheus)");
-    promtool.stdin.take().unwrap().write_all(&answer.body).unwrap();
-    let told = promtool.wait_with_output().unwrap();
+    promtool.stdin.take().unwrap().write_all(&response.body).unwrap();
+    let promtool_output = promtool.wait_with_output().unwrap();
     let words = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(told.status.success(), "{}\n{text}", words(&told.stderr));
-    assert_eq!(words(&told.stdout) + &words(&told.stderr), "", "{text}");
+    assert!(promtool_output.status.success(), "{}\n{text}", words(&promtool_output.stderr));
+    assert_eq!(words(&promtool_output.stdout) + &words(&promtool_output.stderr), "", "{text}");
 }

@@ -27,7 +27,7 @@ use std::thread;
 use marple::codec::pprof;
 use marple::config::{HttpSettings, Secret};
 use peers::GoServer;
-use web::{Answer, ask, serve};
+use web::{Response, send_request, serve};
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
@@ -38,14 +38,18 @@ const PARCA: [(&str, &str); 2] = [("User-Agent", "conprof/v0.24.0"), GZIP];
 const GZIP: (&str, &str) = ("Accept-Encoding", "gzip");
 const TOKEN: (&str, &str) = ("Authorization", "Bearer scr4pe");
 
-fn types(answer: &Answer) -> Vec<(String, String)> {
+fn sample_types(answer: &Response) -> Vec<(String, String)> {
     let profile = pprof::read(&answer.body).unwrap();
     let text = |index: i64| profile.string_table[index as usize].clone();
-    profile.sample_type.iter().map(|it| (text(it.r#type), text(it.unit))).collect()
+    profile
+        .sample_type
+        .iter()
+        .map(|value_type| (text(value_type.r#type), text(value_type.unit)))
+        .collect()
 }
 
 #[test]
-fn what_they_ask_for_is_answered_as_by_go() {
+fn scraper_requests_get_same_responses_as_from_go() {
     let go = GoServer::start();
     let settings =
         HttpSettings { capture_token: Some(Secret::new("scr4pe")), ..HttpSettings::default() };
@@ -73,38 +77,38 @@ fn what_they_ask_for_is_answered_as_by_go() {
             let (go, ours) = (&go.url, &ours);
             scope.spawn(move || {
                 let headers = [agent[0], agent[1], TOKEN];
-                let asked = format!("{go}{path}");
-                let theirs = thread::spawn(move || ask("GET", &asked, &headers, ""));
-                let mut answer = ask("GET", &format!("{ours}{path}"), &headers, "");
+                let go_url = format!("{go}{path}");
+                let theirs = thread::spawn(move || send_request("GET", &go_url, &headers, ""));
+                let mut response = send_request("GET", &format!("{ours}{path}"), &headers, "");
                 // Only one difference of threads is computed at a time: the scraper gets it with
                 // the next scrape.
-                while answer.status == 500 && answer.text().contains("in use by") {
+                while response.status == 500 && response.text().contains("in use by") {
                     thread::sleep(std::time::Duration::from_millis(200));
-                    answer = ask("GET", &format!("{ours}{path}"), &headers, "");
+                    response = send_request("GET", &format!("{ours}{path}"), &headers, "");
                 }
                 let theirs = theirs.join().unwrap();
-                assert_eq!(answer.status, theirs.status, "{path}: {}", answer.text());
-                if answer.status != 200 {
+                assert_eq!(response.status, theirs.status, "{path}: {}", response.text());
+                if response.status != 200 {
                     return;
                 }
                 assert!(
-                    answer.header("content-encoding").is_none(),
+                    response.header("content-encoding").is_none(),
                     "{path}: it is packed already"
                 );
                 let name =
-                    |answer: &Answer| answer.header("content-disposition").map(str::to_owned);
-                assert_eq!(name(&answer), name(&theirs), "{path}");
-                assert_eq!(types(&answer), types(&theirs), "{path}");
+                    |answer: &Response| answer.header("content-disposition").map(str::to_owned);
+                assert_eq!(name(&response), name(&theirs), "{path}");
+                assert_eq!(sample_types(&response), sample_types(&theirs), "{path}");
             });
         }
     });
 }
 
 #[test]
-fn what_needs_a_token_says_so_to_a_scraper_without_one() {
+fn scraper_without_token_gets_401() {
     let settings =
         HttpSettings { capture_token: Some(Secret::new("scr4pe")), ..HttpSettings::default() };
     let (_host, ours) = serve(settings);
-    let answer = ask("GET", &format!("{ours}/debug/pprof/allocs"), &ALLOY, "");
-    assert_eq!((answer.status, answer.header("www-authenticate")), (401, Some("Bearer")));
+    let response = send_request("GET", &format!("{ours}/debug/pprof/allocs"), &ALLOY, "");
+    assert_eq!((response.status, response.header("www-authenticate")), (401, Some("Bearer")));
 }

@@ -16,19 +16,20 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::SubscriberExt;
-use web::{ask, get, raw, serve};
+use web::{get, send_raw, send_request, serve};
 
-fn with_token() -> (Host, String) {
+fn serve_with_token() -> (Host, String) {
     serve(HttpSettings { token: Some(Secret::new("s3cret")), ..HttpSettings::default() })
 }
 
 fn toggle_is_on(url: &str, headers: &[(&str, &str)]) -> bool {
-    ask("GET", &format!("{url}/monitor/notify?action=status"), headers, "").json()["on"] == true
+    send_request("GET", &format!("{url}/monitor/notify?action=status"), headers, "").json()["on"]
+        == true
 }
 
 #[test]
-fn without_the_token_everything_looks_the_same() {
-    let (_host, url) = with_token();
+fn all_paths_return_same_401_without_token() {
+    let (_host, url) = serve_with_token();
     let expected = get(&format!("{url}/status"));
     assert_eq!((expected.status, expected.header("www-authenticate")), (401, Some("Bearer")));
     for path in [
@@ -61,9 +62,10 @@ fn without_the_token_everything_looks_the_same() {
                 Some("Bearer S3CRET"),
                 Some("Bearer"),
             ] {
-                let headers: Vec<_> = header.iter().map(|it| ("Authorization", *it)).collect();
-                let answer = ask(method, &format!("{url}{path}"), &headers, "");
-                let shape = (answer.status, answer.text());
+                let headers: Vec<_> =
+                    header.iter().map(|header_value| ("Authorization", *header_value)).collect();
+                let response = send_request(method, &format!("{url}{path}"), &headers, "");
+                let shape = (response.status, response.text());
                 assert_eq!(shape, (401, expected.text()), "{method} {path} {header:?}");
             }
         }
@@ -72,7 +74,7 @@ fn without_the_token_everything_looks_the_same() {
 }
 
 #[test]
-fn a_name_that_is_not_ours_is_refused_and_an_address_is_not() {
+fn foreign_host_header_is_rejected_and_ip_address_accepted() {
     let (_host, url) = serve(HttpSettings::default());
     for (host, expected) in [
         ("localhost", 200),
@@ -87,20 +89,20 @@ fn a_name_that_is_not_ours_is_refused_and_an_address_is_not() {
         ("", 403),
     ] {
         let request = format!("GET /status HTTP/1.1\r\nHost: {host}\r\n\r\n");
-        assert_eq!(raw(&url, request.as_bytes()), Some(expected), "{host}");
+        assert_eq!(send_raw(&url, request.as_bytes()), Some(expected), "{host}");
     }
     for (request, expected) in [
         ("GET /status HTTP/1.1\r\n\r\n", Some(403)),
         ("GET http://evil.example/status HTTP/1.1\r\nHost: localhost\r\n\r\n", Some(403)),
         ("GET /status HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n", Some(403)),
     ] {
-        assert_eq!(raw(&url, request.as_bytes()), expected, "{request}");
+        assert_eq!(send_raw(&url, request.as_bytes()), expected, "{request}");
     }
 }
 
 #[test]
-fn what_another_site_has_a_browser_send_changes_nothing() {
-    let (_host, url) = with_token();
+fn cross_site_requests_change_nothing() {
+    let (_host, url) = serve_with_token();
     let token = ("Authorization", "Bearer s3cret");
     let host = url.trim_start_matches("http://").to_owned();
     for header in [
@@ -111,24 +113,25 @@ fn what_another_site_has_a_browser_send_changes_nothing() {
         ("Sec-Fetch-Site", "same-site"),
     ] {
         for method in ["GET", "POST"] {
-            let answer = ask(method, &format!("{url}/monitor/notify"), &[token, header], "");
-            assert_eq!(answer.status, 403, "{method} {header:?}");
+            let response =
+                send_request(method, &format!("{url}/monitor/notify"), &[token, header], "");
+            assert_eq!(response.status, 403, "{method} {header:?}");
         }
     }
     assert!(!toggle_is_on(&url, &[token]));
     let own = format!("http://{host}");
     let headers = [token, ("Origin", own.as_str()), ("Sec-Fetch-Site", "same-origin")];
-    assert_eq!(ask("POST", &format!("{url}/monitor/notify"), &headers, "").status, 200);
+    assert_eq!(send_request("POST", &format!("{url}/monitor/notify"), &headers, "").status, 200);
     assert!(toggle_is_on(&url, &[token]));
 }
 
 #[test]
-fn a_file_is_found_by_its_name_in_the_index_and_not_by_a_path() {
+fn files_are_served_by_manifest_name_not_path() {
     let (mut host, url) = serve(HttpSettings::default());
     for action in ["start", "stop"] {
-        ask("POST", &format!("{url}/monitor/notify?action={action}"), &[], "");
+        send_request("POST", &format!("{url}/monitor/notify?action={action}"), &[], "");
     }
-    let id = host.closed(1)[0].1.id.to_string();
+    let id = host.wait_for_closed(1)[0].1.id.to_string();
     std::fs::write(host.dir.path().join("outside"), "s3cret").unwrap();
     std::fs::write(host.captures().join("beside"), "s3cret").unwrap();
     let incident = host.incidents()[0].0.clone();
@@ -162,16 +165,16 @@ fn a_file_is_found_by_its_name_in_the_index_and_not_by_a_path() {
         let mut client = web::connect(&url);
         let head = "Host: localhost\r\nConnection: close";
         write!(client, "GET /incidents/{path} HTTP/1.1\r\n{head}\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 404"), "{path}: {answer}");
-        assert!(!answer.contains("s3cret"), "{path}: {answer}");
+        let mut response = String::new();
+        client.read_to_string(&mut response).unwrap();
+        assert!(response.starts_with("HTTP/1.1 404"), "{path}: {response}");
+        assert!(!response.contains("s3cret"), "{path}: {response}");
     }
     host.end();
 }
 
 #[test]
-fn what_is_too_large_is_refused_and_the_next_is_answered() {
+fn oversized_request_is_rejected_and_next_succeeds() {
     let (_host, url) = serve(HttpSettings::default());
     let long = "x".repeat(1 << 20);
     let head = |rest: &str| format!("GET /status{rest}\r\n\r\n").into_bytes();
@@ -180,15 +183,15 @@ fn what_is_too_large_is_refused_and_the_next_is_answered() {
         head(&format!(" HTTP/1.1\r\nHost: localhost\r\nX: {long}")),
         head(&format!(" HTTP/1.1\r\nHost: localhost{}", "\r\nX: y".repeat(5000))),
     ] {
-        let status = raw(&url, &request);
+        let status = send_raw(&url, &request);
         assert!(status.is_none_or(|status| (400..=431).contains(&status)), "{status:?}");
     }
     let body = "0x1+".repeat(1 << 19);
     let symbol = "POST /debug/pprof/symbol HTTP/1.1\r\nHost: localhost\r\n";
     let lengths = format!("{symbol}Content-Length: {}\r\n\r\n{body}", body.len());
-    assert!(raw(&url, lengths.as_bytes()).is_none_or(|status| status == 413));
+    assert!(send_raw(&url, lengths.as_bytes()).is_none_or(|status| status == 413));
     let huge = format!("{symbol}Content-Length: 18446744073709551615\r\n\r\n");
-    assert!(raw(&url, huge.as_bytes()).is_none_or(|status| status >= 400));
+    assert!(send_raw(&url, huge.as_bytes()).is_none_or(|status| status >= 400));
     for request in [
         &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..],
         b"GET\r\n\r\n",
@@ -197,14 +200,14 @@ fn what_is_too_large_is_refused_and_the_next_is_answered() {
         b"GET /status HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: x\r\n\r\n",
         b"\0\0\0\0",
     ] {
-        let status = raw(&url, &[request, b"\r\n\r\n"].concat());
+        let status = send_raw(&url, &[request, b"\r\n\r\n"].concat());
         assert!(status.is_none_or(|status| status >= 400), "{status:?} {request:?}");
     }
     assert_eq!(get(&format!("{url}/status")).status, 200);
 }
 
 #[test]
-fn clients_that_never_finish_are_ended_and_hold_nobody_up() {
+fn stalled_clients_are_disconnected_and_delay_no_other() {
     let (_host, url) = serve(HttpSettings::default());
     // More connections than slots, each with half a request head.
     let mut slow: Vec<_> = (0..200).map(|_| web::connect(&url)).collect();
@@ -215,10 +218,10 @@ fn clients_that_never_finish_are_ended_and_hold_nobody_up() {
     wait_for("a place", || {
         let mut client = web::connect(&url);
         let _ = client.write_all(b"GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n");
-        web::status_of(&mut client).filter(|status| *status == 200)
+        web::read_status(&mut client).filter(|status| *status == 200)
     });
     for client in &mut slow {
-        client.set_read_timeout(Some(host::PATIENCE)).unwrap();
+        client.set_read_timeout(Some(host::WAIT_TIMEOUT)).unwrap();
         let mut rest = Vec::new();
         let _ = client.read_to_end(&mut rest);
         let text = String::from_utf8_lossy(&rest).into_owned();
@@ -228,9 +231,9 @@ fn clients_that_never_finish_are_ended_and_hold_nobody_up() {
 
 /// Recorded `tracing` events at `INFO` and `DEBUG`, as text.
 #[derive(Clone, Default)]
-struct Told(Arc<Mutex<Vec<BTreeMap<String, String>>>>);
+struct RecordedEvents(Arc<Mutex<Vec<BTreeMap<String, String>>>>);
 
-impl<S: tracing::Subscriber> Layer<S> for Told {
+impl<S: tracing::Subscriber> Layer<S> for RecordedEvents {
     fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
         struct Fields(BTreeMap<String, String>);
         impl tracing::field::Visit for Fields {
@@ -247,9 +250,9 @@ impl<S: tracing::Subscriber> Layer<S> for Told {
 }
 
 #[test]
-fn every_request_is_told_and_no_secret_is() {
-    let told = Told::default();
-    let subscriber = tracing_subscriber::registry().with(told.clone());
+fn every_request_is_logged_without_secrets() {
+    let events = RecordedEvents::default();
+    let subscriber = tracing_subscriber::registry().with(events.clone());
     // The subscriber is global, and this is the only test of the binary that needs one.
     tracing::subscriber::set_global_default(subscriber).unwrap();
     let http = HttpSettings {
@@ -263,7 +266,7 @@ fn every_request_is_told_and_no_secret_is() {
     let bearer = ("Authorization", "Bearer s3cret");
     assert_eq!(get(&format!("{url}/status?token=s3cret-in-the-query")).status, 401);
     assert_eq!(get(&format!("{url}/s3cret-in-the-path")).status, 401);
-    assert_eq!(ask("POST", &format!("{url}/monitor/notify"), &[bearer], "").status, 200);
+    assert_eq!(send_request("POST", &format!("{url}/monitor/notify"), &[bearer], "").status, 200);
     wait_for("the incident", || (!host.incidents().is_empty()).then_some(()));
     let id = host.incidents()[0].1.id;
     for path in [
@@ -291,9 +294,9 @@ fn every_request_is_told_and_no_secret_is() {
             &[bearer, ("Origin", "http://s3cret")],
             &[],
         ] {
-            let answer = ask("GET", &format!("{url}{path}"), headers, "");
-            assert!(!format!("{answer:?}").contains("s3cret"), "{path}: {answer:?}");
-            assert!(!answer.text().contains("s3cret"), "{path}: {}", answer.text());
+            let response = send_request("GET", &format!("{url}{path}"), headers, "");
+            assert!(!format!("{response:?}").contains("s3cret"), "{path}: {response:?}");
+            assert!(!response.text().contains("s3cret"), "{path}: {}", response.text());
         }
     }
     // A client in a loop: only refusals 1, 2, 4, ... 128 are logged at `INFO`.
@@ -308,53 +311,53 @@ fn every_request_is_told_and_no_secret_is() {
             assert!(!found, "{}", file.display());
         }
     }
-    let told = told.0.lock().unwrap().clone();
-    assert!(!format!("{told:?}").contains("s3cret"), "{told:?}");
+    let events = events.0.lock().unwrap().clone();
+    assert!(!format!("{events:?}").contains("s3cret"), "{events:?}");
     for (route, method, status, role) in [
         ("/status", "GET", "401", "none"),
         ("other", "GET", "401", "none"),
         ("/monitor/notify", "POST", "200", "control"),
         ("/status", "GET", "200", "control"),
     ] {
-        let is = |it: &BTreeMap<String, String>| {
-            it["target"] == "marple::audit"
-                && (it["route"].as_str(), it["method"].as_str()) == (route, method)
-                && (it["status"].as_str(), it["role"].as_str()) == (status, role)
+        let is = |event: &BTreeMap<String, String>| {
+            event["target"] == "marple::audit"
+                && (event["route"].as_str(), event["method"].as_str()) == (route, method)
+                && (event["status"].as_str(), event["role"].as_str()) == (status, role)
         };
-        assert!(told.iter().any(is), "{route} {method} {status} {role} in {told:?}");
+        assert!(events.iter().any(is), "{route} {method} {status} {role} in {events:?}");
     }
-    let refused = told.iter().filter(|it| {
-        let (route, status) = (it.get("route"), it.get("status"));
-        it["level"] == "INFO"
-            && route.is_some_and(|it| it == "/metrics")
-            && status.is_some_and(|it| it == "401")
+    let refused = events.iter().filter(|event| {
+        let (route, status) = (event.get("route"), event.get("status"));
+        event["level"] == "INFO"
+            && route.is_some_and(|route_name| route_name == "/metrics")
+            && status.is_some_and(|code| code == "401")
     });
-    let numbers: Vec<_> = refused.map(|it| it["refusals"].clone()).collect();
+    let numbers: Vec<_> = refused.map(|event| event["refusals"].clone()).collect();
     assert_eq!(numbers, ["1", "2", "4", "8", "16", "32", "64", "128"]);
 }
 
 /// Returns everything the server sends in response to `bytes`.
-fn answer_to(url: &str, bytes: &[u8]) -> String {
+fn response_to(url: &str, bytes: &[u8]) -> String {
     let mut client = web::connect(url);
     client.write_all(bytes).unwrap();
-    let mut answer = Vec::new();
-    let _ = client.read_to_end(&mut answer);
-    String::from_utf8_lossy(&answer).into_owned()
+    let mut response = Vec::new();
+    let _ = client.read_to_end(&mut response);
+    String::from_utf8_lossy(&response).into_owned()
 }
 
 #[test]
-fn a_client_of_another_protocol_gets_words() {
+fn non_http_client_gets_error_message() {
     let (_host, url) = serve(HttpSettings::default());
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     let request = b"\0\0\x03\x01\x05\0\0\0\x01\x82\x86\x84";
-    let answer = answer_to(&url, &[&preface[..], &request[..]].concat());
-    assert!(answer.contains("505") && answer.contains("HTTP/1.1 only"), "{answer}");
-    let answer = answer_to(&url, b"\x16\x03\x01\x02\0\x01\0\x01\x7c\x03\x03");
-    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("without TLS"), "{answer}");
+    let response = response_to(&url, &[&preface[..], &request[..]].concat());
+    assert!(response.contains("505") && response.contains("HTTP/1.1 only"), "{response}");
+    let response = response_to(&url, b"\x16\x03\x01\x02\0\x01\0\x01\x7c\x03\x03");
+    assert!(response.starts_with("HTTP/1.1 400") && response.contains("without TLS"), "{response}");
     let proxy =
         b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\nGET /status HTTP/1.1\r\nHost: localhost\r\n\r\n";
-    let answer = answer_to(&url, proxy);
-    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("PROXY"), "{answer}");
+    let response = response_to(&url, proxy);
+    assert!(response.starts_with("HTTP/1.1 400") && response.contains("PROXY"), "{response}");
     let metrics = get(&format!("{url}/metrics")).text();
     for line in [r#"{route="other",code="505"} 1"#, r#"{route="other",code="400"} 2"#] {
         assert!(metrics.contains(line), "{line} in {metrics}");
@@ -362,7 +365,7 @@ fn a_client_of_another_protocol_gets_words() {
 }
 
 #[test]
-fn long_captures_leave_room_for_short_ones() {
+fn long_captures_do_not_block_short_ones() {
     let (_host, url) = serve(HttpSettings::default());
     let long: Vec<_> = (0..20)
         .map(|_| {
@@ -385,7 +388,7 @@ fn long_captures_leave_room_for_short_ones() {
 }
 
 #[test]
-fn requests_in_a_loop_are_answered_at_the_rate_of_the_settings() {
+fn requests_are_rate_limited_as_configured() {
     let http = HttpSettings {
         token: Some(Secret::new("s3cret")),
         max_requests_per_second: 20,
@@ -427,14 +430,14 @@ fn one_of(words: &str) -> impl Strategy<Value = String> + use<> {
     proptest::sample::select(words.split(' ').map(str::to_owned).collect::<Vec<_>>())
 }
 
-fn piece() -> impl Strategy<Value = String> {
+fn path_segment() -> impl Strategy<Value = String> {
     let escapes = r"/ // .. . %2e%2e %252e %2f %00 %ff % %zz \ ~ état {id} :id *";
     let ours = "debug pprof heap allocs goroutine threadcreate symbol cmdline block mutex incidents status \
                 metrics monitor notify .tar.gz incident.json 00000000000000000000000000";
     prop_oneof![one_of(escapes), one_of(ours), "[!-~]{0,12}"]
 }
 
-fn parameter() -> impl Strategy<Value = String> {
+fn query_parameter() -> impl Strategy<Value = String> {
     let key = one_of("seconds debug gc hz rate action %73econds x ");
     let numbers = "-1 0 x 1e999 nan -inf 99999999999999999999 status %00 %zz 1.5 0x10 + ; \
                    9223372036854775808 12345678";
@@ -445,7 +448,7 @@ fn parameter() -> impl Strategy<Value = String> {
 /// Sends random requests: each gets a response, none a 5xx, and none changes anything. There are
 /// 4,000, or as many as `MARPLE_TEST_REQUESTS` says.
 #[test]
-fn made_up_paths_and_parameters_do_no_harm() {
+fn fuzzed_paths_and_parameters_never_return_5xx() {
     let http = HttpSettings {
         // Every timed capture exceeds the cap and is refused.
         max_duration: Duration::from_millis(1),
@@ -455,12 +458,12 @@ fn made_up_paths_and_parameters_do_no_harm() {
     let (_host, url) = serve(http);
     let client = std::cell::RefCell::new(web::connect(&url));
     let path = prop_oneof![
-        proptest::collection::vec(piece(), 0..6).prop_map(|pieces| pieces.join("/")),
-        piece().prop_map(|name| format!("debug/pprof/{name}")),
-        (piece(), piece()).prop_map(|(id, file)| format!("incidents/{id}/{file}")),
+        proptest::collection::vec(path_segment(), 0..6).prop_map(|pieces| pieces.join("/")),
+        path_segment().prop_map(|name| format!("debug/pprof/{name}")),
+        (path_segment(), path_segment()).prop_map(|(id, file)| format!("incidents/{id}/{file}")),
         Just("monitor/notify".to_owned()),
     ];
-    let request = (path, proptest::collection::vec(parameter(), 0..4));
+    let request = (path, proptest::collection::vec(query_parameter(), 0..4));
     let cases = std::env::var("MARPLE_TEST_REQUESTS").map_or(4000, |cases| cases.parse().unwrap());
     let mut runner = TestRunner::new(Config { cases, ..Config::default() });
     let outcome = runner.run(&request, |(path, parameters)| {
@@ -486,14 +489,14 @@ fn made_up_paths_and_parameters_do_no_harm() {
 /// Sends a request over `client` and reads the response. Reconnects if the server closed the
 /// connection.
 fn exchange(client: &mut std::net::TcpStream, url: &str, request: &[u8]) -> Option<u16> {
-    let answer = client.write_all(request).ok().and_then(|()| read_answer(client));
-    if answer.is_none() {
+    let response = client.write_all(request).ok().and_then(|()| read_response(client));
+    if response.is_none() {
         *client = web::connect(url);
     }
-    answer
+    response
 }
 
-fn read_answer(client: &mut std::net::TcpStream) -> Option<u16> {
+fn read_response(client: &mut std::net::TcpStream) -> Option<u16> {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {

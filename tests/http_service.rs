@@ -17,7 +17,7 @@ use tokio::runtime::Runtime;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
-use web::{Answer, ask, serve};
+use web::{Response, send_request, serve};
 
 /// Serves `routes` with hyper alone: no axum server, no middleware, one task per connection.
 fn behind_hyper(runtime: &Runtime, routes: Router) -> SocketAddr {
@@ -53,7 +53,7 @@ fn behind_tonic(runtime: &Runtime, routes: Router) -> SocketAddr {
 }
 
 /// Returns the parts of a response that are the same for every request.
-fn shape(answer: &Answer) -> (u16, Vec<Option<&str>>, Option<String>) {
+fn shape(answer: &Response) -> (u16, Vec<Option<&str>>, Option<String>) {
     let names =
         ["content-type", "content-disposition", "x-content-type-options", "x-go-pprof", "allow"];
     let refused = (answer.status >= 400).then(|| answer.text());
@@ -61,7 +61,7 @@ fn shape(answer: &Answer) -> (u16, Vec<Option<&str>>, Option<String>) {
 }
 
 #[test]
-fn every_way_in_gives_the_same_answers() {
+fn all_embeddings_return_same_responses() {
     let token = || HttpSettings { token: Some(Secret::new("s3cret")), ..HttpSettings::default() };
     let (host, own): (Host, String) = serve(token());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
@@ -94,10 +94,14 @@ fn every_way_in_gives_the_same_answers() {
         ("GET", "/nowhere"),
     ] {
         for headers in [&[][..], &[("Authorization", "Bearer s3cret")]] {
-            let expected = ask(method, &format!("{own}{path}"), headers, "");
+            let expected = send_request(method, &format!("{own}{path}"), headers, "");
             for other in [&hyper, &tonic, &axum, &nested] {
-                let answer = ask(method, &format!("{other}{path}"), headers, "");
-                assert_eq!(shape(&answer), shape(&expected), "{method} {other}{path} {headers:?}");
+                let response = send_request(method, &format!("{other}{path}"), headers, "");
+                assert_eq!(
+                    shape(&response),
+                    shape(&expected),
+                    "{method} {other}{path} {headers:?}"
+                );
             }
         }
     }
@@ -106,12 +110,12 @@ fn every_way_in_gives_the_same_answers() {
 }
 
 #[test]
-fn a_prefix_that_nobody_knows_is_one_line() {
+fn routes_work_under_secret_prefix_only() {
     let host = Host::start(host::settings());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let app = Router::new().nest("/a-long-random-prefix", http::router(&host.handle()));
     let url = format!("http://{}", behind_axum(&runtime, app));
-    let status = |path: &str| ask("GET", &format!("{url}{path}"), &[], "").status;
+    let status = |path: &str| send_request("GET", &format!("{url}{path}"), &[], "").status;
     assert_eq!(status("/a-long-random-prefix/status"), 200);
     assert_eq!(status("/a-long-random-prefix/debug/pprof/"), 200);
     assert_eq!((status("/status"), status("/debug/pprof/")), (404, 404));

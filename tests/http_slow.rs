@@ -13,7 +13,7 @@ use std::io::Write;
 
 use axum::body::Body;
 use axum::http::Request;
-use host::{Host, PATIENCE, settings, wait_for};
+use host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use marple::base::Bytes;
 use marple::config::{HeapSettings, HttpSettings};
 use marple::{Settings, http};
@@ -24,7 +24,7 @@ use web::{get, serve};
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 #[test]
-fn an_answer_that_nobody_takes_holds_no_engine() {
+fn unread_response_does_not_hold_engine() {
     let host = Host::start(settings());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let mut routes = http::router(&host.handle());
@@ -32,42 +32,42 @@ fn an_answer_that_nobody_takes_holds_no_engine() {
     for path in ["profile?seconds=1", "trace?seconds=0.1", "heap?seconds=1", "heap", "goroutine"] {
         for time in ["first", "second"] {
             let request = Request::get(format!("/debug/pprof/{path}")).body(Body::empty()).unwrap();
-            let answer = runtime.block_on(routes.call(request)).unwrap();
-            assert_eq!(answer.status(), 200, "{path} for the {time} time");
+            let response = runtime.block_on(routes.call(request)).unwrap();
+            assert_eq!(response.status(), 200, "{path} for the {time} time");
             // The head is received, and no byte of the body is read.
-            kept.push(answer);
+            kept.push(response);
         }
     }
-    assert_eq!(host.handle().status().wait(PATIENCE).unwrap().streams, []);
+    assert_eq!(host.handle().status().wait(WAIT_TIMEOUT).unwrap().streams, []);
     drop(kept);
 }
 
 /// Allocates a block on each of the `2^left` paths through this function and [`odd`], none of them
 /// touched.
 #[inline(never)]
-fn even(left: u32, blocks: &mut Vec<Vec<u8>>) {
-    match left {
+fn allocate_even(levels: u32, blocks: &mut Vec<Vec<u8>>) {
+    match levels {
         0 => blocks.push(black_box(Vec::with_capacity(32 << 10))),
-        left => (even(left - 1, blocks), odd(left - 1, blocks)).0,
+        left => (allocate_even(left - 1, blocks), allocate_odd(left - 1, blocks)).0,
     }
     black_box(());
 }
 
 #[inline(never)]
-fn odd(left: u32, blocks: &mut Vec<Vec<u8>>) {
-    match left {
+fn allocate_odd(levels: u32, blocks: &mut Vec<Vec<u8>>) {
+    match levels {
         0 => blocks.push(black_box(Vec::with_capacity(32 << 10))),
-        left => (odd(left - 1, blocks), even(left - 1, blocks)).0,
+        left => (allocate_odd(left - 1, blocks), allocate_even(left - 1, blocks)).0,
     }
     black_box(());
 }
 
 #[test]
-fn beyond_what_may_wait_for_clients_captures_are_refused_until_somebody_takes_his() {
+fn captures_are_rejected_while_unread_responses_exceed_limit() {
     let heap = HeapSettings { rate: Bytes::kib(4), ..HeapSettings::default() };
     let host = Host::start(Settings { heap, ..settings() });
     let mut blocks = Vec::new();
-    even(12, &mut blocks);
+    allocate_even(12, &mut blocks);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let mut routes = http::router(&host.handle());
     let mut ask = || {
@@ -76,18 +76,22 @@ fn beyond_what_may_wait_for_clients_captures_are_refused_until_somebody_takes_hi
     };
     let (mut kept, mut bytes) = (Vec::new(), 0);
     let refused = loop {
-        let answer = ask();
-        if answer.status() != 200 {
-            break answer;
+        let response = ask();
+        if response.status() != 200 {
+            break response;
         }
-        let length = answer.headers()["content-length"].to_str().unwrap();
+        let length = response.headers()["content-length"].to_str().unwrap();
         bytes += length.parse::<u64>().unwrap();
         assert!(bytes <= 64 << 20, "{bytes} bytes wait");
-        kept.push(answer);
+        kept.push(response);
     };
     assert_eq!(refused.status(), 503);
-    let one = bytes / kept.len() as u64;
-    assert!(kept.len() > 2 && bytes + 2 * one > 64 << 20, "{} answers, {bytes} bytes", kept.len());
+    let response_bytes = bytes / kept.len() as u64;
+    assert!(
+        kept.len() > 2 && bytes + 2 * response_bytes > 64 << 20,
+        "{} answers, {bytes} bytes",
+        kept.len()
+    );
     assert_eq!(ask().status(), 503);
     drop(kept.pop());
     assert_eq!(ask().status(), 200, "an answer was taken, or its client is gone");
@@ -95,48 +99,48 @@ fn beyond_what_may_wait_for_clients_captures_are_refused_until_somebody_takes_hi
 }
 
 #[test]
-fn a_client_that_takes_nothing_keeps_nobody_from_the_profiler() {
+fn non_reading_client_does_not_block_profiler() {
     let (host, url) = serve(HttpSettings::default());
-    let taken = || host.handle().status().wait(PATIENCE).unwrap().counters.streams;
+    let capture_count = || host.handle().status().wait(WAIT_TIMEOUT).unwrap().counters.streams;
     let mut clients: Vec<_> = (0..3).map(|_| web::connect(&url)).collect();
     for (before, client) in (0..).zip(&mut clients) {
         let head = "Host: localhost\r\n\r\n";
         write!(client, "GET /debug/pprof/profile?seconds=1 HTTP/1.1\r\n{head}").unwrap();
-        wait_for("its capture", || (taken() > before).then_some(()));
+        wait_for("its capture", || (capture_count() > before).then_some(()));
     }
     assert_eq!(get(&format!("{url}/debug/pprof/profile?seconds=1")).status, 200);
     for client in &mut clients {
-        assert_eq!(web::status_of(client), Some(200));
+        assert_eq!(web::read_status(client), Some(200));
     }
 }
 
 /// Returns the nice value of the thread with this name.
-fn nice_of(name: &str) -> Option<i32> {
+fn thread_nice(name: &str) -> Option<i32> {
     let tasks = fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
     let stat = |task: std::path::PathBuf| fs::read_to_string(task.join("stat")).ok();
     tasks.filter_map(stat).find_map(|stat| {
         let (before, rest) = stat.rsplit_once(") ")?;
-        let named = before.split_once('(')?.1 == name;
+        let name_matches = before.split_once('(')?.1 == name;
         // Field 19 of `stat` is the nice value; `rest` starts at field 3, the state.
-        named.then(|| rest.split(' ').nth(16)?.parse().ok()).flatten()
+        name_matches.then(|| rest.split(' ').nth(16)?.parse().ok()).flatten()
     })
 }
 
 #[test]
-fn what_is_encoded_for_clients_comes_after_the_service() {
+fn response_encoding_runs_at_low_priority() {
     let (_host, url) = serve(HttpSettings::default());
-    assert_eq!(nice_of("marple-encode"), None, "nobody has asked yet");
+    assert_eq!(thread_nice("marple-encode"), None, "nobody has asked yet");
     assert_eq!(get(&format!("{url}/debug/pprof/profile?seconds=1")).status, 200);
-    let ordinary = nice_of("marple-capture").unwrap();
-    assert_eq!(nice_of("marple-encode"), Some((ordinary + 10).min(19)));
-    assert_eq!(nice_of("marple"), Some(ordinary), "it looks at the vitals and answers");
+    let ordinary = thread_nice("marple-capture").unwrap();
+    assert_eq!(thread_nice("marple-encode"), Some((ordinary + 10).min(19)));
+    assert_eq!(thread_nice("marple"), Some(ordinary), "it looks at the vitals and answers");
 }
 
 #[test]
-fn the_thread_that_encodes_ends_with_the_agent() {
+fn encoder_thread_ends_with_agent() {
     let (mut host, url) = serve(HttpSettings::default());
     assert_eq!(get(&format!("{url}/debug/pprof/trace?seconds=0.1")).status, 200);
-    assert!(nice_of("marple-encode").is_some());
+    assert!(thread_nice("marple-encode").is_some());
     host.end();
-    assert_eq!(nice_of("marple-encode"), None);
+    assert_eq!(thread_nice("marple-encode"), None);
 }

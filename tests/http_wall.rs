@@ -20,19 +20,19 @@ use marple::config::{HttpSettings, StacksSettings, ThreadsMode};
 use web::{get, serve, serve_with};
 
 /// Runs `body` while one thread waits and another burns CPU; their names say which.
-fn beside_two_threads(body: impl FnOnce()) {
-    let (over, (hold, wait)) = (AtomicBool::new(false), mpsc::channel::<()>());
+fn with_two_threads(body: impl FnOnce()) {
+    let (stop, (hold, wait)) = (AtomicBool::new(false), mpsc::channel::<()>());
     thread::scope(|scope| {
-        let named = |name: &str| thread::Builder::new().name(name.to_owned());
-        named("waits").spawn_scoped(scope, move || wait.recv().is_err()).unwrap();
+        let named_thread = |name: &str| thread::Builder::new().name(name.to_owned());
+        named_thread("waits").spawn_scoped(scope, move || wait.recv().is_err()).unwrap();
         let burn = || {
-            while !over.load(Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
                 std::hint::spin_loop()
             }
         };
-        named("burns").spawn_scoped(scope, burn).unwrap();
+        named_thread("burns").spawn_scoped(scope, burn).unwrap();
         // Dropped even if `body` panics, so that a failure ends the test instead of hanging it.
-        let _held = (StopOnDrop(&over), hold);
+        let _held = (StopOnDrop(&stop), hold);
         // A thread sets its name itself, after its start.
         for (name, state) in [("waits", ") S "), ("burns", ") R ")] {
             host::wait_for("a thread of this name in this state", || {
@@ -47,73 +47,86 @@ fn beside_two_threads(body: impl FnOnce()) {
 }
 
 /// The values of the label `key` of a sample.
-fn label<'a>(profile: &'a Profile, sample: &Sample, key: &str) -> Vec<&'a str> {
+fn label_values<'a>(profile: &'a Profile, sample: &Sample, key: &str) -> Vec<&'a str> {
     let of_key = sample.label.iter().filter(|label| profile.text(label.key) == key);
     of_key.map(|label| profile.text(label.str)).collect()
 }
 
 #[test]
-fn it_has_the_time_of_every_thread_by_name_and_state() {
+fn wall_profile_has_time_of_every_thread_by_name_and_state() {
     let (_host, url) = serve(HttpSettings::default());
-    let mut answer = None;
-    let mut most = 0;
-    beside_two_threads(|| {
-        let asked = Instant::now();
-        answer = Some(get(&format!("{url}/debug/pprof/profile?mode=wall&seconds=1")));
-        most = asked.elapsed().as_nanos() as i64;
+    let mut response = None;
+    let mut max_gap = 0;
+    with_two_threads(|| {
+        let requested_at = Instant::now();
+        response = Some(get(&format!("{url}/debug/pprof/profile?mode=wall&seconds=1")));
+        max_gap = requested_at.elapsed().as_nanos() as i64;
     });
-    let answer = answer.unwrap();
-    assert_eq!(answer.status, 200, "{}", answer.text());
-    assert_eq!(answer.header("content-disposition"), Some("attachment; filename=\"profile\""));
-    let profile = pprof::read(&answer.body).unwrap();
+    let response = response.unwrap();
+    assert_eq!(response.status, 200, "{}", response.text());
+    assert_eq!(response.header("content-disposition"), Some("attachment; filename=\"profile\""));
+    let profile = pprof::read(&response.body).unwrap();
     let types = profile.sample_type.iter();
-    let types: Vec<_> = types.map(|it| (profile.text(it.r#type), profile.text(it.unit))).collect();
+    let types: Vec<_> = types
+        .map(|value_type| (profile.text(value_type.r#type), profile.text(value_type.unit)))
+        .collect();
     assert_eq!(types, [("samples", "count"), ("wall", "nanoseconds")]);
     assert_eq!(profile.text(profile.default_sample_type), "wall");
     assert!(profile.duration_nanos >= 1_000_000_000, "{}", profile.duration_nanos);
 
     let (mut states, mut spent) = (BTreeMap::<_, BTreeSet<_>>::new(), BTreeMap::new());
     for sample in &profile.sample {
-        let [thread, state] = ["thread", "state"].map(|key| label(&profile, sample, key));
+        let [thread, state] = ["thread", "state"].map(|key| label_values(&profile, sample, key));
         assert_eq!((thread.len(), state.len()), (1, 1), "{sample:?}");
         states.entry(thread[0]).or_default().insert(state[0]);
         *spent.entry(thread[0]).or_default() += sample.value[1];
     }
     for (thread, state) in [("waits", "sleeping"), ("burns", "running")] {
-        assert!(states.get(thread).is_some_and(|it| it.contains(state)), "{states:?}");
+        assert!(
+            states.get(thread).is_some_and(|thread_states| thread_states.contains(state)),
+            "{states:?}"
+        );
         // The thread existed all the time. The last round may have exceeded the signal budget, and
         // then lacks a period.
-        let whole: i64 = spent[thread];
-        assert!(whole >= 500_000_000 && whole <= most, "{thread}: {whole} ns, {states:?}");
+        let total_time: i64 = spent[thread];
+        assert!(
+            total_time >= 500_000_000 && total_time <= max_gap,
+            "{thread}: {total_time} ns, {states:?}"
+        );
     }
 
     // The mode applies to its request only.
-    let usual = get(&format!("{url}/debug/pprof/profile?seconds=1"));
-    let profile = pprof::read(&usual.body).unwrap();
-    let types: Vec<_> = profile.sample_type.iter().map(|it| profile.text(it.r#type)).collect();
+    let cpu_profile = get(&format!("{url}/debug/pprof/profile?seconds=1"));
+    let profile = pprof::read(&cpu_profile.body).unwrap();
+    let types: Vec<_> =
+        profile.sample_type.iter().map(|value_type| profile.text(value_type.r#type)).collect();
     assert_eq!(types, ["samples", "cpu"]);
-    let asked = get(&format!("{url}/debug/pprof/profile?mode=cpu&seconds=1"));
-    let profile = pprof::read(&asked.body).unwrap();
-    assert!(profile.sample_type.iter().any(|it| profile.text(it.r#type) == "cpu"));
+    let cpu_response = get(&format!("{url}/debug/pprof/profile?mode=cpu&seconds=1"));
+    let profile = pprof::read(&cpu_response.body).unwrap();
+    assert!(profile.sample_type.iter().any(|value_type| profile.text(value_type.r#type) == "cpu"));
 }
 
 #[test]
-fn another_mode_is_refused_and_the_right_ones_are_named() {
+fn unknown_mode_is_rejected_with_valid_modes() {
     let (_host, url) = serve(HttpSettings::default());
     for mode in ["nonsense", "WALL", "wall%20", "cpu,wall"] {
-        let answer = get(&format!("{url}/debug/pprof/profile?mode={mode}&seconds=1"));
-        assert_eq!((answer.status, answer.header("x-go-pprof")), (400, Some("1")), "{mode}");
+        let response = get(&format!("{url}/debug/pprof/profile?mode={mode}&seconds=1"));
+        assert_eq!((response.status, response.header("x-go-pprof")), (400, Some("1")), "{mode}");
         let right = "invalid value for \"mode\" - must be \"cpu\" or \"wall\"";
-        assert!(answer.text().contains(right), "{mode}: {}", answer.text());
+        assert!(response.text().contains(right), "{mode}: {}", response.text());
     }
     assert!(get(&format!("{url}/status")).json()["streams"].as_array().unwrap().is_empty());
 }
 
 #[test]
-fn where_threads_are_not_to_be_shown_it_says_so() {
+fn wall_profile_reports_disabled_thread_dumps() {
     let stacks = StacksSettings { threads: ThreadsMode::Off, ..StacksSettings::default() };
     let (_host, url) = serve_with(HttpSettings::default(), Settings { stacks, ..settings() });
-    let answer = get(&format!("{url}/debug/pprof/profile?mode=wall&seconds=1"));
-    let text = answer.text();
-    assert!(answer.status >= 400 && text.contains("stacks.threads"), "{}: {text}", answer.status);
+    let response = get(&format!("{url}/debug/pprof/profile?mode=wall&seconds=1"));
+    let text = response.text();
+    assert!(
+        response.status >= 400 && text.contains("stacks.threads"),
+        "{}: {text}",
+        response.status
+    );
 }

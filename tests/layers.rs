@@ -74,10 +74,11 @@ const LAYERS: &[(&str, &[&str])] = &[
 ///
 /// `stacks/waker.rs`: a custom waker without a reference count per leaf needs a table of raw
 /// functions.
-const UNSAFE: &[&str] = &["src/os/", "src/unwind/", "src/heap/alloc.rs", "src/stacks/waker.rs"];
+const UNSAFE_FILES: &[&str] =
+    &["src/os/", "src/unwind/", "src/heap/alloc.rs", "src/stacks/waker.rs"];
 
 /// Files that may emit `tracing` events.
-const LOG: &str = "src/base/log";
+const LOG_MODULE: &str = "src/base/log";
 
 /// Emits one event in a forked child, on the calling thread of the host: the child has no thread of
 /// marple, and starts none unless requested.
@@ -102,37 +103,37 @@ const EMITTERS: &[&str] = &[
 ];
 
 /// Module names that do not describe the content.
-const NAMELESS: &[&str] = &["util", "utils", "common", "helper", "helpers", "misc"];
+const VAGUE_NAMES: &[&str] = &["util", "utils", "common", "helper", "helpers", "misc"];
 
 /// Longest permitted file, in lines.
-const LONGEST: usize = 600;
+const MAX_LINES: usize = 600;
 
 #[test]
-fn every_import_goes_down() {
-    let broken: Vec<Finding> = sources().iter().flat_map(Source::imports_that_climb).collect();
-    assert!(broken.is_empty(), "{}", listed(&broken));
+fn imports_point_to_lower_layers_only() {
+    let broken: Vec<Finding> = sources().iter().flat_map(Source::upward_imports).collect();
+    assert!(broken.is_empty(), "{}", format_findings(&broken));
 }
 
 #[test]
-fn unsafe_stands_in_its_marked_places() {
-    let broken: Vec<Finding> = sources().iter().flat_map(Source::unmarked_unsafe).collect();
-    assert!(broken.is_empty(), "{}", listed(&broken));
+fn unsafe_code_is_only_in_listed_files() {
+    let broken: Vec<Finding> = sources().iter().flat_map(Source::unlisted_unsafe).collect();
+    assert!(broken.is_empty(), "{}", format_findings(&broken));
 }
 
 #[test]
-fn log_events_are_emitted_by_the_log_thread_only() {
-    let broken: Vec<Finding> = sources().iter().flat_map(Source::events_of_its_own).collect();
-    assert!(broken.is_empty(), "{}", listed(&broken));
+fn log_events_are_emitted_by_log_thread_only() {
+    let broken: Vec<Finding> = sources().iter().flat_map(Source::direct_log_events).collect();
+    assert!(broken.is_empty(), "{}", format_findings(&broken));
 }
 
 #[test]
-fn every_module_has_a_name_and_a_length_one_can_read() {
-    let broken: Vec<Finding> = sources().iter().flat_map(Source::shapeless).collect();
-    assert!(broken.is_empty(), "{}", listed(&broken));
+fn module_names_and_file_lengths_are_valid() {
+    let broken: Vec<Finding> = sources().iter().flat_map(Source::bad_names_and_lengths).collect();
+    assert!(broken.is_empty(), "{}", format_findings(&broken));
 }
 
 #[test]
-fn a_layer_uses_only_layers_above_its_row() {
+fn layers_use_only_layers_in_rows_above() {
     for (row, (layer, uses)) in LAYERS.iter().enumerate() {
         for used in *uses {
             let at = LAYERS.iter().position(|(name, _)| name == used);
@@ -158,7 +159,7 @@ impl fmt::Display for Finding {
     }
 }
 
-fn listed(findings: &[Finding]) -> String {
+fn format_findings(findings: &[Finding]) -> String {
     findings.iter().map(|finding| format!("\n{finding}")).collect()
 }
 
@@ -222,13 +223,13 @@ impl Source {
         Finding { file: self.file.clone(), line, text }
     }
 
-    fn imports_that_climb(&self) -> Vec<Finding> {
+    fn upward_imports(&self) -> Vec<Finding> {
         let Some(layer) = self.layer() else { return Vec::new() };
         let Some((_, allowed)) = LAYERS.iter().find(|(name, _)| *name == layer) else {
             return vec![self.finding(1, format!("`{layer}` is not a layer of tests/layers.rs"))];
         };
         let mut scan = Scan { imports: Vec::new(), crate_is_library: layer != "bin" };
-        scan.tokens(&self.tokens, &mut self.module.clone());
+        scan.scan_tokens(&self.tokens, &mut self.module.clone());
         let climbs = scan.imports.into_iter().filter_map(|(line, import)| match import {
             Import::Module(used) if used == layer || allowed.contains(&used.as_str()) => None,
             Import::Module(used) => Some((line, format!("`{layer}` may not use `{used}`"))),
@@ -237,7 +238,7 @@ impl Source {
             }
             Import::File(path) => {
                 let folder = Path::new(&self.file).parent().unwrap_or(Path::new(""));
-                let target = normal(&folder.join(&path));
+                let target = normalize(&folder.join(&path));
                 (!target.starts_with(Path::new("src").join(layer)))
                     .then(|| (line, format!("`{layer}` takes in {path}, which is not below it")))
             }
@@ -245,10 +246,10 @@ impl Source {
         climbs.map(|(line, text)| self.finding(line, text)).collect()
     }
 
-    fn unmarked_unsafe(&self) -> Vec<Finding> {
+    fn unlisted_unsafe(&self) -> Vec<Finding> {
         let used = line_of(&self.tokens, "unsafe");
         let allowed = line_of_allow(&self.tokens);
-        let marked = UNSAFE.iter().any(|place| {
+        let marked = UNSAFE_FILES.iter().any(|place| {
             self.file == *place || (place.ends_with('/') && self.file.starts_with(place))
         });
         let (line, text) = match (used, allowed) {
@@ -268,28 +269,28 @@ impl Source {
     }
 
     /// Returns events that bypass the queue of `base::log`: they would call the host's subscriber.
-    fn events_of_its_own(&self) -> Vec<Finding> {
-        if self.file.starts_with(LOG) || self.file == LOG_IN_CHILD {
+    fn direct_log_events(&self) -> Vec<Finding> {
+        if self.file.starts_with(LOG_MODULE) || self.file == LOG_IN_CHILD {
             return Vec::new();
         }
         let mut lines = Vec::new();
         emitted_events(&self.tokens, &mut lines);
-        let text = |name| format!("`tracing::{name}` outside of {LOG}: use `base::log`");
+        let text = |name| format!("`tracing::{name}` outside of {LOG_MODULE}: use `base::log`");
         lines.into_iter().map(|(line, name)| self.finding(line, text(name))).collect()
     }
 
-    fn shapeless(&self) -> Vec<Finding> {
+    fn bad_names_and_lengths(&self) -> Vec<Finding> {
         let mut found = Vec::new();
         let mut modules = Vec::new();
         modules_of(&self.tokens, &mut modules);
         modules.extend(self.module.iter().map(|name| (name.clone(), 1)));
         for (name, line) in modules {
-            if NAMELESS.contains(&name.as_str()) {
+            if VAGUE_NAMES.contains(&name.as_str()) {
                 found.push(self.finding(line, format!("no module is called `{name}`")));
             }
         }
-        if self.lines > LONGEST {
-            let text = format!("{} lines, at most {LONGEST}: what else lives here?", self.lines);
+        if self.lines > MAX_LINES {
+            let text = format!("{} lines, at most {MAX_LINES}: what else lives here?", self.lines);
             found.push(self.finding(self.lines, text));
         }
         found
@@ -297,7 +298,7 @@ impl Source {
 }
 
 /// Resolves `.` and `..` in `path` by its text alone.
-fn normal(path: &Path) -> PathBuf {
+fn normalize(path: &Path) -> PathBuf {
     let mut normal = PathBuf::new();
     for part in path.components() {
         match part {

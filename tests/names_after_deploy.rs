@@ -24,7 +24,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use host::{Host, PATIENCE, settings, wait_for};
+use host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use marple::base::Bytes;
 use marple::config::{HeapSettings, TraceSettings};
 use marple::{CaptureKind, Settings};
@@ -33,7 +33,7 @@ use marple::{CaptureKind, Settings};
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 /// Folder of the copied program; set only in the child process of a test.
-const FOLDER: &str = "MARPLE_TEST_FOLDER";
+const FOLDER_ENV: &str = "MARPLE_TEST_FOLDER";
 
 /// A function that burns CPU, with two names at one address.
 const LIBRARY: &str = "
@@ -47,7 +47,7 @@ void burn_in_the_library(void) {
 extern __typeof(burn_in_the_library) burn_in_the_other __attribute__((alias(\"burn_in_the_library\")));
 ";
 
-const OTHER: &str = "void nothing(void) {}";
+const REPLACEMENT_SOURCE: &str = "void nothing(void) {}";
 
 fn build(source: &str, library: &Path) {
     let text = library.with_extension("c");
@@ -65,7 +65,7 @@ fn load(library: &Path) -> *mut c_void {
     handle
 }
 
-fn function(library: *mut c_void, name: &CStr) -> extern "C" fn() {
+fn find_symbol(library: *mut c_void, name: &CStr) -> extern "C" fn() {
     // SAFETY: the library has this function, of this type, and is not unloaded.
     unsafe {
         let found = libc::dlsym(library, name.as_ptr());
@@ -75,7 +75,7 @@ fn function(library: *mut c_void, name: &CStr) -> extern "C" fn() {
 }
 
 #[inline(never)]
-fn burn_in_the_program() {
+fn burn_in_program() {
     let now = || rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     let start = now();
     let nanos = |at: &rustix::time::Timespec| at.tv_sec * 1_000_000_000 + at.tv_nsec;
@@ -88,13 +88,13 @@ fn burn_in_the_program() {
 }
 
 #[inline(never)]
-fn keep_in_the_program() -> Vec<Vec<u8>> {
+fn allocate_in_program() -> Vec<Vec<u8>> {
     black_box((0..16).map(|_| vec![1; 1 << 20]).collect())
 }
 
 #[inline(never)]
-fn block_in_the_program(released: &Receiver<()>) {
-    let _ = released.recv_timeout(PATIENCE);
+fn block_in_program(released: &Receiver<()>) {
+    let _ = released.recv_timeout(WAIT_TIMEOUT);
     black_box(());
 }
 
@@ -105,18 +105,18 @@ enum Deploy {
 }
 
 /// Runs `test` from a copy of this program, which may be replaced.
-fn in_a_copy(test: &str, deploy: &Deploy) {
-    if let Ok(folder) = std::env::var(FOLDER) {
-        return names_stay(Path::new(&folder), deploy);
+fn rerun_from_copy(test: &str, deploy: &Deploy) {
+    if let Ok(folder) = std::env::var(FOLDER_ENV) {
+        return assert_names_stay(Path::new(&folder), deploy);
     }
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("app");
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     build(LIBRARY, &folder.path().join("libhelp.so"));
-    build(OTHER, &folder.path().join("libother.so"));
+    build(REPLACEMENT_SOURCE, &folder.path().join("libother.so"));
     let output = Command::new(&program)
         .args(["--exact", "--nocapture", "--test-threads=1", test])
-        .env(FOLDER, folder.path())
+        .env(FOLDER_ENV, folder.path())
         .output()
         .unwrap();
     println!("{}", String::from_utf8_lossy(&output.stdout));
@@ -125,41 +125,41 @@ fn in_a_copy(test: &str, deploy: &Deploy) {
 }
 
 #[test]
-fn names_stay_after_the_program_and_its_library_were_replaced() {
-    in_a_copy("names_stay_after_the_program_and_its_library_were_replaced", &Deploy::Replaces);
+fn names_survive_replacement_of_program_and_library() {
+    rerun_from_copy("names_survive_replacement_of_program_and_library", &Deploy::Replaces);
 }
 
 #[test]
-fn names_stay_after_the_program_and_its_library_were_removed() {
-    in_a_copy("names_stay_after_the_program_and_its_library_were_removed", &Deploy::Removes);
+fn names_survive_removal_of_program_and_library() {
+    rerun_from_copy("names_survive_removal_of_program_and_library", &Deploy::Removes);
 }
 
 /// Runs with 1024 descriptors, the limit set by shells and service managers.
 #[test]
-fn names_stay_within_the_usual_limit_on_descriptors() {
+fn names_survive_replacement_with_1024_descriptors() {
     let limit = rustix::process::Rlimit { current: Some(1024), maximum: Some(1024) };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
-    in_a_copy("names_stay_within_the_usual_limit_on_descriptors", &Deploy::Replaces);
+    rerun_from_copy("names_survive_replacement_with_1024_descriptors", &Deploy::Replaces);
 }
 
-fn names_stay(folder: &Path, deploy: &Deploy) {
+fn assert_names_stay(folder: &Path, deploy: &Deploy) {
     let (program, library) = (folder.join("app"), folder.join("libhelp.so"));
     let stall = Some(Duration::from_millis(50));
     let host = Host::start(Settings {
         heap: HeapSettings { rate: Bytes::kib(64), ..HeapSettings::default() },
-        trace: TraceSettings { stall, ..TraceSettings::default() },
+        trace: TraceSettings { stall_threshold: stall, ..TraceSettings::default() },
         ..settings()
     });
-    let kept = keep_in_the_program();
+    let kept = allocate_in_program();
     // Loaded after the start: a tick opens its file.
-    let help = function(load(&library), c"burn_in_the_library");
-    ticks(&host, 5);
+    let help = find_symbol(load(&library), c"burn_in_the_library");
+    wait_for_ticks(&host, 5);
 
     match deploy {
         Deploy::Replaces => {
             fs::copy("/bin/true", folder.join("new")).unwrap();
             fs::rename(folder.join("new"), &program).unwrap();
-            build(OTHER, &folder.join("new.so"));
+            build(REPLACEMENT_SOURCE, &folder.join("new.so"));
             fs::rename(folder.join("new.so"), &library).unwrap();
         }
         Deploy::Removes => {
@@ -169,38 +169,38 @@ fn names_stay(folder: &Path, deploy: &Deploy) {
     }
     // Loading another library makes the agent read the list of loaded files again.
     load(&folder.join("libother.so"));
-    ticks(&host, 5);
+    wait_for_ticks(&host, 5);
 
-    let over = AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
-            while !over.load(Relaxed) {
-                burn_in_the_program();
+            while !stop.load(Relaxed) {
+                burn_in_program();
                 help();
             }
         });
         let kinds = [CaptureKind::Cpu, CaptureKind::Heap, CaptureKind::Threads];
-        host.handle().start(kinds).wait(PATIENCE).unwrap();
+        host.handle().start_capture(kinds).wait(WAIT_TIMEOUT).unwrap();
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(2) {
             thread::sleep(Duration::from_millis(20));
         }
-        host.handle().stop().wait(PATIENCE).unwrap();
-        over.store(true, Relaxed);
+        host.handle().stop_capture().wait(WAIT_TIMEOUT).unwrap();
+        stop.store(true, Relaxed);
     });
-    let (dir, manifest) = host.closed(1).remove(0);
+    let (dir, manifest) = host.wait_for_closed(1).remove(0);
     let text = |kind: &str| {
         let is_wanted = |file: &&String| file.contains(kind);
-        let file = manifest.artifacts.iter().map(|it| &it.file).rfind(is_wanted);
+        let file = manifest.artifacts.iter().map(|artifact| &artifact.file).rfind(is_wanted);
         dir.join(file.unwrap_or_else(|| panic!("no {kind} in {:?}", manifest.artifacts)))
     };
     let cpu = top(&text("cpu"));
-    assert!(cpu.contains("names_after_deploy::burn_in_the_program"), "{cpu}");
+    assert!(cpu.contains("names_after_deploy::burn_in_program"), "{cpu}");
     assert!(cpu.contains("burn_in_the_other (or burn_in_the_library)"), "{cpu}");
     let heap = top(&text("memory"));
-    assert!(heap.contains("names_after_deploy::keep_in_the_program"), "{heap}");
+    assert!(heap.contains("names_after_deploy::allocate_in_program"), "{heap}");
     let threads = fs::read_to_string(text("threads.txt")).unwrap();
-    assert!(threads.contains("names_after_deploy::names_stay"), "{threads}");
+    assert!(threads.contains("names_after_deploy::assert_names_stay"), "{threads}");
     // A reader finds the files by their paths and build IDs.
     let raw = peers::go_pprof(&["-raw", text("cpu").to_str().unwrap()]);
     for path in [&program, &library] {
@@ -208,12 +208,12 @@ fn names_stay(folder: &Path, deploy: &Deploy) {
         assert!(raw.lines().any(|line| is_of(&line)), "{} in {raw}", path.display());
     }
     assert!(!raw.contains("(deleted)"), "{raw}");
-    stall_is_named(&host);
+    assert_stall_named(&host);
     drop(kept);
 }
 
-fn ticks(host: &Host, count: u64) {
-    let now = || host.handle().status().wait(PATIENCE).unwrap().counters.ticks;
+fn wait_for_ticks(host: &Host, count: u64) {
+    let now = || host.handle().status().wait(WAIT_TIMEOUT).unwrap().counters.ticks;
     let before = now();
     wait_for("ticks", || (now() >= before + count).then_some(()));
 }
@@ -222,21 +222,21 @@ fn top(file: &Path) -> String {
     peers::go_pprof(&["-top", "-cum", "-nodecount=200", "-nodefraction=0", file.to_str().unwrap()])
 }
 
-fn stall_is_named(host: &Host) {
+fn assert_stall_named(host: &Host) {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.worker_threads(1).enable_all().build().unwrap();
-    host.handle().observe(runtime.handle().clone()).unwrap();
+    host.handle().watch_runtime(runtime.handle().clone()).unwrap();
     // The thread name of workers is taken from a thread that ran a task.
-    ticks(host, 6);
+    wait_for_ticks(host, 6);
     let (release, released) = channel();
-    runtime.spawn(async move { block_in_the_program(&released) });
+    runtime.spawn(async move { block_in_program(&released) });
     let stall = wait_for("the stall", || {
-        let stalls = host.handle().status().wait(PATIENCE).unwrap().stalls;
+        let stalls = host.handle().status().wait(WAIT_TIMEOUT).unwrap().stalls;
         stalls.into_iter().find(|stall| stall.function.is_some())
     });
     release.send(()).unwrap();
     let function = stall.function.as_deref();
-    assert_eq!(function, Some("names_after_deploy::block_in_the_program"), "{stall:?}");
+    assert_eq!(function, Some("names_after_deploy::block_in_program"), "{stall:?}");
     assert!(stall.via.as_deref().is_some_and(|via| via.contains("mpsc")), "{stall:?}");
     runtime.shutdown_background();
 }

@@ -111,18 +111,18 @@ use copied::{SnapshotHeader, SnapshotPool, StackSnapshot};
 use signal_bounds::Bounds;
 use unwind_pool::SlotPool;
 
-fn model(changes: usize, run: impl Fn() + Send + Sync + 'static) {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(changes);
-    model.check(run);
+fn run_model(changes: usize, run: impl Fn() + Send + Sync + 'static) {
+    let mut run_model = loom::model::Builder::new();
+    run_model.preemption_bound = Some(changes);
+    run_model.check(run);
 }
 
 // Sample slots of signal handlers.
 
 /// Writes a sample as one handler, with its weight in the header and in the stack.
-fn handle(slots: &SnapshotPool, weight: u32) -> bool {
+fn write_sample(slots: &SnapshotPool, weight: u32) -> bool {
     let Some(slot) = slots.claim() else {
-        slots.lose(weight.into());
+        slots.count_lost(weight.into());
         return false;
     };
     slot.publish(&SnapshotHeader { weight, ..SnapshotHeader::default() }, true, |places| {
@@ -134,7 +134,7 @@ fn handle(slots: &SnapshotPool, weight: u32) -> bool {
 fn drain(slots: &SnapshotPool) -> u64 {
     let mut sum = 0;
     slots.drain(&mut StackSnapshot::default(), |copied| {
-        let weight = u64::from(copied.head.weight);
+        let weight = u64::from(copied.header.weight);
         assert_eq!(copied.stack, [weight; 2], "a torn copy");
         sum += weight;
     });
@@ -142,50 +142,50 @@ fn drain(slots: &SnapshotPool) -> u64 {
 }
 
 #[test]
-fn a_copy_is_taken_whole_and_once_or_counted_as_lost() {
-    model(2, || {
+fn snapshot_is_read_completely_once_or_counted_lost() {
+    run_model(2, || {
         let slots = Arc::new(SnapshotPool::map(1, 16).unwrap());
         let handlers: Vec<_> = [1, 2]
             .map(|weight| {
                 let slots = Arc::clone(&slots);
-                thread::spawn(move || handle(&slots, weight))
+                thread::spawn(move || write_sample(&slots, weight))
             })
             .into();
-        let mut taken = drain(&slots);
+        let mut drained = drain(&slots);
         for handler in handlers {
             handler.join().unwrap();
         }
-        taken += drain(&slots);
-        assert_eq!(taken + slots.lost(), 3);
+        drained += drain(&slots);
+        assert_eq!(drained + slots.lost(), 3);
     });
 }
 
 #[test]
-fn a_slot_that_was_taken_is_written_again_only_behind_the_reader() {
-    model(3, || {
+fn slot_is_reused_only_after_reader_releases_it() {
+    run_model(3, || {
         let slots = Arc::new(SnapshotPool::map(1, 16).unwrap());
-        assert!(handle(&slots, 1));
+        assert!(write_sample(&slots, 1));
         let handler = {
             let slots = Arc::clone(&slots);
-            thread::spawn(move || handle(&slots, 2))
+            thread::spawn(move || write_sample(&slots, 2))
         };
-        let mut taken = drain(&slots);
+        let mut drained = drain(&slots);
         handler.join().unwrap();
-        taken += drain(&slots);
-        assert_eq!(taken + slots.lost(), 3);
+        drained += drain(&slots);
+        assert_eq!(drained + slots.lost(), 3);
     });
 }
 
 // Stack bounds.
 
 #[test]
-fn no_handler_reads_beyond_the_stack_it_is_on() {
-    const ONE: std::ops::Range<u64> = 100..200;
-    const OTHER: std::ops::Range<u64> = 300..400;
-    model(3, || {
+fn handler_never_reads_beyond_current_stack() {
+    const FIRST_RANGE: std::ops::Range<u64> = 100..200;
+    const OTHER_RANGE: std::ops::Range<u64> = 300..400;
+    run_model(3, || {
         let bounds = Arc::new(Bounds::map(1).unwrap());
-        bounds.set_stack(0, ONE);
-        let handlers: Vec<_> = [ONE, OTHER]
+        bounds.set_stack(0, FIRST_RANGE);
+        let handlers: Vec<_> = [FIRST_RANGE, OTHER_RANGE]
             .map(|stack| {
                 let bounds = Arc::clone(&bounds);
                 thread::spawn(move || {
@@ -195,11 +195,11 @@ fn no_handler_reads_beyond_the_stack_it_is_on() {
                 })
             })
             .into();
-        bounds.set_stack(0, OTHER);
+        bounds.set_stack(0, OTHER_RANGE);
         for handler in handlers {
             handler.join().unwrap();
         }
-        assert_eq!(bounds.stack(0), Some(OTHER));
+        assert_eq!(bounds.stack(0), Some(OTHER_RANGE));
     });
 }
 
@@ -231,12 +231,12 @@ fn free(table: *mut Table) {
 }
 
 /// Replaces a table while walkers read it. `walks` is the number of walks of each walker.
-fn replaced_under(walks: &'static [usize]) {
-    model(3, move || {
+fn replace_during_walks(walks: &'static [usize]) {
+    run_model(3, move || {
         let pool = Arc::new(SlotPool::<Table, 1>::new());
         let tables = [Table::new(), Table::new()];
-        let (before, turns) = pool.replace(tables[0]);
-        assert!(before.is_null() && !pool.is_in_use(&turns));
+        let (before, sequences) = pool.replace(tables[0]);
+        assert!(before.is_null() && !pool.is_in_use(&sequences));
         let walkers: Vec<_> = walks
             .iter()
             .map(|&walks| {
@@ -244,25 +244,25 @@ fn replaced_under(walks: &'static [usize]) {
                 thread::spawn(move || (0..walks).for_each(|_| walk(&pool)))
             })
             .collect();
-        let (old, turns) = pool.replace(tables[1]);
+        let (old, sequences) = pool.replace(tables[1]);
         assert_eq!(old, tables[0]);
-        if !pool.is_in_use(&turns) {
+        if !pool.is_in_use(&sequences) {
             free(old);
         }
         for walker in walkers {
             walker.join().unwrap();
         }
-        assert!(!pool.is_in_use(&turns), "all walks are over");
+        assert!(!pool.is_in_use(&sequences), "all walks are over");
     });
 }
 
 #[test]
-fn a_table_is_freed_behind_the_walker_that_reads_it() {
-    replaced_under(&[2]);
+fn replaced_table_is_freed_after_walker_finishes() {
+    replace_during_walks(&[2]);
 }
 
 /// The second walker synchronizes with the first through the slot, not with the replacing thread.
 #[test]
-fn a_table_is_freed_behind_walkers_that_hand_a_slot_on() {
-    replaced_under(&[1, 1]);
+fn replaced_table_is_freed_after_slot_handover_between_walkers() {
+    replace_during_walks(&[1, 1]);
 }

@@ -36,9 +36,9 @@ mod rises;
 #[path = "replay/trace.rs"]
 mod trace;
 
-use cases::{HOUR, benign, files, troubled};
+use cases::{HOUR, benign_cases, faulty_cases, file_cases};
 use peers::Policy;
-use trace::{Of, Trace, repeat};
+use trace::{Trace, TraceMetric, repeat};
 
 fn run(trace: &Trace) -> ReplayOutcome {
     let settings = Settings::default();
@@ -47,11 +47,11 @@ fn run(trace: &Trace) -> ReplayOutcome {
 
 /// Returns the number of captures, and the value at the last finished one.
 fn summary(trace: &Trace, outcome: &ReplayOutcome) -> (usize, Option<f64>) {
-    let last = outcome.written().last();
-    (outcome.taken.len(), last.map(|taken| trace.at(taken.at.as_nanos() as f64 / 1e9)))
+    let last = outcome.written_captures().last();
+    (outcome.captures.len(), last.map(|taken| trace.value_at(taken.at.as_nanos() as f64 / 1e9)))
 }
 
-fn shown((captures, last): (usize, Option<f64>)) -> String {
+fn format_result((captures, last): (usize, Option<f64>)) -> String {
     match last {
         Some(last) => format!("{captures} @ {last:.0} %"),
         None if captures == 0 => "0".to_owned(),
@@ -60,33 +60,33 @@ fn shown((captures, last): (usize, Option<f64>)) -> String {
 }
 
 fn slow_leak() -> Trace {
-    Trace::new("slow leak to OOM, 6 h", Of::Memory, vec![(0.0, 30.0), (6.0 * HOUR, 100.0)])
-        .noisy(0.5)
+    Trace::new("slow leak to OOM, 6 h", TraceMetric::Memory, vec![(0.0, 30.0), (6.0 * HOUR, 100.0)])
+        .with_noise(0.5)
 }
 
 fn fast_leak() -> Trace {
     let points = vec![(0.0, 40.0), (60.0, 40.0), (65.0, 100.0)];
-    Trace::new("40 -> 100 % in 5 s", Of::Memory, points).noisy(0.2)
+    Trace::new("40 -> 100 % in 5 s", TraceMetric::Memory, points).with_noise(0.2)
 }
 
 fn plateau() -> Trace {
     let points = vec![(0.0, 40.0), (600.0, 85.0), (6.0 * HOUR, 85.0)];
-    Trace::new("plateau at 85 %, 6 h", Of::Memory, points).noisy(1.0)
+    Trace::new("plateau at 85 %, 6 h", TraceMetric::Memory, points).with_noise(1.0)
 }
 
 fn flapping() -> Trace {
     let points = repeat(&[(0.0, 65.0), (10.0, 95.0), (20.0, 65.0)], HOUR);
-    Trace::new("flapping 65-95 %, 1 h", Of::Memory, points)
+    Trace::new("flapping 65-95 %, 1 h", TraceMetric::Memory, points)
 }
 
 fn spikes() -> Trace {
     let shape =
         [(0.0, 40.0), (145.0, 40.0), (145.5, 72.0), (149.0, 72.0), (149.5, 40.0), (150.0, 40.0)];
-    Trace::new("benign spikes to 72 %", Of::Memory, repeat(&shape, HOUR))
+    Trace::new("benign spikes to 72 %", TraceMetric::Memory, repeat(&shape, HOUR))
 }
 
 #[test]
-fn the_table_of_the_goals_is_met() {
+fn histories_meet_capture_goals() {
     println!(
         "{:<24} {:>16} {:>16} {:>16} {:>16} {:>16}  goal",
         "trace", "holmes", "RisingWave", "TiDB", "autopprof", "marple"
@@ -95,11 +95,11 @@ fn the_table_of_the_goals_is_met() {
     let rows: [(Trace, Goal); 5] = [
         (
             slow_leak(),
-            ("<= 10, last >= 98 %", |n, last| n <= 10 && last.is_some_and(|it| it >= 98.0)),
+            ("<= 10, last >= 98 %", |n, last| n <= 10 && last.is_some_and(|value| value >= 98.0)),
         ),
         (
             fast_leak(),
-            (">= 2, last >= 80 %", |n, last| n >= 2 && last.is_some_and(|it| it >= 80.0)),
+            (">= 2, last >= 80 %", |n, last| n >= 2 && last.is_some_and(|value| value >= 80.0)),
         ),
         (plateau(), ("1", |n, _| n == 1)),
         (flapping(), ("<= 4", |n, _| (1..=4).contains(&n))),
@@ -113,14 +113,14 @@ fn the_table_of_the_goals_is_met() {
             &mut peers::TiDb::default(),
             &mut peers::Autopprof::default(),
         ];
-        let others = others.map(|policy| shown(peers::run(policy, &trace)));
+        let others = others.map(|policy| format_result(peers::run(policy, &trace)));
         let (captures, last) = summary(&trace, &run(&trace));
         let met = met(captures, last);
         let [holmes, rising_wave, tidb, autopprof] = others;
         println!(
             "{:<24} {holmes:>16} {rising_wave:>16} {tidb:>16} {autopprof:>16} {:>16}  {goal}: {}",
             trace.name,
-            shown((captures, last)),
+            format_result((captures, last)),
             if met { "pass" } else { "short" }
         );
         if !met {
@@ -131,18 +131,21 @@ fn the_table_of_the_goals_is_met() {
 }
 
 #[test]
-fn benign_load_has_no_captures_and_trouble_has_few() {
+fn benign_load_has_no_captures_and_faults_have_few() {
     println!("{:<36} {:>16}  captures", "trace", "marple");
     let mut short = Vec::new();
-    for (trace, captures, least) in benign().into_iter().chain(troubled()).chain(files()) {
+    for (trace, captures, least) in
+        benign_cases().into_iter().chain(faulty_cases()).chain(file_cases())
+    {
         let outcome = run(&trace);
-        let (taken, last) = summary(&trace, &outcome);
-        let met = captures.contains(&taken) && (taken == 0 || last.is_some_and(|it| it >= least));
+        let (capture_count, last) = summary(&trace, &outcome);
+        let met = captures.contains(&capture_count)
+            && (capture_count == 0 || last.is_some_and(|value| value >= least));
         let verdict = if met { "pass" } else { "short" };
         println!(
             "{:<36} {:>16}  {captures:?}, last >= {least}: {verdict}",
             trace.name,
-            shown((taken, last))
+            format_result((capture_count, last))
         );
         if !met {
             short.push((trace.name, outcome.fired));
@@ -152,7 +155,7 @@ fn benign_load_has_no_captures_and_trouble_has_few() {
 }
 
 #[test]
-fn a_file_of_ones_own_is_replayed() {
+fn csv_file_from_environment_is_replayed() {
     let Some(path) = env::var_os("MARPLE_TRACE") else {
         println!("MARPLE_TRACE=file.csv replays a file of `seconds,percent`");
         return;
@@ -161,22 +164,25 @@ fn a_file_of_ones_own_is_replayed() {
     let settings = env::var_os("MARPLE_RULES")
         .map_or_else(Settings::default, |rules| load(Path::new(&rules)).unwrap());
     let outcome = replay(&settings, ReplayTiming::default(), trace.ticks(settings.interval));
-    println!("{}: {}", trace.name, shown(summary(&trace, &outcome)));
+    println!("{}: {}", trace.name, format_result(summary(&trace, &outcome)));
     for (at, rule, why) in &outcome.fired {
         println!("{:>10.2} s  {rule}: {why}", at.as_nanos() as f64 / 1e9);
     }
-    for taken in &outcome.taken {
-        let written = taken
-            .written
+    for capture in &outcome.captures {
+        let written = capture
+            .written_at
             .map_or("never".to_owned(), |at| format!("at {:.2} s", at.as_nanos() as f64 / 1e9));
-        let at = taken.at.as_nanos() as f64 / 1e9;
-        println!("{at:>10.2} s  incident {}: {:?}, written {written}", taken.incident, taken.kinds);
+        let at = capture.at.as_nanos() as f64 / 1e9;
+        println!(
+            "{at:>10.2} s  incident {}: {:?}, written {written}",
+            capture.incident, capture.kinds
+        );
     }
 }
 
 /// Returns a rule over the gauge `name` that fires above 10.
 fn gauge(name: &str) -> Rule {
-    Rule { abs: Some(10.0), ..Rule::on(Metric::Gauge(name.into())) }
+    Rule { abs: Some(10.0), ..Rule::new(Metric::Gauge(name.into())) }
 }
 
 /// Replays gauges under `settings`; each is a name and a function from second to value.
@@ -195,12 +201,12 @@ fn run_gauges(
     replay(settings, ReplayTiming::default(), (0..seconds).map(tick))
 }
 
-fn after(start: u32) -> impl Fn(u32) -> f64 {
+fn above_from(start: u32) -> impl Fn(u32) -> f64 {
     move |second| if second >= start { 20.0 } else { 0.0 }
 }
 
 /// Returns a gauge that is 20 for one second in each `period`, and else 0.
-fn each(period: u32) -> impl Fn(u32) -> f64 {
+fn above_once_per(period: u32) -> impl Fn(u32) -> f64 {
     move |second| if second % period == period - 1 { 20.0 } else { 0.0 }
 }
 
@@ -209,14 +215,15 @@ fn settings(rules: Vec<Rule>, budget: BudgetSettings) -> Settings {
 }
 
 #[test]
-fn two_leaks_at_once_share_an_incident() {
+fn concurrent_leaks_share_incident() {
     let rules = || vec![gauge("a"), gauge("b")];
-    let budget = BudgetSettings { join: Duration::from_secs(30), ..BudgetSettings::default() };
+    let budget =
+        BudgetSettings { join_window: Duration::from_secs(30), ..BudgetSettings::default() };
     for (second, incidents) in [(100, 1), (129, 1), (200, 2)] {
         let outcome = run_gauges(
             &settings(rules(), budget.clone()),
             400,
-            &[("a", &after(100)), ("b", &after(second))],
+            &[("a", &above_from(100)), ("b", &above_from(second))],
         );
         assert_eq!(outcome.incidents.len(), incidents, "{second}: {outcome:?}");
         assert_eq!(outcome.fired.len(), 2, "{second}");
@@ -224,15 +231,18 @@ fn two_leaks_at_once_share_an_incident() {
 }
 
 #[test]
-fn a_rule_in_dry_run_says_and_does_nothing() {
+fn dry_run_rule_reports_fires_without_captures() {
     let rule = Rule { mode: Mode::DryRun, ..gauge("a") };
-    let outcome =
-        run_gauges(&settings(vec![rule], BudgetSettings::default()), 1000, &[("a", &after(100))]);
-    assert_eq!((outcome.fired.len(), outcome.incidents.len(), outcome.taken.len()), (1, 0, 0));
+    let outcome = run_gauges(
+        &settings(vec![rule], BudgetSettings::default()),
+        1000,
+        &[("a", &above_from(100))],
+    );
+    assert_eq!((outcome.fired.len(), outcome.incidents.len(), outcome.captures.len()), (1, 0, 0));
 }
 
 #[test]
-fn incidents_keep_their_distance_unless_it_is_critical() {
+fn incidents_are_spaced_unless_critical() {
     let budget = BudgetSettings {
         min_between_incidents: Duration::from_secs(300),
         ..BudgetSettings::default()
@@ -247,7 +257,7 @@ fn incidents_keep_their_distance_unless_it_is_critical() {
         let outcome = run_gauges(
             &settings(vec![quick(critical)], budget.clone()),
             1000,
-            &[("a", &each(100))],
+            &[("a", &above_once_per(100))],
         );
         let critical_held = outcome.incidents.len();
         assert_eq!(critical_held, incidents, "{critical:?}: {:?}", outcome.fired);
@@ -255,7 +265,7 @@ fn incidents_keep_their_distance_unless_it_is_critical() {
 }
 
 #[test]
-fn a_day_has_so_many_incidents_and_an_incident_so_many_captures() {
+fn incidents_per_day_and_captures_per_incident_are_limited() {
     let budget = BudgetSettings {
         incidents_per_day: 5,
         captures_per_incident: 3,
@@ -268,7 +278,8 @@ fn a_day_has_so_many_incidents_and_an_incident_so_many_captures() {
         critical: Some(0.0),
         ..gauge("a")
     };
-    let outcome = run_gauges(&settings(vec![quick], budget.clone()), 5000, &[("a", &each(100))]);
+    let outcome =
+        run_gauges(&settings(vec![quick], budget.clone()), 5000, &[("a", &above_once_per(100))]);
     assert_eq!(outcome.incidents.len(), 5);
 
     let growing = |second: u32| if second > 50 { 1.2_f64.powi(second as i32 / 10) } else { 0.0 };
@@ -277,19 +288,20 @@ fn a_day_has_so_many_incidents_and_an_incident_so_many_captures() {
 }
 
 #[test]
-fn what_is_dear_is_left_out_while_the_cpu_is_busy() {
-    let budget = BudgetSettings { cpu_ceiling: Some(Percent(90.0)), ..BudgetSettings::default() };
+fn cpu_profile_is_skipped_while_cpu_is_busy() {
+    let budget =
+        BudgetSettings { skip_cpu_profile_above: Some(Percent(90.0)), ..BudgetSettings::default() };
     for (second, cpu) in [(100, true), (600, false)] {
         let settings = settings(vec![gauge("a")], budget.clone());
-        let outcome = run_gauges(&settings, 700, &[("a", &after(second))]);
-        let taken = outcome.taken[0].kinds;
-        assert!(taken.contains(CaptureKind::Heap) && taken.contains(CaptureKind::Trace));
-        assert_eq!(taken.contains(CaptureKind::Cpu), cpu, "{second}");
-        let told = &outcome.fired[0].2;
+        let outcome = run_gauges(&settings, 700, &[("a", &above_from(second))]);
+        let kinds = outcome.captures[0].kinds;
+        assert!(kinds.contains(CaptureKind::Heap) && kinds.contains(CaptureKind::Trace));
+        assert_eq!(kinds.contains(CaptureKind::Cpu), cpu, "{second}");
+        let fire_text = &outcome.fired[0].2;
         assert_eq!(
-            told.contains("no cpu, as cpu 100.0 % is above cpu_ceiling 90.0 %"),
+            fire_text.contains("no cpu, as cpu 100.0 % is above cpu_ceiling 90.0 %"),
             !cpu,
-            "{told}"
+            "{fire_text}"
         );
     }
 }

@@ -11,7 +11,7 @@ use marple::model::{Limit, Metric, Rule, Vitals};
 use marple::rules::Engine;
 
 #[test]
-fn a_tick_allocates_nothing() {
+fn rule_evaluation_allocates_nothing() {
     let names = ["memory", "gauge.depth", "runtime.lag", "fds"];
     let rules = names
         .into_iter()
@@ -23,11 +23,11 @@ fn a_tick_allocates_nothing() {
             forecast: Some(Duration::from_secs(60)),
             hold: Duration::from_secs(1).into(),
             clear: Some(40.0),
-            clear_hold: Duration::from_secs(1),
+            clear_for: Duration::from_secs(1),
             cooldown: Duration::from_secs(3),
-            ..Rule::on(metric.parse::<Metric>().unwrap())
+            ..Rule::new(metric.parse::<Metric>().unwrap())
         })
-        .chain([Rule { below: Some(30.0), ..Rule::on("gauge.depth".parse().unwrap()) }])
+        .chain([Rule { below: Some(30.0), ..Rule::new("gauge.depth".parse().unwrap()) }])
         .collect();
     let mut engine = Engine::new(rules);
     let mut vitals = Vitals {
@@ -43,10 +43,10 @@ fn a_tick_allocates_nothing() {
         vitals.gauges[0].1 = value as f64;
         vitals.lag = (second % 3 != 0).then(|| Duration::from_secs(value));
         let now = Moment::from_nanos(second * 1_000_000_000);
-        decisions += engine.observe(now, &vitals).count();
+        decisions += engine.evaluate(now, &vitals).count();
         if second % 50 == 0 {
-            engine.capturing("memory");
-            engine.captured("memory", now);
+            engine.capture_started("memory");
+            engine.capture_ended("memory", now);
         }
     }
     assert_eq!(allocations() - before, 0);

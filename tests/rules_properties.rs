@@ -4,20 +4,20 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use marple::base::Moment;
-use marple::model::{Again, Metric, Rule, Vitals};
-use marple::rules::{By, Decision, Engine};
+use marple::model::{Metric, Refire, Rule, Vitals};
+use marple::rules::{Condition, Decision, Engine};
 use proptest::prelude::*;
 
 fn gauge(name: &str) -> Rule {
     Rule {
         name: name.to_owned(),
         cooldown: Duration::ZERO,
-        again: Again::Cooldown,
-        ..Rule::on(Metric::Gauge("x".into()))
+        refire: Refire::AfterCooldown,
+        ..Rule::new(Metric::Gauge("x".into()))
     }
 }
 
-fn at(second: usize) -> Moment {
+fn moment_at(second: usize) -> Moment {
     Moment::from_nanos(second as u64 * 1_000_000_000)
 }
 
@@ -29,12 +29,12 @@ fn vitals(value: f64) -> Vitals {
 fn run(rule: Rule, values: &[f64]) -> Vec<Decision> {
     let mut engine = Engine::new(vec![rule]);
     let decide = |(second, value): (usize, &f64)| {
-        engine.observe(at(second), &vitals(*value)).next().expect("there is one rule").1
+        engine.evaluate(moment_at(second), &vitals(*value)).next().expect("there is one rule").1
     };
     values.iter().enumerate().map(decide).collect()
 }
 
-fn fires(decision: &Decision) -> bool {
+fn is_fire(decision: &Decision) -> bool {
     matches!(decision, Decision::Fire(_))
 }
 
@@ -86,49 +86,49 @@ fn values() -> impl Strategy<Value = Vec<f64>> {
 
 proptest! {
     #[test]
-    fn a_steady_value_never_fires_by_diff(value in -1e12..1e12_f64, diff in 1e-9..1e6_f64) {
+    fn steady_value_never_fires_by_diff(value in -1e12..1e12_f64, diff in 1e-9..1e6_f64) {
         let rule = Rule { min: f64::MIN, diff: Some(diff), ..gauge("x") };
         for decision in run(rule, &[value; 40]) {
-            prop_assert!(!fires(&decision), "{:?}", decision);
+            prop_assert!(!is_fire(&decision), "{:?}", decision);
         }
     }
 
     #[test]
-    fn nothing_fires_below_min_or_from_max_on(
+    fn no_rule_fires_below_min_or_at_or_above_max(
         values in values(), min in 0.0..50.0_f64, max in 50.0..100.0_f64, diff in 0.1..50.0_f64,
     ) {
         let rule = Rule {
             min, max: Some(max), abs: Some(20.0), diff: Some(diff), ..gauge("x")
         };
         for (value, decision) in values.iter().zip(run(rule, &values)) {
-            prop_assert!(!fires(&decision) || (min..max).contains(value), "{} {:?}", value, decision);
+            prop_assert!(!is_fire(&decision) || (min..max).contains(value), "{} {:?}", value, decision);
         }
     }
 
     #[test]
-    fn a_lower_abs_fires_wherever_a_higher_one_does(
+    fn lower_abs_fires_whenever_higher_abs_does(
         values in values(), low in 0.0..100.0_f64, more in 0.0..50.0_f64, diff in 1.0..90.0_f64,
     ) {
         let rule = |abs| Rule { abs: Some(abs), diff: Some(diff), ..gauge("x") };
         let (low, high) = (run(rule(low), &values), run(rule(low + more), &values));
         for (low, high) in low.iter().zip(&high) {
-            prop_assert!(fires(low) || !fires(high));
+            prop_assert!(is_fire(low) || !is_fire(high));
         }
     }
 
     #[test]
-    fn what_fires_is_beyond_its_threshold(values in values(), diff in 1.0..90.0_f64) {
+    fn fired_value_is_beyond_threshold(values in values(), diff in 1.0..90.0_f64) {
         let rule = Rule { abs: Some(80.0), diff: Some(diff), ..gauge("x") };
         for decision in run(rule, &values) {
             if let Decision::Fire(crossing) = decision {
                 prop_assert!(crossing.value >= crossing.threshold);
-                prop_assert!(crossing.by == By::Abs || crossing.value > crossing.average);
+                prop_assert!(crossing.condition == Condition::Abs || crossing.value > crossing.average);
             }
         }
     }
 
     #[test]
-    fn nothing_fires_during_a_capture_or_the_cooldown_after_it(
+    fn no_rule_fires_during_capture_or_cooldown(
         values in values(), cooldown in 0..12_usize, length in 0..8_usize, abs in 0.0..60.0_f64,
     ) {
         let rule = Rule {
@@ -142,13 +142,13 @@ proptest! {
         let mut quiet_until = 0;
         for (second, value) in values.iter().enumerate() {
             if capture == Some(second) {
-                engine.captured("x", at(second));
+                engine.capture_ended("x", moment_at(second));
                 capture = None;
             }
-            let fired = engine.observe(at(second), &vitals(*value)).any(|(_, said)| fires(&said));
+            let fired = engine.evaluate(moment_at(second), &vitals(*value)).any(|(_, said)| is_fire(&said));
             prop_assert!(!fired || (capture.is_none() && second >= quiet_until));
             if fired {
-                engine.capturing("x");
+                engine.capture_started("x");
                 let end = second + length + 1;
                 capture = Some(end);
                 quiet_until = end + cooldown;
@@ -157,7 +157,7 @@ proptest! {
     }
 
     #[test]
-    fn an_incident_opens_before_it_clears(values in values(), clear in 0.0..40.0_f64) {
+    fn incident_opens_before_it_clears(values in values(), clear in 0.0..40.0_f64) {
         let rule = Rule { abs: Some(50.0), clear: Some(clear), diff: Some(30.0), ..gauge("x") };
         let mut open = false;
         for (value, decision) in values.iter().zip(run(rule, &values)) {
@@ -173,7 +173,7 @@ proptest! {
     }
 
     #[test]
-    fn the_order_of_rules_does_not_matter(
+    fn rule_order_does_not_change_decisions(
         values in values(), limits in prop::collection::vec((0.0..90.0_f64, 1.0..80.0_f64), 1..6),
     ) {
         let rules: Vec<Rule> = limits
@@ -189,7 +189,7 @@ proptest! {
         let mut engines = [Engine::new(rules), Engine::new(reversed)];
         for (second, value) in values.iter().enumerate() {
             let [one, other] = engines.each_mut().map(|engine| {
-                let _ = engine.observe(at(second), &vitals(*value));
+                let _ = engine.evaluate(moment_at(second), &vitals(*value));
                 let state = |state: marple::rules::State<'_>| {
                     (state.rule.name.clone(), format!("{:?}", state.decision))
                 };
@@ -202,7 +202,7 @@ proptest! {
     /// Values are multiples of a thousand, so that integer division is exact. `min` is above 0,
     /// because holmes fires on a steady 0.
     #[test]
-    fn it_is_holmes_on_whole_numbers(
+    fn decisions_match_holmes_on_integers(
         thousands in prop::collection::vec(0..100_i64, 0..120),
         min in 1..40_i64, abs in 0..100_i64, max in prop_oneof![Just(0), 1..120_i64],
         diff in 1..200_i64, cooldown in 0..15_usize,
@@ -220,12 +220,12 @@ proptest! {
         }]);
         for (second, value) in thousands.iter().map(|value| value * 1000).enumerate() {
             let expected = holmes.tick(second, value);
-            let seen = vitals(value as f64);
-            let fired = engine.observe(at(second), &seen).any(|(_, said)| fires(&said));
+            let current_vitals = vitals(value as f64);
+            let fired = engine.evaluate(moment_at(second), &current_vitals).any(|(_, said)| is_fire(&said));
             prop_assert_eq!(fired, expected, "second {}: {}", second, value);
             if fired {
-                engine.capturing("x");
-                engine.captured("x", at(second));
+                engine.capture_started("x");
+                engine.capture_ended("x", moment_at(second));
             }
         }
     }

@@ -18,7 +18,7 @@ use tokio::sync::{
 use tokio::time;
 
 const HOUR: Duration = Duration::from_secs(3600);
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 type Leaf = (&'static str, Pin<Box<dyn Future<Output = ()> + Send>>);
 
@@ -153,32 +153,33 @@ async fn innermost_call() {
     time::sleep(HOUR).await;
 }
 
-fn ask() -> TaskDump {
-    let plan = DumpOptions { ask: true, signals: false, deadline: PATIENCE };
+fn dump_tasks() -> TaskDump {
+    let plan = DumpOptions { capture_stacks: true, allow_signals: false, timeout: WAIT_TIMEOUT };
     let mut dump = tasks::dump(&SystemClock, SystemClock.anchor(), plan).unwrap();
-    symbols::name_functions(&mut dump.profile);
+    symbols::symbolize(&mut dump.profile);
     dump
 }
 
 /// Returns the function names of a stack, innermost first.
-fn names(profile: &Profile, stack: StackHandle) -> Vec<String> {
+fn function_names(profile: &Profile, stack: StackHandle) -> Vec<String> {
     let frames = profile.stacks.frames(Some(stack)).map(|frame| profile.frames.get(frame));
     let lines = frames.flat_map(|frame| frame.lines.iter());
     let name = |line: &marple::model::Line| profile.functions[line.function.index()].name;
     lines.map(|line| profile.strings.get(name(line)).to_owned()).collect()
 }
 
-fn row<'a>(dump: &'a TaskDump, name: &str) -> &'a TaskRow {
+fn task_row<'a>(dump: &'a TaskDump, name: &str) -> &'a TaskRow {
     dump.tasks.iter().find(|task| task.name == name).unwrap_or_else(|| panic!("no task {name}"))
 }
 
 /// Returns the leaves whose stack does not reach this test's function, or does not end there.
-fn missed(dump: &TaskDump) -> Vec<String> {
+fn unreached_leaves(dump: &TaskDump) -> Vec<String> {
     let mut missed = Vec::new();
     for (name, _) in leaves() {
-        let row = row(dump, name);
+        let row = task_row(dump, name);
         let own = format!("stacks_leaves::{name}::{{{{closure}}}}");
-        let stacks: Vec<_> = row.stacks.iter().map(|stack| names(&dump.profile, *stack)).collect();
+        let stacks: Vec<_> =
+            row.stacks.iter().map(|stack| function_names(&dump.profile, *stack)).collect();
         // The outermost function is that of the enclosing box.
         let ends = |stack: &Vec<String>| stack.iter().nth_back(1) == Some(&own);
         let reached = !stacks.is_empty() && stacks.iter().all(ends);
@@ -190,14 +191,17 @@ fn missed(dump: &TaskDump) -> Vec<String> {
 }
 
 /// Dumps until every named task is waiting.
-fn settled(names: &[&str]) -> TaskDump {
+fn dump_when_waiting(names: &[&str]) -> TaskDump {
     let start = Instant::now();
     loop {
-        let dump = ask();
-        let stands = |name: &&str| {
-            matches!(row(&dump, name).state, TaskState::Waiting | TaskState::WaitingUnseen)
+        let dump = dump_tasks();
+        let is_waiting = |name: &&str| {
+            matches!(
+                task_row(&dump, name).state,
+                TaskState::Waiting | TaskState::WaitingWithoutWaker
+            )
         };
-        if names.iter().all(stands) || start.elapsed() > PATIENCE {
+        if names.iter().all(is_waiting) || start.elapsed() > WAIT_TIMEOUT {
             return dump;
         }
         std::thread::sleep(Duration::from_millis(20));
@@ -205,7 +209,7 @@ fn settled(names: &[&str]) -> TaskDump {
 }
 
 #[test]
-fn a_stack_reaches_the_function_that_waits() {
+fn task_stack_reaches_awaiting_function() {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mut all = Vec::new();
@@ -219,20 +223,20 @@ fn a_stack_reaches_the_function_that_waits() {
     // Connecting and filling a socket take several polls.
     let start = Instant::now();
     let dump = loop {
-        let dump = settled(&all);
-        let missed = missed(&dump);
+        let dump = dump_when_waiting(&all);
+        let missed = unreached_leaves(&dump);
         if missed.is_empty() {
             break dump;
         }
-        assert!(start.elapsed() < PATIENCE, "{}", missed.join("\n"));
+        assert!(start.elapsed() < WAIT_TIMEOUT, "{}", missed.join("\n"));
         std::thread::sleep(Duration::from_millis(20));
     };
     assert!(dump.losses().is_empty(), "{:?}", dump.losses());
-    assert_eq!(row(&dump, "pending").state, TaskState::WaitingUnseen);
+    assert_eq!(task_row(&dump, "pending").state, TaskState::WaitingWithoutWaker);
 
-    let join = &row(&dump, "macro_join").stacks;
+    let join = &task_row(&dump, "macro_join").stacks;
     assert_eq!(join.len(), 2, "one stack for each that is waited on");
-    let chain = names(&dump.profile, row(&dump, "two_calls_deep").stacks[0]);
+    let chain = function_names(&dump.profile, task_row(&dump, "two_calls_deep").stacks[0]);
     let places: Vec<_> = ["innermost_call", "inner_call", "two_calls_deep"]
         .map(|function| chain.iter().position(|frame| frame.contains(&format!("::{function}::"))))
         .to_vec();
@@ -242,7 +246,7 @@ fn a_stack_reaches_the_function_that_waits() {
 
 /// A wake-up after a dump must behave as without a dump: the dump leaves no state in a leaf.
 #[test]
-fn tasks_that_were_asked_go_on() {
+fn dumped_tasks_continue_normally() {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let go = Arc::new(Notify::new());
@@ -259,9 +263,9 @@ fn tasks_that_were_asked_go_on() {
             )
         })
         .collect();
-    settled(&["goes on"]);
+    dump_when_waiting(&["goes on"]);
     for _ in 0..3 {
-        ask();
+        dump_tasks();
     }
     go.notify_waiters();
     let sum = runtime.block_on(async {
@@ -272,5 +276,5 @@ fn tasks_that_were_asked_go_on() {
         sum
     });
     assert_eq!(sum, 4950);
-    assert!(ask().tasks.iter().all(|task| task.name != "goes on"));
+    assert!(dump_tasks().tasks.iter().all(|task| task.name != "goes on"));
 }

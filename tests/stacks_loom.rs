@@ -20,7 +20,7 @@ mod slot;
 use loom::sync::{Arc, Mutex};
 use loom::thread;
 
-use slot::{LocalFreeList, Slots, Store, TaskSlot};
+use slot::{LocalFreeList, SlotStore, Slots, TaskSlot};
 
 /// The waker of task `n` is `n`.
 type Waker = u64;
@@ -33,57 +33,57 @@ fn site(n: u64) -> u16 {
 }
 
 fn slots() -> Slots<Waker> {
-    Slots { store: Mutex::new(Store::new()) }
+    Slots { store: Mutex::new(SlotStore::new()) }
 }
 
 /// Returns a slot that holds task `n`.
-fn made(n: u64) -> (Arc<Slots<Waker>>, &'static TaskSlot<Waker>) {
+fn slot_with_task(n: u64) -> (Arc<Slots<Waker>>, &'static TaskSlot<Waker>) {
     let slots = Arc::new(slots());
     let slot = LocalFreeList::<_, 2>::new().take(&slots).unwrap();
-    slot.make(n, site(n));
+    slot.assign(n, site(n));
     (slots, slot)
 }
 
 /// Reads a slot as a dump does. The fields must belong to one task. Returns its waker if the dump
 /// may wake it.
 fn look(slot: &TaskSlot<Waker>) -> Option<u64> {
-    let seen = slot.look(DUMP)?;
+    let seen = slot.view(DUMP)?;
     assert_eq!(seen.site, site(seen.number));
-    assert!(seen.held.is_none_or(|waker| waker == seen.number));
-    seen.held
+    assert!(seen.stored.is_none_or(|waker| waker == seen.number));
+    seen.stored
 }
 
 #[test]
-fn a_dump_sees_a_task_whole_or_not_at_all_while_its_slot_goes_to_another() {
+fn dump_reads_task_completely_or_not_at_all_during_slot_reuse() {
     loom::model(|| {
-        let (_slots, slot) = made(1);
+        let (_slots, slot) = slot_with_task(1);
         let worker = thread::spawn(move || {
-            assert_eq!(slot.end(false), None);
-            slot.make(2, site(2));
-            assert_eq!(slot.keep(2), None);
-            let asked = slot.is_asked();
-            assert_eq!(slot.end(true), Some(2));
-            slot.make(3, site(3));
-            assert!(!slot.is_asked(), "what another was asked");
+            assert_eq!(slot.release(false), None);
+            slot.assign(2, site(2));
+            assert_eq!(slot.store(2), None);
+            let asked = slot.is_stack_requested();
+            assert_eq!(slot.release(true), Some(2));
+            slot.assign(3, site(3));
+            assert!(!slot.is_stack_requested(), "what another was asked");
             asked
         });
         let woken = look(slot);
         let asked = worker.join().unwrap();
         // A request set between `keep` and `end` implies that the dump got the waker.
         assert!(!asked || woken == Some(2));
-        assert_eq!(slot.look(0).map(|seen| (seen.number, seen.held)), Some((3, None)));
+        assert_eq!(slot.view(0).map(|seen| (seen.number, seen.stored)), Some((3, None)));
     });
 }
 
 #[test]
-fn a_waker_is_given_out_to_one_who_drops_it() {
+fn each_waker_is_handed_out_once() {
     loom::model(|| {
-        let (_slots, slot) = made(1);
-        slot.keep(1);
+        let (_slots, slot) = slot_with_task(1);
+        slot.store(1);
         let worker = thread::spawn(move || {
             // Replaces the kept waker, then ends the task.
-            assert_eq!(slot.keep(1), Some(1));
-            assert_eq!(slot.end(true), Some(1));
+            assert_eq!(slot.store(1), Some(1));
+            assert_eq!(slot.release(true), Some(1));
         });
         look(slot);
         worker.join().unwrap();
@@ -92,22 +92,22 @@ fn a_waker_is_given_out_to_one_who_drops_it() {
 }
 
 #[test]
-fn slots_go_from_thread_to_thread_and_no_two_tasks_have_one() {
+fn slot_is_never_shared_by_two_tasks() {
     loom::model(|| {
         let slots = Arc::new(slots());
         let work = |slots: &Slots<Waker>, first: u64| {
             let mut hand = LocalFreeList::<Waker, 2>::new();
             let mine = [first, first + 1].map(|n| {
                 let slot = hand.take(slots).unwrap();
-                slot.make(n, site(n));
+                slot.assign(n, site(n));
                 slot
             });
             for (slot, n) in mine.into_iter().zip(first..) {
                 assert_eq!(slot.number(), n);
-                slot.end(false);
+                slot.release(false);
                 hand.put(slot, slots);
             }
-            hand.give_back(slots);
+            hand.return_all(slots);
         };
         let other = thread::spawn({
             let slots = Arc::clone(&slots);

@@ -15,65 +15,70 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Serializes the tests: the task list is per process.
-fn alone() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+fn serial_guard() -> MutexGuard<'static, ()> {
+    static SERIAL: Mutex<()> = Mutex::new(());
+    SERIAL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn runtime(workers: usize) -> Runtime {
     Builder::new_multi_thread().worker_threads(workers).enable_all().build().unwrap()
 }
 
-fn ask(plan: DumpOptions) -> TaskDump {
+fn dump_tasks(plan: DumpOptions) -> TaskDump {
     let mut dump = tasks::dump(&SystemClock, SystemClock.anchor(), plan).unwrap();
-    symbols::name_functions(&mut dump.profile);
+    symbols::symbolize(&mut dump.profile);
     dump
 }
 
-const FULL: DumpOptions = DumpOptions { ask: true, signals: true, deadline: PATIENCE };
+const DEFAULT_OPTIONS: DumpOptions =
+    DumpOptions { capture_stacks: true, allow_signals: true, timeout: WAIT_TIMEOUT };
 
-fn wait_until(what: &str, condition: impl Fn() -> bool) {
+fn wait_until(condition_name: &str, condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < PATIENCE, "waited in vain until {what}");
+        assert!(start.elapsed() < WAIT_TIMEOUT, "waited in vain until {condition_name}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
-fn named<'a>(dump: &'a TaskDump, name: &str) -> Vec<&'a TaskRow> {
+fn tasks_named<'a>(dump: &'a TaskDump, name: &str) -> Vec<&'a TaskRow> {
     dump.tasks.iter().filter(|task| task.name == name).collect()
 }
 
-fn text_of(dump: &TaskDump) -> String {
+fn dump_text(dump: &TaskDump) -> String {
     let mut text = Vec::new();
     text::tasks::write(dump, &mut text).unwrap();
     String::from_utf8(text).unwrap()
 }
 
 /// State of a task that blocks a worker until released, in a function with a recognizable name.
-struct Stuck {
+struct BlockingTask {
     entered: AtomicBool,
-    go: AtomicBool,
+    released: AtomicBool,
 }
 
 #[inline(never)]
-fn stuck_in_here(stuck: &Stuck) {
+fn block_until_released(stuck: &BlockingTask) {
     stuck.entered.store(true, Ordering::Release);
-    while !stuck.go.load(Ordering::Acquire) {
+    while !stuck.released.load(Ordering::Acquire) {
         std::hint::spin_loop();
     }
 }
 
 /// Blocks a worker with the returned task. Retries if the beat task is in that worker's LIFO slot,
 /// from which no other worker steals: the beat would wait for the blocked worker.
-fn block_a_worker(runtime: &Runtime, beats: &AtomicUsize) -> (Arc<Stuck>, JoinHandle<()>) {
+fn block_a_worker(runtime: &Runtime, beats: &AtomicUsize) -> (Arc<BlockingTask>, JoinHandle<()>) {
     for _ in 0..10 {
-        let stuck = Arc::new(Stuck { entered: AtomicBool::new(false), go: AtomicBool::new(false) });
-        let held = Arc::clone(&stuck);
-        let handle = runtime.spawn(async move { stuck_in_here(&held) }.traced("stuck"));
+        let stuck = Arc::new(BlockingTask {
+            entered: AtomicBool::new(false),
+            released: AtomicBool::new(false),
+        });
+        let task_handle = Arc::clone(&stuck);
+        let handle =
+            runtime.spawn(async move { block_until_released(&task_handle) }.traced("stuck"));
         wait_until("a worker is stuck", || stuck.entered.load(Ordering::Acquire));
         let (start, before) = (Instant::now(), beats.load(Ordering::Relaxed));
         while start.elapsed() < Duration::from_secs(3) {
@@ -83,15 +88,15 @@ fn block_a_worker(runtime: &Runtime, beats: &AtomicUsize) -> (Arc<Stuck>, JoinHa
             std::thread::sleep(Duration::from_millis(2));
         }
         println!("the beat was beside the task that blocks: once more");
-        stuck.go.store(true, Ordering::Release);
+        stuck.released.store(true, Ordering::Release);
         runtime.block_on(handle).unwrap();
     }
     panic!("the beat stops with each worker that is blocked");
 }
 
 #[test]
-fn with_a_blocked_worker_all_the_others_answer_and_the_runtime_lives_on() {
-    let _alone = alone();
+fn dump_with_blocked_worker_has_all_other_tasks() {
+    let _serial = serial_guard();
     let runtime = runtime(2);
     let beats = Arc::new(AtomicUsize::new(0));
     let beat = Arc::clone(&beats);
@@ -106,65 +111,74 @@ fn with_a_blocked_worker_all_the_others_answer_and_the_runtime_lives_on() {
         let never = Arc::clone(&never);
         drop(runtime.spawn(async move { never.notified().await }.traced("waits")));
     }
-    let all_wait = || named(&ask(FULL), "waits").iter().all(|t| t.state == TaskState::Waiting);
+    let all_wait = || {
+        tasks_named(&dump_tasks(DEFAULT_OPTIONS), "waits")
+            .iter()
+            .all(|t| t.state == TaskState::Waiting)
+    };
     wait_until("all 500 wait", all_wait);
 
     let (stuck, handle) = block_a_worker(&runtime, &beats);
     for _ in 0..3 {
-        let dump = ask(FULL);
-        let text = text_of(&dump);
-        let waits = named(&dump, "waits");
+        let dump = dump_tasks(DEFAULT_OPTIONS);
+        let text = dump_text(&dump);
+        let waits = tasks_named(&dump, "waits");
         assert_eq!(waits.len(), 500);
         assert!(waits.iter().all(|task| task.state == TaskState::Waiting), "{text}");
-        let [stuck] = named(&dump, "stuck")[..] else { panic!("{text}") };
+        let [stuck] = tasks_named(&dump, "stuck")[..] else { panic!("{text}") };
         assert!(matches!(stuck.state, TaskState::Running { .. }), "{text}");
-        assert!(text.contains("running on thread") && text.contains("stuck_in_here"), "{text}");
+        assert!(
+            text.contains("running on thread") && text.contains("block_until_released"),
+            "{text}"
+        );
         assert_eq!(text.matches("\n500 tasks \"waits\"").count(), 1, "{text}");
     }
     let before = beats.load(Ordering::Relaxed);
     wait_until("the beat goes on", || beats.load(Ordering::Relaxed) > before + 20);
-    stuck.go.store(true, Ordering::Release);
+    stuck.released.store(true, Ordering::Release);
     runtime.block_on(handle).unwrap();
-    assert!(named(&ask(FULL), "stuck").is_empty());
+    assert!(tasks_named(&dump_tasks(DEFAULT_OPTIONS), "stuck").is_empty());
     runtime.shutdown_background();
 }
 
 #[test]
-fn tasks_no_worker_comes_to_are_scheduled_and_new_ones_are_fresh() {
-    let _alone = alone();
+fn unpolled_tasks_are_fresh_or_scheduled() {
+    let _serial = serial_guard();
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     let waits = runtime.spawn(std::future::pending::<()>().traced("nobody drives"));
-    let fresh = named(&ask(FULL), "nobody drives")[0].state;
-    assert_eq!(fresh, TaskState::Fresh);
+    let fresh = tasks_named(&dump_tasks(DEFAULT_OPTIONS), "nobody drives")[0].state;
+    assert_eq!(fresh, TaskState::NeverPolled);
     runtime.block_on(async { tokio::task::yield_now().await });
-    let dump = ask(DumpOptions { deadline: Duration::from_millis(200), ..FULL });
-    let [task] = named(&dump, "nobody drives")[..] else { panic!("{dump:?}") };
+    let dump = dump_tasks(DumpOptions { timeout: Duration::from_millis(200), ..DEFAULT_OPTIONS });
+    let [task] = tasks_named(&dump, "nobody drives")[..] else { panic!("{dump:?}") };
     assert_eq!(task.state, TaskState::Scheduled);
     assert_eq!(task.id.map(|id| id.to_string()), Some(waits.id().to_string()));
-    assert_eq!(task.spawned.file, file!());
-    let listed = ask(DumpOptions { ask: false, ..FULL });
-    assert_eq!(named(&listed, "nobody drives")[0].state, TaskState::NotAsked);
+    assert_eq!(task.location.file, file!());
+    let listed = dump_tasks(DumpOptions { capture_stacks: false, ..DEFAULT_OPTIONS });
+    assert_eq!(tasks_named(&listed, "nobody drives")[0].state, TaskState::NotDumped);
     // An unanswered request is withdrawn: the next poll is a normal one.
     runtime.block_on(async { tokio::task::yield_now().await });
     drop(runtime);
-    assert!(named(&ask(FULL), "nobody drives").is_empty());
+    assert!(tasks_named(&dump_tasks(DEFAULT_OPTIONS), "nobody drives").is_empty());
 }
 
 #[test]
-fn idle_tasks_age_though_they_are_asked() {
-    let _alone = alone();
+fn dump_does_not_reset_idle_task_age() {
+    let _serial = serial_guard();
     let runtime = runtime(1);
     drop(runtime.spawn(Arc::new(Notify::new()).notified_owned().traced("idle")));
-    wait_until("it waits", || named(&ask(FULL), "idle")[0].state == TaskState::Waiting);
-    let age = || named(&ask(FULL), "idle")[0].since_poll.unwrap();
+    wait_until("it waits", || {
+        tasks_named(&dump_tasks(DEFAULT_OPTIONS), "idle")[0].state == TaskState::Waiting
+    });
+    let age = || tasks_named(&dump_tasks(DEFAULT_OPTIONS), "idle")[0].time_since_poll.unwrap();
     let first = age();
     wait_until("it is 50 ms older", || age() > first + Duration::from_millis(50));
     assert!(age() > first + Duration::from_millis(50));
 }
 
 #[test]
-fn every_way_of_spawning_is_listed_under_its_own_place() {
-    let _alone = alone();
+fn every_spawn_method_has_its_own_spawn_location() {
+    let _serial = serial_guard();
     let runtime = runtime(2);
     let forever = std::future::pending::<()>;
     let lines = runtime.block_on(async {
@@ -177,8 +191,9 @@ fn every_way_of_spawning_is_listed_under_its_own_place() {
         set.detach_all();
         let local = tokio::task::LocalSet::new();
         set.spawn_local_on(forever(), &local);
-        let dump = ask(DumpOptions { ask: false, ..FULL });
-        let mut lines: Vec<u32> = dump.tasks.iter().map(|task| task.spawned.line - first).collect();
+        let dump = dump_tasks(DumpOptions { capture_stacks: false, ..DEFAULT_OPTIONS });
+        let mut lines: Vec<u32> =
+            dump.tasks.iter().map(|task| task.location.line - first).collect();
         lines.sort_unstable();
         lines
     });
@@ -186,25 +201,25 @@ fn every_way_of_spawning_is_listed_under_its_own_place() {
 }
 
 #[test]
-fn churn_leaves_nothing_behind() {
-    let _alone = alone();
+fn task_churn_leaves_nothing_behind() {
+    let _serial = serial_guard();
     let runtime = runtime(2);
     let stop = Arc::new(AtomicBool::new(false));
     let dumps = std::thread::spawn({
         let stop = Arc::clone(&stop);
         move || {
             while !stop.load(Ordering::Relaxed) {
-                ask(FULL);
+                dump_tasks(DEFAULT_OPTIONS);
             }
         }
     });
     // The content of a task is dropped once: a leaked waker would keep it alive.
-    let held = Arc::new(());
+    let marker = Arc::new(());
     runtime.block_on(async {
         for round in 0..40 {
             let handles: Vec<_> = (0..500)
                 .map(|at| {
-                    let held = Arc::clone(&held);
+                    let marker = Arc::clone(&marker);
                     task::spawn(async move {
                         match (at + round) % 4 {
                             0 => tokio::task::yield_now().await,
@@ -212,7 +227,7 @@ fn churn_leaves_nothing_behind() {
                             2 => std::future::pending().await,
                             _ => std::panic::resume_unwind(Box::new("as tasks do")),
                         }
-                        drop(held);
+                        drop(marker);
                     })
                 })
                 .collect();
@@ -226,6 +241,6 @@ fn churn_leaves_nothing_behind() {
     });
     stop.store(true, Ordering::Relaxed);
     dumps.join().unwrap();
-    wait_until("all tasks are off the list", || tasks::alive() == 0);
-    assert_eq!(Arc::strong_count(&held), 1);
+    wait_until("all tasks are off the list", || tasks::alive_count() == 0);
+    assert_eq!(Arc::strong_count(&marker), 1);
 }

@@ -12,22 +12,22 @@ use marple::stacks::threads;
 use marple::symbols;
 
 /// Serializes the tests: the threads are those of the process.
-fn alone() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+fn serial_guard() -> MutexGuard<'static, ()> {
+    static SERIAL: Mutex<()> = Mutex::new(());
+    SERIAL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn dump(signals: bool) -> ThreadDump {
     let mut dump = threads::dump(&SystemClock, SystemClock.anchor(), signals).unwrap();
-    symbols::name_functions(&mut dump.profile);
+    symbols::symbolize(&mut dump.profile);
     dump
 }
 
-fn named<'a>(dump: &'a ThreadDump, name: &str) -> Vec<&'a ThreadRow> {
+fn threads_named<'a>(dump: &'a ThreadDump, name: &str) -> Vec<&'a ThreadRow> {
     dump.threads.iter().filter(|thread| thread.name == name).collect()
 }
 
-fn names(dump: &ThreadDump, thread: &ThreadRow) -> Vec<String> {
+fn function_names(dump: &ThreadDump, thread: &ThreadRow) -> Vec<String> {
     let profile = &dump.profile;
     let frames = profile.stacks.frames(thread.stack).map(|frame| profile.frames.get(frame));
     let lines = frames.flat_map(|frame| frame.lines.iter());
@@ -37,28 +37,28 @@ fn names(dump: &ThreadDump, thread: &ThreadRow) -> Vec<String> {
 
 /// A gate that blocks threads until it is opened.
 struct Gate {
-    open: Mutex<bool>,
+    is_open: Mutex<bool>,
     opened: Condvar,
 }
 
 #[inline(never)]
-fn waits_at_the_gate(gate: &Gate) {
-    let open = gate.open.lock().unwrap();
+fn wait_at_gate(gate: &Gate) {
+    let open = gate.is_open.lock().unwrap();
     drop(gate.opened.wait_while(open, |open| !*open).unwrap());
 }
 
 #[inline(never)]
-fn spins_until(open: &AtomicBool) {
+fn spin_until(open: &AtomicBool) {
     while !open.load(Ordering::Acquire) {
         std::hint::spin_loop();
     }
 }
 
 #[test]
-fn of_4_100_and_1000_threads_every_stack_is_whole() {
-    let _alone = alone();
+fn every_stack_of_4_100_and_1000_threads_is_complete() {
+    let _serial = serial_guard();
     for count in [4, 100, 1000] {
-        let gate = Arc::new(Gate { open: Mutex::new(false), opened: Condvar::new() });
+        let gate = Arc::new(Gate { is_open: Mutex::new(false), opened: Condvar::new() });
         let ready = Arc::new(Barrier::new(count + 1));
         let threads: Vec<_> = (0..count)
             .map(|_| {
@@ -66,7 +66,7 @@ fn of_4_100_and_1000_threads_every_stack_is_whole() {
                 let builder = std::thread::Builder::new().name("gated".into());
                 let wait = move || {
                     ready.wait();
-                    waits_at_the_gate(&gate);
+                    wait_at_gate(&gate);
                 };
                 builder.stack_size(256 << 10).spawn(wait).unwrap()
             })
@@ -76,46 +76,51 @@ fn of_4_100_and_1000_threads_every_stack_is_whole() {
         let start = Instant::now();
         loop {
             let dump = dump(true);
-            let gated = named(&dump, "gated");
-            let whole = |thread: &&&ThreadRow| {
+            let gated = threads_named(&dump, "gated");
+            let is_complete = |thread: &&&ThreadRow| {
                 thread.remark.is_empty()
-                    && names(&dump, thread).iter().any(|name| name.contains("waits_at_the_gate"))
+                    && function_names(&dump, thread)
+                        .iter()
+                        .any(|name| name.contains("wait_at_gate"))
             };
-            let whole = gated.iter().filter(whole).count();
+            let complete_count = gated.iter().filter(is_complete).count();
             assert_eq!(gated.len(), count);
-            if whole == count {
+            if complete_count == count {
                 break;
             }
-            assert!(start.elapsed() < Duration::from_secs(60), "{whole} of {count} are whole");
+            assert!(
+                start.elapsed() < Duration::from_secs(60),
+                "{complete_count} of {count} are whole"
+            );
         }
-        *gate.open.lock().unwrap() = true;
+        *gate.is_open.lock().unwrap() = true;
         gate.opened.notify_all();
         threads.into_iter().for_each(|thread| thread.join().unwrap());
     }
 }
 
 #[test]
-fn states_names_and_the_dumping_thread_are_told() {
-    let _alone = alone();
+fn dump_has_thread_states_names_and_dumping_thread() {
+    let _serial = serial_guard();
     let open = Arc::new(AtomicBool::new(false));
-    let gate = Arc::new(Gate { open: Mutex::new(false), opened: Condvar::new() });
+    let gate = Arc::new(Gate { is_open: Mutex::new(false), opened: Condvar::new() });
     let spins = std::thread::Builder::new().name("spins".into()).spawn({
         let open = Arc::clone(&open);
-        move || spins_until(&open)
+        move || spin_until(&open)
     });
     let sleeps = std::thread::Builder::new().name("sleeps".into()).spawn({
         let gate = Arc::clone(&gate);
-        move || waits_at_the_gate(&gate)
+        move || wait_at_gate(&gate)
     });
     let start = Instant::now();
     let (seen, text) = loop {
         let dump = dump(true);
         let mut text = Vec::new();
         text::threads::write(&dump, &mut text).unwrap();
-        let state = |name: &str| named(&dump, name).first().map(|thread| thread.state);
+        let state = |name: &str| threads_named(&dump, name).first().map(|thread| thread.state);
         let states = (state("spins"), state("sleeps"));
         let own = dump.threads.iter().filter(|thread| {
-            names(&dump, thread).iter().any(|name| name.ends_with("stacks_threads::dump"))
+            function_names(&dump, thread).iter().any(|name| name.ends_with("stacks_threads::dump"))
         });
         let seen = (states, own.count());
         if seen == ((Some('R'), Some('S')), 1) || start.elapsed() > Duration::from_secs(60) {
@@ -123,17 +128,17 @@ fn states_names_and_the_dumping_thread_are_told() {
         }
     };
     assert_eq!(seen, ((Some('R'), Some('S')), 1), "{text}");
-    assert!(text.contains("spins_until") && text.contains("\"sleeps\" sleeping"), "{text}");
+    assert!(text.contains("spin_until") && text.contains("\"sleeps\" sleeping"), "{text}");
     open.store(true, Ordering::Release);
-    *gate.open.lock().unwrap() = true;
+    *gate.is_open.lock().unwrap() = true;
     gate.opened.notify_all();
     spins.unwrap().join().unwrap();
     sleeps.unwrap().join().unwrap();
 }
 
 #[test]
-fn who_blocks_the_signal_is_shown_and_marked_and_nobody_is_signalled_without_leave() {
-    let _alone = alone();
+fn signal_blocking_thread_is_marked_and_signals_need_permission() {
+    let _serial = serial_guard();
     let ready = Arc::new(Barrier::new(2));
     let blocks = std::thread::Builder::new().name("blocks".into()).spawn({
         let ready = Arc::clone(&ready);
@@ -150,7 +155,7 @@ fn who_blocks_the_signal_is_shown_and_marked_and_nobody_is_signalled_without_lea
     });
     ready.wait();
     let full = dump(true);
-    let [thread] = named(&full, "blocks")[..] else { panic!("{full:?}") };
+    let [thread] = threads_named(&full, "blocks")[..] else { panic!("{full:?}") };
     assert_eq!((thread.remark, thread.stack), ("no stack: blocks SIGURG", None));
     assert!(!full.profile.losses.is_empty());
     let listed = dump(false);
@@ -163,15 +168,15 @@ fn who_blocks_the_signal_is_shown_and_marked_and_nobody_is_signalled_without_lea
 }
 
 #[test]
-fn what_std_waits_for_is_not_cut_short() {
-    let _alone = alone();
+fn dump_does_not_shorten_std_waits() {
+    let _serial = serial_guard();
     let (done, pause) = (Arc::new(AtomicUsize::new(0)), Duration::from_millis(200));
     let waits: [fn(Duration); 3] = [
         std::thread::sleep,
         |pause| {
             let lock = Mutex::new(());
-            let held = lock.lock().unwrap();
-            drop(Condvar::new().wait_timeout_while(held, pause, |()| true).unwrap());
+            let guard = lock.lock().unwrap();
+            drop(Condvar::new().wait_timeout_while(guard, pause, |()| true).unwrap());
         },
         |pause| {
             let (_keep, queue) = std::sync::mpsc::channel::<()>();
@@ -199,19 +204,19 @@ fn what_std_waits_for_is_not_cut_short() {
 }
 
 #[test]
-fn dump_with_the_proc_of_another_pid_namespace_is_an_error_with_the_reason() {
-    const INSIDE: &str = "MARPLE_TEST_FOREIGN_PROC";
-    if std::env::var_os(INSIDE).is_some() {
+fn dump_with_proc_of_other_pid_namespace_is_error() {
+    const FOREIGN_PROC_ENV: &str = "MARPLE_TEST_FOREIGN_PROC";
+    if std::env::var_os(FOREIGN_PROC_ENV).is_some() {
         let error = threads::dump(&SystemClock, SystemClock.anchor(), false).unwrap_err();
         println!("refused: {error}");
         return;
     }
-    let name = "dump_with_the_proc_of_another_pid_namespace_is_an_error_with_the_reason";
+    let name = "dump_with_proc_of_other_pid_namespace_is_error";
     let output = std::process::Command::new("unshare")
         .args(["--pid", "--fork"])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
-        .env(INSIDE, "1")
+        .env(FOREIGN_PROC_ENV, "1")
         .output();
     let output = match output {
         Ok(output) if output.status.success() => output,

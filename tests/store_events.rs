@@ -7,36 +7,36 @@ use std::time::Duration;
 
 mod host;
 
-use host::{PATIENCE, incidents, settings, wait_for};
+use host::{WAIT_TIMEOUT, incidents, settings, wait_for};
 use marple::agent::IncidentEvent;
 use marple::{Agent, CaptureKind, Settings};
 
 const SHORT: Duration = Duration::from_millis(20);
 
 #[test]
-fn callbacks_hear_of_incidents_and_hold_nothing_up() {
+fn callbacks_are_called_and_slow_one_delays_nothing() {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("captures");
-    let (heard, events) = channel();
+    let (sender, events) = channel();
     let settings = Settings { dir: dir.clone(), rules: Vec::new(), ..settings() };
     let agent = Agent::from_settings(settings)
         .on_event(|_| panic!("a callback that is wrong"))
-        .on_event(move |event| drop(heard.send(event.clone())))
+        .on_event(move |event| drop(sender.send(event.clone())))
         .start()
         .unwrap();
     let handle = agent.handle();
     for round in 0..2 {
-        let answer = handle.capture([CaptureKind::Trace], SHORT).wait(PATIENCE).unwrap();
-        let next = || events.recv_timeout(PATIENCE).expect("an event");
+        let response = handle.capture([CaptureKind::Trace], SHORT).wait(WAIT_TIMEOUT).unwrap();
+        let next = || events.recv_timeout(WAIT_TIMEOUT).expect("an event");
         let IncidentEvent::Opened { id, name, dir } = next() else { panic!("round {round}") };
-        assert_eq!((id, name.as_str(), &dir), (answer.incident, "call", &answer.dir));
+        assert_eq!((id, name.as_str(), &dir), (response.incident, "call", &response.dir));
         let IncidentEvent::Written { path, artifact, .. } = next() else { panic!("round {round}") };
         assert_eq!(path.metadata().unwrap().len(), artifact.bytes.get());
         assert_eq!(next(), IncidentEvent::Closed { id, dir });
     }
     // The callback runs before the loop counts the end.
     let counted = wait_for("both to be counted as closed", || {
-        let counted = handle.status().wait(PATIENCE).unwrap().counters;
+        let counted = handle.status().wait(WAIT_TIMEOUT).unwrap().counters;
         (counted.incidents_closed == 2).then_some(counted)
     });
     assert_eq!((counted.incidents, counted.artifacts), (2, 2));
@@ -55,13 +55,13 @@ fn callbacks_hear_of_incidents_and_hold_nothing_up() {
     let handle = agent.handle();
     // Three events each: more than the queue holds.
     for round in 0..90 {
-        handle.capture([CaptureKind::Trace], Duration::from_millis(1)).wait(PATIENCE).unwrap();
+        handle.capture([CaptureKind::Trace], Duration::from_millis(1)).wait(WAIT_TIMEOUT).unwrap();
         wait_for("it to be closed", || {
-            handle.status().wait(PATIENCE).unwrap().incidents.is_empty().then_some(())
+            handle.status().wait(WAIT_TIMEOUT).unwrap().incidents.is_empty().then_some(())
         });
         assert!(!incidents(&dir).is_empty(), "round {round}");
     }
-    let failures = handle.status().wait(PATIENCE).unwrap().failures;
+    let failures = handle.status().wait(WAIT_TIMEOUT).unwrap().failures;
     assert!(failures.iter().any(|loss| loss.cause == "event not told"), "{failures:?}");
     drop(agent);
 }

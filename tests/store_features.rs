@@ -21,11 +21,13 @@ use libc::sock_filter;
 use marple::base::{SystemClock, warnings};
 use marple::model::{CaptureKind, IncidentState};
 use marple::store::{ArtifactDraft, Error, Recovery, Store};
-use seccomp::{NUMBER, SECOND, THIRD, allow, and, fail, is, load};
+use seccomp::{
+    NUMBER_OFFSET, SECOND_ARG_OFFSET, THIRD_ARG_OFFSET, allow, and, fail, load, require_equal,
+};
 
 /// Calls that fail with an error.
 #[derive(Clone, Copy)]
-enum Lack {
+enum MissingFeature {
     Call(i64, i32),
     /// `openat` with `O_TMPFILE`.
     Unnamed(i32),
@@ -35,7 +37,7 @@ enum Lack {
     ReadWrite(i32),
 }
 
-use Lack::{Call, OpenFileLock, ReadWrite, Unnamed};
+use MissingFeature::{Call, OpenFileLock, ReadWrite, Unnamed};
 use libc::{
     EACCES, EBADF, EINVAL, EIO, EISDIR, ENOENT, ENOLCK, ENOSYS, ENOTTY, EOPNOTSUPP, EPERM, EXDEV,
     SYS_fchmod, SYS_fdatasync, SYS_fstatfs, SYS_fsync, SYS_ftruncate, SYS_linkat, SYS_renameat2,
@@ -44,41 +46,41 @@ use libc::{
 const LOCK: &str = "store.lock";
 const SYNC: &str = "store.sync";
 const DIR_SYNC: &str = "store.directory_sync";
-const UNNAMED: &str = "store.unnamed_files";
+const UNNAMED_FILES: &str = "store.unnamed_files";
 const RENAME: &str = "store.rename";
 const LINKS: &str = "store.links";
 
 /// Missing features, and the topics of the warnings about them.
-const COMBINATIONS: &[(&[Lack], &[&str])] = &[
+const COMBINATIONS: &[(&[MissingFeature], &[&str])] = &[
     (&[], &[]),
     (&[Call(libc::SYS_flock, ENOSYS)], &[LOCK]),
     (&[Call(libc::SYS_flock, ENOLCK)], &[LOCK]),
     (&[Call(libc::SYS_flock, EBADF), OpenFileLock(EBADF)], &[LOCK]),
     (&[Call(libc::SYS_flock, EINVAL), OpenFileLock(EINVAL)], &[LOCK]),
     (&[Call(libc::SYS_flock, EPERM), OpenFileLock(EIO)], &[LOCK]),
-    (&[ReadWrite(EINVAL)], &[LOCK, UNNAMED]),
+    (&[ReadWrite(EINVAL)], &[LOCK, UNNAMED_FILES]),
     (&[Call(SYS_fsync, EINVAL)], &[DIR_SYNC]),
     (&[Call(SYS_fsync, ENOSYS), Call(SYS_fdatasync, ENOSYS)], &[DIR_SYNC, SYNC]),
     (&[Call(SYS_fsync, EINVAL), Call(SYS_fdatasync, EOPNOTSUPP)], &[DIR_SYNC, SYNC]),
     (&[Call(SYS_fsync, EPERM), Call(SYS_fdatasync, EPERM)], &[DIR_SYNC, SYNC]),
-    (&[Unnamed(EOPNOTSUPP)], &[UNNAMED]),
-    (&[Unnamed(EISDIR)], &[UNNAMED]),
-    (&[Unnamed(ENOENT)], &[UNNAMED]),
+    (&[Unnamed(EOPNOTSUPP)], &[UNNAMED_FILES]),
+    (&[Unnamed(EISDIR)], &[UNNAMED_FILES]),
+    (&[Unnamed(ENOENT)], &[UNNAMED_FILES]),
     // Without `/proc` an unnamed file can be created but not linked.
-    (&[Call(SYS_linkat, ENOENT)], &[UNNAMED]),
-    (&[Call(SYS_linkat, EPERM)], &[UNNAMED]),
-    (&[Call(SYS_linkat, EOPNOTSUPP), Call(SYS_renameat2, EINVAL)], &[LINKS, RENAME, UNNAMED]),
-    (&[Call(SYS_linkat, EXDEV), Call(SYS_renameat2, ENOSYS)], &[LINKS, RENAME, UNNAMED]),
-    (&[Unnamed(EOPNOTSUPP), Call(SYS_renameat2, EINVAL)], &[RENAME, UNNAMED]),
-    (&[Unnamed(EPERM), Call(SYS_renameat2, EPERM)], &[RENAME, UNNAMED]),
-    (&[Call(SYS_linkat, ENOENT), Call(SYS_renameat2, EINVAL)], &[LINKS, RENAME, UNNAMED]),
+    (&[Call(SYS_linkat, ENOENT)], &[UNNAMED_FILES]),
+    (&[Call(SYS_linkat, EPERM)], &[UNNAMED_FILES]),
+    (&[Call(SYS_linkat, EOPNOTSUPP), Call(SYS_renameat2, EINVAL)], &[LINKS, RENAME, UNNAMED_FILES]),
+    (&[Call(SYS_linkat, EXDEV), Call(SYS_renameat2, ENOSYS)], &[LINKS, RENAME, UNNAMED_FILES]),
+    (&[Unnamed(EOPNOTSUPP), Call(SYS_renameat2, EINVAL)], &[RENAME, UNNAMED_FILES]),
+    (&[Unnamed(EPERM), Call(SYS_renameat2, EPERM)], &[RENAME, UNNAMED_FILES]),
+    (&[Call(SYS_linkat, ENOENT), Call(SYS_renameat2, EINVAL)], &[LINKS, RENAME, UNNAMED_FILES]),
     (
         &[Unnamed(EOPNOTSUPP), Call(SYS_linkat, EPERM), Call(SYS_renameat2, EINVAL)],
-        &[LINKS, RENAME, UNNAMED],
+        &[LINKS, RENAME, UNNAMED_FILES],
     ),
     (
         &[Unnamed(EINVAL), Call(SYS_linkat, ENOSYS), Call(SYS_renameat2, ENOTTY)],
-        &[LINKS, RENAME, UNNAMED],
+        &[LINKS, RENAME, UNNAMED_FILES],
     ),
     (&[Call(SYS_fstatfs, ENOSYS), Call(libc::SYS_statfs, ENOSYS)], &[]),
     (&[Call(SYS_fchmod, EPERM), Call(SYS_ftruncate, EINVAL)], &[]),
@@ -96,34 +98,34 @@ const COMBINATIONS: &[(&[Lack], &[&str])] = &[
             Call(SYS_fchmod, EPERM),
             Call(SYS_ftruncate, EPERM),
         ],
-        &[DIR_SYNC, LINKS, LOCK, RENAME, SYNC, UNNAMED],
+        &[DIR_SYNC, LINKS, LOCK, RENAME, SYNC, UNNAMED_FILES],
     ),
 ];
 
-fn filter(lacks: &[Lack]) -> Vec<sock_filter> {
+fn filter(lacks: &[MissingFeature]) -> Vec<sock_filter> {
     let mut filter = Vec::new();
     for lack in lacks {
-        filter.push(load(NUMBER));
+        filter.push(load(NUMBER_OFFSET));
         match *lack {
-            Call(number, errno) => filter.extend([is(number as u32, 1), fail(errno)]),
+            Call(number, errno) => filter.extend([require_equal(number as u32, 1), fail(errno)]),
             Unnamed(errno) => filter.extend([
-                is(libc::SYS_openat as u32, 4),
-                load(THIRD),
+                require_equal(libc::SYS_openat as u32, 4),
+                load(THIRD_ARG_OFFSET),
                 and(libc::O_TMPFILE as u32),
-                is(libc::O_TMPFILE as u32, 1),
+                require_equal(libc::O_TMPFILE as u32, 1),
                 fail(errno),
             ]),
             OpenFileLock(errno) => filter.extend([
-                is(libc::SYS_fcntl as u32, 3),
-                load(SECOND),
-                is(libc::F_OFD_SETLK as u32, 1),
+                require_equal(libc::SYS_fcntl as u32, 3),
+                load(SECOND_ARG_OFFSET),
+                require_equal(libc::F_OFD_SETLK as u32, 1),
                 fail(errno),
             ]),
             ReadWrite(errno) => filter.extend([
-                is(libc::SYS_openat as u32, 4),
-                load(THIRD),
+                require_equal(libc::SYS_openat as u32, 4),
+                load(THIRD_ARG_OFFSET),
                 and(libc::O_ACCMODE as u32),
-                is(libc::O_RDWR as u32, 1),
+                require_equal(libc::O_RDWR as u32, 1),
                 fail(errno),
             ]),
         }
@@ -132,27 +134,27 @@ fn filter(lacks: &[Lack]) -> Vec<sock_filter> {
     filter
 }
 
-const CHILD: &str = "STORE_FEATURES_CHILD";
+const CHILD_ENV: &str = "STORE_FEATURES_CHILD";
 
 /// Runs `test` of this binary again in a child process with `what` in its environment. Returns
 /// `what` in the child and `None` in the parent.
-fn told(test: &str, what: &str) -> Option<String> {
-    if let Ok(what) = std::env::var(CHILD) {
+fn child_parameter(test: &str, value: &str) -> Option<String> {
+    if let Ok(what) = std::env::var(CHILD_ENV) {
         return Some(what);
     }
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture"])
-        .env(CHILD, what)
+        .env(CHILD_ENV, value)
         .output()
         .unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (out, err) = (text(&output.stdout), text(&output.stderr));
-    assert!(output.status.success() && out.contains("1 passed"), "{what}: {out}\n{err}");
+    assert!(output.status.success() && out.contains("1 passed"), "{value}: {out}\n{err}");
     None
 }
 
 fn open(dir: &Path) -> Result<(Store, Recovery), Error> {
-    Store::open(dir, store::roomy(), Arc::new(SystemClock))
+    Store::open(dir, store::generous_limits(), Arc::new(SystemClock))
 }
 
 fn write(mut draft: ArtifactDraft, content: &[u8]) -> marple::model::Artifact {
@@ -161,31 +163,31 @@ fn write(mut draft: ArtifactDraft, content: &[u8]) -> marple::model::Artifact {
 }
 
 fn names(dir: &Path) -> Vec<String> {
-    let names = fs::read_dir(dir).unwrap().map(|it| it.unwrap().file_name());
-    let mut names: Vec<_> = names.map(|it| it.into_string().unwrap()).collect();
+    let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
     names.sort();
     names
 }
 
 #[test]
-fn whatever_a_file_system_lacks_incidents_are_whole_and_it_is_said() {
-    let this = "whatever_a_file_system_lacks_incidents_are_whole_and_it_is_said";
+fn incidents_are_complete_without_file_system_features_and_warned_about() {
+    let test = "incidents_are_complete_without_file_system_features_and_warned_about";
     for at in 0..COMBINATIONS.len() {
-        if let Some(at) = told(this, &at.to_string()) {
+        if let Some(at) = child_parameter(test, &at.to_string()) {
             let (lacks, topics) = COMBINATIONS[at.parse::<usize>().unwrap()];
-            return incidents_are_whole(lacks, topics);
+            return assert_incidents_complete(lacks, topics);
         }
     }
 }
 
-fn incidents_are_whole(lacks: &[Lack], topics: &[&str]) {
+fn assert_incidents_complete(lacks: &[MissingFeature], topics: &[&str]) {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("captures");
     seccomp::install(&mut filter(lacks));
     let (store, recovery) = open(&dir).unwrap();
     assert!(recovery.is_empty(), "{recovery}");
     store.save_state(&7).unwrap();
-    let mut incident = store.begin("memory", store::manifest()).unwrap();
+    let mut incident = store.create_incident("memory", store::manifest()).unwrap();
     let planted = incident.path().join("orders_eu-1.002.cpu.pprof");
     fs::write(&planted, "another's").unwrap();
     // Two drafts are created before the store detects that unnamed files cannot be linked, one
@@ -221,23 +223,26 @@ fn incidents_are_whole(lacks: &[Lack], topics: &[&str]) {
     assert_eq!(entry.manifest.unwrap().artifacts, artifacts);
 
     // Ignores the warning about directories that end with a container: the test may run in one.
-    let is_of_features = |it: &warnings::Warning| it.topic != "store.lifetime";
+    let is_of_features = |warning: &warnings::Warning| warning.topic != "store.lifetime";
     let warned: Vec<_> = warnings::list().into_iter().filter(is_of_features).collect();
-    let said: Vec<&str> = warned.iter().map(|it| it.topic).collect();
-    assert_eq!(said, topics, "{warned:#?}");
+    let topics_reported: Vec<&str> = warned.iter().map(|entry| entry.topic).collect();
+    assert_eq!(topics_reported, topics, "{warned:#?}");
     for warning in &warned {
         assert!(warning.text.contains(dir.to_str().unwrap()), "{}", warning.text);
     }
 
     // Retention removes an incident, and a restart finds nothing to repair.
     fs::remove_file(&planted).unwrap();
-    store.set_limits(marple::config::StoreSettings { max_incidents: 1, ..store::roomy() });
-    let second = store.begin("cpu", store::manifest()).unwrap();
+    store.set_settings(marple::config::StoreSettings {
+        max_incidents: 1,
+        ..store::generous_limits()
+    });
+    let second = store.create_incident("cpu", store::manifest()).unwrap();
     assert!(matches!(store.find(id), Err(Error::NoIncident { .. })), "it made room");
     let second_id = second.id();
     drop((second, store));
     let (store, recovery) = open(&dir).unwrap();
-    assert!(recovery.swept.is_empty() && recovery.failed.is_empty(), "{recovery}");
+    assert!(recovery.deleted.is_empty() && recovery.errors.is_empty(), "{recovery}");
     // Without a record that identifies the previous writer as this process, the incident may still
     // be open.
     let has_record = !lacks.iter().any(|lack| matches!(lack, ReadWrite(_)));
@@ -246,13 +251,13 @@ fn incidents_are_whole(lacks: &[Lack], topics: &[&str]) {
 }
 
 #[test]
-fn a_disk_that_fails_is_not_taken_for_a_file_system_without_sync() {
-    let this = "a_disk_that_fails_is_not_taken_for_a_file_system_without_sync";
+fn failing_disk_is_not_mistaken_for_missing_sync() {
+    let test = "failing_disk_is_not_mistaken_for_missing_sync";
     for errno in [EIO, libc::ENOSPC, libc::EDQUOT, EACCES] {
-        if let Some(errno) = told(this, &errno.to_string()) {
+        if let Some(errno) = child_parameter(test, &errno.to_string()) {
             let temp = tempfile::tempdir().unwrap();
             let (store, _) = open(&temp.path().join("captures")).unwrap();
-            let mut incident = store.begin("memory", store::manifest()).unwrap();
+            let mut incident = store.create_incident("memory", store::manifest()).unwrap();
             let before = fs::read(incident.path().join("incident.json")).unwrap();
             let errno = errno.parse().unwrap();
             let failing = [Call(SYS_fsync, errno), Call(SYS_fdatasync, errno)];
@@ -261,24 +266,24 @@ fn a_disk_that_fails_is_not_taken_for_a_file_system_without_sync() {
             let error = draft.commit().unwrap_err().to_string();
             assert!(error.contains("sync") || error.contains("no room"), "{error}");
             assert!(incident.update(|manifest| manifest.service = "new".into()).is_err());
-            assert!(store.begin("cpu", store::manifest()).is_err());
+            assert!(store.create_incident("cpu", store::manifest()).is_err());
             assert_eq!(names(incident.path()), ["incident.json"]);
             assert_eq!(fs::read(incident.path().join("incident.json")).unwrap(), before);
-            assert_eq!(store.index().unwrap().len(), 1);
+            assert_eq!(store.list_incidents().unwrap().len(), 1);
             // Warnings that the ages of incidents cannot be written are expected too.
-            let told = warnings::list()
+            let warnings_reported = warnings::list()
                 .into_iter()
-                .filter(|it| !["store.max_age", "store.lifetime"].contains(&it.topic));
-            assert_eq!(told.count(), 0);
+                .filter(|warning| !["store.max_age", "store.lifetime"].contains(&warning.topic));
+            assert_eq!(warnings_reported.count(), 0);
             return;
         }
     }
 }
 
 #[test]
-fn an_fcntl_lock_keeps_a_second_writer_out_where_flock_fails() {
-    let this = "an_fcntl_lock_keeps_a_second_writer_out_where_flock_fails";
-    if told(this, "flock").is_some() {
+fn fcntl_lock_excludes_second_writer_without_flock() {
+    let test = "fcntl_lock_excludes_second_writer_without_flock";
+    if child_parameter(test, "flock").is_some() {
         seccomp::install(&mut filter(&[Call(libc::SYS_flock, ENOSYS)]));
         let temp = tempfile::tempdir().unwrap();
         let dir = temp.path().join("captures");
@@ -290,15 +295,15 @@ fn an_fcntl_lock_keeps_a_second_writer_out_where_flock_fails() {
 }
 
 /// Sets the modification time of the incident's directory.
-fn age(path: &Path, age: Duration) {
+fn set_age(path: &Path, age: Duration) {
     let changed = SystemTime::now() - age;
     fs::File::open(path).unwrap().set_modified(changed).unwrap();
 }
 
 #[test]
-fn without_a_lock_a_start_leaves_alone_what_another_writer_may_be_at() {
-    let this = "without_a_lock_a_start_leaves_alone_what_another_writer_may_be_at";
-    if told(this, "no lock").is_some() {
+fn start_without_lock_keeps_drafts_of_other_writers() {
+    let test = "start_without_lock_keeps_drafts_of_other_writers";
+    if child_parameter(test, "no lock").is_some() {
         seccomp::install(&mut filter(&[Call(libc::SYS_flock, ENOSYS), OpenFileLock(ENOLCK)]));
         let temp = tempfile::tempdir().unwrap();
         let dir: PathBuf = temp.path().join("captures");
@@ -308,17 +313,21 @@ fn without_a_lock_a_start_leaves_alone_what_another_writer_may_be_at() {
         let mut lines: Vec<&str> = record.lines().collect();
         lines[2] = "another-host";
         fs::write(dir.join(".lock"), lines.join("\n")).unwrap();
-        let mut incident = first.begin("memory", store::manifest()).unwrap();
-        assert!(warnings::list().iter().all(|it| it.topic != "store.writer"), "it is its own");
+        let mut incident = first.create_incident("memory", store::manifest()).unwrap();
+        assert!(
+            warnings::list().iter().all(|warning| warning.topic != "store.writer"),
+            "it is its own"
+        );
         let part = incident.path().join(".draft-9.part");
         fs::write(&part, "half").unwrap();
 
         let (second, recovery) = open(&dir).unwrap();
         assert!(recovery.is_empty() && part.exists(), "{recovery}");
         incident.update(|manifest| manifest.state = IncidentState::Closed).unwrap();
-        let _another = first.begin("cpu", store::manifest()).unwrap();
-        let said = warnings::list().into_iter().find(|it| it.topic == "store.writer").unwrap();
-        assert!(said.text.contains("no lock keeps the two apart"), "{}", said.text);
+        let _another = first.create_incident("cpu", store::manifest()).unwrap();
+        let warning =
+            warnings::list().into_iter().find(|warning| warning.topic == "store.writer").unwrap();
+        assert!(warning.text.contains("no lock keeps the two apart"), "{}", warning.text);
 
         // An incident that has not changed for a long time is recovered all the same.
         let path = incident.path().to_owned();
@@ -326,9 +335,9 @@ fn without_a_lock_a_start_leaves_alone_what_another_writer_may_be_at() {
         let mut lines: Vec<&str> = record.lines().collect();
         lines[2] = "another-host";
         fs::write(dir.join(".lock"), lines.join("\n")).unwrap();
-        age(&path, Duration::from_secs(3600));
+        set_age(&path, Duration::from_secs(3600));
         let (_third, recovery) = open(&dir).unwrap();
-        assert_eq!(recovery.swept.len(), 1, "{recovery}");
+        assert_eq!(recovery.deleted.len(), 1, "{recovery}");
         assert!(!part.exists());
     }
 }

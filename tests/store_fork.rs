@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use host::{Host, PATIENCE, settings};
+use host::{Host, WAIT_TIMEOUT, settings};
 use jiff::Timestamp;
 use marple::base::SystemClock;
 use marple::config::StoreSettings;
@@ -23,7 +23,7 @@ use marple::store::{Error, Store};
 const DEADLINE_MS: i32 = 60_000;
 
 /// Runs `child` in a fork of this process. Returns `true` if it returned there with `true`.
-fn in_a_fork(child: impl FnOnce() -> bool) -> bool {
+fn run_in_fork(child: impl FnOnce() -> bool) -> bool {
     // SAFETY: the child runs `child` and leaves by `_exit`, so it never returns into the test
     // harness. The C library keeps its allocator usable in the child of a multi-threaded process.
     let pid = unsafe { libc::fork() };
@@ -51,41 +51,41 @@ fn in_a_fork(child: impl FnOnce() -> bool) -> bool {
 }
 
 fn open(dir: &Path) -> Result<Store, Error> {
-    Store::open(dir, store::roomy(), Arc::new(SystemClock)).map(|(store, _)| store)
+    Store::open(dir, store::generous_limits(), Arc::new(SystemClock)).map(|(store, _)| store)
 }
 
 fn is_busy(dir: &Path) -> bool {
     matches!(open(dir), Err(Error::Busy { pid: Some(pid), .. }) if pid == std::process::id())
 }
 
-fn forked<T>(done: Result<T, Error>) -> bool {
+fn is_forked_error<T>(done: Result<T, Error>) -> bool {
     matches!(done, Err(Error::Forked { opener, .. }) if opener != std::process::id())
 }
 
 #[test]
-fn a_forks_child_changes_nothing_and_its_end_releases_nothing() {
+fn forked_child_changes_nothing_and_its_exit_keeps_lock() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("captures");
     let store = open(&dir).unwrap();
-    let mut incident = store.begin("memory", store::manifest()).unwrap();
+    let mut incident = store.create_incident("memory", store::manifest()).unwrap();
     let mut draft = incident.draft(CaptureKind::Heap, Timestamp::now()).unwrap();
     draft.write_all(b"the parent's").unwrap();
     draft.flush().unwrap();
     // The child gets a copy of all of these and drops it.
     let copies = std::cell::Cell::new(Some((store, incident, draft)));
-    let well = in_a_fork(|| {
+    let well = run_in_fork(|| {
         let Some((store, mut incident, mut draft)) = copies.take() else { return false };
         let written = draft.write_all(b"the child's").and_then(|()| draft.flush());
         let all = [
             written.is_err(),
-            forked(incident.update(|manifest| manifest.service = "child".into())),
-            forked(incident.draft(CaptureKind::Cpu, Timestamp::now())),
-            forked(store.begin("cpu", store::manifest())),
-            forked(store.save_state(&1)),
+            is_forked_error(incident.update(|manifest| manifest.service = "child".into())),
+            is_forked_error(incident.draft(CaptureKind::Cpu, Timestamp::now())),
+            is_forked_error(store.create_incident("cpu", store::manifest())),
+            is_forked_error(store.save_state(&1)),
         ];
-        store.set_limits(StoreSettings { max_incidents: 0, ..store::roomy() });
+        store.set_settings(StoreSettings { max_incidents: 0, ..store::generous_limits() });
         drop((draft, incident));
-        let kept = store.retain().removed.is_empty();
+        let kept = store.enforce_limits().evicted.is_empty();
         drop(store);
         kept && all.iter().all(|refused| *refused)
     });
@@ -101,14 +101,18 @@ fn a_forks_child_changes_nothing_and_its_end_releases_nothing() {
 }
 
 #[test]
-fn a_child_by_fork_and_exec_has_no_part_in_the_lock() {
+fn exec_child_does_not_inherit_lock() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("captures");
     let store = open(&dir).unwrap();
     let mut child = Command::new("sleep").arg("600").spawn().unwrap();
-    let held = std::fs::read_dir(format!("/proc/{}/fd", child.id())).unwrap();
-    let held = held.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
-    assert_eq!(held.filter(|path| path.starts_with(&dir)).count(), 0, "it has descriptors of ours");
+    let fd_entries = std::fs::read_dir(format!("/proc/{}/fd", child.id())).unwrap();
+    let fd_targets = fd_entries.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
+    assert_eq!(
+        fd_targets.filter(|path| path.starts_with(&dir)).count(),
+        0,
+        "it has descriptors of ours"
+    );
     drop(store);
     assert!(open(&dir).is_ok());
     child.kill().unwrap();
@@ -116,22 +120,25 @@ fn a_child_by_fork_and_exec_has_no_part_in_the_lock() {
 }
 
 #[test]
-fn a_fork_of_a_process_with_an_agent_is_told_that_it_has_none() {
+fn forked_child_of_agent_process_reports_no_agent() {
     let mut host = Host::start(settings());
     let handle = host.handle();
     let agent = std::cell::Cell::new(host.agent.take());
-    let well = in_a_fork(|| {
-        let told = handle.status().wait(PATIENCE).is_err_and(|it| it.to_string().contains("fork"));
+    let well = run_in_fork(|| {
+        let is_reported = handle
+            .status()
+            .wait(WAIT_TIMEOUT)
+            .is_err_and(|error| error.to_string().contains("fork"));
         drop(agent.take());
-        told
+        is_reported
     });
     assert!(well, "the child was not told, or hung");
     host.agent = agent.take();
     assert!(is_busy(&host.captures()), "the child's end released the lock");
-    handle.status().wait(PATIENCE).unwrap();
+    handle.status().wait(WAIT_TIMEOUT).unwrap();
     handle
         .capture([CaptureKind::Threads], std::time::Duration::from_millis(1))
-        .wait(PATIENCE)
+        .wait(WAIT_TIMEOUT)
         .unwrap();
-    host.closed(1);
+    host.wait_for_closed(1);
 }

@@ -15,15 +15,15 @@ use marple::model::CaptureKind;
 use marple::store::{Error, Store};
 
 fn open(dir: &Path) -> Result<Store, Error> {
-    Store::open(dir, store::roomy(), Arc::new(SystemClock)).map(|(store, _)| store)
+    Store::open(dir, store::generous_limits(), Arc::new(SystemClock)).map(|(store, _)| store)
 }
 
-fn refused(dir: &Path) -> Error {
+fn open_error(dir: &Path) -> Error {
     open(dir).err().unwrap_or_else(|| panic!("{} was opened", dir.display()))
 }
 
 #[test]
-fn the_directory_and_its_parents_are_made_private() {
+fn created_directories_are_private() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("a/b/captures");
     open(&dir).unwrap();
@@ -36,14 +36,14 @@ fn the_directory_and_its_parents_are_made_private() {
 }
 
 #[test]
-fn a_link_in_place_of_the_directory_is_refused_however_it_is_written() {
+fn symlink_as_incident_directory_is_rejected_in_any_notation() {
     let temp = tempfile::tempdir().unwrap();
     let (real, link) = (temp.path().join("real"), temp.path().join("link"));
     fs::create_dir(&real).unwrap();
     symlink(&real, &link).unwrap();
     symlink(temp.path().join("nowhere"), temp.path().join("dangling")).unwrap();
     for written in ["link", "link/", "link/.", "./link//", "dangling"] {
-        let error = refused(&temp.path().join(written));
+        let error = open_error(&temp.path().join(written));
         assert!(matches!(error, Error::NotADirectory { .. }), "{written}: {error}");
         assert!(error.to_string().contains("a symbolic link"), "{error}");
     }
@@ -53,17 +53,17 @@ fn a_link_in_place_of_the_directory_is_refused_however_it_is_written() {
 }
 
 #[test]
-fn a_file_in_place_of_the_directory_is_refused() {
+fn file_as_incident_directory_is_rejected() {
     let temp = tempfile::tempdir().unwrap();
     let file = temp.path().join("file");
     fs::write(&file, "mine").unwrap();
-    assert!(refused(&file).to_string().contains("is a file, not a directory"));
-    assert!(matches!(refused(&file.join("below")), Error::Io { .. }));
+    assert!(open_error(&file).to_string().contains("is a file, not a directory"));
+    assert!(matches!(open_error(&file.join("below")), Error::Io { .. }));
     assert_eq!(fs::read(&file).unwrap(), b"mine");
 }
 
 #[test]
-fn in_a_directory_others_can_write_one_of_our_own_is_used() {
+fn world_writable_directory_gets_private_subdirectory() {
     let temp = tempfile::tempdir().unwrap();
     let own = temp.path().join(format!("marple-{}", rustix::process::geteuid().as_raw()));
     for (mode, used) in [
@@ -80,13 +80,13 @@ fn in_a_directory_others_can_write_one_of_our_own_is_used() {
 }
 
 #[test]
-fn a_directory_swapped_for_a_link_leads_nowhere() {
+fn directory_swapped_for_symlink_is_not_followed() {
     let temp = tempfile::tempdir().unwrap();
     let (dir, moved, victim) =
         (temp.path().join("captures"), temp.path().join("moved"), temp.path().join("victim"));
     fs::create_dir(&victim).unwrap();
     let store = open(&dir).unwrap();
-    let mut incident = store.begin("memory", store::manifest()).unwrap();
+    let mut incident = store.create_incident("memory", store::manifest()).unwrap();
     let inside = victim.join(incident.path().file_name().unwrap());
     fs::create_dir(&inside).unwrap();
     fs::rename(&dir, &moved).unwrap();
@@ -96,12 +96,12 @@ fn a_directory_swapped_for_a_link_leads_nowhere() {
     draft.write_all(b"secret").unwrap();
     let artifact = draft.commit().unwrap();
     incident.update(|manifest| manifest.artifacts.push(artifact.clone())).unwrap();
-    let _another = store.begin("cpu", store::manifest()).unwrap();
+    let _another = store.create_incident("cpu", store::manifest()).unwrap();
     store.save_state(&1).unwrap();
     assert_eq!(fs::read_dir(&victim).unwrap().count(), 1);
     assert_eq!(fs::read_dir(&inside).unwrap().count(), 0);
     assert!(moved.join(inside.file_name().unwrap()).join(&artifact.file).exists());
-    assert_eq!(store.index().unwrap().len(), 2);
+    assert_eq!(store.list_incidents().unwrap().len(), 2);
 
     // The same with the directory of an incident.
     let path = moved.join(inside.file_name().unwrap());
@@ -111,11 +111,11 @@ fn a_directory_swapped_for_a_link_leads_nowhere() {
     incident.update(|_| ()).unwrap();
     assert_eq!(fs::read_dir(&victim).unwrap().count(), 1);
     assert!(store.open_artifact(incident.id(), "incident.json").is_err());
-    assert_eq!(store.index().unwrap().len(), 1);
+    assert_eq!(store.list_incidents().unwrap().len(), 1);
 }
 
 #[test]
-fn planted_links_are_not_followed() {
+fn planted_symlinks_are_not_followed() {
     let temp = tempfile::tempdir().unwrap();
     let precious = temp.path().join("precious");
     // Valid as a state file, if a reader followed the link.
@@ -128,7 +128,7 @@ fn planted_links_are_not_followed() {
     store.save_state(&7).unwrap();
     assert_eq!(store.load_state::<u32>().unwrap(), Some(7));
 
-    let mut incident = store.begin("memory", store::manifest()).unwrap();
+    let mut incident = store.create_incident("memory", store::manifest()).unwrap();
     for planted in ["incident.json.part", ".draft-0.part", "orders_eu-1.001.memory.pprof"] {
         symlink(&precious, incident.path().join(planted)).unwrap();
     }
@@ -147,24 +147,25 @@ fn planted_links_are_not_followed() {
     drop((incident, store));
 
     // A start does not follow it either, although it sweeps partial files and reads unlisted ones.
-    let (store, recovery) = Store::open(&dir, store::roomy(), Arc::new(SystemClock)).unwrap();
+    let (store, recovery) =
+        Store::open(&dir, store::generous_limits(), Arc::new(SystemClock)).unwrap();
     assert_eq!(recovery.interrupted, [id]);
-    assert_eq!(recovery.listed.len(), 1, "the link is not an artifact");
+    assert_eq!(recovery.added_artifacts.len(), 1, "the link is not an artifact");
     assert_eq!(fs::read(&precious).unwrap(), b"41");
     drop(store);
 
     fs::remove_file(dir.join(".lock")).unwrap();
     symlink(&precious, dir.join(".lock")).unwrap();
-    assert!(refused(&dir).to_string().contains(".lock"));
+    assert!(open_error(&dir).to_string().contains(".lock"));
     assert_eq!(fs::read(&precious).unwrap(), b"41");
 }
 
 #[test]
-fn a_directory_removed_under_us_is_an_error_that_says_so() {
+fn directory_removed_during_use_is_clear_error() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("captures");
     let store = open(&dir).unwrap();
-    let mut incident = store.begin("memory", store::manifest()).unwrap();
+    let mut incident = store.create_incident("memory", store::manifest()).unwrap();
     let mut draft = incident.draft(CaptureKind::Heap, Timestamp::now()).unwrap();
     draft.write_all(b"x").unwrap();
     fs::remove_dir_all(&dir).unwrap();
@@ -173,7 +174,7 @@ fn a_directory_removed_under_us_is_an_error_that_says_so() {
         draft.commit().unwrap_err(),
         incident.update(|_| ()).unwrap_err(),
         incident.draft(CaptureKind::Heap, Timestamp::now()).unwrap_err(),
-        store.begin("memory", store::manifest()).unwrap_err(),
+        store.create_incident("memory", store::manifest()).unwrap_err(),
         store.save_state(&1).unwrap_err(),
     ];
     for error in errors {
@@ -181,35 +182,35 @@ fn a_directory_removed_under_us_is_an_error_that_says_so() {
         assert!(error.to_string().contains("captures"), "{error}");
     }
     assert!(matches!(store.find(incident.id()), Err(Error::NoIncident { .. })));
-    assert!(store.retain().removed.is_empty());
+    assert!(store.enforce_limits().evicted.is_empty());
     assert!(!dir.exists());
     // A store on a new directory with that name is a different one.
     open(&dir).unwrap();
 }
 
 #[test]
-fn an_incident_removed_under_us_does_not_stop_the_others() {
+fn incident_removed_during_use_does_not_affect_others() {
     let temp = tempfile::tempdir().unwrap();
     let store = open(&temp.path().join("captures")).unwrap();
-    let mut incident = store.begin("memory", store::manifest()).unwrap();
+    let mut incident = store.create_incident("memory", store::manifest()).unwrap();
     fs::remove_dir_all(incident.path()).unwrap();
     assert!(matches!(incident.update(|_| ()), Err(Error::Removed { .. })));
-    let mut other = store.begin("cpu", store::manifest()).unwrap();
+    let mut other = store.create_incident("cpu", store::manifest()).unwrap();
     other.update(|_| ()).unwrap();
-    assert_eq!(store.index().unwrap().len(), 1);
+    assert_eq!(store.list_incidents().unwrap().len(), 1);
 }
 
 #[test]
-fn a_read_only_file_system_is_an_error_that_says_so_and_can_be_read() {
-    let test = "a_read_only_file_system_is_an_error_that_says_so_and_can_be_read";
-    store::again(test, store::own_mounts(), || {
+fn read_only_file_system_is_clear_error_and_readable() {
+    let test = "read_only_file_system_is_clear_error_and_readable";
+    store::rerun_under(test, store::private_mounts_command(), || {
         let temp = tempfile::tempdir().unwrap();
-        store::mount_small(temp.path());
+        store::mount_small_tmpfs(temp.path());
         let dir = temp.path().join("captures");
-        let id = open(&dir).unwrap().begin("memory", store::manifest()).unwrap().id();
+        let id = open(&dir).unwrap().create_incident("memory", store::manifest()).unwrap().id();
         store::mount(&["-o", "remount,bind,ro", temp.path().to_str().unwrap()]);
         for dir in [&dir, &temp.path().join("fresh")] {
-            let error = refused(dir);
+            let error = open_error(dir);
             assert!(error.to_string().contains("mount it writable"), "{error}");
             assert_eq!(std::io::Error::from(error).kind(), ErrorKind::ReadOnlyFilesystem);
         }
@@ -219,18 +220,18 @@ fn a_read_only_file_system_is_an_error_that_says_so_and_can_be_read() {
 }
 
 #[test]
-fn a_directory_without_permission_is_an_error_that_says_so() {
+fn directory_without_permission_is_clear_error() {
     // Root bypasses permissions, so the test runs as another user then.
-    let test = "a_directory_without_permission_is_an_error_that_says_so";
+    let test = "directory_without_permission_is_clear_error";
     let body = || {
         let temp = tempfile::tempdir().unwrap();
         let dir = temp.path().join("captures");
         let allow = |mode| fs::set_permissions(&dir, fs::Permissions::from_mode(mode)).unwrap();
         let store = open(&dir).unwrap();
-        let incident = store.begin("memory", store::manifest()).unwrap();
+        let incident = store.create_incident("memory", store::manifest()).unwrap();
         allow(0o500);
         for error in [
-            store.begin("memory", store::manifest()).unwrap_err(),
+            store.create_incident("memory", store::manifest()).unwrap_err(),
             store.save_state(&1).unwrap_err(),
         ] {
             assert!(error.to_string().contains("let this process's user write"), "{error}");
@@ -239,13 +240,13 @@ fn a_directory_without_permission_is_an_error_that_says_so() {
         allow(0o700);
         drop((incident, store));
         allow(0o000);
-        assert!(refused(&dir).to_string().contains("Permission denied"));
+        assert!(open_error(&dir).to_string().contains("Permission denied"));
         allow(0o700);
         assert!(open(&dir).is_ok());
     };
     if rustix::process::geteuid().is_root() {
-        let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
-        store::again(test, &nobody, body);
+        let as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+        store::rerun_under(test, &as_nobody, body);
     } else {
         body();
     }

@@ -23,17 +23,17 @@ use marple::store::{Store, list};
 use sha2::{Digest, Sha256};
 
 const KILLS: u32 = 200;
-const CHILD: &str = "STORE_KILL_DIR";
-const TEST: &str = "two_hundred_kills_leave_nothing_half_done";
+const CHILD_DIR_ENV: &str = "STORE_KILL_DIR";
+const TEST: &str = "two_hundred_kills_leave_complete_files";
 
 fn settings() -> StoreSettings {
     // A small limit, so that incidents are also being removed at the time of a kill.
-    StoreSettings { max_incidents: 4, ..store::roomy() }
+    StoreSettings { max_incidents: 4, ..store::generous_limits() }
 }
 
 #[test]
-fn two_hundred_kills_leave_nothing_half_done() {
-    if let Some(dir) = std::env::var_os(CHILD) {
+fn two_hundred_kills_leave_complete_files() {
+    if let Some(dir) = std::env::var_os(CHILD_DIR_ENV) {
         write_incidents(Path::new(&dir));
     }
     let temp = tempfile::tempdir().unwrap();
@@ -41,17 +41,17 @@ fn two_hundred_kills_leave_nothing_half_done() {
     let mut random = Random(0x5EED);
     let mut seen = BTreeMap::<&str, usize>::new();
     for round in 0..KILLS {
-        kill_a_writer(&dir, &mut random);
+        kill_writer(&dir, &mut random);
         for entry in list(&dir).unwrap() {
             check(&entry.path, &entry.manifest.unwrap_or_else(|error| panic!("{round}: {error}")));
         }
 
         let (opened, recovery) = Store::open(&dir, settings(), Arc::new(SystemClock)).unwrap();
-        assert!(recovery.failed.is_empty(), "{round}: {:?}", recovery.failed);
-        assert!(recovery.standing.is_empty(), "{round}: {:?}", recovery.standing);
+        assert!(recovery.errors.is_empty(), "{round}: {:?}", recovery.errors);
+        assert!(recovery.blocked.is_empty(), "{round}: {:?}", recovery.blocked);
         *seen.entry("interrupted").or_default() += recovery.interrupted.len();
-        *seen.entry("listed").or_default() += recovery.listed.len();
-        for swept in &recovery.swept {
+        *seen.entry("listed").or_default() += recovery.added_artifacts.len();
+        for swept in &recovery.deleted {
             let kind = if swept.starts_with(".new-") {
                 "incident half made"
             } else if swept.starts_with(".gone-") {
@@ -63,14 +63,14 @@ fn two_hundred_kills_leave_nothing_half_done() {
             };
             *seen.entry(kind).or_default() += 1;
         }
-        let entries = opened.index().unwrap();
+        let entries = opened.list_incidents().unwrap();
         assert!(entries.len() <= settings().max_incidents);
         for entry in &entries {
             let manifest = entry.manifest.as_ref().unwrap();
             check(&entry.path, manifest);
             assert_ne!(manifest.state, IncidentState::Open, "{round}: nobody will close it");
             assert!(manifest.closed.is_some());
-            assert!(manifest.captures.iter().all(|it| it.outcome != Outcome::Running));
+            assert!(manifest.captures.iter().all(|capture| capture.outcome != Outcome::Running));
             let listed = manifest.artifacts.len();
             assert_eq!(files(&entry.path).len(), listed + 1, "{round}: a file that is not listed");
         }
@@ -89,10 +89,10 @@ fn two_hundred_kills_leave_nothing_half_done() {
 }
 
 /// Starts the writer, waits until it works, and kills it after a random time.
-fn kill_a_writer(dir: &Path, random: &mut Random) {
+fn kill_writer(dir: &Path, random: &mut Random) {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", TEST, "--nocapture"])
-        .env(CHILD, dir)
+        .env(CHILD_DIR_ENV, dir)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
@@ -115,10 +115,10 @@ fn write_incidents(dir: &Path) -> ! {
     eprint!(".");
     let mut random = Random(u64::from(std::process::id()));
     loop {
-        let mut incident = store.begin("memory", store::manifest()).unwrap();
+        let mut incident = store.create_incident("memory", store::manifest()).unwrap();
         for kind in CaptureKind::ALL {
             let mut draft = incident.draft(kind, Timestamp::now()).unwrap();
-            draft.write_all(&telling(random.below(200_000) as usize)).unwrap();
+            draft.write_all(&self_checking_content(random.below(200_000) as usize)).unwrap();
             let artifact = draft.commit().unwrap();
             incident.update(|manifest| manifest.artifacts.push(artifact)).unwrap();
         }
@@ -130,12 +130,12 @@ fn write_incidents(dir: &Path) -> ! {
         incident.update(close).unwrap();
         count += 1;
         store.save_state(&count).unwrap();
-        store.retain();
+        store.enforce_limits();
     }
 }
 
 /// Returns content that can be checked by itself: its last 32 bytes are the hash of the rest.
-fn telling(length: usize) -> Vec<u8> {
+fn self_checking_content(length: usize) -> Vec<u8> {
     let mut content: Vec<u8> = (0..length).map(|at| (at % 253) as u8).collect();
     content.extend(Sha256::digest(&content));
     content
@@ -147,7 +147,7 @@ fn check(incident: &Path, manifest: &Manifest) {
     let again = read(&fs::read(incident.join("incident.json")).unwrap()).unwrap();
     assert_eq!(again.id, manifest.id);
     for path in files(incident) {
-        if path.extension().is_some_and(|it| it == "part" || it == "json") {
+        if path.extension().is_some_and(|suffix| suffix == "part" || suffix == "json") {
             continue;
         }
         let content = fs::read(&path).unwrap();
@@ -157,7 +157,8 @@ fn check(incident: &Path, manifest: &Manifest) {
     for artifact in &manifest.artifacts {
         let content = fs::read(incident.join(&artifact.file)).unwrap();
         assert_eq!(content.len() as u64, artifact.bytes.get());
-        let hash: String = Sha256::digest(&content).iter().map(|it| format!("{it:02x}")).collect();
+        let hash: String =
+            Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hash, artifact.sha256, "{}", artifact.file);
     }
 }

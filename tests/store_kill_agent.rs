@@ -10,21 +10,21 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use host::{PATIENCE, incidents, settings, wait_for};
+use host::{WAIT_TIMEOUT, incidents, settings, wait_for};
 use marple::config::StoreSettings;
 use marple::model::IncidentState;
 use marple::{Agent, CaptureKind, Settings};
 
 /// Directory in which the child writes; set only for the child.
-const CAPTURES: &str = "MARPLE_TEST_KILL_AGENT";
+const CAPTURES_ENV: &str = "MARPLE_TEST_KILL_AGENT";
 const KILLS: usize = 200;
-const MOST: usize = 4;
+const MAX_INCIDENTS: usize = 4;
 
 /// Makes one short capture after another, each of which makes the store remove an incident.
 #[test]
-fn child() {
-    let Some(dir) = std::env::var_os(CAPTURES) else { return };
-    let store = StoreSettings { max_incidents: MOST, ..StoreSettings::default() };
+fn capture_loop_process() {
+    let Some(dir) = std::env::var_os(CAPTURES_ENV) else { return };
+    let store = StoreSettings { max_incidents: MAX_INCIDENTS, ..StoreSettings::default() };
     let settings = Settings { dir: dir.into(), store, rules: Vec::new(), ..settings() };
     let agent = Agent::from_settings(settings).start().unwrap();
     let handle = agent.handle();
@@ -32,43 +32,43 @@ fn child() {
         // Written in pieces, so that a kill can come between them.
         (0..50).try_for_each(|_| out.write_all(&[b'q'; 1000])).map_err(Into::into)
     };
-    handle.collector("queries.txt", Default::default(), queries).unwrap();
+    handle.add_collector("queries.txt", Default::default(), queries).unwrap();
     loop {
-        let _ = handle.capture([CaptureKind::Trace], Duration::from_millis(1)).wait(PATIENCE);
+        let _ = handle.capture([CaptureKind::Trace], Duration::from_millis(1)).wait(WAIT_TIMEOUT);
         wait_for("the incident to close", || {
-            handle.status().wait(PATIENCE).unwrap().incidents.is_empty().then_some(())
+            handle.status().wait(WAIT_TIMEOUT).unwrap().incidents.is_empty().then_some(())
         });
     }
 }
 
 fn spawn(captures: &Path) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child"])
-        .env(CAPTURES, captures)
+        .args(["--exact", "capture_loop_process"])
+        .env(CAPTURES_ENV, captures)
         .stdout(Stdio::null())
         .spawn()
         .unwrap()
 }
 
 /// Returns the names of the incident directories.
-fn names(captures: &Path) -> Vec<String> {
+fn incident_names(captures: &Path) -> Vec<String> {
     let entries = fs::read_dir(captures).into_iter().flatten();
     let names = entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
     names.filter(|name| name.starts_with("20")).collect()
 }
 
 #[test]
-fn two_hundred_kills_leave_what_is_whole_and_within_bounds() {
+fn two_hundred_kills_leave_complete_files_within_limits() {
     let home = tempfile::tempdir().unwrap();
     let captures = home.path().join("captures");
     let (mut interrupted, mut swept, mut collected) = (0, 0, 0);
     let mut seed = 20261123_u64;
     for round in 0..KILLS {
-        let mut before = names(&captures);
+        let mut before = incident_names(&captures);
         before.sort();
         let mut child = spawn(&captures);
         wait_for("the child to make an incident", || {
-            let mut found = names(&captures);
+            let mut found = incident_names(&captures);
             found.sort();
             (found.last() != before.last()).then_some(())
         });
@@ -79,8 +79,12 @@ fn two_hundred_kills_leave_what_is_whole_and_within_bounds() {
 
         // Readers see complete manifests at any time: `incidents` fails on an incomplete one.
         let found = incidents(&captures);
-        assert_eq!(found.len(), names(&captures).len(), "round {round}: one without a manifest");
-        assert!(found.len() <= MOST + 1, "round {round}: {}", found.len());
+        assert_eq!(
+            found.len(),
+            incident_names(&captures).len(),
+            "round {round}: one without a manifest"
+        );
+        assert!(found.len() <= MAX_INCIDENTS + 1, "round {round}: {}", found.len());
         for (dir, manifest) in &found {
             for artifact in &manifest.artifacts {
                 let size = fs::metadata(dir.join(&artifact.file)).unwrap().len();

@@ -12,7 +12,7 @@ use marple::model::{
 use marple::store::manifest;
 use proptest::prelude::*;
 
-fn incident(value: f64) -> Manifest {
+fn sample_manifest(value: f64) -> Manifest {
     let opened = "2026-11-23T02:57:33.123Z".parse().unwrap();
     let mut losses = Losses::default();
     losses.add("samples dropped: ring full", 12);
@@ -75,26 +75,26 @@ fn incident(value: f64) -> Manifest {
     }
 }
 
-fn bytes(manifest: &Manifest) -> Vec<u8> {
+fn encode(manifest: &Manifest) -> Vec<u8> {
     let mut bytes = Vec::new();
     manifest::write(manifest, &mut bytes).unwrap();
     bytes
 }
 
 #[test]
-fn it_is_indented_text_that_ends_in_a_newline() {
-    let text = String::from_utf8(bytes(&incident(91.5))).unwrap();
+fn manifest_is_indented_and_ends_in_newline() {
+    let text = String::from_utf8(encode(&sample_manifest(91.5))).unwrap();
     assert!(text.starts_with("{\n  \"schema\": 1,\n") && text.ends_with("\n}\n"), "{text}");
 }
 
 #[test]
-fn another_programs_parser_agrees() {
+fn manifest_is_read_equally_by_another_parser() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("incident.json");
-    std::fs::write(&path, bytes(&incident(91.5))).unwrap();
-    let seen = peers::python("manifest_read.py", &[path.to_str().unwrap()]);
+    std::fs::write(&path, encode(&sample_manifest(91.5))).unwrap();
+    let parsed = peers::python("manifest_read.py", &[path.to_str().unwrap()]);
     assert_eq!(
-        seen.lines().collect::<Vec<_>>(),
+        parsed.lines().collect::<Vec<_>>(),
         [
             "open 2026-11-23T02:57:33.123000+00:00",
             "rule memory 91.5 80.0",
@@ -108,44 +108,44 @@ fn another_programs_parser_agrees() {
 }
 
 #[test]
-fn values_that_json_cannot_hold_leave_the_rest_readable() {
+fn non_json_values_keep_manifest_readable() {
     for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
-        let read = manifest::read(&bytes(&incident(value))).unwrap();
+        let read = manifest::read(&encode(&sample_manifest(value))).unwrap();
         assert_eq!(read.vitals[0].values.keys().collect::<Vec<_>>(), ["memory.rss"]);
         assert_eq!(read.reasons[0].value, None);
     }
 }
 
 #[test]
-fn fields_from_the_future_are_ignored() {
-    let incident = incident(1.0);
-    let text = String::from_utf8(bytes(&incident)).unwrap();
+fn unknown_fields_are_ignored() {
+    let incident = sample_manifest(1.0);
+    let text = String::from_utf8(encode(&incident)).unwrap();
     let later = text.replacen('{', "{\n  \"weather\": {\"sun\": true},", 1);
     assert_eq!(manifest::read(later.as_bytes()).unwrap(), incident);
 }
 
 #[test]
-fn half_a_manifest_is_refused_with_the_place() {
-    let whole = bytes(&incident(1.0));
-    for length in 0..whole.len() - 2 {
-        let error = manifest::read(&whole[..length]).unwrap_err();
+fn truncated_manifest_is_rejected_with_position() {
+    let encoded = encode(&sample_manifest(1.0));
+    for length in 0..encoded.len() - 2 {
+        let error = manifest::read(&encoded[..length]).unwrap_err();
         assert!(error.to_string().contains("line"), "{error}");
     }
 }
 
 proptest! {
     #[test]
-    fn what_is_read_is_what_was_written(value in any::<f64>().prop_filter("finite", |v| v.is_finite())) {
-        let mut incident = incident(value);
+    fn written_manifest_reads_back_equal(value in any::<f64>().prop_filter("finite", |v| v.is_finite())) {
+        let mut incident = sample_manifest(value);
         incident.state = IncidentState::Closed;
-        prop_assert_eq!(manifest::read(&bytes(&incident)).unwrap(), incident);
+        prop_assert_eq!(manifest::read(&encode(&incident)).unwrap(), incident);
     }
 
     #[test]
-    fn damaged_manifests_are_read_or_refused(
+    fn damaged_manifests_are_read_or_rejected(
         damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
     ) {
-        let mut damaged = bytes(&incident(1.0));
+        let mut damaged = encode(&sample_manifest(1.0));
         for (at, byte) in damage {
             let at = at.index(damaged.len());
             damaged[at] = byte;

@@ -1,5 +1,5 @@
 //! Memory use with the largest permitted store: 100 incidents with manifests of maximum length. No
-//! request may need more than [`MOST`], whatever the store contains.
+//! request may need more than [`MAX_PEAK_BYTES`], whatever the store contains.
 #![cfg(all(feature = "http", target_os = "linux"))]
 
 mod counting;
@@ -20,19 +20,23 @@ use marple::store::Store;
 use marple::{Agent, Settings};
 
 /// Bound for each request and for opening the store.
-const MOST: isize = 16 << 20;
+const MAX_PEAK_BYTES: isize = 16 << 20;
 
 const INCIDENTS: usize = 100;
 
 fn settings() -> StoreSettings {
-    StoreSettings { max_bytes: Bytes::gib(8), max_incident_bytes: Bytes::gib(1), ..store::roomy() }
+    StoreSettings {
+        max_bytes: Bytes::gib(8),
+        max_bytes_per_incident: Bytes::gib(1),
+        ..store::generous_limits()
+    }
 }
 
 /// Fills `dir` with manifests of maximum length: hard links to a closed one, and copies marked as
 /// open at every tenth.
-fn fill(dir: &Path) {
+fn fill_store(dir: &Path) {
     let (opened, _) = Store::open(dir, settings(), Arc::new(SystemClock)).unwrap();
-    let mut first = opened.begin("memory", store::manifest()).unwrap();
+    let mut first = opened.create_incident("memory", store::manifest()).unwrap();
     let mut artifacts = Vec::new();
     for _ in 0..40 {
         let at = jiff::Timestamp::now();
@@ -56,14 +60,14 @@ fn fill(dir: &Path) {
         let manifest = store::manifest();
         let is_open = number % 10 == 0;
         let closed = IncidentState::Closed;
-        let mut next = opened.begin("memory", manifest).unwrap();
+        let mut next = opened.create_incident("memory", manifest).unwrap();
         if !is_open {
             next.update(|manifest| manifest.state = closed).unwrap();
         }
         let text = next.path().join("incident.json");
         if is_open {
-            let whole = fs::read_to_string(path.join("incident.json")).unwrap();
-            let open = whole.replacen("\"state\": \"closed\"", "\"state\": \"open\"", 1);
+            let manifest_text = fs::read_to_string(path.join("incident.json")).unwrap();
+            let open = manifest_text.replacen("\"state\": \"closed\"", "\"state\": \"open\"", 1);
             fs::write(text, open).unwrap();
             continue;
         }
@@ -75,13 +79,13 @@ fn fill(dir: &Path) {
 }
 
 /// Returns the bytes this thread has read so far, or `None` if the kernel does not count them.
-fn read_so_far() -> Option<u64> {
+fn bytes_read() -> Option<u64> {
     let text = fs::read_to_string("/proc/thread-self/io").ok()?;
     text.lines().next()?.strip_prefix("rchar: ")?.parse().ok()
 }
 
 /// Sends a request, discards the body, and returns the status and the length.
-fn drain(url: &str, path: &str) -> (u16, usize) {
+fn request_length(url: &str, path: &str) -> (u16, usize) {
     let mut stream = web::connect(url);
     let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     stream.write_all(head.as_bytes()).unwrap();
@@ -103,20 +107,20 @@ fn drain(url: &str, path: &str) -> (u16, usize) {
 }
 
 #[test]
-fn the_largest_store_is_opened_listed_and_handed_out_in_little_memory() {
-    let one = host::alone();
+fn largest_store_is_opened_listed_and_served_in_bounded_memory() {
+    let serial = host::serial_guard();
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("captures");
-    fill(&dir);
+    fill_store(&dir);
 
     let mut interrupted = Vec::new();
-    let peak = counting::peak(|| {
+    let peak_bytes = counting::peak_bytes(|| {
         let (_, recovery) = Store::open(&dir, settings(), Arc::new(SystemClock)).unwrap();
-        assert!(recovery.failed.is_empty() && recovery.retained.removed.is_empty(), "{recovery}");
+        assert!(recovery.errors.is_empty() && recovery.retention.evicted.is_empty(), "{recovery}");
         interrupted = recovery.interrupted;
     });
-    eprintln!("open: {} KiB", peak >> 10);
-    assert!(peak < MOST, "opening the store took {peak} bytes");
+    eprintln!("open: {} KiB", peak_bytes >> 10);
+    assert!(peak_bytes < MAX_PEAK_BYTES, "opening the store took {peak_bytes} bytes");
     assert_eq!(interrupted.len(), 9);
     let is_marked = |entry: &marple::store::IncidentEntry| {
         entry.manifest.as_ref().unwrap().state == IncidentState::Interrupted
@@ -128,20 +132,20 @@ fn the_largest_store_is_opened_listed_and_handed_out_in_little_memory() {
     drop((text, manifest));
 
     // The second start reads no manifest to its end and writes none.
-    let before = read_so_far();
-    let peak = counting::peak(|| {
+    let before = bytes_read();
+    let peak_bytes = counting::peak_bytes(|| {
         let (store, recovery) = Store::open(&dir, settings(), Arc::new(SystemClock)).unwrap();
         assert!(recovery.is_empty(), "{recovery}");
         drop(store);
     });
-    eprintln!("open again: {} KiB", peak >> 10);
-    assert!(peak < MOST, "opening the store again took {peak} bytes");
-    if let (Some(before), Some(after)) = (before, read_so_far()) {
+    eprintln!("open again: {} KiB", peak_bytes >> 10);
+    assert!(peak_bytes < MAX_PEAK_BYTES, "opening the store again took {peak_bytes} bytes");
+    if let (Some(before), Some(after)) = (before, bytes_read()) {
         let heads = (INCIDENTS * (64 << 10)) as u64;
         assert!(after - before < heads, "{} bytes were read", after - before);
     }
 
-    let address = web::free();
+    let address = web::unused_address();
     let http = HttpSettings { listen: Listen::Tcp(address), ..HttpSettings::default() };
     let settings = Settings {
         dir: dir.clone(),
@@ -155,24 +159,25 @@ fn the_largest_store_is_opened_listed_and_handed_out_in_little_memory() {
     let url = format!("http://{address}");
     let id = marple::store::list(&dir).unwrap().pop().unwrap().id;
     let file = "orders_eu-1.001.memory.pprof".to_owned();
-    for (path, least) in [
+    for (path, min_bytes) in [
         ("/incidents".to_owned(), 100 * 1000),
         (format!("/incidents/{id}"), 8 << 20),
         (format!("/incidents/{id}.tar.gz"), 100 << 10),
         (format!("/incidents/{id}/{file}"), 1000),
     ] {
-        let mut answers = Vec::with_capacity(4);
-        let peak = counting::peak(|| {
+        let mut responses = Vec::with_capacity(4);
+        let peak_bytes = counting::peak_bytes(|| {
             std::thread::scope(|scope| {
-                let asking: Vec<_> = (0..4).map(|_| scope.spawn(|| drain(&url, &path))).collect();
-                answers.extend(asking.into_iter().map(|it| it.join().unwrap()));
+                let requests: Vec<_> =
+                    (0..4).map(|_| scope.spawn(|| request_length(&url, &path))).collect();
+                responses.extend(requests.into_iter().map(|handle| handle.join().unwrap()));
             });
         });
-        eprintln!("{path}: {} KiB, {answers:?}", peak >> 10);
-        assert!(peak < MOST, "{path} took {peak} bytes");
-        for (status, length) in answers {
-            assert!(status == 200 && length >= least, "{path}: {status}, {length} bytes");
+        eprintln!("{path}: {} KiB, {responses:?}", peak_bytes >> 10);
+        assert!(peak_bytes < MAX_PEAK_BYTES, "{path} took {peak_bytes} bytes");
+        for (status, length) in responses {
+            assert!(status == 200 && length >= min_bytes, "{path}: {status}, {length} bytes");
         }
     }
-    drop((agent, one));
+    drop((agent, serial));
 }

@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use host::{Host, PATIENCE, gauge_rule, settings, wait_for};
+use host::{Host, WAIT_TIMEOUT, gauge_rule, settings, wait_for};
 use marple::model::IncidentState;
 use marple::{CaptureKind, Settings};
 
@@ -19,15 +19,15 @@ fn remove(host: &Host) {
 }
 
 #[test]
-fn a_directory_that_was_removed_is_made_again() {
+fn removed_directory_is_recreated_for_next_incident() {
     let rule = gauge_rule("queue", [CaptureKind::Trace], SHORT);
     let host = Host::start(Settings { rules: vec![rule], ..settings() });
-    let capture = || host.handle().capture([CaptureKind::Trace], SHORT).wait(PATIENCE).unwrap();
+    let capture = || host.handle().capture([CaptureKind::Trace], SHORT).wait(WAIT_TIMEOUT).unwrap();
     capture();
-    host.closed(1);
+    host.wait_for_closed(1);
     remove(&host);
     let dir = capture().dir;
-    let (_, manifest) = host.closed(1).remove(0);
+    let (_, manifest) = host.wait_for_closed(1).remove(0);
     assert!(dir.starts_with(host.captures()) && dir.is_dir());
     assert_eq!((manifest.state, manifest.artifacts.len()), (IncidentState::Closed, 1));
     assert_eq!(fs::metadata(host.captures()).unwrap().permissions().mode() & 0o777, 0o700);
@@ -39,10 +39,10 @@ fn a_directory_that_was_removed_is_made_again() {
     remove(&host);
     gauge.set(0.0);
     wait_for("it to be over", || {
-        host.handle().status().wait(PATIENCE).unwrap().incidents.is_empty().then_some(())
+        host.handle().status().wait(WAIT_TIMEOUT).unwrap().incidents.is_empty().then_some(())
     });
     capture();
-    assert_eq!(host.closed(1)[0].1.artifacts.len(), 1);
-    let failures = host.handle().status().wait(PATIENCE).unwrap().failures;
+    assert_eq!(host.wait_for_closed(1)[0].1.artifacts.len(), 1);
+    let failures = host.handle().status().wait(WAIT_TIMEOUT).unwrap().failures;
     assert!(!failures.is_empty(), "what was lost is counted");
 }

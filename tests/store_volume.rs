@@ -38,38 +38,38 @@ const VOLUMES: [Volume; 6] = [
 ];
 
 /// Environment variable with the directory of the mount points.
-const BASE: &str = "STORE_VOLUME_BASE";
+const BASE_ENV: &str = "STORE_VOLUME_BASE";
 
-fn base() -> std::path::PathBuf {
-    std::env::var_os(BASE).unwrap().into()
+fn base_dir() -> std::path::PathBuf {
+    std::env::var_os(BASE_ENV).unwrap().into()
 }
 
 /// Runs `body` as the process of `volume`. `test` is the name of the calling test.
-fn as_process(test: &str, at: &Path, volume: &Volume, body: impl FnOnce()) -> bool {
+fn run_as_process(test: &str, mount_base: &Path, volume: &Volume, body: impl FnOnce()) -> bool {
     let [user, group, other] = volume.process.map(|id| id.to_string());
-    let base = format!("{BASE}={}", at.display());
+    let base = format!("{BASE_ENV}={}", mount_base.display());
     let name = format!("STORE_VOLUME_NAME={}", volume.name);
     #[rustfmt::skip]
     let wrapper =
         ["env", &base, &name, "setpriv", "--reuid", &user, "--regid", &group, "--groups", &other];
-    store::again(test, &wrapper, body)
+    store::rerun_under(test, &wrapper, body)
 }
 
 /// Returns the volume that this process uses.
-fn given() -> Volume {
+fn current_volume() -> Volume {
     let name = std::env::var("STORE_VOLUME_NAME").unwrap();
     *VOLUMES.iter().find(|volume| volume.name == name).unwrap()
 }
 
-fn make(at: &Path, volume: &Volume) {
-    let dir = at.join(volume.name);
+fn create_mount_point(mount_base: &Path, volume: &Volume) {
+    let dir = mount_base.join(volume.name);
     fs::create_dir(&dir).unwrap();
     let (owner, group) = (Uid::from_raw(volume.owner), Gid::from_raw(volume.group));
     chown(&dir, Some(owner), Some(group)).unwrap();
     fs::set_permissions(&dir, fs::Permissions::from_mode(volume.mode)).unwrap();
 }
 
-fn base_of_all() -> Option<tempfile::TempDir> {
+fn create_base_dir() -> Option<tempfile::TempDir> {
     let temp = tempfile::tempdir().unwrap();
     fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o755)).unwrap();
     if !rustix::process::geteuid().is_root() {
@@ -85,13 +85,13 @@ fn mode(path: &Path) -> u32 {
 }
 
 fn open(dir: &Path, group_read: bool) -> Result<Store, Error> {
-    let settings = StoreSettings { group_read, ..store::roomy() };
+    let settings = StoreSettings { group_read, ..store::generous_limits() };
     Store::open(dir, settings, Arc::new(SystemClock)).map(|(store, _)| store)
 }
 
 /// Creates a closed incident with one file and returns its path.
-fn incident(store: &Store) -> std::path::PathBuf {
-    let mut incident = store.begin("memory", store::manifest()).unwrap();
+fn create_closed_incident(store: &Store) -> std::path::PathBuf {
+    let mut incident = store.create_incident("memory", store::manifest()).unwrap();
     let mut draft = incident.draft(CaptureKind::Heap, Timestamp::now()).unwrap();
     draft.write_all(b"secret").unwrap();
     let artifact = draft.commit().unwrap();
@@ -100,39 +100,42 @@ fn incident(store: &Store) -> std::path::PathBuf {
 }
 
 #[test]
-fn a_mount_point_that_is_not_ours_alone_gets_a_private_directory() {
-    let this = "a_mount_point_that_is_not_ours_alone_gets_a_private_directory";
-    if std::env::var_os(BASE).is_some() {
-        store::again(this, &[], || in_a_private_directory(&base(), &given()));
+fn shared_mount_point_gets_private_subdirectory() {
+    let test = "shared_mount_point_gets_private_subdirectory";
+    if std::env::var_os(BASE_ENV).is_some() {
+        store::rerun_under(test, &[], || {
+            assert_private_subdirectory(&base_dir(), &current_volume())
+        });
         return;
     }
-    let Some(temp) = base_of_all() else { return };
+    let Some(temp) = create_base_dir() else { return };
     for volume in &VOLUMES {
-        make(temp.path(), volume);
+        create_mount_point(temp.path(), volume);
         // The second process is a restart.
         for _ in 0..2 {
-            as_process(this, temp.path(), volume, || unreachable!());
+            run_as_process(test, temp.path(), volume, || unreachable!());
         }
     }
 }
 
-fn in_a_private_directory(base: &Path, volume: &Volume) {
+fn assert_private_subdirectory(base: &Path, volume: &Volume) {
     let mount = base.join(volume.name);
     let user = volume.process[0];
     let location = Location::new(&mount);
-    let settings = store::roomy();
+    let settings = store::generous_limits();
     let (store, _) = Store::open_at(&location, settings, Arc::new(SystemClock)).unwrap();
     let own = mount.join(format!("marple-{user}"));
     assert_eq!((store.dir(), location.path().as_path()), (own.as_path(), own.as_path()));
-    let before = store.index().unwrap().len();
-    let path = incident(&store);
+    let before = store.list_incidents().unwrap().len();
+    let path = create_closed_incident(&store);
     for (made, wanted) in [(&own, 0o700), (&path, 0o700), (&path.join("incident.json"), 0o600)] {
         assert_eq!(mode(made) & 0o777, wanted, "{}", made.display());
         assert_eq!(fs::metadata(made).unwrap().uid(), user);
     }
     assert_eq!(fs::read_dir(&mount).unwrap().count(), 1, "nothing else was left");
-    let said = warnings::list().into_iter().find(|it| it.topic == "store.place").unwrap();
-    assert!(said.text.contains(own.to_str().unwrap()), "{}", said.text);
+    let warning =
+        warnings::list().into_iter().find(|warning| warning.topic == "store.place").unwrap();
+    assert!(warning.text.contains(own.to_str().unwrap()), "{}", warning.text);
     assert_eq!(marple::store::list(&mount).unwrap().len(), before + 1, "readers find them");
     // The next process of this user gets an error that names the owner, and does not use another
     // directory.
@@ -142,22 +145,22 @@ fn in_a_private_directory(base: &Path, volume: &Volume) {
 }
 
 #[test]
-fn what_another_user_has_put_in_the_place_of_our_directory_is_not_used() {
-    let this = "what_another_user_has_put_in_the_place_of_our_directory_is_not_used";
+fn subdirectory_planted_by_another_user_is_not_used() {
+    let test = "subdirectory_planted_by_another_user_is_not_used";
     let volume = &VOLUMES[1];
-    if std::env::var_os(BASE).is_some() {
-        store::again(this, &[], || {
-            let mount = base().join(volume.name);
+    if std::env::var_os(BASE_ENV).is_some() {
+        store::rerun_under(test, &[], || {
+            let mount = base_dir().join(volume.name);
             let store = open(&mount, false).unwrap();
             assert_eq!(store.dir(), mount.join("marple-1000-4"));
             assert!(marple::store::list(&mount).unwrap().is_empty());
-            incident(&store);
+            create_closed_incident(&store);
             assert_eq!(marple::store::list(&mount).unwrap().len(), 1);
         });
         return;
     }
-    let Some(temp) = base_of_all() else { return };
-    make(temp.path(), volume);
+    let Some(temp) = create_base_dir() else { return };
+    create_mount_point(temp.path(), volume);
     let mount = temp.path().join(volume.name);
     let victim = temp.path().join("victim");
     fs::create_dir(&victim).unwrap();
@@ -166,50 +169,51 @@ fn what_another_user_has_put_in_the_place_of_our_directory_is_not_used() {
     symlink(&victim, mount.join("marple-1000")).unwrap();
     fs::create_dir(mount.join("marple-1000-2")).unwrap();
     fs::write(mount.join("marple-1000-3"), "").unwrap();
-    as_process(this, temp.path(), volume, || unreachable!());
+    run_as_process(test, temp.path(), volume, || unreachable!());
     assert_eq!(fs::read_dir(&victim).unwrap().count(), 0);
     assert_eq!(fs::read_dir(mount.join("marple-1000-2")).unwrap().count(), 0);
 }
 
 #[test]
-fn a_directory_we_may_not_write_is_an_error_of_its_kind() {
-    let this = "a_directory_we_may_not_write_is_an_error_of_its_kind";
+fn unwritable_directory_is_permission_error() {
+    let test = "unwritable_directory_is_permission_error";
     let volume = &VOLUMES[0];
-    if std::env::var_os(BASE).is_some() {
-        store::again(this, &[], || {
-            let error = open(&base(), false).unwrap_err();
+    if std::env::var_os(BASE_ENV).is_some() {
+        store::rerun_under(test, &[], || {
+            let error = open(&base_dir(), false).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::NotPermitted, "{error}");
-            let error = open(&base().join("below"), false).unwrap_err();
+            let error = open(&base_dir().join("below"), false).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::NotPermitted, "{error}");
-            assert_eq!(fs::read_dir(base()).unwrap().count(), 0);
+            assert_eq!(fs::read_dir(base_dir()).unwrap().count(), 0);
         });
         return;
     }
-    let Some(temp) = base_of_all() else { return };
-    as_process(this, temp.path(), volume, || unreachable!());
+    let Some(temp) = create_base_dir() else { return };
+    run_as_process(test, temp.path(), volume, || unreachable!());
 }
 
 #[test]
-fn with_group_read_a_sidecar_of_the_group_reads_and_nobody_else_does() {
-    let this = "with_group_read_a_sidecar_of_the_group_reads_and_nobody_else_does";
+fn group_read_allows_group_sidecar_only() {
+    let test = "group_read_allows_group_sidecar_only";
     let sidecar = Volume { process: [2000, 2000, 4242], ..VOLUMES[0] };
     let stranger = Volume { process: [2001, 2001, 2001], ..VOLUMES[0] };
-    if std::env::var_os(BASE).is_some() {
-        store::again(this, &[], || {
-            let mount = base().join("fs-group");
+    if std::env::var_os(BASE_ENV).is_some() {
+        store::rerun_under(test, &[], || {
+            let mount = base_dir().join("fs-group");
             match rustix::process::geteuid().as_raw() {
                 1000 => {
                     // A umask that many services use.
                     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
                     for dir in [mount.clone(), mount.join("a/b")] {
                         let store = open(&dir, true).unwrap();
-                        let path = incident(&store);
+                        let path = create_closed_incident(&store);
                         assert_eq!(mode(store.dir()), 0o2750);
                         assert_eq!(mode(&path), 0o2750);
                         assert_eq!(mode(&path.join("incident.json")), 0o640);
                         assert_eq!(fs::metadata(&path).unwrap().gid(), 4242);
                     }
-                    let topics: Vec<_> = warnings::list().iter().map(|it| it.topic).collect();
+                    let topics: Vec<_> =
+                        warnings::list().iter().map(|warning| warning.topic).collect();
                     assert!(!topics.contains(&"store.group_read"), "{topics:?}");
                 }
                 user => {
@@ -229,9 +233,9 @@ fn with_group_read_a_sidecar_of_the_group_reads_and_nobody_else_does() {
         });
         return;
     }
-    let Some(temp) = base_of_all() else { return };
-    make(temp.path(), &VOLUMES[0]);
+    let Some(temp) = create_base_dir() else { return };
+    create_mount_point(temp.path(), &VOLUMES[0]);
     for process in [&VOLUMES[0], &sidecar, &stranger] {
-        as_process(this, temp.path(), process, || unreachable!());
+        run_as_process(test, temp.path(), process, || unreachable!());
     }
 }

@@ -60,7 +60,7 @@ fn profile_of(addresses: &[u64], mapping: Mapping) -> Profile {
 }
 
 /// Returns the symbol of each address, in the same order.
-fn names(profile: &Profile, addresses: &[u64]) -> Vec<Option<String>> {
+fn symbols_of(profile: &Profile, addresses: &[u64]) -> Vec<Option<String>> {
     let name = |&address: &u64| {
         let frame = profile.frames.iter().find(|frame| frame.address == address)?;
         let function = profile.functions.get(frame.lines.first()?.function.index())?;
@@ -90,15 +90,15 @@ fn address_of(function: *const ()) -> u64 {
 }
 
 #[test]
-fn functions_of_this_binary_have_their_paths() {
+fn functions_of_binary_have_full_paths() {
     let function = address_of(a_function_of_this_binary as fn(u64) -> u64 as *const ());
     let method = address_of(nested::Generic::<u32>::method as fn(&_) -> u64 as *const ());
     // The return address of a caller lies within the function, not at its first byte.
     let addresses = [function, function + 1, method, method + 3];
     let mut profile = profile_of(&addresses, mapping_of(function));
-    let report = symbols::name_functions(&mut profile);
+    let report = symbols::symbolize(&mut profile);
     assert_eq!(
-        names(&profile, &addresses),
+        symbols_of(&profile, &addresses),
         [
             Some("symbols::a_function_of_this_binary".to_owned()),
             Some("symbols::a_function_of_this_binary".to_owned()),
@@ -106,7 +106,7 @@ fn functions_of_this_binary_have_their_paths() {
             Some("symbols::nested::Generic<T>::method".to_owned()),
         ]
     );
-    assert_eq!((report.named, report.nameless, report.problems.len()), (4, 0, 0));
+    assert_eq!((report.named, report.unnamed, report.problems.len()), (4, 0, 0));
     assert_eq!(profile.functions.len(), 2, "one function for its two frames");
     assert!(profile.mappings[0].has_functions);
     let system_name = profile.strings.get(profile.functions[0].system_name);
@@ -116,12 +116,12 @@ fn functions_of_this_binary_have_their_paths() {
 /// Compares with std's own symbolizer. std prints the path in the debug information, which may lack
 /// the crate.
 #[test]
-fn names_are_those_of_stds_backtrace() {
+fn names_match_std_backtrace() {
     let printed = std::backtrace::Backtrace::force_capture().to_string();
-    let function = address_of(names_are_those_of_stds_backtrace as fn() as *const ());
+    let function = address_of(names_match_std_backtrace as fn() as *const ());
     let mut profile = profile_of(&[function], mapping_of(function));
-    symbols::name_functions(&mut profile);
-    let name = names(&profile, &[function]).remove(0).unwrap();
+    symbols::symbolize(&mut profile);
+    let name = symbols_of(&profile, &[function]).remove(0).unwrap();
     let same = |printed: &str| name == printed || name.ends_with(&format!("::{printed}"));
     let mut functions = printed.lines().filter_map(|line| line.trim().split_once(": "));
     assert!(functions.any(|(_, function)| same(function)), "{name} not in:\n{printed}");
@@ -129,19 +129,19 @@ fn names_are_those_of_stds_backtrace() {
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[test]
-fn a_stripped_library_gives_its_exported_names() {
+fn stripped_library_has_exported_names() {
     let (pid, parent) =
         (address_of(libc::getpid as *const ()), address_of(libc::getppid as *const ()));
     let addresses = [pid, parent];
     let mut profile = profile_of(&addresses, mapping_of(pid));
-    symbols::name_functions(&mut profile);
-    let names: Vec<String> = names(&profile, &addresses).into_iter().flatten().collect();
+    symbols::symbolize(&mut profile);
+    let names: Vec<String> = symbols_of(&profile, &addresses).into_iter().flatten().collect();
     assert!(matches!(&*names[0], "getpid" | "__getpid"), "{names:?}");
     assert!(matches!(&*names[1], "getppid" | "__getppid"), "{names:?}");
 }
 
 /// Returns a copy of this binary changed by `edit`, and its mapping that contains `address`.
-fn copied(
+fn changed_copy(
     dir: &tempfile::TempDir,
     address: u64,
     edit: impl FnOnce(&mut Vec<u8>),
@@ -165,76 +165,76 @@ fn symtab_header(bytes: &[u8]) -> usize {
 
 #[cfg(target_pointer_width = "64")]
 #[test]
-fn a_stripped_program_leaves_its_frames_nameless_and_says_so() {
+fn stripped_program_has_unnamed_frames_and_comment() {
     let dir = tempfile::tempdir().unwrap();
     let function = address_of(a_function_of_this_binary as fn(u64) -> u64 as *const ());
-    let (mapping, _) = copied(&dir, function, |bytes| {
+    let (mapping, _) = changed_copy(&dir, function, |bytes| {
         // The result of `strip`: no section is a symbol table.
         let kind = symtab_header(bytes) + 4;
         bytes[kind..kind + 4].fill(0);
     });
     let mut profile = profile_of(&[function], mapping);
-    let report = symbols::name_functions(&mut profile);
-    assert_eq!(names(&profile, &[function]), [None]);
-    assert_eq!((report.named, report.nameless, report.problems.len()), (0, 1, 0));
+    let report = symbols::symbolize(&mut profile);
+    assert_eq!(symbols_of(&profile, &[function]), [None]);
+    assert_eq!((report.named, report.unnamed, report.problems.len()), (0, 1, 0));
     assert!(!profile.mappings[0].has_functions, "a reader may try with the unstripped file");
 }
 
 #[test]
-fn a_file_of_another_build_gives_no_names() {
+fn file_with_other_build_id_gives_no_names() {
     let function = address_of(a_function_of_this_binary as fn(u64) -> u64 as *const ());
     for mapped in ["0badc0de", ""] {
         let mapping = Mapping { build_id: mapped.into(), ..mapping_of(function) };
         let path = mapping.path.clone();
         let mut profile = profile_of(&[function], mapping);
-        let report = symbols::name_functions(&mut profile);
-        let [Error::OtherBuild { mapped: said, found, .. }] = &report.problems[..] else {
+        let report = symbols::symbolize(&mut profile);
+        let [Error::BuildIdMismatch { mapped: said, found, .. }] = &report.problems[..] else {
             panic!("{report:?}");
         };
         assert_eq!((&**said, found), (mapped, &build_id(&path)));
-        assert_eq!(names(&profile, &[function]), [None]);
+        assert_eq!(symbols_of(&profile, &[function]), [None]);
         assert!(!profile.mappings[0].has_functions);
         assert!(profile.comments[0].contains("the file was replaced"), "{:?}", profile.comments);
     }
 }
 
 #[test]
-fn a_held_file_gives_names_after_it_was_replaced_and_none_after_it_was_written_to() {
+fn open_file_gives_names_after_replacement_but_not_modification() {
     let dir = tempfile::tempdir().unwrap();
     let function = address_of(a_function_of_this_binary as fn(u64) -> u64 as *const ());
-    let (mapping, path) = copied(&dir, function, |_| {});
+    let (mapping, path) = changed_copy(&dir, function, |_| {});
     let file = Some(Arc::new(CodeFile::open(&path).unwrap()));
-    let held = Mapping { file, ..mapping.clone() };
+    let open_mapping = Mapping { file, ..mapping.clone() };
     let look = |mapping: &Mapping| {
         let mut profile = profile_of(&[function], mapping.clone());
-        let report = symbols::name_functions(&mut profile);
-        (names(&profile, &[function]).remove(0), report.problems)
+        let report = symbols::symbolize(&mut profile);
+        (symbols_of(&profile, &[function]).remove(0), report.problems)
     };
     let name = Some("symbols::a_function_of_this_binary".to_owned());
     let (_, other) = &*SMALL_LIBRARY;
     let new = dir.path().join("new");
     fs::write(&new, other).unwrap();
     fs::rename(&new, &path).unwrap();
-    assert_eq!(look(&held).0, name);
+    assert_eq!(look(&open_mapping).0, name);
     assert_eq!(look(&mapping).0, None, "its path leads to another file");
 
     // Overwrites the same inode: the loaded content does not exist any more.
-    let (mapping, path) = copied(&dir, function, |_| {});
+    let (mapping, path) = changed_copy(&dir, function, |_| {});
     let file = Some(Arc::new(CodeFile::open(&path).unwrap()));
-    let held = Mapping { file, ..mapping };
+    let open_mapping = Mapping { file, ..mapping };
     fs::write(&path, fs::read(&path).unwrap()).unwrap();
-    assert_eq!(look(&held).0, name, "the same content was written again");
+    assert_eq!(look(&open_mapping).0, name, "the same content was written again");
     fs::write(&path, other).unwrap();
-    let (none, problems) = look(&held);
+    let (none, problems) = look(&open_mapping);
     assert_eq!(none, None);
-    assert!(matches!(problems[..], [Error::OtherBuild { .. }]), "{problems:?}");
-    let unchecked = Mapping { build_id: String::new(), ..held };
+    assert!(matches!(problems[..], [Error::BuildIdMismatch { .. }]), "{problems:?}");
+    let unchecked = Mapping { build_id: String::new(), ..open_mapping };
     let (none, problems) = look(&unchecked);
     assert!(none.is_none() && problems.len() == 1, "{problems:?}");
 }
 
 #[test]
-fn what_cannot_be_read_is_a_comment_with_its_path() {
+fn unreadable_file_is_comment_with_path() {
     let dir = tempfile::tempdir().unwrap();
     let fifo = dir.path().join("fifo");
     rustix::fs::mknodat(
@@ -260,23 +260,23 @@ fn what_cannot_be_read_is_a_comment_with_its_path() {
             file: None,
         };
         let mut profile = profile_of(&[0x1800], mapping);
-        let report = symbols::name_functions(&mut profile);
-        assert_eq!((report.named, report.nameless, report.problems.len()), (0, 1, 1), "{path:?}");
+        let report = symbols::symbolize(&mut profile);
+        assert_eq!((report.named, report.unnamed, report.problems.len()), (0, 1, 1), "{path:?}");
         assert!(profile.comments[0].starts_with(path.to_str().unwrap()), "{:?}", profile.comments);
     }
 }
 
 #[test]
-fn a_file_cut_short_is_an_error_and_no_signal() {
+fn truncated_file_is_error_without_signal() {
     let dir = tempfile::tempdir().unwrap();
     let function = address_of(a_function_of_this_binary as fn(u64) -> u64 as *const ());
-    let (mapping, path) = copied(&dir, function, |_| {});
+    let (mapping, path) = changed_copy(&dir, function, |_| {});
     let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
     let length = file.metadata().unwrap().len();
     for keep in [0, 1, 4, 63, 64, 4096, length / 2, length - 1] {
         file.set_len(keep).unwrap();
         let mut profile = profile_of(&[function], mapping.clone());
-        let report = symbols::name_functions(&mut profile);
+        let report = symbols::symbolize(&mut profile);
         assert_eq!((report.named, report.problems.len()), (0, 1), "{keep} bytes: {report:?}");
         fs::write(&path, fs::read(&mapping_of(function).path).unwrap()).unwrap();
     }
@@ -296,12 +296,12 @@ static SMALL_LIBRARY: LazyLock<(Mapping, Vec<u8>)> = LazyLock::new(|| {
 });
 
 /// Symbolizes evenly spaced addresses of `mapping`, with the build ID that the file claims.
-fn name_all(mapping: &Mapping) -> SymbolReport {
+fn symbolize_all(mapping: &Mapping) -> SymbolReport {
     let step = ((mapping.end - mapping.start) / 64).max(1);
     let addresses: Vec<u64> = (mapping.start..mapping.end).step_by(step as usize).collect();
     let mut profile = profile_of(&addresses, mapping.clone());
-    let report = symbols::name_functions(&mut profile);
-    assert_eq!(report.named + report.nameless, addresses.len());
+    let report = symbols::symbolize(&mut profile);
+    assert_eq!(report.named + report.unnamed, addresses.len());
     report
 }
 
@@ -311,7 +311,7 @@ proptest! {
     /// Changes bytes anywhere, half of them in the two header tables, where they have the most
     /// effect.
     #[test]
-    fn no_file_makes_it_panic_or_run_away(
+    fn damaged_files_cause_no_panic_and_bounded_work(
         changes in prop::collection::vec((0..4u8, any::<u32>(), any::<u64>(), 1..9usize), 1..12)
     ) {
         let dir = tempfile::tempdir().unwrap();
@@ -329,17 +329,17 @@ proptest! {
             bytes[at..at + width].copy_from_slice(&value.to_ne_bytes()[..width]);
         }
         fs::write(&path, &bytes).unwrap();
-        name_all(&Mapping { path, ..mapping });
+        symbolize_all(&Mapping { path, ..mapping });
     }
 }
 
 /// Symbolizes with the most expensive file: a large table whose symbols each cover everything.
 #[cfg(target_pointer_width = "64")]
 #[test]
-fn a_table_made_to_be_slow_is_given_up() {
+fn worst_case_symbol_table_is_abandoned() {
     let dir = tempfile::tempdir().unwrap();
     let function = address_of(a_function_of_this_binary as fn(u64) -> u64 as *const ());
-    let (mapping, path) = copied(&dir, function, |_| {});
+    let (mapping, path) = changed_copy(&dir, function, |_| {});
     let bytes = fs::read(&path).unwrap();
     let header = symtab_header(&bytes);
     let symbols = 1u64 << 20;
@@ -353,18 +353,18 @@ fn a_table_made_to_be_slow_is_given_up() {
     file.write_all_at(&symbol.repeat(symbols as usize), place).unwrap();
     let addresses: Vec<u64> = (function..mapping.end).take(1000).collect();
     let mut profile = profile_of(&addresses, mapping);
-    let report = symbols::name_functions(&mut profile);
+    let report = symbols::symbolize(&mut profile);
     assert!(matches!(report.problems[..], [Error::TooLarge { .. }]), "{report:?}");
 }
 
 /// Symbolizes with 5 MB of section names, each at a different offset.
 #[test]
-fn a_file_with_many_long_section_names_takes_little_memory() {
-    const SECTIONS: usize = 65_000;
-    const NAME: usize = 80;
+fn many_long_section_names_use_little_memory() {
+    const SECTION_COUNT: usize = 65_000;
+    const NAME_BYTES: usize = 80;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("names");
-    let (header, table) = (64, 64 * SECTIONS);
+    let (header, table) = (64, 64 * SECTION_COUNT);
     let mut bytes = vec![0u8; header];
     bytes[..7].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1]);
     let put = |bytes: &mut [u8], at: usize, value: &[u8]| {
@@ -375,19 +375,19 @@ fn a_file_with_many_long_section_names_takes_little_memory() {
     put(&mut bytes, 52, &64u16.to_le_bytes());
     put(&mut bytes, 54, &56u16.to_le_bytes());
     put(&mut bytes, 58, &64u16.to_le_bytes());
-    put(&mut bytes, 60, &(SECTIONS as u16).to_le_bytes());
+    put(&mut bytes, 60, &(SECTION_COUNT as u16).to_le_bytes());
     put(&mut bytes, 62, &1u16.to_le_bytes());
-    for section in 0..SECTIONS {
+    for section in 0..SECTION_COUNT {
         let mut entry = [0; 64];
-        put(&mut entry, 0, &((section * NAME) as u32).to_le_bytes());
+        put(&mut entry, 0, &((section * NAME_BYTES) as u32).to_le_bytes());
         // One section contains the names; the others have a type that is never read.
         put(&mut entry, 4, &(if section == 1 { 3u32 } else { 0x7000_0000 }).to_le_bytes());
         put(&mut entry, 24, &((header + table) as u64).to_le_bytes());
-        put(&mut entry, 32, &((SECTIONS * NAME) as u64).to_le_bytes());
+        put(&mut entry, 32, &((SECTION_COUNT * NAME_BYTES) as u64).to_le_bytes());
         bytes.extend(entry);
     }
-    for section in 0..SECTIONS {
-        bytes.extend(format!("{section:.>width$}\0", width = NAME - 1).into_bytes());
+    for section in 0..SECTION_COUNT {
+        bytes.extend(format!("{section:.>width$}\0", width = NAME_BYTES - 1).into_bytes());
     }
     fs::write(&path, &bytes).unwrap();
     drop(bytes);
@@ -400,11 +400,11 @@ fn a_file_with_many_long_section_names_takes_little_memory() {
         has_functions: false,
         file: None,
     };
-    let peak = counting::peak(|| {
-        let report = name_all(&mapping);
+    let peak_bytes = counting::peak_bytes(|| {
+        let report = symbolize_all(&mapping);
         assert_eq!(report.named, 0, "{report:?}");
     });
     // 4 MiB of section headers and 1 MiB of names, plus what concurrent tests hold.
-    println!("{} KiB", peak >> 10);
-    assert!(peak < 48 << 20, "{} KiB", peak >> 10);
+    println!("{} KiB", peak_bytes >> 10);
+    assert!(peak_bytes < 48 << 20, "{} KiB", peak_bytes >> 10);
 }

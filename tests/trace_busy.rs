@@ -16,10 +16,10 @@ const WORKERS: usize = 2;
 const POLL: Duration = Duration::from_secs(1);
 
 #[test]
-fn each_workers_polls_are_as_long_as_it_was_busy() {
+fn poll_durations_match_tokio_worker_busy_time() {
     let session = start();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    let runtime = marple::instrument(builder.worker_threads(WORKERS)).build().unwrap();
+    let runtime = marple::instrument_runtime(builder.worker_threads(WORKERS)).build().unwrap();
     let metrics = runtime.metrics();
     let parked = |worker| metrics.worker_park_unpark_count(worker) % 2 == 1;
     let wait_until_parked = || {
@@ -30,12 +30,12 @@ fn each_workers_polls_are_as_long_as_it_was_busy() {
     wait_until_parked();
     let busy = || [0, 1].map(|worker| metrics.worker_total_busy_duration(worker));
     let before = busy();
-    let both = Arc::new(Barrier::new(WORKERS));
+    let barrier = Arc::new(Barrier::new(WORKERS));
     let tasks: Vec<_> = (0..WORKERS)
         .map(|_| {
-            let both = both.clone();
+            let barrier = barrier.clone();
             let work = async move {
-                both.wait();
+                barrier.wait();
                 thread::sleep(POLL);
             };
             runtime.spawn(work.traced("work"))
@@ -57,7 +57,8 @@ fn each_workers_polls_are_as_long_as_it_was_busy() {
             .find(|thread| timeline.strings.get(thread.name).ends_with(&mark));
         let tid = of_worker.expect("a track for each worker").tid;
         let slices = slices(&timeline).into_iter().filter(|(known, _)| *known == tid);
-        let polls = slices.flat_map(|(_, slices)| slices).filter(|it| it.kind != RawKind::Park);
+        let polls =
+            slices.flat_map(|(_, slices)| slices).filter(|slice| slice.kind != RawKind::Park);
         let polled: Duration = polls.map(|poll| poll.end.unwrap().since(poll.start)).sum();
         let busy = after[worker] - before[worker];
         let share = polled.as_secs_f64() / busy.as_secs_f64();

@@ -11,14 +11,14 @@ use marple::trace::{TraceSession, record_vitals};
 use trace_support::*;
 
 #[test]
-fn a_session_has_the_vitals_of_two_minutes_before_it_once_a_second() {
+fn session_has_two_minutes_of_earlier_vitals_per_second() {
     let now = SystemClock.now();
     for tick in 0..4 * 200 {
         let at = now + Duration::from_millis(250 * tick);
         record_vitals(&Vitals { at, fds: Some(tick), ..Vitals::default() });
     }
     let fds = |timeline: &Timeline| {
-        let counters = seen(timeline).into_iter().filter(|event| event.at >= now);
+        let counters = read_events(timeline).into_iter().filter(|event| event.at >= now);
         let values = counters.filter_map(|event| match event.kind {
             Kind::Counter(value) => Some(value as u64),
             _ => None,

@@ -11,19 +11,19 @@ use std::time::Duration;
 use marple::base::Bytes;
 use marple::model::{RawKind, Timeline, TraceMode};
 use marple::task::{self, JoinSet, Trace};
-use marple::trace::{Hooks, configure, engine};
+use marple::trace::{Hooks, configure, recorded_sources};
 use tokio::runtime::Builder;
 use trace_support::*;
 
-async fn yields(times: usize) {
+async fn yield_times(times: usize) {
     for _ in 0..times {
         tokio::task::yield_now().await;
     }
 }
 
-fn record(work: impl AsyncFnOnce()) -> Timeline {
+fn record_session(work: impl AsyncFnOnce()) -> Timeline {
     configure(TraceMode::OnDemand, Bytes::mib(16), Duration::from_secs(30));
-    let runtime = marple::instrument(&mut Builder::new_multi_thread())
+    let runtime = marple::instrument_runtime(&mut Builder::new_multi_thread())
         .worker_threads(2)
         .enable_all()
         .build()
@@ -43,12 +43,12 @@ fn polls(timeline: &Timeline) -> Vec<Slice> {
 }
 
 #[test]
-fn every_task_is_seen_by_where_it_was_spawned_and_by_tokios_number() {
-    let _turn = turn();
+fn hooks_record_every_task_with_spawn_location_and_id() {
+    let _serial = serial_guard();
     let line = line!() + 3;
     let mut id = String::new();
-    let timeline = record(async || {
-        let task = tokio::spawn(yields(10));
+    let timeline = record_session(async || {
+        let task = tokio::spawn(yield_times(10));
         id = task.id().to_string();
         task.await.unwrap();
     });
@@ -66,16 +66,16 @@ fn every_task_is_seen_by_where_it_was_spawned_and_by_tokios_number() {
     assert_eq!(tasks(RawKind::Spawned), [&*id]);
     // tokio also reports the ends of blocking tasks, and its workers are such tasks.
     assert_eq!(tasks(RawKind::Ended).iter().filter(|ended| **ended == id).count(), 1);
-    assert!(engine().starts_with("polls by tokio's hooks"));
+    assert!(recorded_sources().starts_with("polls by tokio's hooks"));
 }
 
 #[test]
-fn a_wrapped_task_is_seen_once_by_the_wrappers_name() {
-    let _turn = turn();
+fn wrapped_task_is_recorded_once_under_wrapper_name() {
+    let _serial = serial_guard();
     let line = line!() + 2;
-    let timeline = record(async || {
-        task::spawn(yields(10)).await.unwrap();
-        tokio::spawn(yields(20).traced("named")).await.unwrap();
+    let timeline = record_session(async || {
+        task::spawn(yield_times(10)).await.unwrap();
+        tokio::spawn(yield_times(20).traced("named")).await.unwrap();
     });
     let polls = polls(&timeline);
     assert!(polls.iter().all(|poll| poll.kind == RawKind::HookedPoll));
@@ -89,14 +89,14 @@ fn a_wrapped_task_is_seen_once_by_the_wrappers_name() {
 
 /// Both tokio's hooks and the wrapper see the tasks of a set; only one of them records.
 #[test]
-fn a_task_of_a_set_is_counted_once() {
-    let _turn = turn();
+fn join_set_task_is_recorded_once() {
+    let _serial = serial_guard();
     let line = line!() + 5;
     let mut ids = Vec::new();
-    let timeline = record(async || {
+    let timeline = record_session(async || {
         let mut set = JoinSet::new();
         for times in [3, 5, 7] {
-            ids.push(set.spawn(yields(times)).id().to_string());
+            ids.push(set.spawn(yield_times(times)).id().to_string());
         }
         while let Some(joined) = set.join_next().await {
             joined.unwrap();
@@ -110,7 +110,8 @@ fn a_task_of_a_set_is_counted_once() {
     assert!(polls.iter().all(|poll| poll.kind == RawKind::HookedPoll), "by the hooks alone");
     let of_set = format!("tests/trace_hooks.rs:{line}");
     for (id, times) in ids.iter().zip([4, 6, 8]) {
-        let of_task: Vec<_> = polls.iter().filter(|it| it.number.to_string() == *id).collect();
+        let of_task: Vec<_> =
+            polls.iter().filter(|slice| slice.number.to_string() == *id).collect();
         assert_eq!(of_task.len(), times, "polls of {id}");
         assert!(of_task.iter().all(|poll| poll.name == of_set), "under its place");
     }
@@ -127,8 +128,8 @@ fn a_task_of_a_set_is_counted_once() {
 }
 
 #[test]
-fn the_hosts_hooks_are_called_as_well() {
-    let _turn = turn();
+fn host_task_hooks_are_still_called() {
+    let _serial = serial_guard();
     let counts: Arc<[AtomicUsize; 4]> = Arc::default();
     let count = |which: usize| {
         let counts = Arc::clone(&counts);
@@ -144,7 +145,7 @@ fn the_hosts_hooks_are_called_as_well() {
         .on_task_terminate(count(3))
         .apply(&mut builder);
     let runtime = builder.build().unwrap();
-    runtime.block_on(async { tokio::spawn(yields(4)).await.unwrap() });
+    runtime.block_on(async { tokio::spawn(yield_times(4)).await.unwrap() });
     drop(runtime);
     let counts: Vec<usize> = counts.iter().map(|count| count.load(Ordering::Relaxed)).collect();
     assert_eq!(counts, [5, 5, 1, 1]);

@@ -10,8 +10,8 @@ use marple::trace::{Error, TraceSession, record_instant, record_vitals};
 use trace_support::*;
 
 #[test]
-fn vitals_are_counters_with_the_values_and_times_given() {
-    let _turn = turn();
+fn vitals_become_counters_with_given_values_and_times() {
+    let _serial = serial_guard();
     let session = start();
     let t0 = SystemClock.now();
     let at = |ms| t0 + Duration::from_millis(ms);
@@ -32,7 +32,7 @@ fn vitals_are_counters_with_the_values_and_times_given() {
     let timeline = stop(session);
 
     assert_well_formed(&timeline);
-    let events = seen(&timeline);
+    let events = read_events(&timeline);
     let counters: Vec<_> = timeline
         .tracks
         .iter()
@@ -40,7 +40,7 @@ fn vitals_are_counters_with_the_values_and_times_given() {
         .filter_map(|(place, track)| {
             let TrackKind::Counter(unit) = track.kind else { return None };
             // Earlier values were kept from before the session.
-            let own = |event: &&Seen| event.track == place && event.at >= t0;
+            let own = |event: &&ReadEvent| event.track == place && event.at >= t0;
             let values = events.iter().filter(own).map(|event| {
                 assert_eq!(event.category, "vitals");
                 let Kind::Counter(value) = event.kind else { panic!("{event:?}") };
@@ -62,12 +62,12 @@ fn vitals_are_counters_with_the_values_and_times_given() {
     ]
     .map(|(name, unit, values)| (name.to_owned(), unit.to_owned(), values));
     assert_eq!(counters, expected);
-    assert_eq!(lost(&timeline, "counter values left out"), 1);
+    assert_eq!(loss_count(&timeline, "counter values left out"), 1);
 }
 
 #[test]
-fn an_instant_carries_its_reason_on_the_process_track() {
-    let _turn = turn();
+fn instant_has_reason_on_process_track() {
+    let _serial = serial_guard();
     record_instant("too early", "no session runs");
     let anchor = anchor();
     let session = TraceSession::start(Bytes::mib(1), anchor).unwrap();
@@ -77,7 +77,7 @@ fn an_instant_carries_its_reason_on_the_process_track() {
     record_instant("too late", "no session runs");
 
     assert_eq!(timeline.pid, std::process::id());
-    let events = process(&timeline);
+    let events = process_events(&timeline);
     assert_eq!(outline(&events), "recording(!trigger)");
     assert!(events.iter().all(|event| event.category == "marple"));
     assert_eq!(events[1].arg("text"), Some("memory at 91.0 % of 512.0 MiB, limit 80 %"));
@@ -87,40 +87,40 @@ fn an_instant_carries_its_reason_on_the_process_track() {
 }
 
 #[test]
-fn one_session_records_at_a_time_and_a_dropped_one_makes_room() {
-    let _turn = turn();
+fn only_one_session_records_and_drop_releases_it() {
+    let _serial = serial_guard();
     let first = start();
     assert_eq!(TraceSession::start(Bytes::mib(1), anchor()).unwrap_err(), Error::Busy);
     record_instant("kept", "");
-    assert_eq!(outline(&process(&stop(first))), "recording(!kept)");
+    assert_eq!(outline(&process_events(&stop(first))), "recording(!kept)");
 
     let second = start();
     record_instant("thrown away", "");
     drop(second);
     let third = start();
-    assert_eq!(outline(&process(&stop(third))), "recording()");
+    assert_eq!(outline(&process_events(&stop(third))), "recording()");
 }
 
 #[test]
-fn a_recording_too_small_to_read_is_refused_by_name() {
-    let _turn = turn();
+fn too_small_max_bytes_is_rejected() {
+    let _serial = serial_guard();
     let error = TraceSession::start(Bytes::kib(63), anchor()).unwrap_err().to_string();
     assert!(error.contains("63.0 KiB") && error.contains("64.0 KiB"), "{error}");
     TraceSession::start(Bytes::kib(64), anchor()).unwrap().stop(Moment::default());
 }
 
 #[test]
-fn values_past_the_ledgers_share_are_counted() {
-    let _turn = turn();
+fn vitals_beyond_process_event_memory_are_counted_lost() {
+    let _serial = serial_guard();
     let session = TraceSession::start(Bytes::kib(64), anchor()).unwrap();
     let began = SystemClock.now();
     for fds in 0..1000 {
         record_vitals(&Vitals { at: SystemClock.now(), fds: Some(fds), ..Vitals::default() });
     }
     let timeline = stop(session);
-    let own = |event: &&Seen| matches!(event.kind, Kind::Counter(_)) && event.at >= began;
-    let kept = seen(&timeline).iter().filter(own).count() as u64;
-    let lost = lost(&timeline, "vitals and instants dropped");
-    assert!(kept > 0 && lost > 0);
-    assert_eq!(kept + lost, 1000);
+    let own = |event: &&ReadEvent| matches!(event.kind, Kind::Counter(_)) && event.at >= began;
+    let kept = read_events(&timeline).iter().filter(own).count() as u64;
+    let loss_count = loss_count(&timeline, "vitals and instants dropped");
+    assert!(kept > 0 && loss_count > 0);
+    assert_eq!(kept + loss_count, 1000);
 }

@@ -23,17 +23,17 @@ fn subscribe() {
 }
 
 /// Returns the number of events on thread tracks.
-fn recorded(timeline: &Timeline) -> u64 {
+fn recorded_event_count(timeline: &Timeline) -> u64 {
     let on_thread = |track: usize| matches!(timeline.tracks[track].kind, TrackKind::Thread(_));
     timeline.events.iter().filter(|event| on_thread(event.track.index())).count() as u64
 }
 
 #[test]
-fn a_flood_loses_exactly_the_counted_rest_and_not_the_vitals() {
+fn event_flood_counts_losses_exactly_and_keeps_vitals() {
     const THREADS: u64 = 8;
     const ROUNDS: u64 = 5_000;
     const TICKS: u64 = 100;
-    let _turn = turn();
+    let _serial = serial_guard();
     subscribe();
     for max_bytes in [Bytes::kib(64), Bytes::mib(1), Bytes::mib(64)] {
         let session = TraceSession::start(max_bytes, anchor()).unwrap();
@@ -54,26 +54,32 @@ fn a_flood_loses_exactly_the_counted_rest_and_not_the_vitals() {
         let timeline = stop(session);
 
         assert_well_formed(&timeline);
-        let (recorded, lost) = (recorded(&timeline), lost(&timeline, DROPPED));
-        assert_eq!(recorded + lost, 3 * THREADS * ROUNDS, "{max_bytes}: {:?}", timeline.losses);
-        assert_eq!(lost == 0, max_bytes == Bytes::mib(64), "{max_bytes} lost {lost}");
+        let (recorded, loss_count) =
+            (recorded_event_count(&timeline), loss_count(&timeline, DROPPED));
+        assert_eq!(
+            recorded + loss_count,
+            3 * THREADS * ROUNDS,
+            "{max_bytes}: {:?}",
+            timeline.losses
+        );
+        assert_eq!(loss_count == 0, max_bytes == Bytes::mib(64), "{max_bytes} lost {loss_count}");
         assert!(recorded > 0);
-        let own = |event: &&Seen| matches!(event.kind, Kind::Counter(_)) && event.at >= began;
-        let counted = seen(&timeline).iter().filter(own).count();
+        let own = |event: &&ReadEvent| matches!(event.kind, Kind::Counter(_)) && event.at >= began;
+        let counted = read_events(&timeline).iter().filter(own).count();
         assert_eq!(counted as u64, ticks);
-        for events in threads(&timeline) {
+        for events in thread_events(&timeline) {
             let outline = outline(&events);
-            let whole = outline.trim_end_matches("flood()");
-            let depth = whole.matches('(').count() - whole.matches(')').count();
+            let complete_part = outline.trim_end_matches("flood()");
+            let depth = complete_part.matches('(').count() - complete_part.matches(')').count();
             assert_eq!(depth, 0, "a recorded slice that ended is seen to end");
         }
     }
 }
 
 #[test]
-fn a_thousand_threads_that_came_and_went_keep_their_tracks() {
+fn thousand_ended_threads_keep_their_tracks() {
     const THREADS: usize = 1000;
-    let _turn = turn();
+    let _serial = serial_guard();
     subscribe();
     let session = start();
     for thread in 0..THREADS {
@@ -84,7 +90,7 @@ fn a_thousand_threads_that_came_and_went_keep_their_tracks() {
     let timeline = stop(session);
 
     assert!(timeline.losses.is_empty(), "{:?}", timeline.losses);
-    let tracks = threads(&timeline);
+    let tracks = thread_events(&timeline);
     assert_eq!(tracks.len(), THREADS);
     for (thread, events) in tracks.iter().enumerate() {
         assert_eq!(outline(events), "brief(!hello)");
@@ -95,17 +101,17 @@ fn a_thousand_threads_that_came_and_went_keep_their_tracks() {
 }
 
 #[test]
-fn more_threads_than_the_memory_carries_are_counted() {
+fn threads_beyond_memory_limit_are_counted() {
     const THREADS: u64 = 100;
-    let _turn = turn();
+    let _serial = serial_guard();
     subscribe();
     let session = TraceSession::start(Bytes::kib(64), anchor()).unwrap();
     for _ in 0..THREADS {
         thread::spawn(|| info_span!("brief").in_scope(|| info!("hello"))).join().unwrap();
     }
     let timeline = stop(session);
-    assert!(lost(&timeline, DROPPED) > 0 && recorded(&timeline) > 0);
-    assert_eq!(recorded(&timeline) + lost(&timeline, DROPPED), 3 * THREADS);
+    assert!(loss_count(&timeline, DROPPED) > 0 && recorded_event_count(&timeline) > 0);
+    assert_eq!(recorded_event_count(&timeline) + loss_count(&timeline, DROPPED), 3 * THREADS);
 }
 
 /// Sets the flag on drop, so that a failing assertion ends the other threads too.
@@ -118,11 +124,11 @@ impl Drop for SetOnDrop<'_> {
 }
 
 #[test]
-fn sessions_come_and_go_under_load_and_each_is_whole() {
+fn consecutive_sessions_under_load_are_each_complete() {
     const SESSIONS: usize = 100;
     const THREADS: usize = 4;
     const ROUND: &str = "outer(inner(!work))";
-    let _turn = turn();
+    let _serial = serial_guard();
     subscribe();
     let done = AtomicBool::new(false);
     let rounds: [AtomicU64; THREADS] = Default::default();
@@ -159,7 +165,7 @@ fn sessions_come_and_go_under_load_and_each_is_whole() {
             }
             let timeline = stop(session);
             assert_well_formed(&timeline);
-            for events in threads(&timeline) {
+            for events in thread_events(&timeline) {
                 tracks += 1;
                 let outline = outline(&events);
                 // The remaining events were cut by the start of the session, by its stop, or by the
@@ -173,23 +179,23 @@ fn sessions_come_and_go_under_load_and_each_is_whole() {
 }
 
 /// Emits an event when its thread's local storage is destroyed.
-struct LastWords;
+struct EventOnThreadExit;
 
-impl Drop for LastWords {
+impl Drop for EventOnThreadExit {
     fn drop(&mut self) {
         info!("last words");
     }
 }
 
 thread_local! {
-    static LAST_WORDS: RefCell<Option<LastWords>> = const { RefCell::new(None) };
+    static EVENT_ON_EXIT: RefCell<Option<EventOnThreadExit>> = const { RefCell::new(None) };
 }
 
 #[test]
-fn what_thread_local_destructors_emit_is_recorded_or_counted() {
-    let _turn = turn();
+fn events_from_thread_local_destructors_are_recorded_or_counted() {
+    let _serial = serial_guard();
     subscribe();
-    let arm = || LAST_WORDS.with(|words| *words.borrow_mut() = Some(LastWords));
+    let arm = || EVENT_ON_EXIT.with(|words| *words.borrow_mut() = Some(EventOnThreadExit));
     let session = start();
     // Destructors run in the reverse order of first use: armed first, this value outlives the log.
     thread::spawn(move || {
@@ -206,9 +212,10 @@ fn what_thread_local_destructors_emit_is_recorded_or_counted() {
     .unwrap();
     let timeline = stop(session);
 
-    let outlines: Vec<_> = threads(&timeline).iter().map(|events| outline(events)).collect();
-    let told = outlines.concat().matches("!last words").count() as u64;
-    let lost = lost(&timeline, "trace events dropped: emitted after the thread's local storage");
-    assert_eq!(told + lost, 2, "{outlines:?} {:?}", timeline.losses);
-    assert_eq!(lost, 1, "the test means to see both: {outlines:?}");
+    let outlines: Vec<_> = thread_events(&timeline).iter().map(|events| outline(events)).collect();
+    let recorded_events = outlines.concat().matches("!last words").count() as u64;
+    let loss_count =
+        loss_count(&timeline, "trace events dropped: emitted after the thread's local storage");
+    assert_eq!(recorded_events + loss_count, 2, "{outlines:?} {:?}", timeline.losses);
+    assert_eq!(loss_count, 1, "the test means to see both: {outlines:?}");
 }

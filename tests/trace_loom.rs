@@ -20,8 +20,8 @@ use loom::thread;
 
 use base::sync::AtomicU64;
 use base::sync::Ordering::Relaxed;
-use epoch_word::{RESTS, RecordingEpoch};
-use ring::{EventRing, Open};
+use epoch_word::{RecordingEpoch, WAKE_DETECTOR_BIT};
+use ring::{EventRing, OpenSliceCell};
 
 struct Memory(Vec<AtomicU64>);
 
@@ -31,8 +31,8 @@ impl AsRef<[AtomicU64]> for Memory {
     }
 }
 
-fn ring(records: usize) -> EventRing<Memory> {
-    EventRing::new(Memory((0..2 * records).map(|_| AtomicU64::new(0)).collect()))
+fn ring(capacity: usize) -> EventRing<Memory> {
+    EventRing::new(Memory((0..2 * capacity).map(|_| AtomicU64::new(0)).collect()))
 }
 
 /// Pushes record `n` as `[n + 1, !(n + 1)]`; a mix of two records fails the check.
@@ -41,7 +41,7 @@ fn push(ring: &EventRing<Memory>, n: u64) {
 }
 
 #[test]
-fn what_is_read_was_written_and_the_rest_is_counted() {
+fn read_records_were_written_and_others_are_counted() {
     loom::model(|| {
         let ring = Arc::new(ring(2));
         push(&ring, 0);
@@ -50,20 +50,20 @@ fn what_is_read_was_written_and_the_rest_is_counted() {
             thread::spawn(move || (1..4).for_each(|n| push(&ring, n)))
         };
         let copied = ring.copy(0, |_| true);
-        for (place, words) in copied.records.iter().enumerate() {
-            let number = copied.gone + place as u64;
+        for (slot, words) in copied.records.iter().enumerate() {
+            let number = copied.overwritten + slot as u64;
             assert_eq!(*words, [number + 1, !(number + 1)]);
         }
-        assert_eq!(copied.gone + copied.records.len() as u64, copied.next);
+        assert_eq!(copied.overwritten + copied.records.len() as u64, copied.next);
         writer.join().unwrap();
         let copied = ring.copy(0, |_| true);
-        assert_eq!((copied.records, copied.next, copied.gone), (vec![[4, !4]], 4, 3));
+        assert_eq!((copied.records, copied.next, copied.overwritten), (vec![[4, !4]], 4, 3));
     });
 }
 
 /// The reader is the spawned thread: only then does loom show a head without its record.
 #[test]
-fn a_record_that_is_counted_can_be_read() {
+fn counted_record_is_readable() {
     loom::model(|| {
         let ring = Arc::new(ring(4));
         let reader = {
@@ -72,7 +72,7 @@ fn a_record_that_is_counted_can_be_read() {
         };
         (0..2).for_each(|n| push(&ring, n));
         let copied = reader.join().unwrap();
-        assert_eq!((copied.records.len() as u64, copied.gone), (copied.next, 0));
+        assert_eq!((copied.records.len() as u64, copied.overwritten), (copied.next, 0));
         for (number, words) in (0..).zip(copied.records) {
             assert_eq!(words, [number + 1, !(number + 1)]);
         }
@@ -80,9 +80,9 @@ fn a_record_that_is_counted_can_be_read() {
 }
 
 #[test]
-fn an_open_slice_is_read_whole_or_not_at_all() {
+fn open_slice_is_read_completely_or_not_at_all() {
     loom::model(|| {
-        let open = Arc::new(Open::new());
+        let open = Arc::new(OpenSliceCell::new());
         let writer = {
             let open = Arc::clone(&open);
             thread::spawn(move || {
@@ -91,8 +91,8 @@ fn an_open_slice_is_read_whole_or_not_at_all() {
                 open.begin(2, 20);
             })
         };
-        if let Some((start, what)) = open.read() {
-            assert_eq!(what, start * 10);
+        if let Some((start, tag)) = open.read() {
+            assert_eq!(tag, start * 10);
         }
         writer.join().unwrap();
         assert_eq!(open.read(), Some((2, 20)));
@@ -100,16 +100,16 @@ fn an_open_slice_is_read_whole_or_not_at_all() {
 }
 
 #[test]
-fn an_open_slice_that_becomes_another_is_one_of_the_two() {
+fn replaced_open_slice_reads_as_old_or_new() {
     loom::model(|| {
-        let open = Arc::new(Open::new());
+        let open = Arc::new(OpenSliceCell::new());
         open.begin(1, 10);
         let writer = {
             let open = Arc::clone(&open);
             thread::spawn(move || open.begin(2, 20))
         };
-        if let Some((start, what)) = open.read() {
-            assert_eq!(what, start * 10);
+        if let Some((start, tag)) = open.read() {
+            assert_eq!(tag, start * 10);
         }
         writer.join().unwrap();
         assert_eq!(open.read(), Some((2, 20)));
@@ -125,29 +125,29 @@ struct Recording {
 impl Recording {
     fn new() -> Self {
         let word = || AtomicU64::new(0);
-        let epoch = RecordingEpoch::of(word());
-        epoch.record(Some(1));
+        let epoch = RecordingEpoch::new(word());
+        epoch.set_recording(Some(1));
         Self { epoch, slices: [word(), word()] }
     }
 
     /// Starts a poll as `Rings::begin` does. Returns `true` if it wakes the detector.
     fn poll(&self, thread: usize) -> bool {
-        let rests = self.epoch.load(Relaxed) & RESTS != 0;
+        let is_wakeup_armed = self.epoch.load(Relaxed) & WAKE_DETECTOR_BIT != 0;
         self.slices[thread].store(1, Relaxed);
-        rests && self.epoch.stir()
+        is_wakeup_armed && self.epoch.disarm_wakeup()
     }
 }
 
 /// The detector is the spawned thread, like the reader above.
 #[test]
-fn a_poll_that_ends_a_rest_can_be_seen() {
+fn poll_that_disarms_wakeup_is_visible() {
     loom::model(|| {
         let recording = Arc::new(Recording::new());
-        recording.epoch.rest();
+        recording.epoch.arm_wakeup();
         let detector = {
             let recording = Arc::clone(&recording);
             thread::spawn(move || {
-                let is_over = !recording.epoch.rests();
+                let is_over = !recording.epoch.is_wakeup_armed();
                 (is_over, recording.slices[0].load(Relaxed))
             })
         };
@@ -158,34 +158,34 @@ fn a_poll_that_ends_a_rest_can_be_seen() {
 }
 
 #[test]
-fn of_two_polls_that_end_a_rest_one_wakes() {
+fn only_one_of_two_polls_wakes_detector() {
     loom::model(|| {
         let recording = Arc::new(Recording::new());
-        recording.epoch.rest();
+        recording.epoch.arm_wakeup();
         let other = {
             let recording = Arc::clone(&recording);
             thread::spawn(move || recording.poll(1))
         };
         let woke = [recording.poll(0), other.join().unwrap()];
         assert_eq!(woke.iter().filter(|&&woke| woke).count(), 1);
-        assert!(!recording.epoch.rests());
+        assert!(!recording.epoch.is_wakeup_armed());
     });
 }
 
 #[test]
-fn a_rest_is_of_the_recording_that_runs_or_of_none() {
+fn armed_wakeup_belongs_to_current_recording_or_none() {
     loom::model(|| {
         let recording = Arc::new(Recording::new());
         let detector = {
             let recording = Arc::clone(&recording);
-            thread::spawn(move || recording.epoch.rest())
+            thread::spawn(move || recording.epoch.arm_wakeup())
         };
-        recording.epoch.record(Some(2));
+        recording.epoch.set_recording(Some(2));
         let word = recording.epoch.load(Relaxed);
         assert_eq!(word >> 1, 2, "a rest brings no older recording back");
-        recording.epoch.record(None);
+        recording.epoch.set_recording(None);
         detector.join().unwrap();
         assert_eq!(recording.epoch.load(Relaxed), 0, "nothing is recorded by resting");
-        assert!(recording.epoch.rests());
+        assert!(recording.epoch.is_wakeup_armed());
     });
 }

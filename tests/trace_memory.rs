@@ -7,7 +7,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use counting::{allocations, peak};
+use counting::{allocations, peak_bytes};
 use marple::base::{Bytes, Clock, SystemClock};
 use marple::model::Vitals;
 use marple::trace::{TraceSession, record_instant, record_vitals};
@@ -34,8 +34,8 @@ fn bare_request(_: usize) {
 }
 
 #[test]
-fn nothing_is_allocated_while_no_session_runs() {
-    let _turn = turn();
+fn no_allocation_without_session() {
+    let _serial = serial_guard();
     subscribe();
     let vitals = Vitals { gauges: vec![("orders".into(), 1.0)], ..Vitals::default() };
     // Fills the registry's own pools and the interest of the call sites.
@@ -58,9 +58,9 @@ fn nothing_is_allocated_while_no_session_runs() {
 }
 
 #[test]
-fn a_recording_and_its_timeline_take_no_more_than_max_bytes() {
+fn recording_and_timeline_stay_within_max_bytes() {
     const THREADS: usize = 4;
-    let _turn = turn();
+    let _serial = serial_guard();
     subscribe();
     let sizes = [Bytes::kib(256), Bytes::mib(2), Bytes::mib(5)];
     let kinds: [fn(usize); 2] = [request, bare_request];
@@ -82,12 +82,12 @@ fn a_recording_and_its_timeline_take_no_more_than_max_bytes() {
             thread::scope(|scope| (0..THREADS).for_each(|_| drop(scope.spawn(flood))));
         };
         flood_by_all();
-        let without = peak(flood_by_all) as u64;
-        let with = peak(|| {
+        let without = peak_bytes(flood_by_all) as u64;
+        let with = peak_bytes(|| {
             let session = TraceSession::start(max_bytes, anchor()).unwrap();
             flood_by_all();
             let timeline = stop(session);
-            assert!(lost(&timeline, "trace events dropped") > 0);
+            assert!(loss_count(&timeline, "trace events dropped") > 0);
         }) as u64;
         let used = with.saturating_sub(without);
         assert!(used <= max_bytes.get(), "{used} bytes of {max_bytes}");

@@ -13,23 +13,23 @@ use tokio::runtime::Builder;
 use trace_support::*;
 
 /// Sleeps `times` times in a row, so that the runtime runs out of work as often.
-async fn doze(times: usize) {
+async fn sleep_repeatedly(times: usize) {
     for _ in 0..times {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
 #[test]
-fn the_slices_of_a_worker_alternate_with_its_work() {
-    let _turn = turn();
-    let runtime = marple::instrument(&mut Builder::new_multi_thread())
+fn park_slices_alternate_with_polls() {
+    let _serial = serial_guard();
+    let runtime = marple::instrument_runtime(&mut Builder::new_multi_thread())
         .worker_threads(2)
         .thread_name("dozer")
         .enable_all()
         .build()
         .unwrap();
     let session = start();
-    runtime.block_on(async { tokio::spawn(doze(20)).await.unwrap() });
+    runtime.block_on(async { tokio::spawn(sleep_repeatedly(20)).await.unwrap() });
     let timeline = stop(session);
 
     assert_nested(&timeline);
@@ -47,8 +47,8 @@ fn the_slices_of_a_worker_alternate_with_its_work() {
 }
 
 #[test]
-fn a_worker_parked_since_before_the_session_is_parked_from_its_start() {
-    let _turn = turn();
+fn worker_parked_before_session_is_parked_from_session_start() {
+    let _serial = serial_guard();
     let (parked, on_park) = std::sync::mpsc::channel();
     let mut builder = Builder::new_multi_thread();
     Hooks::new().on_thread_park(move || parked.send(tid()).unwrap_or(())).apply(&mut builder);
@@ -63,12 +63,12 @@ fn a_worker_parked_since_before_the_session_is_parked_from_its_start() {
     let [(tid, slices)] = &slices(&timeline)[..] else { panic!("one worker") };
     assert_eq!(*tid, worker);
     assert!(slices[0].end.is_some());
-    assert_eq!(slices[0].start, timeline.activity.from, "parked from the session's start");
+    assert_eq!(slices[0].start, timeline.activity.start, "parked from the session's start");
 }
 
 #[test]
-fn the_hosts_hooks_are_called_as_well() {
-    let _turn = turn();
+fn host_park_hooks_are_still_called() {
+    let _serial = serial_guard();
     let counts: Arc<[AtomicUsize; 4]> = Arc::default();
     let count = |which: usize| {
         let counts = Arc::clone(&counts);
@@ -85,7 +85,7 @@ fn the_hosts_hooks_are_called_as_well() {
         .apply(&mut builder);
     let runtime = builder.worker_threads(3).enable_all().build().unwrap();
     let session = start();
-    runtime.block_on(async { tokio::spawn(doze(5)).await.unwrap() });
+    runtime.block_on(async { tokio::spawn(sleep_repeatedly(5)).await.unwrap() });
     let timeline = stop(session);
     drop(runtime);
 
@@ -99,39 +99,39 @@ fn the_hosts_hooks_are_called_as_well() {
 }
 
 #[test]
-fn a_thread_tells_that_it_begins_where_the_host_wants_it() {
-    let _turn = turn();
-    let (hear, heard) = std::sync::mpsc::channel();
-    let _listening = thread_start::listen(move || hear.send(tid()).unwrap_or(()));
+fn thread_start_is_notified_only_if_enabled() {
+    let _serial = serial_guard();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let _listening = thread_start::subscribe(move || sender.send(tid()).unwrap_or(()));
     let built = |hooks: Hooks| {
         let mut builder = Builder::new_multi_thread();
         hooks.apply(&mut builder);
         builder.worker_threads(1).build().unwrap()
     };
     let silent = built(Hooks::new());
-    thread_start::want();
+    thread_start::arm();
     silent.block_on(silent.spawn_blocking(|| {})).unwrap();
-    assert!(heard.try_recv().is_err(), "the builder's slot was to be left alone");
-    for hooks in [Hooks::new().tell_of_threads(), Hooks::new().on_thread_start(|| {})] {
+    assert!(receiver.try_recv().is_err(), "the builder's slot was to be left alone");
+    for hooks in [Hooks::new().notify_thread_starts(), Hooks::new().on_thread_start(|| {})] {
         let runtime = built(hooks);
         // Running a task waits until the worker has started.
         runtime.block_on(runtime.spawn(async {})).unwrap();
-        while heard.try_recv().is_ok() {}
-        thread_start::want();
+        while receiver.try_recv().is_ok() {}
+        thread_start::arm();
         let thread = runtime.block_on(runtime.spawn_blocking(tid)).unwrap();
-        assert_eq!(heard.try_iter().collect::<Vec<_>>(), [thread]);
+        assert_eq!(receiver.try_iter().collect::<Vec<_>>(), [thread]);
     }
 }
 
 #[test]
-fn a_current_thread_runtime_parks_too() {
-    let _turn = turn();
+fn current_thread_runtime_records_parks() {
+    let _serial = serial_guard();
     let mut builder = Builder::new_current_thread();
-    let runtime = marple::instrument(&mut builder).enable_all().build().unwrap();
+    let runtime = marple::instrument_runtime(&mut builder).enable_all().build().unwrap();
     let session = start();
-    runtime.block_on(doze(3));
+    runtime.block_on(sleep_repeatedly(3));
     let timeline = stop(session);
-    assert_eq!(marple::trace::engine(), "parks");
+    assert_eq!(marple::trace::recorded_sources(), "parks");
     let [(thread, slices)] = &slices(&timeline)[..] else { panic!("one thread") };
     assert_eq!(*thread, tid());
     assert!(slices.len() >= 3 && slices.iter().all(|slice| slice.end.is_some()), "{slices:?}");

@@ -22,7 +22,7 @@ const MIB: Bytes = Bytes::mib(1);
 const WINDOW: Duration = Duration::from_secs(30);
 
 fn runtime(workers: usize) -> Runtime {
-    marple::instrument(&mut Builder::new_multi_thread())
+    marple::instrument_runtime(&mut Builder::new_multi_thread())
         .worker_threads(workers)
         .enable_all()
         .build()
@@ -30,7 +30,7 @@ fn runtime(workers: usize) -> Runtime {
 }
 
 /// Completes at poll `times + 1`.
-async fn yields(times: usize) {
+async fn yield_times(times: usize) {
     for _ in 0..times {
         tokio::task::yield_now().await;
     }
@@ -41,23 +41,23 @@ fn polls(timeline: &Timeline) -> Vec<Slice> {
     slices.filter(|slice| slice.kind == RawKind::WrappedPoll).collect()
 }
 
-fn count(timeline: &Timeline, name: &str) -> usize {
+fn poll_count(timeline: &Timeline, name: &str) -> usize {
     polls(timeline).iter().filter(|poll| poll.name == name).count()
 }
 
 #[test]
-fn every_poll_is_seen_once_under_its_name() {
-    let _turn = turn();
+fn every_poll_is_recorded_once_under_task_name() {
+    let _serial = serial_guard();
     configure(TraceMode::OnDemand, MIB, WINDOW);
     let runtime = runtime(2);
     let session = start();
     let line = line!() + 2;
     runtime.block_on(async {
-        let plain = task::spawn(yields(10));
-        let named = tokio::spawn(yields(20).traced("named"));
+        let plain = task::spawn(yield_times(10));
+        let named = tokio::spawn(yield_times(20).traced("named"));
         let mut set = JoinSet::new();
         for _ in 0..3 {
-            set.spawn(yields(5));
+            set.spawn(yield_times(5));
         }
         plain.await.unwrap();
         named.await.unwrap();
@@ -68,9 +68,9 @@ fn every_poll_is_seen_once_under_its_name() {
     assert_nested(&timeline);
     assert!(timeline.losses.is_empty(), "{:?}", timeline.losses);
     let site = |line: u32| format!("tests/trace_polls.rs:{line}");
-    assert_eq!(count(&timeline, &site(line)), 11);
-    assert_eq!(count(&timeline, "named"), 21);
-    assert_eq!(count(&timeline, &site(line + 4)), 3 * 6);
+    assert_eq!(poll_count(&timeline, &site(line)), 11);
+    assert_eq!(poll_count(&timeline, "named"), 21);
+    assert_eq!(poll_count(&timeline, &site(line + 4)), 3 * 6);
     assert_eq!(polls(&timeline).len(), 11 + 21 + 18);
     let mut by_task = HashMap::new();
     for poll in polls(&timeline) {
@@ -84,21 +84,21 @@ fn every_poll_is_seen_once_under_its_name() {
 }
 
 #[test]
-fn a_trace_begins_before_its_session() {
-    let _turn = turn();
+fn trace_includes_lookback_before_session() {
+    let _serial = serial_guard();
     configure(TraceMode::Always, MIB, WINDOW);
     let runtime = runtime(1);
     let before = SystemClock.now();
-    runtime.block_on(async { task::spawn(yields(50).traced("before")).await.unwrap() });
+    runtime.block_on(async { task::spawn(yield_times(50).traced("before")).await.unwrap() });
     let session = start();
     let started = SystemClock.now();
-    runtime.block_on(async { task::spawn(yields(50).traced("after")).await.unwrap() });
+    runtime.block_on(async { task::spawn(yield_times(50).traced("after")).await.unwrap() });
     let timeline = stop(session);
     configure(TraceMode::OnDemand, MIB, WINDOW);
 
     assert_nested(&timeline);
     // Each task is a future in a future: the wrapper of `spawn` and the named one.
-    assert_eq!((count(&timeline, "before"), count(&timeline, "after")), (51, 51));
+    assert_eq!((poll_count(&timeline, "before"), poll_count(&timeline, "after")), (51, 51));
     for poll in polls(&timeline) {
         let (start, end) = (poll.start, poll.end.unwrap());
         // The two clocks agree within the time that reading them takes.
@@ -109,25 +109,25 @@ fn a_trace_begins_before_its_session() {
             _ => {}
         }
     }
-    assert_eq!(outline(&process(&timeline)), "before the capture()recording()");
-    assert!(timeline.activity.from < before);
+    assert_eq!(outline(&process_events(&timeline)), "before the capture()recording()");
+    assert!(timeline.activity.start < before);
 }
 
 #[test]
-fn while_off_nothing_is_recorded() {
-    let _turn = turn();
+fn nothing_is_recorded_while_off() {
+    let _serial = serial_guard();
     configure(TraceMode::Off, MIB, WINDOW);
     let runtime = runtime(1);
     let session = start();
-    runtime.block_on(async { task::spawn(yields(50)).await.unwrap() });
+    runtime.block_on(async { task::spawn(yield_times(50)).await.unwrap() });
     let timeline = stop(session);
     configure(TraceMode::OnDemand, MIB, WINDOW);
     assert!(timeline.activity.threads.is_empty() && timeline.activity.tasks.is_empty());
 }
 
 #[test]
-fn a_poll_under_way_is_open_and_one_from_before_is_seen_at_its_end() {
-    let _turn = turn();
+fn running_poll_is_open_and_earlier_start_is_seen_at_end() {
+    let _serial = serial_guard();
     configure(TraceMode::OnDemand, MIB, WINDOW);
     let runtime = runtime(1);
     let (entered, on_entry) = mpsc::channel();
@@ -155,22 +155,22 @@ fn a_poll_under_way_is_open_and_one_from_before_is_seen_at_its_end() {
     assert_eq!((&*first.name, &*second.name), ("blocked", "blocked"));
     // The rounding of a long slice delays its start.
     let rounding = first.end.unwrap().since(first.start) / (1 << 22);
-    let late = first.start.since(timeline.activity.from);
-    assert!(first.start >= timeline.activity.from, "it began before the session");
+    let late = first.start.since(timeline.activity.start);
+    assert!(first.start >= timeline.activity.start, "it began before the session");
     assert!(late <= rounding + Duration::from_nanos(1), "{late:?} after the session's start");
     assert!(first.end.is_some_and(|end| end <= second.start) && second.end.is_none());
 }
 
 #[test]
-fn a_flood_goes_round_and_round_and_what_is_left_is_whole() {
-    let _turn = turn();
+fn wrapped_ring_keeps_latest_complete_polls() {
+    let _serial = serial_guard();
     let small = Bytes::kib(64);
     configure(TraceMode::Always, small, WINDOW);
     // A new thread, so that its ring is created with these settings.
     let timeline = thread::spawn(move || {
         let runtime = Builder::new_current_thread().build().unwrap();
         let flood = || async {
-            task::spawn(yields(100_000).traced("flood")).await.unwrap();
+            task::spawn(yield_times(100_000).traced("flood")).await.unwrap();
         };
         runtime.block_on(flood());
         let session = TraceSession::start(small, anchor()).unwrap();
@@ -186,8 +186,8 @@ fn a_flood_goes_round_and_round_and_what_is_left_is_whole() {
     assert_nested(&during);
     let kept = polls(&before).len() as u64;
     assert!(kept > 50 && kept < 100_000, "{kept}");
-    assert_eq!(lost(&before, "polls and parks dropped"), 0, "what went before is no loss");
-    let [told] = &process(&before)
+    assert_eq!(loss_count(&before, "polls and parks dropped"), 0, "what went before is no loss");
+    let [told] = &process_events(&before)
         .into_iter()
         .filter(|e| e.name == "before the capture")
         .collect::<Vec<_>>()[..]
@@ -199,35 +199,35 @@ fn a_flood_goes_round_and_round_and_what_is_left_is_whole() {
 
     // Two wrappers per poll; the main future is not wrapped.
     let kept =
-        polls(&during).iter().filter(|poll| poll.start >= during.activity.from).count() as u64;
-    let lost = lost(&during, "polls and parks dropped: written over");
-    assert!(lost > 0 && kept > 50);
+        polls(&during).iter().filter(|poll| poll.start >= during.activity.start).count() as u64;
+    let loss_count = loss_count(&during, "polls and parks dropped: written over");
+    assert!(loss_count > 0 && kept > 50);
     let copied = polls(&before).len() as u64;
-    assert_eq!(kept + lost, 2 * 100_001 + copied, "every poll is there or counted");
+    assert_eq!(kept + loss_count, 2 * 100_001 + copied, "every poll is there or counted");
 }
 
 #[test]
-fn threads_that_come_and_go_use_the_same_rings_again() {
-    let _turn = turn();
+fn short_lived_threads_reuse_rings() {
+    let _serial = serial_guard();
     configure(TraceMode::Always, Bytes::kib(256), Duration::from_secs(1));
     let work = || {
         let runtime = Builder::new_current_thread().build().unwrap();
-        runtime.block_on(yields(10).traced("brief"));
+        runtime.block_on(yield_times(10).traced("brief"));
     };
     for _ in 0..200 {
         thread::spawn(work).join().unwrap();
     }
     let timeline = stop(start());
     configure(TraceMode::OnDemand, MIB, WINDOW);
-    let lost = lost(&timeline, "polls and parks dropped: no memory");
-    assert_eq!(lost, 0, "a ring was found for every thread");
-    assert!(count(&timeline, "brief") >= 11);
+    let loss_count = loss_count(&timeline, "polls and parks dropped: no memory");
+    assert_eq!(loss_count, 0, "a ring was found for every thread");
+    assert!(poll_count(&timeline, "brief") >= 11);
     assert_nested(&timeline);
 }
 
 #[test]
-fn snapshots_of_busy_workers_are_well_nested() {
-    let _turn = turn();
+fn snapshots_of_busy_workers_are_properly_nested() {
+    let _serial = serial_guard();
     configure(TraceMode::Always, MIB, WINDOW);
     let runtime = runtime(2);
     let done = std::sync::Arc::new(AtomicBool::new(false));
@@ -243,7 +243,7 @@ fn snapshots_of_busy_workers_are_well_nested() {
         let timeline = stop(start());
         assert_nested(&timeline);
         let polls = polls(&timeline);
-        let (inner, outer) = (count(&timeline, "inner"), count(&timeline, "outer"));
+        let (inner, outer) = (poll_count(&timeline, "inner"), poll_count(&timeline, "outer"));
         // Per worker: one poll cut by the start of the window, one by overwriting, and one in
         // progress.
         assert!(inner.abs_diff(outer) <= 3 * 2, "{inner} in {outer} of {}", polls.len());
@@ -253,8 +253,8 @@ fn snapshots_of_busy_workers_are_well_nested() {
 }
 
 #[test]
-fn workers_of_several_runtimes_are_told_apart() {
-    let _turn = turn();
+fn workers_of_several_runtimes_are_distinguished() {
+    let _serial = serial_guard();
     configure(TraceMode::OnDemand, MIB, WINDOW);
     let runtimes = [runtime(1), runtime(1)];
     let session = start();
@@ -296,8 +296,8 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Wrapping {
 }
 
 #[test]
-fn what_a_library_spawns_is_seen_where_its_executor_wraps() {
-    let _turn = turn();
+fn library_tasks_are_recorded_with_wrapping_executor() {
+    let _serial = serial_guard();
     configure(TraceMode::OnDemand, MIB, WINDOW);
     let runtime = runtime(2);
     let session = start();
@@ -306,7 +306,7 @@ fn what_a_library_spawns_is_seen_where_its_executor_wraps() {
         for _ in 0..3 {
             let done = done.clone();
             Wrapping.execute(async move {
-                yields(4).await;
+                yield_times(4).await;
                 drop(done);
             });
         }

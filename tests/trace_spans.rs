@@ -19,21 +19,21 @@ fn subscribe() {
 }
 
 /// Returns the events of the calling thread in a session around `work`.
-fn record(work: impl FnOnce()) -> (Timeline, Vec<Seen>) {
+fn record_session(work: impl FnOnce()) -> (Timeline, Vec<ReadEvent>) {
     subscribe();
     let session = start();
     work();
     let timeline = stop(session);
     assert_well_formed(&timeline);
-    let events = here(&timeline);
+    let events = current_thread_events(&timeline);
     (timeline, events)
 }
 
 #[test]
-fn spans_of_tasks_nest_and_carry_their_fields_on_the_workers_that_polled_them() {
+fn task_spans_nest_with_fields_on_polling_workers() {
     const TASKS: usize = 64;
     const POLLS: usize = 5;
-    let _turn = turn();
+    let _serial = serial_guard();
     subscribe();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(4)
@@ -46,12 +46,12 @@ fn spans_of_tasks_nest_and_carry_their_fields_on_the_workers_that_polled_them() 
     let session = start();
     runtime.block_on(async {
         let tasks = (0..TASKS).map(|task| {
-            let mut left = POLLS;
+            let mut remaining = POLLS;
             let work = poll_fn(move |cx| {
                 polls.fetch_add(1, Ordering::Relaxed);
-                left -= 1;
-                info_span!("step", left).in_scope(|| info!(task, "stepping"));
-                if left == 0 {
+                remaining -= 1;
+                info_span!("step", remaining).in_scope(|| info!(task, "stepping"));
+                if remaining == 0 {
                     return Poll::Ready(());
                 }
                 cx.waker().wake_by_ref();
@@ -70,13 +70,13 @@ fn spans_of_tasks_nest_and_carry_their_fields_on_the_workers_that_polled_them() 
     assert!(timeline.losses.is_empty(), "{:?}", timeline.losses);
     assert_eq!(polls.load(Ordering::Relaxed), TASKS * POLLS);
     let mut steps = vec![Vec::new(); TASKS];
-    for events in threads(&timeline) {
+    for events in thread_events(&timeline) {
         let track = timeline.events.iter().find(|e| e.track.index() == events[0].track).unwrap();
         assert!(
             matches!(timeline.tracks[track.track.index()].kind, TrackKind::Thread(tid) if tid != 0)
         );
         assert_eq!(track_name(&timeline, track.track), "weaver");
-        let mut open: Vec<Seen> = Vec::new();
+        let mut open: Vec<ReadEvent> = Vec::new();
         for event in events {
             match event.kind {
                 Kind::Begin => {
@@ -96,8 +96,8 @@ fn spans_of_tasks_nest_and_carry_their_fields_on_the_workers_that_polled_them() 
                     assert_eq!((&*event.name, &*event.category), ("stepping", "event"));
                     assert_eq!(event.arg("task"), request.arg("task"));
                     let task: usize = request.arg("task").unwrap().parse().unwrap();
-                    let left: usize = step.arg("left").unwrap().parse().unwrap();
-                    steps[task].push((event.at, left));
+                    let remaining: usize = step.arg("left").unwrap().parse().unwrap();
+                    steps[task].push((event.at, remaining));
                 }
                 Kind::Counter(_) => panic!("a counter on a thread: {event:?}"),
             }
@@ -106,9 +106,9 @@ fn spans_of_tasks_nest_and_carry_their_fields_on_the_workers_that_polled_them() 
     }
     for mut steps in steps {
         steps.sort();
-        let left: Vec<_> = steps.into_iter().map(|(_, left)| left).collect();
+        let remaining: Vec<_> = steps.into_iter().map(|(_, left)| left).collect();
         assert_eq!(
-            left,
+            remaining,
             (0..POLLS).rev().collect::<Vec<_>>(),
             "a task's steps, in time, on any worker"
         );
@@ -116,13 +116,13 @@ fn spans_of_tasks_nest_and_carry_their_fields_on_the_workers_that_polled_them() 
 }
 
 #[test]
-fn what_was_open_when_the_session_began_shows_from_its_start() {
-    let _turn = turn();
+fn spans_open_at_session_start_begin_there() {
+    let _serial = serial_guard();
     subscribe();
     let (outer, inner) = (info_span!("outer", n = 1), info_span!("inner"));
     let outer = outer.enter();
     let inner = inner.enter();
-    let (timeline, events) = record(|| {
+    let (timeline, events) = record_session(|| {
         info!("within");
         drop(inner);
         info_span!("second").in_scope(|| ());
@@ -141,12 +141,12 @@ fn what_was_open_when_the_session_began_shows_from_its_start() {
 }
 
 #[test]
-fn what_is_open_at_the_stop_has_no_end() {
-    let _turn = turn();
+fn spans_open_at_stop_have_no_end() {
+    let _serial = serial_guard();
     subscribe();
     let span = info_span!("going on");
     let mut entered = None;
-    let (_, events) = record(|| {
+    let (_, events) = record_session(|| {
         entered = Some(span.enter());
         info!("within");
     });
@@ -154,9 +154,9 @@ fn what_is_open_at_the_stop_has_no_end() {
 }
 
 #[test]
-fn spans_exited_in_another_order_keep_their_times() {
-    let _turn = turn();
-    let (_, events) = record(|| {
+fn spans_exited_out_of_order_keep_their_times() {
+    let _serial = serial_guard();
+    let (_, events) = record_session(|| {
         let (a, b, c) = (info_span!("a"), info_span!("b"), info_span!("c"));
         let a = a.enter();
         let b = b.enter();
@@ -170,11 +170,11 @@ fn spans_exited_in_another_order_keep_their_times() {
 }
 
 #[test]
-fn fields_set_later_show_from_then_on_and_survive_into_the_next_session() {
-    let _turn = turn();
+fn fields_recorded_later_apply_onward_and_in_next_session() {
+    let _serial = serial_guard();
     subscribe();
     let mut span = None;
-    let (_, events) = record(|| {
+    let (_, events) = record_session(|| {
         let made = info_span!("request", path = "/", status = tracing::field::Empty);
         made.in_scope(|| ());
         made.record("status", 200);
@@ -188,29 +188,29 @@ fn fields_set_later_show_from_then_on_and_survive_into_the_next_session() {
     );
     assert!(status.iter().all(|event| event.arg("path") == Some("/")));
 
-    let (_, events) = record(|| span.unwrap().in_scope(|| ()));
+    let (_, events) = record_session(|| span.unwrap().in_scope(|| ()));
     assert_eq!((events[0].arg("path"), events[0].arg("status")), (Some("/"), Some("200")));
 }
 
 #[test]
-fn a_field_whose_debug_panics_or_traces_harms_nobody() {
-    struct Bad;
-    impl std::fmt::Debug for Bad {
+fn panicking_or_tracing_debug_field_does_no_harm() {
+    struct PanickingDebug;
+    impl std::fmt::Debug for PanickingDebug {
         fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             std::panic::resume_unwind(Box::new("a bad Debug"))
         }
     }
-    struct Chatty;
-    impl std::fmt::Debug for Chatty {
+    struct TracingDebug;
+    impl std::fmt::Debug for TracingDebug {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             info!("formatting");
             f.write_str("chatty")
         }
     }
-    let _turn = turn();
-    let (_, events) = record(|| {
-        info!(bad = ?Bad, fine = 7, "one");
-        info!(chatty = ?Chatty, "two");
+    let _serial = serial_guard();
+    let (_, events) = record_session(|| {
+        info!(bad = ?PanickingDebug, fine = 7, "one");
+        info!(chatty = ?TracingDebug, "two");
     });
     assert_eq!(outline(&events), "!one!formatting!two");
     assert_eq!(events[0].arg("bad"), Some("(its formatting panicked)"));
@@ -219,29 +219,32 @@ fn a_field_whose_debug_panics_or_traces_harms_nobody() {
 }
 
 #[test]
-fn slices_nest_to_a_depth_and_deeper_ones_are_counted() {
+fn slices_beyond_max_depth_are_counted() {
     fn descend(levels: usize) {
         if levels > 0 {
             info_span!("level").in_scope(|| descend(levels - 1));
         }
     }
     const DEPTH: usize = 128;
-    let _turn = turn();
+    let _serial = serial_guard();
     for (levels, lost_levels) in [(DEPTH - 1, 0), (DEPTH, 0), (DEPTH + 1, 1)] {
-        let (timeline, events) = record(|| descend(levels));
+        let (timeline, events) = record_session(|| descend(levels));
         let kept = levels - lost_levels;
         assert_eq!(outline(&events), "level(".repeat(kept) + &")".repeat(kept));
-        assert_eq!(lost(&timeline, "trace events dropped: slices nested"), 2 * lost_levels as u64);
+        assert_eq!(
+            loss_count(&timeline, "trace events dropped: slices nested"),
+            2 * lost_levels as u64
+        );
     }
 }
 
 #[test]
-fn nothing_from_outside_the_session_is_in_it() {
-    let _turn = turn();
+fn session_has_only_its_own_events() {
+    let _serial = serial_guard();
     subscribe();
     info!("before");
     let before = marple::base::SystemClock.now();
-    let (timeline, events) = record(|| info!("during"));
+    let (timeline, events) = record_session(|| info!("during"));
     info!("after");
     assert_eq!(outline(&events), "!during");
     assert!(timeline.events.iter().all(|event| event.at >= before));

@@ -18,7 +18,7 @@ use tokio::runtime::Builder;
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 #[test]
-fn a_steady_tick_allocates_nothing() {
+fn steady_tick_allocates_nothing() {
     let runtime = Builder::new_multi_thread().worker_threads(2).build().unwrap();
     let (runtimes, gauges) = (Runtimes::new(), Gauges::new());
     runtimes.observe(runtime.handle().clone()).unwrap();

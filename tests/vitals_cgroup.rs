@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use marple::base::{Bytes, Moment, SystemClock, warnings};
 use marple::metrics::Gauges;
-use marple::model::{AtLimit, Metric};
+use marple::model::{LimitEffect, Metric};
 use marple::os::cgroup::Cgroup;
 use marple::vitals::{Reader, Runtimes};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-struct Host {
+struct HostCase {
     name: &'static str,
     memory: Option<(u64, &'static str)>,
     /// Usage without file cache and reclaimable slab.
@@ -24,33 +24,33 @@ const ACTIVE_FILE: u64 = 29_265_920;
 /// Value in `memory.stat` of every v2 host.
 const SLAB: u64 = 2_531_704;
 
-const HOSTS: [Host; 7] = [
-    Host {
+const HOSTS: [HostCase; 7] = [
+    HostCase {
         name: "v2_pod",
         memory: Some((512 << 20, "/sys/fs/cgroup/memory.max")),
         working_set: Some(240_123_904 - 59_596_800 - ACTIVE_FILE - SLAB),
         cpu: Some((0.5, "/sys/fs/cgroup/cpu.max")),
     },
-    Host {
+    HostCase {
         name: "v2_nested",
         memory: Some((1 << 30, "/sys/fs/cgroup/shop.slice/shop-eu.slice/memory.max")),
         working_set: Some(800_000_000 - ACTIVE_FILE - SLAB),
         cpu: Some((1.5, "/sys/fs/cgroup/shop.slice/shop-eu.slice/cpu.max")),
     },
-    Host {
+    HostCase {
         name: "v1_docker",
         memory: Some((256 << 20, "/sys/fs/cgroup/memory/memory.limit_in_bytes")),
         working_set: Some(232_456_192 - 59_600_896 - ACTIVE_FILE),
         cpu: Some((3.0, "/sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us")),
     },
-    Host { name: "v1_unlimited", memory: None, working_set: None, cpu: None },
-    Host {
+    HostCase { name: "v1_unlimited", memory: None, working_set: None, cpu: None },
+    HostCase {
         name: "v1_flat",
         memory: Some((200 << 20, "/sys/fs/cgroup/memory/batch/job-7/memory.limit_in_bytes")),
         working_set: Some(70_000_000 - ACTIVE_FILE),
         cpu: Some((0.5, "/sys/fs/cgroup/cpu,cpuacct/batch/cpu.cfs_quota_us")),
     },
-    Host {
+    HostCase {
         name: "hybrid",
         memory: Some((
             768 << 20,
@@ -62,7 +62,7 @@ const HOSTS: [Host; 7] = [
             "/sys/fs/cgroup/cpu,cpuacct/system.slice/orders.service/cpu.cfs_quota_us",
         )),
     },
-    Host { name: "none", memory: None, working_set: None, cpu: None },
+    HostCase { name: "none", memory: None, working_set: None, cpu: None },
 ];
 
 fn working_set(cgroup: &Cgroup) -> Option<Bytes> {
@@ -73,13 +73,13 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cgroup").join(name)
 }
 
-fn copy(from: &Path, to: &Path) {
+fn copy_tree(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let target = to.join(entry.file_name());
         if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
+            copy_tree(&entry.path(), &target);
         } else {
             std::fs::copy(entry.path(), target).unwrap();
         }
@@ -87,7 +87,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[test]
-fn every_host_has_its_limits_read_where_they_stand() {
+fn limits_are_read_on_every_kind_of_host() {
     for host in HOSTS {
         let cgroup = Cgroup::discover(&fixture(host.name));
         let memory = cgroup.memory_limit().map(|limit| (limit.value.get(), &*limit.source));
@@ -99,9 +99,9 @@ fn every_host_has_its_limits_read_where_they_stand() {
 }
 
 #[test]
-fn limits_are_followed_as_they_change_and_as_we_are_moved() {
+fn limit_changes_and_cgroup_moves_are_followed() {
     let host = tempfile::tempdir().unwrap();
-    copy(&fixture("v2_nested"), host.path());
+    copy_tree(&fixture("v2_nested"), host.path());
     let write = |path: &str, text: &str| std::fs::write(host.path().join(path), text).unwrap();
     let slice = "sys/fs/cgroup/shop.slice";
     let mut cgroup = Cgroup::discover(host.path());
@@ -136,7 +136,7 @@ fn limits_are_followed_as_they_change_and_as_we_are_moved() {
 }
 
 /// Returns the number of descriptors of this process for files below `root`.
-fn held_below(root: &Path) -> usize {
+fn open_descriptors_below(root: &Path) -> usize {
     let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
     let targets = links.filter_map(|link| std::fs::read_link(link.path()).ok());
     targets.filter(|target| target.starts_with(root)).count()
@@ -144,9 +144,9 @@ fn held_below(root: &Path) -> usize {
 
 #[test]
 fn deeply_nested_cgroups_hold_no_more_descriptors_than_one() {
-    let held = |depth: usize| {
+    let descriptors_at_depth = |depth: usize| {
         let host = tempfile::tempdir().unwrap();
-        copy(&fixture("v2_pod"), host.path());
+        copy_tree(&fixture("v2_pod"), host.path());
         let mut dir = host.path().join("sys/fs/cgroup");
         let files = ["memory.max", "memory.current", "memory.stat", "cpu.max", "cpu.stat"];
         let texts = files.map(|file| std::fs::read(dir.join(file)).unwrap_or_default());
@@ -164,27 +164,27 @@ fn deeply_nested_cgroups_hold_no_more_descriptors_than_one() {
             cgroup.refresh();
         }
         assert_eq!(cgroup.memory_limit().unwrap().value, Bytes::mib(512));
-        held_below(host.path())
+        open_descriptors_below(host.path())
     };
-    let (flat, deep) = (held(1), held(12));
+    let (flat, deep) = (descriptors_at_depth(1), descriptors_at_depth(12));
     assert!(flat > 0, "nothing is held: not measured");
     assert_eq!(deep, flat);
 }
 
 #[test]
-fn limits_stay_known_while_the_process_has_no_descriptor_left() {
-    const ALONE: &str = "MARPLE_TEST_ALONE";
+fn limits_stay_known_without_free_descriptors() {
+    const ALONE_ENV: &str = "MARPLE_TEST_ALONE";
     // The descriptor limit is per process, so the test runs in a separate one.
-    if std::env::var_os(ALONE).is_none() {
-        let test = "limits_stay_known_while_the_process_has_no_descriptor_left";
+    if std::env::var_os(ALONE_ENV).is_none() {
+        let test = "limits_stay_known_without_free_descriptors";
         let mut again = std::process::Command::new(std::env::current_exe().unwrap());
-        let output = again.args(["--exact", test]).env(ALONE, "1").output().unwrap();
+        let output = again.args(["--exact", test]).env(ALONE_ENV, "1").output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && text.contains("1 passed"), "{text}");
         return;
     }
     let host = tempfile::tempdir().unwrap();
-    copy(&fixture("v2_nested"), host.path());
+    copy_tree(&fixture("v2_nested"), host.path());
     let mut cgroup = Cgroup::discover(host.path());
     let known = |cgroup: &Cgroup| {
         let memory = cgroup.memory_limit().map(|limit| limit.value);
@@ -205,10 +205,10 @@ fn limits_stay_known_while_the_process_has_no_descriptor_left() {
 }
 
 #[test]
-fn without_both_numbers_there_is_no_working_set() {
+fn working_set_needs_usage_and_inactive_file() {
     for (file, text) in [("memory.stat", "anon 5\n"), ("memory.current", "\n")] {
         let host = tempfile::tempdir().unwrap();
-        copy(&fixture("v2_pod"), host.path());
+        copy_tree(&fixture("v2_pod"), host.path());
         std::fs::write(host.path().join("sys/fs/cgroup").join(file), text).unwrap();
         let cgroup = Cgroup::discover(host.path());
         assert!(cgroup.memory_limit().is_some());
@@ -217,7 +217,7 @@ fn without_both_numbers_there_is_no_working_set() {
 }
 
 #[test]
-fn the_vitals_take_the_machine_where_no_cgroup_limits_it() {
+fn vitals_use_machine_limits_without_cgroup_limit() {
     let root = fixture("none");
     let mut reader =
         Reader::with_root(Runtimes::new(), Gauges::new(), &root, Arc::new(SystemClock));
@@ -233,9 +233,9 @@ fn the_vitals_take_the_machine_where_no_cgroup_limits_it() {
 }
 
 #[test]
-fn a_limit_above_what_the_machine_has_is_none() {
+fn limit_above_machine_memory_is_ignored() {
     let host = tempfile::tempdir().unwrap();
-    copy(&fixture("v2_pod"), host.path());
+    copy_tree(&fixture("v2_pod"), host.path());
     let cgroup = host.path().join("sys/fs/cgroup");
     std::fs::write(cgroup.join("memory.max"), (1_u64 << 59).to_string()).unwrap();
     std::fs::write(cgroup.join("cpu.max"), "9999900000 100000\n").unwrap();
@@ -248,7 +248,7 @@ fn a_limit_above_what_the_machine_has_is_none() {
 }
 
 /// Creates a service in a v2 slice with these limits: first the service's, then the slice's.
-fn service(high: &str, max: &str, slice_high: &str, slice_max: &str) -> tempfile::TempDir {
+fn create_service(high: &str, max: &str, slice_high: &str, slice_max: &str) -> tempfile::TempDir {
     let host = tempfile::tempdir().unwrap();
     let write = |path: &str, text: &str| {
         let path = host.path().join(path);
@@ -273,29 +273,29 @@ fn service(high: &str, max: &str, slice_high: &str, slice_max: &str) -> tempfile
 }
 
 #[test]
-fn smallest_limit_of_the_path_counts_be_it_soft_or_hard() {
+fn smallest_soft_or_hard_limit_of_path_applies() {
     let (low, mid, none) = ("536870912\n", "4294967296\n", "max\n");
     let own = "/sys/fs/cgroup/svc.slice/app.service";
     let slice = "/sys/fs/cgroup/svc.slice";
     for (limits, dir, file, at_limit, high_events) in [
-        ([none, low, none, none], own, "memory.max", AtLimit::Kill, 1),
-        ([low, none, none, none], own, "memory.high", AtLimit::Throttle, 1),
-        ([low, mid, none, none], own, "memory.high", AtLimit::Throttle, 1),
-        ([none, mid, low, none], slice, "memory.high", AtLimit::Throttle, 1000),
-        ([mid, none, none, low], slice, "memory.max", AtLimit::Kill, 1000),
+        ([none, low, none, none], own, "memory.max", LimitEffect::Kill, 1),
+        ([low, none, none, none], own, "memory.high", LimitEffect::Throttle, 1),
+        ([low, mid, none, none], own, "memory.high", LimitEffect::Throttle, 1),
+        ([none, mid, low, none], slice, "memory.high", LimitEffect::Throttle, 1000),
+        ([mid, none, none, low], slice, "memory.max", LimitEffect::Kill, 1000),
         // Of two equal limits, the one that kills is used.
-        ([low, low, none, none], own, "memory.max", AtLimit::Kill, 1),
+        ([low, low, none, none], own, "memory.max", LimitEffect::Kill, 1),
         // 0 in `memory.high` reclaims all cold memory; usage is always above it, so it is not the
         // limit.
-        (["0\n", low, none, none], own, "memory.max", AtLimit::Kill, 1),
+        (["0\n", low, none, none], own, "memory.max", LimitEffect::Kill, 1),
     ] {
         let [high, max, slice_high, slice_max] = limits;
-        let host = service(high, max, slice_high, slice_max);
+        let host = create_service(high, max, slice_high, slice_max);
         let (runtimes, clock) = (Runtimes::new(), Arc::new(SystemClock));
         let mut reader = Reader::with_root(runtimes, Gauges::new(), host.path(), clock);
         let vitals = reader.read(Moment::default());
         let limit = vitals.memory_limit.as_ref().unwrap();
-        let found = (limit.value, limit.source.to_string(), vitals.at_memory_limit);
+        let found = (limit.value, limit.source.to_string(), vitals.memory_limit_effect);
         assert_eq!(found, (Bytes::mib(512), format!("{dir}/{file}"), at_limit), "{limits:?}");
         let percent = Metric::Memory.value(&vitals).unwrap();
         assert!((percent - 505.0 / 5.12).abs() < 1e-9, "{percent} % in {limits:?}");
@@ -303,10 +303,10 @@ fn smallest_limit_of_the_path_counts_be_it_soft_or_hard() {
         let note = vitals.memory_note();
         let is_told =
             note.is_some_and(|note| note.contains("memory.high") && note.contains("slows"));
-        assert_eq!(is_told, at_limit == AtLimit::Throttle, "{limits:?}");
-        let strain = Cgroup::discover(host.path()).strain();
+        assert_eq!(is_told, at_limit == LimitEffect::Throttle, "{limits:?}");
+        let strain = Cgroup::discover(host.path()).pressure();
         assert_eq!(
-            strain.memory_high,
+            strain.memory_high_events,
             Some(high_events),
             "of the cgroup with the limit: {limits:?}"
         );
@@ -314,18 +314,18 @@ fn smallest_limit_of_the_path_counts_be_it_soft_or_hard() {
 }
 
 #[test]
-fn limits_that_cannot_be_read_are_a_warning() {
-    let told = || {
-        let found = warnings::list().into_iter().find(|it| it.topic == "memory.limit");
+fn unreadable_limits_are_warned_about() {
+    let warning_text = || {
+        let found = warnings::list().into_iter().find(|entry| entry.topic == "memory.limit");
         found.map(|warning| warning.text)
     };
     let read = |root: &Path| {
         let (runtimes, clock) = (Runtimes::new(), Arc::new(SystemClock));
         let mut reader = Reader::with_root(runtimes, Gauges::new(), root, clock);
         let vitals = reader.read(Moment::default());
-        (vitals, told())
+        (vitals, warning_text())
     };
-    let host = service("max\n", "max\n", "max\n", "max\n");
+    let host = create_service("max\n", "max\n", "max\n", "max\n");
     // The root of the hierarchy is visible, and has no limit.
     assert!(read(host.path()).1.is_none_or(|text| !text.contains("cannot be seen")));
     let top = host.path().join("sys/fs/cgroup/memory.max");

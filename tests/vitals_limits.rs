@@ -14,7 +14,7 @@ use marple::metrics::Gauges;
 use marple::vitals::{Reader, Runtimes};
 
 /// Longer than anything but a hang.
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A v1 cgroup that contains this process until it is dropped.
 struct Cgroup {
@@ -59,13 +59,13 @@ impl Drop for Cgroup {
     }
 }
 
-fn number(path: &str) -> u64 {
+fn read_number(path: &str) -> u64 {
     fs::read_to_string(path).unwrap().trim().parse().unwrap()
 }
 
 /// Returns the working set and the excluded file cache, at a moment at which the kernel's numbers
 /// did not change around the reading: the reading is exactly their difference.
-fn settled(
+fn stable_working_set(
     reader: &mut Reader,
     now: Moment,
     usage: impl Fn() -> u64,
@@ -74,19 +74,19 @@ fn settled(
     let started = Instant::now();
     loop {
         let before = (usage(), inactive());
-        let told = reader.read(now).working_set.unwrap().get();
+        let reported = reader.read(now).working_set.unwrap().get();
         let (usage, inactive) = (usage(), inactive());
-        if before == (usage, inactive) && told == usage - inactive {
-            return (told, inactive);
+        if before == (usage, inactive) && reported == usage - inactive {
+            return (reported, inactive);
         }
-        let late = started.elapsed() >= PATIENCE;
-        assert!(!late, "{told} of usage {usage} with inactive file cache {inactive}");
+        let late = started.elapsed() >= WAIT_TIMEOUT;
+        assert!(!late, "{reported} of usage {usage} with inactive file cache {inactive}");
         thread::sleep(Duration::from_millis(5));
     }
 }
 
 #[test]
-fn the_limits_of_a_real_cgroup_are_told_and_followed() {
+fn real_cgroup_limits_are_reported_and_followed() {
     let (memory, cpu) = match (Cgroup::enter("memory"), Cgroup::enter("cpu")) {
         (Ok(memory), Ok(cpu)) => (memory, cpu),
         (Err(error), _) | (_, Err(error)) => {
@@ -111,7 +111,7 @@ fn the_limits_of_a_real_cgroup_are_told_and_followed() {
 
     // Heap memory counts.
     const GROWTH: u64 = 64 << 20;
-    let usage = || number(&memory.path("memory.usage_in_bytes"));
+    let usage = || read_number(&memory.path("memory.usage_in_bytes"));
     let inactive = || {
         let stat = fs::read_to_string(memory.path("memory.stat")).unwrap();
         let of = |key: &str| {
@@ -122,7 +122,7 @@ fn the_limits_of_a_real_cgroup_are_told_and_followed() {
     };
     let mut block: Vec<u8> = Vec::with_capacity(GROWTH as usize);
     block.resize(GROWTH as usize, 1);
-    let (working_set, _) = settled(&mut reader, start, usage, inactive);
+    let (working_set, _) = stable_working_set(&mut reader, start, usage, inactive);
     assert!(working_set >= GROWTH, "{working_set} with {GROWTH} of heap");
 
     // File pages are charged but do not count, however often they are read: the kernel can reclaim
@@ -134,14 +134,14 @@ fn the_limits_of_a_real_cgroup_are_told_and_followed() {
         io::Seek::rewind(&mut read_again).unwrap();
         io::copy(&mut read_again, &mut io::sink()).unwrap();
     }
-    let (working_set, left_out) = settled(&mut reader, start, usage, inactive);
+    let (working_set, left_out) = stable_working_set(&mut reader, start, usage, inactive);
     println!("{left_out} bytes of file cache are left out of {working_set}");
     assert!(left_out >= GROWTH / 2, "{left_out} bytes of {} in the file", GROWTH / 2);
 
     // Shared memory counts.
     let mut shared = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
     shared.write_all(&block[..GROWTH as usize / 2]).unwrap();
-    let (with_shared, _) = settled(&mut reader, start, usage, inactive);
+    let (with_shared, _) = stable_working_set(&mut reader, start, usage, inactive);
     assert!(with_shared >= GROWTH + GROWTH / 2, "{with_shared} after {working_set}");
     drop(shared);
 

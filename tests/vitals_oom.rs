@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{env, fs, io, thread};
 
-use host::{PATIENCE, incidents, settings, wait_for};
+use host::{WAIT_TIMEOUT, incidents, settings, wait_for};
 use marple::base::SystemClock;
 use marple::config::{StoreSettings, default_rules};
 use marple::model::{CaptureKind, IncidentState, Manifest, Metric, Rule};
@@ -25,21 +25,23 @@ use marple::{Agent, Settings};
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
-const DIR: &str = "MARPLE_TEST_DIR";
-const CGROUP: &str = "MARPLE_TEST_CGROUP";
-const RATE: &str = "MARPLE_TEST_RATE";
+const DIR_ENV: &str = "MARPLE_TEST_DIR";
+const CGROUP_ENV: &str = "MARPLE_TEST_CGROUP";
+const RATE_ENV: &str = "MARPLE_TEST_RATE";
 const LIMIT: u64 = 256 << 20;
 
 /// A v1 cgroup below our own.
 struct Cgroup(PathBuf);
 
 impl Cgroup {
-    fn make(controller: &str, name: &str) -> Result<Self, String> {
+    fn create(controller: &str, name: &str) -> Result<Self, String> {
         let own = fs::read_to_string("/proc/self/cgroup").map_err(|error| error.to_string())?;
         let path = own
             .lines()
             .filter_map(|line| line.split_once(':')?.1.split_once(':'))
-            .find(|(controllers, _)| controllers.split(',').any(|it| it == controller))
+            .find(|(controllers, _)| {
+                controllers.split(',').any(|candidate| candidate == controller)
+            })
             .map(|(_, path)| path.trim_start_matches('/').to_owned())
             .ok_or_else(|| format!("no v1 hierarchy of {controller}"))?;
         let parent = Path::new("/sys/fs/cgroup").join(controller).join(path);
@@ -67,30 +69,30 @@ impl Drop for Cgroup {
 fn spawn(name: &str, dir: &Path, cgroup: &Cgroup, rate: u64) -> io::Result<Child> {
     Command::new(env::current_exe()?)
         .args(["--exact", name, "--nocapture"])
-        .env(DIR, dir)
-        .env(CGROUP, &cgroup.0)
-        .env(RATE, rate.to_string())
+        .env(DIR_ENV, dir)
+        .env(CGROUP_ENV, &cgroup.0)
+        .env(RATE_ENV, rate.to_string())
         .stdout(std::process::Stdio::null())
         .spawn()
 }
 
 /// Returns the directory of the service after moving into its cgroup, or `None` if this process is
 /// not a service.
-fn enter() -> Option<PathBuf> {
-    let (dir, cgroup) = (env::var_os(DIR)?, env::var_os(CGROUP)?);
+fn enter_cgroup() -> Option<PathBuf> {
+    let (dir, cgroup) = (env::var_os(DIR_ENV)?, env::var_os(CGROUP_ENV)?);
     fs::write(Path::new(&cgroup).join("cgroup.procs"), std::process::id().to_string()).unwrap();
     Some(dir.into())
 }
 
 #[inline(never)]
-fn leak_an_order(bytes: usize) -> Vec<u8> {
+fn leak_block(bytes: usize) -> Vec<u8> {
     black_box(vec![1; bytes])
 }
 
 #[test]
 fn leaking_service() {
-    let Some(dir) = enter() else { return };
-    let rate: u64 = env::var(RATE).unwrap().parse().unwrap();
+    let Some(dir) = enter_cgroup() else { return };
+    let rate: u64 = env::var(RATE_ENV).unwrap().parse().unwrap();
     let rules = default_rules().into_iter().filter(|rule| rule.metric == Metric::Memory).collect();
     let settings = Settings { dir, rules, interval: Duration::from_millis(250), ..settings() };
     let _agent = Agent::from_settings(settings).start().unwrap();
@@ -100,7 +102,7 @@ fn leaking_service() {
     let step = Duration::from_millis(25);
     let start = Instant::now();
     for n in 1_u32.. {
-        orders.push(leak_an_order((rate / 40) as usize));
+        orders.push(leak_block((rate / 40) as usize));
         thread::sleep((step * n).saturating_sub(start.elapsed()));
     }
     drop((working, orders));
@@ -108,36 +110,36 @@ fn leaking_service() {
 
 #[test]
 fn burning_service() {
-    let Some(dir) = enter() else { return };
+    let Some(dir) = enter_cgroup() else { return };
     let rule = Rule {
         abs: Some(50.0),
         capture: [CaptureKind::Trace].into(),
         duration: Duration::from_millis(100),
-        ..Rule::on(Metric::Throttled)
+        ..Rule::new(Metric::Throttled)
     };
     let _agent =
         Agent::from_settings(Settings { dir, rules: vec![rule], ..settings() }).start().unwrap();
     let start = Instant::now();
-    while start.elapsed() < PATIENCE {
+    while start.elapsed() < WAIT_TIMEOUT {
         black_box(start.elapsed());
     }
 }
 
 #[test]
 fn crowded_service() {
-    let Some(dir) = enter() else { return };
+    let Some(dir) = enter_cgroup() else { return };
     let rule = Rule {
         abs: Some(90.0),
         capture: [CaptureKind::Threads, CaptureKind::Trace, CaptureKind::Heap].into(),
         duration: Duration::from_millis(100),
-        ..Rule::on(Metric::Memory)
+        ..Rule::new(Metric::Memory)
     };
     let _agent =
         Agent::from_settings(Settings { dir, rules: vec![rule], ..settings() }).start().unwrap();
     // Together with the other memory of the process this is 93 % of the limit: less than 32 MiB are
     // left.
-    let orders = leak_an_order((LIMIT / 100 * 92) as usize);
-    thread::sleep(PATIENCE);
+    let orders = leak_block((LIMIT / 100 * 92) as usize);
+    thread::sleep(WAIT_TIMEOUT);
     drop(orders);
 }
 
@@ -148,18 +150,18 @@ fn last_profile(dir: &Path, manifest: &Manifest) -> (PathBuf, f64) {
     let last = heap.max_by_key(|artifact| artifact.taken).expect("a heap profile");
     let path = dir.join(&last.file);
     let profile = marple::codec::pprof::read(&fs::read(&path).unwrap()).unwrap();
-    let said: Vec<&str> = profile.comment.iter().map(|&text| profile.text(text)).collect();
-    let used = said.iter().find_map(|text| {
+    let comments: Vec<&str> = profile.comment.iter().map(|&text| profile.text(text)).collect();
+    let used = comments.iter().find_map(|text| {
         let (used, limit) = text.strip_prefix("process: ")?.split_once(" bytes count against ")?;
         assert!(limit.ends_with(&LIMIT.to_string()), "{limit}");
         used.parse::<f64>().ok()
     });
-    (path, used.unwrap_or_else(|| panic!("{said:?}")) / LIMIT as f64 * 100.0)
+    (path, used.unwrap_or_else(|| panic!("{comments:?}")) / LIMIT as f64 * 100.0)
 }
 
 /// Runs a service that leaks `mib` MiB per second until the kernel ends it.
-fn runs_out_of_memory(mib: u64, least: f64) {
-    let cgroup = match Cgroup::make("memory", &format!("oom-{mib}")) {
+fn assert_captured_before_oom(mib: u64, min_fraction: f64) {
+    let cgroup = match Cgroup::create("memory", &format!("oom-{mib}")) {
         Ok(cgroup) => cgroup,
         Err(error) => return println!("skipped: no cgroup can be made here: {error}"),
     };
@@ -176,29 +178,29 @@ fn runs_out_of_memory(mib: u64, least: f64) {
     assert_eq!(manifest.state, IncidentState::Interrupted);
     let (profile, value) = last_profile(path, manifest);
     println!("{mib} MiB/s: {} profiles, the last at {value:.1} %", manifest.artifacts.len());
-    assert!(value >= least, "{value} of {:#?}", manifest.reasons);
+    assert!(value >= min_fraction, "{value} of {:#?}", manifest.reasons);
     let top = peers::go_pprof(&["-top", "-sample_index=inuse_space", profile.to_str().unwrap()]);
     // Columns: flat, flat%, sum%, cum, cum%, name.
     let row =
-        top.lines().find(|line| line.contains("leak_an_order")).unwrap_or_else(|| panic!("{top}"));
+        top.lines().find(|line| line.contains("leak_block")).unwrap_or_else(|| panic!("{top}"));
     let share = row.split_whitespace().nth(4).and_then(|share| share.strip_suffix('%'));
     let share: f64 = share.and_then(|share| share.parse().ok()).unwrap_or_else(|| panic!("{top}"));
     assert!(share > 50.0, "{top}");
 }
 
 #[test]
-fn a_leak_of_5_mib_a_second_is_seen_at_90_per_cent() {
-    runs_out_of_memory(5, 90.0);
+fn leak_of_5_mib_per_second_is_captured_at_90_percent() {
+    assert_captured_before_oom(5, 90.0);
 }
 
 #[test]
-fn a_leak_of_40_mib_a_second_is_seen_at_80_per_cent() {
-    runs_out_of_memory(40, 80.0);
+fn leak_of_40_mib_per_second_is_captured_at_80_percent() {
+    assert_captured_before_oom(40, 80.0);
 }
 
 #[test]
-fn close_to_the_limit_the_heap_profile_is_written_first() {
-    let cgroup = match Cgroup::make("memory", "crowded") {
+fn heap_profile_is_written_first_near_limit() {
+    let cgroup = match Cgroup::create("memory", "crowded") {
         Ok(cgroup) => cgroup,
         Err(error) => return println!("skipped: no cgroup can be made here: {error}"),
     };
@@ -209,19 +211,19 @@ fn close_to_the_limit_the_heap_profile_is_written_first() {
     let manifest = wait_for("the trace of an incident", || {
         let (_, manifest) = incidents(&dir).pop()?;
         let is_trace = |kind| kind == CaptureKind::Trace;
-        manifest.artifacts.iter().any(|it| is_trace(it.kind)).then_some(manifest)
+        manifest.artifacts.iter().any(|artifact| is_trace(artifact.kind)).then_some(manifest)
     });
     child.kill().unwrap();
     child.wait().unwrap();
-    let kinds: Vec<CaptureKind> = manifest.artifacts.iter().map(|it| it.kind).collect();
+    let kinds: Vec<CaptureKind> = manifest.artifacts.iter().map(|artifact| artifact.kind).collect();
     // Elsewhere the most transient evidence comes first, and the heap after the threads.
     assert_eq!(kinds[0], CaptureKind::Heap, "{kinds:?}");
     assert!(kinds.contains(&CaptureKind::Threads), "{kinds:?}");
 }
 
 #[test]
-fn a_quota_that_throttles_fires_the_rule_of_it() {
-    let cgroup = match Cgroup::make("cpu", "throttle") {
+fn cpu_throttling_fires_its_rule() {
+    let cgroup = match Cgroup::create("cpu", "throttle") {
         Ok(cgroup) => cgroup,
         Err(error) => return println!("skipped: no cgroup can be made here: {error}"),
     };

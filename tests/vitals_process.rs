@@ -13,23 +13,23 @@ use marple::os::proc::process;
 use marple::vitals::{Reader, Runtimes};
 
 #[test]
-fn the_vitals_follow_what_the_process_does() {
+fn vitals_follow_process_activity() {
     let gauges = Gauges::new();
     let mut reader = Reader::new(Runtimes::new(), gauges.clone());
     let mut tick = || reader.read(SystemClock.now());
 
     let first = tick();
     assert_eq!((first.cpu_cores, first.tasks, first.lag), (None, None, None));
-    memory(&mut tick);
-    descriptors(&mut tick);
-    threads(&mut tick);
-    cpu(&mut tick);
+    check_memory(&mut tick);
+    check_descriptors(&mut tick);
+    check_threads(&mut tick);
+    check_cpu(&mut tick);
 
     gauges.gauge("queue").unwrap().set(7.0);
     assert_eq!(tick().gauge("queue"), Some(7.0));
 }
 
-fn memory(tick: &mut impl FnMut() -> Vitals) {
+fn check_memory(tick: &mut impl FnMut() -> Vitals) {
     const GROWTH: usize = 64 << 20;
     let before = tick().rss.unwrap();
     let mut block: Vec<u8> = Vec::with_capacity(GROWTH);
@@ -37,11 +37,11 @@ fn memory(tick: &mut impl FnMut() -> Vitals) {
     let grown = tick().rss.unwrap().get() - before.get();
     assert!(grown.abs_diff(GROWTH as u64) <= Bytes::mib(2).get(), "grew by {grown}");
     drop(std::hint::black_box(block));
-    let left = tick().rss.unwrap().get().saturating_sub(before.get());
-    assert!(left <= Bytes::mib(2).get(), "{left} are left");
+    let remaining_growth = tick().rss.unwrap().get().saturating_sub(before.get());
+    assert!(remaining_growth <= Bytes::mib(2).get(), "{remaining_growth} are left");
 }
 
-fn descriptors(tick: &mut impl FnMut() -> Vitals) {
+fn check_descriptors(tick: &mut impl FnMut() -> Vitals) {
     let listed = || std::fs::read_dir("/proc/self/fd").unwrap().count() as u64 - 1;
     let before = tick().fds.unwrap();
     assert_eq!(before, listed());
@@ -51,7 +51,7 @@ fn descriptors(tick: &mut impl FnMut() -> Vitals) {
     assert_eq!(tick().fds, Some(before));
 }
 
-fn threads(tick: &mut impl FnMut() -> Vitals) {
+fn check_threads(tick: &mut impl FnMut() -> Vitals) {
     let before = tick().threads.unwrap();
     assert_eq!(before, std::fs::read_dir("/proc/self/task").unwrap().count() as u64);
     let barrier = Arc::new(Barrier::new(4));
@@ -74,20 +74,23 @@ fn threads(tick: &mut impl FnMut() -> Vitals) {
     }
 }
 
-fn cpu(tick: &mut impl FnMut() -> Vitals) {
-    let both = || (SystemClock.now(), process::cpu_time());
-    let first = both();
+fn check_cpu(tick: &mut impl FnMut() -> Vitals) {
+    let now_and_cpu_time = || (SystemClock.now(), process::cpu_time());
+    let first = now_and_cpu_time();
     tick();
-    let second = both();
+    let second = now_and_cpu_time();
     while process::cpu_time() - second.1 < Duration::from_millis(200) {
         std::hint::black_box(second);
     }
-    let third = both();
-    let told = tick().cpu_cores.unwrap();
-    let fourth = both();
+    let third = now_and_cpu_time();
+    let reported = tick().cpu_cores.unwrap();
+    let fourth = now_and_cpu_time();
     // The reported usage covers an interval between the inner two readings and the outer two.
     let cores = |used: Duration, passed: Duration| used.as_secs_f64() / passed.as_secs_f64();
-    let least = cores(third.1 - second.1, fourth.0.since(first.0));
-    let most = cores(fourth.1 - first.1, third.0.since(second.0));
-    assert!((least..=most).contains(&told), "{told} is not within {least} and {most}");
+    let min_cores = cores(third.1 - second.1, fourth.0.since(first.0));
+    let max_cores = cores(fourth.1 - first.1, third.0.since(second.0));
+    assert!(
+        (min_cores..=max_cores).contains(&reported),
+        "{reported} is not within {min_cores} and {max_cores}"
+    );
 }

@@ -46,7 +46,7 @@ fn drive(runtime: &Runtime) {
 }
 
 #[test]
-fn lag_is_how_late_the_probe_ran_or_is_so_far() {
+fn lag_is_delay_of_finished_or_pending_probe() {
     let runtime = Builder::new_current_thread().build().unwrap();
     let mut bench = Bench::new();
     assert_eq!(bench.tick().tasks, None);
@@ -70,7 +70,7 @@ fn lag_is_how_late_the_probe_ran_or_is_so_far() {
 }
 
 #[test]
-fn a_blocked_runtime_is_seen_while_it_is_blocked() {
+fn blocked_runtime_is_detected_while_blocked() {
     let runtime = Builder::new_current_thread().build().unwrap();
     let handle = runtime.handle().clone();
     let stop = Arc::new(Notify::new());
@@ -107,7 +107,7 @@ fn a_blocked_runtime_is_seen_while_it_is_blocked() {
 }
 
 #[test]
-fn an_idle_runtime_is_woken_once_in_two_seconds() {
+fn idle_runtime_is_woken_every_two_seconds() {
     let runtime = Builder::new_multi_thread().worker_threads(1).build().unwrap();
     let metrics = runtime.metrics();
     let mut bench = Bench::new();
@@ -131,7 +131,7 @@ fn an_idle_runtime_is_woken_once_in_two_seconds() {
 }
 
 #[test]
-fn the_worst_lag_and_all_the_tasks_of_all_runtimes_count() {
+fn worst_lag_and_total_tasks_of_all_runtimes_are_reported() {
     let (one, two) = (
         Builder::new_current_thread().build().unwrap(),
         Builder::new_current_thread().build().unwrap(),
@@ -151,7 +151,7 @@ fn the_worst_lag_and_all_the_tasks_of_all_runtimes_count() {
 }
 
 #[test]
-fn a_runtime_observed_twice_counts_once() {
+fn runtime_observed_twice_counts_once() {
     let runtime = Builder::new_current_thread().build().unwrap();
     let mut bench = Bench::new();
     for _ in 0..2 {
@@ -165,7 +165,7 @@ fn a_runtime_observed_twice_counts_once() {
 }
 
 #[test]
-fn observing_does_not_keep_a_runtime_from_shutting_down() {
+fn observing_does_not_prevent_runtime_shutdown() {
     let mut bench = Bench::new();
     let kept = Builder::new_current_thread().build().unwrap();
     bench.runtimes.observe(kept.handle().clone()).unwrap();
@@ -187,7 +187,7 @@ fn observing_does_not_keep_a_runtime_from_shutting_down() {
 }
 
 #[test]
-fn a_runtime_that_is_gone_already_is_dropped_from_the_list() {
+fn ended_runtime_is_removed_from_list() {
     let mut bench = Bench::new();
     let handle = Builder::new_current_thread().build().unwrap().handle().clone();
     bench.runtimes.observe(handle).unwrap();
@@ -195,7 +195,7 @@ fn a_runtime_that_is_gone_already_is_dropped_from_the_list() {
 }
 
 #[test]
-fn a_reader_that_is_dropped_leaves_nothing_behind() {
+fn dropped_reader_leaves_nothing_behind() {
     let runtime = Builder::new_current_thread().build().unwrap();
     let mut bench = Bench::new();
     bench.runtimes.observe(runtime.handle().clone()).unwrap();
@@ -209,7 +209,7 @@ fn a_reader_that_is_dropped_leaves_nothing_behind() {
 }
 
 #[test]
-fn the_list_of_runtimes_ends() {
+fn number_of_runtimes_is_limited() {
     let mut bench = Bench::new();
     let build = || Builder::new_current_thread().build().unwrap();
     let mut all: Vec<Runtime> = (0..256).map(|_| build()).collect();
@@ -227,7 +227,7 @@ fn the_list_of_runtimes_ends() {
 
 /// Ticks once per second of the reader's clock until `done`, with real time in between for threads
 /// to run.
-fn tick_until(bench: &mut Bench, what: &str, done: impl Fn(&Vitals) -> bool) -> Vitals {
+fn tick_until(bench: &mut Bench, condition_name: &str, done: impl Fn(&Vitals) -> bool) -> Vitals {
     for _ in 0..2000 {
         bench.clock.advance(millis(1000));
         let vitals = bench.tick();
@@ -236,12 +236,12 @@ fn tick_until(bench: &mut Bench, what: &str, done: impl Fn(&Vitals) -> bool) -> 
         }
         std::thread::sleep(millis(2));
     }
-    panic!("no {what}");
+    panic!("no {condition_name}");
 }
 
 #[cfg(target_os = "linux")]
 #[test]
-fn work_behind_a_full_blocking_pool_is_late_until_a_thread_is_free() {
+fn full_blocking_pool_causes_lag_until_thread_is_free() {
     let mut builders = [Builder::new_multi_thread(), Builder::new_current_thread()];
     for builder in &mut builders {
         let runtime =
@@ -275,7 +275,7 @@ fn work_behind_a_full_blocking_pool_is_late_until_a_thread_is_free() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn an_idle_pool_gets_no_thread() {
+fn idle_blocking_pool_gets_no_thread() {
     let started = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let count = started.clone();
     let runtime = Builder::new_multi_thread()
@@ -297,7 +297,7 @@ fn an_idle_pool_gets_no_thread() {
 /// Blocks `blocked` of two workers for a minute of the reader's clock, and releases them briefly
 /// each second so that the probe runs. Returns the largest fraction of stalled time.
 #[cfg(target_os = "linux")]
-fn stalled_share(blocked: usize) -> f64 {
+fn max_stalled_percent(blocked: usize) -> f64 {
     let runtime = Builder::new_multi_thread().worker_threads(2).build().unwrap();
     let mut bench = Bench::new();
     bench.runtimes.observe(runtime.handle().clone()).unwrap();
@@ -335,13 +335,13 @@ fn stalled_share(blocked: usize) -> f64 {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn runtime_whose_workers_block_again_and_again_is_stalled() {
-    assert!(stalled_share(2) > 70.0);
+fn runtime_with_repeatedly_blocked_workers_is_stalled() {
+    assert!(max_stalled_percent(2) > 70.0);
 }
 
 #[cfg(target_os = "linux")]
 #[test]
-fn runtime_with_a_worker_to_spare_is_not_stalled() {
+fn runtime_with_free_worker_is_not_stalled() {
     // On a busy machine some probes run late.
-    assert!(stalled_share(1) < 40.0);
+    assert!(max_stalled_percent(1) < 40.0);
 }

@@ -35,11 +35,11 @@ fn container() -> tempfile::TempDir {
         let text = format!("some avg10={share} avg60=0.00 avg300=0.00 total=1\n");
         write(path, &format!("sys/fs/cgroup/{file}.pressure"), &text);
     }
-    count(path, 100, 10, 0, 3);
+    write_counters(path, 100, 10, 0, 3);
     root
 }
 
-fn count(root: &Path, periods: u64, throttled: u64, high: u64, kills: u64) {
+fn write_counters(root: &Path, periods: u64, throttled: u64, high: u64, kills: u64) {
     let stat = format!("usage_usec 5\nnr_periods {periods}\nnr_throttled {throttled}\n");
     write(root, "sys/fs/cgroup/cpu.stat", &stat);
     let events = format!("low 0\nhigh {high}\nmax 9\noom 9\noom_kill {kills}\n");
@@ -47,7 +47,7 @@ fn count(root: &Path, periods: u64, throttled: u64, high: u64, kills: u64) {
 }
 
 #[test]
-fn counters_are_told_as_what_the_last_second_added() {
+fn counters_are_reported_as_increase_of_last_second() {
     let root = container();
     let clock = Arc::new(ManualClock::new(jiff::Timestamp::UNIX_EPOCH));
     let (runtimes, gauges) = (Runtimes::new(), Gauges::new());
@@ -64,7 +64,7 @@ fn counters_are_told_as_what_the_last_second_added() {
     assert_eq!(first.cpu_pressure, Some(Percent(20.0)));
     assert_eq!(first.io_pressure, Some(Percent(0.25)));
 
-    count(root.path(), 110, 14, 7, 4);
+    write_counters(root.path(), 110, 14, 7, 4);
     assert_eq!(tick(250).cpu_throttled, None, "a second has not passed");
     let second = tick(1000);
     assert_eq!(second.cpu_throttled, Some(Percent(40.0)));
@@ -75,7 +75,7 @@ fn counters_are_told_as_what_the_last_second_added() {
 }
 
 #[test]
-fn v1_tells_of_kills_and_throttling_and_the_machine_of_pressure() {
+fn v1_reports_kills_and_throttling_and_machine_pressure() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path();
     write(path, "proc/self/cgroup", "4:memory:/\n1:cpu:/\n");
@@ -90,15 +90,15 @@ fn v1_tells_of_kills_and_throttling_and_the_machine_of_pressure() {
     write(path, "sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n");
     write(path, "sys/fs/cgroup/cpu/cpu.stat", "nr_periods 7\nnr_throttled 3\nthrottled_time 9\n");
     write(path, "proc/pressure/cpu", "some avg10=3.00 avg60=0.00 avg300=0.00 total=1\n");
-    let strain = Cgroup::discover(path).strain();
-    assert_eq!((strain.periods, strain.throttled), (Some(7), Some(3)));
-    assert_eq!((strain.oom_kills, strain.memory_high), (Some(2), None));
-    assert_eq!(strain.memory_max, Some(17));
+    let strain = Cgroup::discover(path).pressure();
+    assert_eq!((strain.cpu_periods, strain.throttled_periods), (Some(7), Some(3)));
+    assert_eq!((strain.oom_kills, strain.memory_high_events), (Some(2), None));
+    assert_eq!(strain.memory_max_events, Some(17));
     assert_eq!((strain.cpu_pressure, strain.memory_pressure), (Some(Percent(3.0)), None));
 }
 
 #[test]
-fn descriptors_and_panics_are_shares_and_counts() {
+fn descriptors_are_utilization_and_panics_are_counts() {
     let clock = Arc::new(ManualClock::new(jiff::Timestamp::UNIX_EPOCH));
     let mut reader =
         Reader::with_root(Runtimes::new(), Gauges::new(), Path::new("/"), clock.clone());
@@ -107,7 +107,7 @@ fn descriptors_and_panics_are_shares_and_counts() {
         reader.read(clock.now())
     };
     let vitals = tick();
-    let share = Metric::FdShare.value(&vitals).unwrap();
+    let share = Metric::FdUtilization.value(&vitals).unwrap();
     let percent = vitals.fds.unwrap() as f64 / vitals.fd_limit.unwrap() as f64 * 100.0;
     assert!((share - percent).abs() < 1e-9, "{share} is not {percent}");
     assert_eq!(vitals.panics, None, "nobody counts");

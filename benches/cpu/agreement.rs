@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use marple::symbols;
 use object::{Object, ObjectSymbol};
 
-use crate::cell::Measured;
+use crate::cell::CellValues;
 use crate::drive::{Engine, Recorded};
 
 /// Sampling rate of both; a prime, so that it does not align with other periodic work.
@@ -24,7 +24,7 @@ const HERTZ: u32 = 997;
 const THREAD: &str = "third";
 
 /// Number of functions compared: those with the most samples from either side.
-const COMPARED: usize = 12;
+const COMPARED_FUNCTIONS: usize = 12;
 
 fn work(until: Instant) {
     let line =
@@ -49,7 +49,7 @@ pub(crate) fn cell(engine: Engine, time: Duration) -> Result<(), String> {
     let Recorded::Marple(mut profile) = running.stop()? else {
         return Err(format!("{engine} is none of marple's"));
     };
-    symbols::name_functions(&mut profile);
+    symbols::symbolize(&mut profile);
     for sample in &profile.samples {
         let innermost = profile.stacks.frames(sample.stack).next();
         let line = innermost.and_then(|frame| profile.frames.get(frame).lines.first());
@@ -64,7 +64,7 @@ pub(crate) fn cell(engine: Engine, time: Duration) -> Result<(), String> {
 
 /// Returns the root mean square of the differences in standard errors, and the largest difference
 /// in percentage points, or the reason if they cannot be measured.
-pub(crate) fn with_perf_record(engine: Engine, millis: u64) -> Result<(f64, f64), String> {
+pub(crate) fn compare_with_perf_record(engine: Engine, millis: u64) -> Result<(f64, f64), String> {
     let words = |error: std::io::Error| error.to_string();
     let folder = tempfile::tempdir().map_err(words)?;
     let data = folder.path().join("perf.data");
@@ -72,11 +72,11 @@ pub(crate) fn with_perf_record(engine: Engine, millis: u64) -> Result<(f64, f64)
     record.args(["record", "-q", "-e", "cpu-clock:u", "-F", &HERTZ.to_string(), "-o"]).arg(&data);
     record.arg("--").arg(std::env::current_exe().map_err(words)?);
     record.args(["cell", "third", engine.name(), &millis.to_string()]);
-    let ours = said(&mut record)?;
+    let ours = command_output(&mut record)?;
     let mut report = Command::new("perf");
     report.args(["report", "-q", "--stdio", "--no-demangle", "--no-children", "-F", "sample,sym"]);
     report.args(["--comm", THREAD, "-i"]).arg(&data);
-    let theirs = said(&mut report)?;
+    let theirs = command_output(&mut report)?;
 
     let aliases = aliases();
     let one_name = |counts: HashMap<String, f64>| {
@@ -87,7 +87,7 @@ pub(crate) fn with_perf_record(engine: Engine, millis: u64) -> Result<(f64, f64)
         }
         sums
     };
-    let ours = Measured::of(&ours);
+    let ours = CellValues::parse(&ours);
     // Format: `    1234  [.] _ZN…`
     let line = |line: &str| {
         let mut fields = line.split_ascii_whitespace();
@@ -110,12 +110,12 @@ fn aliases() -> HashMap<String, String> {
         let Ok(bytes) = fs::read(file) else { continue };
         let Ok(image) = object::File::parse(&*bytes) else { continue };
         let mut first: HashMap<u64, String> = HashMap::new();
-        note(&image, &mut first, &mut aliases);
+        record_alias(&image, &mut first, &mut aliases);
         // Both profilers take the names from a debug file if there is one.
         if let Ok(bytes) = fs::read(debug_file(&image))
             && let Ok(image) = object::File::parse(&*bytes)
         {
-            note(&image, &mut first, &mut aliases);
+            record_alias(&image, &mut first, &mut aliases);
         }
     }
     aliases
@@ -129,7 +129,7 @@ fn debug_file(image: &object::File<'_>) -> String {
     format!("/usr/lib/debug/.build-id/{folder}/{name}.debug")
 }
 
-fn note(
+fn record_alias(
     image: &object::File<'_>,
     first: &mut HashMap<u64, String>,
     aliases: &mut HashMap<String, String>,
@@ -153,11 +153,12 @@ fn difference(ours: &HashMap<String, f64>, theirs: &HashMap<String, f64>) -> (f6
     names.sort_unstable();
     names.dedup();
     names.sort_by(|a, b| {
-        let seen = |name: &String| of(ours, name) / our_all + of(theirs, name) / their_all;
-        seen(b).total_cmp(&seen(a))
+        let combined_share =
+            |name: &String| of(ours, name) / our_all + of(theirs, name) / their_all;
+        combined_share(b).total_cmp(&combined_share(a))
     });
     let (mut squares, mut worst, mut compared) = (0.0, 0.0, 0.0);
-    for name in names.into_iter().take(COMPARED) {
+    for name in names.into_iter().take(COMPARED_FUNCTIONS) {
         let (our, their) = (of(ours, name), of(theirs, name));
         let points = our / our_all - their / their_all;
         // Both estimate the same share; their combination is the best estimate of it.
@@ -173,7 +174,7 @@ fn difference(ours: &HashMap<String, f64>, theirs: &HashMap<String, f64>) -> (f6
     ((squares / compared).sqrt(), worst)
 }
 
-fn said(command: &mut Command) -> Result<String, String> {
+fn command_output(command: &mut Command) -> Result<String, String> {
     let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
     let complaint = String::from_utf8_lossy(&output.stderr);
     if std::env::var_os("MARPLE_BENCH_SAY").is_some() {

@@ -14,16 +14,16 @@ const HERTZ: u32 = 99;
 const ROUNDS: u64 = 30;
 
 /// CPU time of each thread.
-const LIFE: Duration = Duration::from_millis(35);
+const THREAD_CPU_TIME: Duration = Duration::from_millis(35);
 
 pub(crate) fn cell(engine: Engine) -> Result<(), String> {
-    let (mut told, mut untold) = (0.0, 0.0);
+    let (mut with_notifications, mut without_notifications) = (0.0, 0.0);
     for round in 0..ROUNDS {
-        told += samples(engine, Hooks::new().tell_of_threads(), round)?;
-        untold += samples(engine, Hooks::new(), round)?;
+        with_notifications += samples(engine, Hooks::new().notify_thread_starts(), round)?;
+        without_notifications += samples(engine, Hooks::new(), round)?;
     }
-    let expected = ROUNDS as f64 * LIFE.as_secs_f64() * f64::from(HERTZ);
-    println!("told {}\nuntold {}", told / expected, untold / expected);
+    let expected = ROUNDS as f64 * THREAD_CPU_TIME.as_secs_f64() * f64::from(HERTZ);
+    println!("told {}\nuntold {}", with_notifications / expected, without_notifications / expected);
     Ok(())
 }
 
@@ -35,7 +35,7 @@ fn samples(engine: Engine, hooks: Hooks, round: u64) -> Result<f64, String> {
     thread::sleep(Duration::from_millis(100 + round * 7 % 40));
     let burnt = runtime.block_on(runtime.spawn_blocking(|| {
         let start = Instant::now();
-        while start.elapsed() < LIFE {
+        while start.elapsed() < THREAD_CPU_TIME {
             hint::spin_loop();
         }
     }));

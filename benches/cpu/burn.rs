@@ -23,45 +23,45 @@ pub(crate) const THREAD: &str = "burner";
 pub(crate) const DEPTH: u32 = 16;
 
 /// Mean time of one visit; a visit takes 0.5 to 1.5 times as long.
-const VISIT: Duration = Duration::from_micros(400);
+const MEAN_VISIT: Duration = Duration::from_micros(400);
 
 /// CPU seconds burnt in each of the functions.
-pub(crate) type Burnt = [f64; 3];
+pub(crate) type BurnedSeconds = [f64; 3];
 
-pub(crate) fn cpu_of(clock: ClockId) -> f64 {
+pub(crate) fn cpu_seconds(clock: ClockId) -> f64 {
     let time = clock_gettime(clock);
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
 #[inline(always)]
-fn spin(seed: u64, turns: u64) {
+fn spin(seed: u64, iterations: u64) {
     let mut state = seed;
-    for _ in 0..turns {
+    for _ in 0..iterations {
         state = black_box(state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(seed));
     }
 }
 
 #[inline(never)]
-fn burn_half(turns: u64) {
-    spin(5, turns);
+fn burn_half(iterations: u64) {
+    spin(5, iterations);
 }
 
 #[inline(never)]
-fn burn_three_tenths(turns: u64) {
-    spin(3, turns);
+fn burn_three_tenths(iterations: u64) {
+    spin(3, iterations);
 }
 
 #[inline(never)]
-fn burn_a_fifth(turns: u64) {
-    spin(2, turns);
+fn burn_a_fifth(iterations: u64) {
+    spin(2, iterations);
 }
 
 /// Returns the number of loop iterations in a microsecond of CPU time.
-fn turns_per_micro() -> f64 {
+fn iterations_per_micro() -> f64 {
     let best = (0..5).map(|_| {
-        let start = cpu_of(ClockId::ThreadCPUTime);
+        let start = cpu_seconds(ClockId::ThreadCPUTime);
         burn_half(1_000_000);
-        cpu_of(ClockId::ThreadCPUTime) - start
+        cpu_seconds(ClockId::ThreadCPUTime) - start
     });
     1.0 / best.fold(f64::INFINITY, f64::min)
 }
@@ -80,20 +80,20 @@ impl Random {
 
 /// Recurses until the stack is as deep as a service's.
 #[inline(never)]
-fn deepen(depth: u32, work: &mut dyn FnMut()) {
+fn recurse(depth: u32, work: &mut dyn FnMut()) {
     match depth {
         0 => work(),
-        _ => deepen(black_box(depth - 1), work),
+        _ => recurse(black_box(depth - 1), work),
     }
     black_box(depth);
 }
 
-fn burn(random: &mut Random, turns_per_micro: f64, stop: &AtomicBool) -> Burnt {
+fn burn(random: &mut Random, iterations_per_micro: f64, stop: &AtomicBool) -> BurnedSeconds {
     let mut burnt = [0.0; 3];
-    let mut last = cpu_of(ClockId::ThreadCPUTime);
+    let mut last = cpu_seconds(ClockId::ThreadCPUTime);
     while !stop.load(Relaxed) {
         let part = 0.5 + random.below(1000) as f64 / 1000.0;
-        let turns = (VISIT.as_micros() as f64 * part * turns_per_micro) as u64;
+        let turns = (MEAN_VISIT.as_micros() as f64 * part * iterations_per_micro) as u64;
         let which = match random.below(10) {
             0..5 => 0,
             5..8 => 1,
@@ -104,7 +104,7 @@ fn burn(random: &mut Random, turns_per_micro: f64, stop: &AtomicBool) -> Burnt {
             1 => burn_three_tenths(turns),
             _ => burn_a_fifth(turns),
         }
-        let now = cpu_of(ClockId::ThreadCPUTime);
+        let now = cpu_seconds(ClockId::ThreadCPUTime);
         burnt[which] += now - last;
         last = now;
     }
@@ -113,25 +113,25 @@ fn burn(random: &mut Random, turns_per_micro: f64, stop: &AtomicBool) -> Burnt {
 
 /// Starts `threads` threads, calls `start`, lets them burn for `time` of wall time, and calls
 /// `stop` with the time they burnt. The threads end only after `stop` returns.
-pub(crate) fn during<S, R>(
+pub(crate) fn burn_during<S, R>(
     threads: usize,
     time: Duration,
     start: impl FnOnce() -> S,
-    stop: impl FnOnce(S, Burnt) -> R,
+    stop: impl FnOnce(S, BurnedSeconds) -> R,
 ) -> R {
-    let speed = turns_per_micro();
+    let speed = iterations_per_micro();
     let (go, done, end) =
         (Barrier::new(threads + 1), Barrier::new(threads + 1), Barrier::new(threads + 1));
-    let over = AtomicBool::new(false);
+    let stop_flag = AtomicBool::new(false);
     let total = std::sync::Mutex::new([0.0; 3]);
     thread::scope(|scope| {
         for number in 0..threads {
-            let (go, done, end, over, total) = (&go, &done, &end, &over, &total);
+            let (go, done, end, over, total) = (&go, &done, &end, &stop_flag, &total);
             let body = move || {
                 let mut random = Random(number as u64 * 7919 + 1);
                 go.wait();
                 let mut burnt = [0.0; 3];
-                deepen(DEPTH, &mut || burnt = burn(&mut random, speed, over));
+                recurse(DEPTH, &mut || burnt = burn(&mut random, speed, over));
                 let mut sum = total.lock().unwrap();
                 sum.iter_mut().zip(burnt).for_each(|(sum, part)| *sum += part);
                 drop(sum);
@@ -143,7 +143,7 @@ pub(crate) fn during<S, R>(
         let started = start();
         go.wait();
         thread::sleep(time);
-        over.store(true, Relaxed);
+        stop_flag.store(true, Relaxed);
         done.wait();
         let burnt = *total.lock().unwrap();
         let result = stop(started, burnt);

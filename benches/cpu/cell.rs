@@ -8,24 +8,24 @@ use std::time::{Duration, Instant};
 use rustix::time::ClockId;
 
 use crate::births;
-use crate::burn::{self, Burnt, FUNCTIONS, THREAD, cpu_of};
+use crate::burn::{self, BurnedSeconds, FUNCTIONS, THREAD, cpu_seconds};
 use crate::drive::{Engine, Report, Running};
-use crate::turns::{self, Idle};
+use crate::turns::{self, IdleThreads};
 use crate::{agreement, handler, throughput};
 
 /// Time after which a cell counts as hung; no working cell takes that long.
-const PATIENCE: Duration = Duration::from_secs(90);
+const CELL_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Values of a cell, in printing order.
-pub(crate) struct Measured(Vec<(String, f64)>);
+pub(crate) struct CellValues(Vec<(String, f64)>);
 
-impl Measured {
-    pub(crate) fn of(said: &str) -> Self {
+impl CellValues {
+    pub(crate) fn parse(output: &str) -> Self {
         let value = |line: &str| {
             let (name, value) = line.split_once(' ')?;
             Some((name.to_owned(), value.parse().ok()?))
         };
-        Self(said.lines().filter_map(value).collect())
+        Self(output.lines().filter_map(value).collect())
     }
 
     /// Returns the sum of the values of each name.
@@ -45,35 +45,37 @@ impl Measured {
 }
 
 pub(crate) fn spawn(cell: &[&str]) -> Child {
-    let this = std::env::current_exe().expect("this program has a path");
-    let mut command = Command::new(this);
+    let program_path = std::env::current_exe().expect("this program has a path");
+    let mut command = Command::new(program_path);
     command.arg("cell").args(cell).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().expect("this program can be run")
 }
 
 /// Runs a cell; the error is the reason if it has no values.
-pub(crate) fn measure(cell: &[&str]) -> Result<Measured, String> {
+pub(crate) fn measure(cell: &[&str]) -> Result<CellValues, String> {
     let mut child = spawn(cell);
     let start = Instant::now();
     // The output fits into a pipe buffer, so it need not be read before the process ends.
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break status,
-            Ok(None) if start.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(5)),
+            Ok(None) if start.elapsed() < CELL_TIMEOUT => {
+                std::thread::sleep(Duration::from_millis(5))
+            }
             _ => {
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(format!("hung, and was killed after {PATIENCE:?}"));
+                return Err(format!("hung, and was killed after {CELL_TIMEOUT:?}"));
             }
         }
     };
-    let (mut said, mut complaint) = (String::new(), String::new());
-    let _ = child.stdout.take().map(|mut pipe| pipe.read_to_string(&mut said));
-    let _ = child.stderr.take().map(|mut pipe| pipe.read_to_string(&mut complaint));
+    let (mut output_text, mut error_text) = (String::new(), String::new());
+    let _ = child.stdout.take().map(|mut pipe| pipe.read_to_string(&mut output_text));
+    let _ = child.stderr.take().map(|mut pipe| pipe.read_to_string(&mut error_text));
     if !status.success() {
-        return Err(format!("{status}: {}", complaint.trim()));
+        return Err(format!("{status}: {}", error_text.trim()));
     }
-    Ok(Measured::of(&said))
+    Ok(CellValues::parse(&output_text))
 }
 
 /// Runs the cell that `args` describe, in this process.
@@ -86,25 +88,31 @@ pub(crate) fn run(args: &[String]) {
         ["burn", engine, hertz, threads, millis] => match (hertz.parse(), threads.parse()) {
             (Ok(hertz), Ok(threads)) => {
                 let time = Duration::from_millis(millis.parse().unwrap_or(1000));
-                burn_cell(of(engine), hertz, threads, time)
+                burn_cell(engine_from_name(engine), hertz, threads, time)
             }
             _ => Err(format!("not a cell: {args:?}")),
         },
-        ["third", engine, millis] => {
-            agreement::cell(of(engine), Duration::from_millis(millis.parse().unwrap_or(1000)))
+        ["third", engine, millis] => agreement::cell(
+            engine_from_name(engine),
+            Duration::from_millis(millis.parse().unwrap_or(1000)),
+        ),
+        ["start", engine, threads] => {
+            start_cell(engine_from_name(engine), threads.parse().unwrap_or(0))
         }
-        ["start", engine, threads] => start_cell(of(engine), threads.parse().unwrap_or(0)),
         ["lookback", engine, idle, busy, millis] => {
             let number = |text: &str| text.parse().unwrap_or(0);
             let time = Duration::from_millis(millis.parse().unwrap_or(1000));
-            turns::lookback(of(engine), number(idle), number(busy), time)
+            turns::lookback(engine_from_name(engine), number(idle), number(busy), time)
         }
-        ["sample", engine, millis] => {
-            turns::sample(of(engine), Duration::from_millis(millis.parse().unwrap_or(1000)))
+        ["sample", engine, millis] => turns::sample(
+            engine_from_name(engine),
+            Duration::from_millis(millis.parse().unwrap_or(1000)),
+        ),
+        ["births", engine] => births::cell(engine_from_name(engine)),
+        ["handler", engine] => handler::cell(engine_from_name(engine)),
+        ["throughput", engine, pairs] => {
+            throughput::cell(engine_from_name(engine), pairs.parse().unwrap_or(7))
         }
-        ["births", engine] => births::cell(of(engine)),
-        ["handler", engine] => handler::cell(of(engine)),
-        ["throughput", engine, pairs] => throughput::cell(of(engine), pairs.parse().unwrap_or(7)),
         _ => Err(format!("not a cell: {args:?}")),
     };
     if let Err(why) = done {
@@ -113,55 +121,56 @@ pub(crate) fn run(args: &[String]) {
     }
 }
 
-fn of(name: &str) -> Engine {
-    Engine::of(name).unwrap_or_else(|| panic!("no engine is called {name}"))
+fn engine_from_name(name: &str) -> Engine {
+    Engine::from_name(name).unwrap_or_else(|| panic!("no engine is called {name}"))
 }
 
 fn burn_cell(engine: Engine, hertz: u32, threads: usize, time: Duration) -> Result<(), String> {
     // The first start in a process includes one-time work, so it is not measured.
     drop(engine.start(hertz)?);
     let start = || {
-        let before = cpu_of(ClockId::ProcessCPUTime);
+        let before = cpu_seconds(ClockId::ProcessCPUTime);
         let running = engine.start(hertz);
-        (running, before, cpu_of(ClockId::ProcessCPUTime))
+        (running, before, cpu_seconds(ClockId::ProcessCPUTime))
     };
-    let stop = |(running, before, started): (Result<Running, String>, f64, f64), burnt: Burnt| {
-        let sampled = cpu_of(ClockId::ProcessCPUTime) - started;
+    let stop = |(running, before, started): (Result<Running, String>, f64, f64),
+                burnt: BurnedSeconds| {
+        let sampled = cpu_seconds(ClockId::ProcessCPUTime) - started;
         let recorded = running.and_then(Running::stop);
-        let whole = cpu_of(ClockId::ProcessCPUTime) - before;
-        (recorded, Spent { burnt, sampled, whole })
+        let total_cpu = cpu_seconds(ClockId::ProcessCPUTime) - before;
+        (recorded, CpuUsage { burned: burnt, sampled, total: total_cpu })
     };
-    let (recorded, spent) = burn::during(threads, time, start, stop);
-    let report = recorded?.named(hertz);
+    let (recorded, spent) = burn::burn_during(threads, time, start, stop);
+    let report = recorded?.symbolize(hertz);
     if std::env::var_os("MARPLE_BENCH_SAY").is_some() {
         eprintln!("{:#?}", report);
     }
-    tell_of_burning(&report, hertz, &spent);
+    print_burn_values(&report, hertz, &spent);
     Ok(())
 }
 
-struct Spent {
+struct CpuUsage {
     /// CPU seconds of the burning threads in each function.
-    burnt: Burnt,
+    burned: BurnedSeconds,
     /// CPU seconds of the process while it was sampled.
     sampled: f64,
     /// CPU seconds of the process, including start and stop.
-    whole: f64,
+    total: f64,
 }
 
-fn tell_of_burning(report: &Report, hertz: u32, spent: &Spent) {
-    let burnt = spent.burnt;
+fn print_burn_values(report: &Report, hertz: u32, spent: &CpuUsage) {
+    let burnt = spent.burned;
     let total: f64 = burnt.iter().sum();
     let periods = total * f64::from(hertz);
     let (mut weights, mut attributed, mut samples) = ([0.0; 3], 0, 0);
     let mut weight = 0.0;
-    for seen in report.seen.iter().filter(|seen| seen.thread == THREAD) {
-        weight += seen.weight;
-        samples += seen.samples;
-        let under = |mark: &&str| seen.functions.iter().any(|name| is_called(name, mark));
+    for stack in report.stacks.iter().filter(|seen| seen.thread == THREAD) {
+        weight += stack.weight;
+        samples += stack.samples;
+        let under = |mark: &&str| stack.functions.iter().any(|name| is_called(name, mark));
         if let Some(which) = FUNCTIONS.iter().position(under) {
-            weights[which] += seen.weight;
-            attributed += seen.samples;
+            weights[which] += stack.weight;
+            attributed += stack.samples;
         }
     }
     let attributed_weight: f64 = weights.iter().sum();
@@ -177,20 +186,21 @@ fn tell_of_burning(report: &Report, hertz: u32, spent: &Spent) {
     println!("got {}", weight / periods);
     println!("periods {periods}");
     // Losses are not known by thread, so this covers the whole process.
-    let all: f64 = report.seen.iter().map(|seen| seen.weight).sum();
+    let all: f64 = report.stacks.iter().map(|seen| seen.weight).sum();
     let accounted = (all + report.lost) / (spent.sampled * f64::from(hertz));
     println!("accounted {accounted}");
     println!("points {}", worst.0 * 100.0);
     println!("errors {}", worst.1);
     println!("samples {samples}");
-    println!("outside {}", (spent.whole - total) * 1e6 / samples as f64);
+    println!("outside {}", (spent.total - total) * 1e6 / samples as f64);
     let is_whole = |functions: &[String]| {
-        let deep = functions.iter().filter(|name| is_called(name, "deepen")).count();
+        let deep = functions.iter().filter(|name| is_called(name, "recurse")).count();
         deep == burn::DEPTH as usize + 1
     };
-    let whole = report.seen.iter().filter(|seen| seen.thread == THREAD);
-    let whole: u64 = whole.filter(|seen| is_whole(&seen.functions)).map(|seen| seen.samples).sum();
-    println!("whole {}", whole as f64 / samples as f64);
+    let complete_stacks = report.stacks.iter().filter(|seen| seen.thread == THREAD);
+    let complete_samples: u64 =
+        complete_stacks.filter(|seen| is_whole(&seen.functions)).map(|seen| seen.samples).sum();
+    println!("whole {}", complete_samples as f64 / samples as f64);
 }
 
 /// Returns the larger value, or NaN if either is NaN.
@@ -204,13 +214,13 @@ fn is_called(name: &str, function: &str) -> bool {
 }
 
 fn start_cell(engine: Engine, threads: usize) -> Result<(), String> {
-    let _idle = Idle::new(threads);
-    let before = resident("VmRSS:");
+    let _idle = IdleThreads::new(threads);
+    let before = resident_mib("VmRSS:");
     let start = Instant::now();
     let running = engine.start(99)?;
     println!("millis {}", start.elapsed().as_secs_f64() * 1e3);
-    println!("mib {}", resident("VmHWM:") - before);
-    burn::during(2, Duration::from_millis(100), || (), |(), _| ());
+    println!("mib {}", resident_mib("VmHWM:") - before);
+    burn::burn_during(2, Duration::from_millis(100), || (), |(), _| ());
     let start = Instant::now();
     let recorded = running.stop()?;
     println!("stop {}", start.elapsed().as_secs_f64() * 1e3);
@@ -223,7 +233,7 @@ fn start_cell(engine: Engine, threads: usize) -> Result<(), String> {
 }
 
 /// Returns resident MiB of this process: current or peak, depending on `field`.
-fn resident(field: &str) -> f64 {
+fn resident_mib(field: &str) -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(field));
     let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok());

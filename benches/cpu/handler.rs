@@ -17,7 +17,7 @@ use rustix::process::{Signal, getpid, kill_process};
 use rustix::thread::gettid;
 use rustix::time::ClockId;
 
-use crate::burn::cpu_of;
+use crate::burn::cpu_seconds;
 use crate::drive::Engine;
 
 const SIGNALS: u32 = 4000;
@@ -32,22 +32,22 @@ const BATCH: u32 = 32;
 const BATCHES: u32 = 4;
 
 /// An index in the table of stacks that no thread of this process uses.
-const ENTRY: u16 = 60_000;
+const UNUSED_STACK_ID: u16 = 60_000;
 
-extern "C" fn nothing(_: libc::c_int) {}
+extern "C" fn empty_handler(_: libc::c_int) {}
 
 /// Raises the signals `depth` calls deep and returns CPU microseconds per signal.
 #[inline(never)]
-fn raise(depth: u32) -> f64 {
+fn time_raised_signals(depth: u32) -> f64 {
     if depth > 0 {
-        return black_box(raise(black_box(depth - 1)));
+        return black_box(time_raised_signals(black_box(depth - 1)));
     }
-    let this = getpid();
-    let start = cpu_of(ClockId::ThreadCPUTime);
+    let own_pid = getpid();
+    let start = cpu_seconds(ClockId::ThreadCPUTime);
     for _ in 0..SIGNALS {
-        let _ = kill_process(this, Signal::PROF);
+        let _ = kill_process(own_pid, Signal::PROF);
     }
-    (cpu_of(ClockId::ThreadCPUTime) - start) * 1e6 / f64::from(SIGNALS)
+    (cpu_seconds(ClockId::ThreadCPUTime) - start) * 1e6 / f64::from(SIGNALS)
 }
 
 pub(crate) fn cell(engine: Engine) -> Result<(), String> {
@@ -57,50 +57,50 @@ pub(crate) fn cell(engine: Engine) -> Result<(), String> {
         // Without a handler there is nothing to measure.
         Engine::Perf | Engine::Control if !has_handler() => 0.0,
         Engine::Perf | Engine::Control => return Err("there is a handler for SIGPROF".to_owned()),
-        Engine::Timer => of_timer()?,
+        Engine::Timer => measure_timer_handler()?,
         Engine::Wall => return Err("its handler is SIGURG's, for threads it asks".to_owned()),
         Engine::Pprof | Engine::Peer => {
-            let with = quietest(|| raise(DEPTH));
+            let with = fastest(|| time_raised_signals(DEPTH));
             drop(running);
-            install_nothing();
-            with - quietest(|| raise(DEPTH))
+            install_empty_handler();
+            with - fastest(|| time_raised_signals(DEPTH))
         }
     };
     println!("micros {micros}");
     Ok(())
 }
 
-fn quietest(round: impl Fn() -> f64) -> f64 {
+fn fastest(round: impl Fn() -> f64) -> f64 {
     (0..ROUNDS).map(|_| round()).fold(f64::INFINITY, f64::min)
 }
 
-fn install_nothing() {
-    let handler: extern "C" fn(libc::c_int) = nothing;
+fn install_empty_handler() {
+    let handler: extern "C" fn(libc::c_int) = empty_handler;
     // SAFETY: a handler of the type `signal` expects, which does nothing.
     unsafe { libc::signal(libc::SIGPROF, handler as libc::sighandler_t) };
 }
 
 fn has_handler() -> bool {
-    marple::os::sigprof::is_handled().unwrap_or(true)
+    marple::os::sigprof::is_sigprof_handled().unwrap_or(true)
 }
 
 /// The handler of the timer engine accepts only signals with the engine's own mark, so they are
 /// sent through the engine. It copies into slots that a thread must empty, so signals come in small
 /// batches with a pause after each.
-fn of_timer() -> Result<f64, String> {
+fn measure_timer_handler() -> Result<f64, String> {
     let words = |error: std::io::Error| error.to_string();
     let target = marple::os::signal::install(libc::SIGPROF, 1, 1).map_err(words)?;
     let here = gettid().as_raw_nonzero().get() as u32;
-    let stack = StackBounds::open().map_err(words)?.of(here).ok_or("no stack is known")?;
-    target.set_stack(ENTRY, stack);
-    target.set_thread(ENTRY, here);
+    let stack = StackBounds::open().map_err(words)?.for_thread(here).ok_or("no stack is known")?;
+    target.set_stack(UNUSED_STACK_ID, stack);
+    target.set_thread(UNUSED_STACK_ID, here);
     let lost = target.slots().lost();
-    let with = quietest(|| send(DEPTH, target, here));
+    let with = fastest(|| time_sent_signals(DEPTH, target, here));
     if target.slots().lost() != lost {
         return Err("signals found no room, so it was not a copy that was measured".to_owned());
     }
-    install_nothing();
-    Ok(with - quietest(|| send(DEPTH, target, here)))
+    install_empty_handler();
+    Ok(with - fastest(|| time_sent_signals(DEPTH, target, here)))
 }
 
 /// Spins for `time`, like a thread whose CPU time is sampled. On a core that leaves an idle state
@@ -112,20 +112,20 @@ fn burn(time: Duration) {
     }
 }
 
-/// Sends the signals like [`raise`], through the engine.
+/// Sends the signals like [`time_raised_signals`], through the engine.
 #[inline(never)]
-fn send(depth: u32, target: &SignalCapture, here: u32) -> f64 {
+fn time_sent_signals(depth: u32, target: &SignalCapture, thread_index: u32) -> f64 {
     if depth > 0 {
-        return black_box(send(black_box(depth - 1), target, here));
+        return black_box(time_sent_signals(black_box(depth - 1), target, thread_index));
     }
-    let mut spent = 0.0;
+    let mut cpu_time = 0.0;
     for _ in 0..BATCHES {
-        let start = cpu_of(ClockId::ThreadCPUTime);
+        let start = cpu_seconds(ClockId::ThreadCPUTime);
         for _ in 0..BATCH {
-            let _ = target.send(here, ENTRY);
+            let _ = target.send(thread_index, UNUSED_STACK_ID);
         }
-        spent += cpu_of(ClockId::ThreadCPUTime) - start;
+        cpu_time += cpu_seconds(ClockId::ThreadCPUTime) - start;
         burn(Duration::from_millis(250));
     }
-    spent * 1e6 / f64::from(BATCHES * BATCH)
+    cpu_time * 1e6 / f64::from(BATCHES * BATCH)
 }

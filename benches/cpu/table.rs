@@ -27,8 +27,12 @@ pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     quantile(values, 1, 2)
 }
 
-pub(crate) fn quantile(values: impl Iterator<Item = f64>, part: usize, of: usize) -> f64 {
+pub(crate) fn quantile(
+    values: impl Iterator<Item = f64>,
+    numerator: usize,
+    denominator: usize,
+) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
-    values.get(values.len() * part / of).copied().unwrap_or(f64::NAN)
+    values.get(values.len() * numerator / denominator).copied().unwrap_or(f64::NAN)
 }

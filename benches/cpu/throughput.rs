@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use rustix::time::ClockId;
 
-use crate::burn::cpu_of;
+use crate::burn::cpu_seconds;
 use crate::drive::Engine;
 use crate::table::{median, quantile};
 
-const HALF: Duration = Duration::from_millis(350);
+const HALF_PAIR: Duration = Duration::from_millis(350);
 
 const THREADS: usize = 2;
 
@@ -31,19 +31,19 @@ fn request(number: u64) -> usize {
 }
 
 /// Returns requests per second of process CPU time, from the threads that count in `done`.
-fn speed(done: &AtomicU64) -> f64 {
-    let (start, before) = (cpu_of(ClockId::ProcessCPUTime), done.load(Relaxed));
-    thread::sleep(HALF);
+fn requests_per_cpu_second(done: &AtomicU64) -> f64 {
+    let (start, before) = (cpu_seconds(ClockId::ProcessCPUTime), done.load(Relaxed));
+    thread::sleep(HALF_PAIR);
     let requests = done.load(Relaxed) - before;
-    requests as f64 / (cpu_of(ClockId::ProcessCPUTime) - start)
+    requests as f64 / (cpu_seconds(ClockId::ProcessCPUTime) - start)
 }
 
 pub(crate) fn cell(engine: Engine, pairs: usize) -> Result<(), String> {
-    let (over, done) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
     let ratios: Result<Vec<f64>, String> = thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| {
-                while !over.load(Relaxed) {
+                while !stop.load(Relaxed) {
                     let number = done.fetch_add(1, Relaxed);
                     std::hint::black_box(request(number));
                 }
@@ -51,7 +51,7 @@ pub(crate) fn cell(engine: Engine, pairs: usize) -> Result<(), String> {
         }
         let with = || {
             let running = engine.start(99)?;
-            let speed = speed(&done);
+            let speed = requests_per_cpu_second(&done);
             running.stop().map(|_| speed)
         };
         // The first start in a process costs more than later ones; `start` measures it.
@@ -59,15 +59,15 @@ pub(crate) fn cell(engine: Engine, pairs: usize) -> Result<(), String> {
         let pair = |pair| match pair % 2 {
             0 => {
                 let with = with()?;
-                Ok(with / speed(&done))
+                Ok(with / requests_per_cpu_second(&done))
             }
             _ => {
-                let without = speed(&done);
+                let without = requests_per_cpu_second(&done);
                 Ok(with()? / without)
             }
         };
         let ratios = first.and_then(|_| (0..pairs).map(pair).collect());
-        over.store(true, Relaxed);
+        stop.store(true, Relaxed);
         ratios
     });
     let ratios = ratios?;

@@ -10,23 +10,23 @@ use std::time::{Duration, Instant};
 use marple::base::Hertz;
 use marple::cpu::{Lookback, Options};
 use marple::model::CpuEngine;
-use marple::os::clock::cpu_timer::cpu_time_of;
+use marple::os::clock::cpu_timer::thread_cpu_time;
 
 use crate::burn::{self, THREAD};
 use crate::drive::Engine;
 
 /// Default rate of the look-back.
-pub(crate) const LOOKBACK: u32 = 19;
+pub(crate) const LOOKBACK_HZ: u32 = 19;
 
 /// Rate at which the cost per sample is measured.
-const HERTZ: u32 = 1000;
+const SAMPLE_HZ: u32 = 1000;
 
-const BUSY: usize = 2;
+const BUSY_THREADS: usize = 2;
 
 /// Threads that wait until this value is dropped.
-pub(crate) struct Idle(Vec<mpsc::Sender<()>>, Vec<thread::JoinHandle<()>>);
+pub(crate) struct IdleThreads(Vec<mpsc::Sender<()>>, Vec<thread::JoinHandle<()>>);
 
-impl Idle {
+impl IdleThreads {
     pub(crate) fn new(threads: usize) -> Self {
         let spawn = |_| {
             let (hold, wait) = mpsc::channel::<()>();
@@ -37,7 +37,7 @@ impl Idle {
     }
 }
 
-impl Drop for Idle {
+impl Drop for IdleThreads {
     fn drop(&mut self) {
         self.0.clear();
         self.1.drain(..).for_each(|thread| drop(thread.join()));
@@ -46,11 +46,11 @@ impl Drop for Idle {
 
 /// Returns CPU seconds of the recording thread. Retries, because the thread has no name before it
 /// first runs.
-fn recording() -> Result<f64, String> {
-    let begun = Instant::now();
+fn recorder_cpu_seconds() -> Result<f64, String> {
+    let started_at = Instant::now();
     loop {
-        match recorded() {
-            Err(_) if begun.elapsed() < Duration::from_secs(5) => {
+        match wait_for_recorder_cpu_seconds() {
+            Err(_) if started_at.elapsed() < Duration::from_secs(5) => {
                 thread::sleep(Duration::from_millis(1));
             }
             known => return known,
@@ -58,7 +58,7 @@ fn recording() -> Result<f64, String> {
     }
 }
 
-fn recorded() -> Result<f64, String> {
+fn wait_for_recorder_cpu_seconds() -> Result<f64, String> {
     let words = |error: std::io::Error| error.to_string();
     for task in std::fs::read_dir("/proc/self/task").map_err(words)? {
         let task = task.map_err(words)?;
@@ -66,13 +66,13 @@ fn recorded() -> Result<f64, String> {
             .is_ok_and(|name| name == "marple-cpu\n")
         {
             let tid = task.file_name().to_str().and_then(|tid| tid.parse().ok());
-            return Ok(cpu_time_of(tid.unwrap_or(0)).map_err(words)?.as_secs_f64());
+            return Ok(thread_cpu_time(tid.unwrap_or(0)).map_err(words)?.as_secs_f64());
         }
     }
     Err("no thread records".to_owned())
 }
 
-fn by(engine: Engine) -> Result<CpuEngine, String> {
+fn cpu_engine(engine: Engine) -> Result<CpuEngine, String> {
     match engine {
         Engine::Perf => Ok(CpuEngine::Perf),
         Engine::Timer => Ok(CpuEngine::Timer),
@@ -88,21 +88,24 @@ pub(crate) fn lookback(
     busy: usize,
     time: Duration,
 ) -> Result<(), String> {
-    let _idle = Idle::new(idle);
+    let _idle = IdleThreads::new(idle);
     let start = || {
-        let frequency = Hertz(LOOKBACK);
-        let options =
-            Options { engine: by(engine)?, lookback_frequency: frequency, ..Options::default() };
+        let frequency = Hertz(LOOKBACK_HZ);
+        let options = Options {
+            engine: cpu_engine(engine)?,
+            lookback_frequency: frequency,
+            ..Options::default()
+        };
         let lookback = Lookback::start(&options).map_err(|error| error.to_string())?;
         // Reading the names of the threads found belongs to the start.
         thread::sleep(Duration::from_millis(200));
-        Ok::<_, String>((lookback, recording()?, Instant::now()))
+        Ok::<_, String>((lookback, recorder_cpu_seconds()?, Instant::now()))
     };
-    let percent = burn::during(busy, time, start, |started, burnt| {
-        let (_lookback, before, begun) = started?;
-        let used = recording()? - before;
+    let percent = burn::burn_during(busy, time, start, |started, burnt| {
+        let (_lookback, before, started_at) = started?;
+        let used = recorder_cpu_seconds()? - before;
         let burnt: f64 = burnt.iter().sum();
-        let base = if busy == 0 { begun.elapsed().as_secs_f64() } else { burnt };
+        let base = if busy == 0 { started_at.elapsed().as_secs_f64() } else { burnt };
         Ok::<_, String>(used / base * 100.0)
     })?;
     println!("percent {percent}");
@@ -113,21 +116,22 @@ pub(crate) fn lookback(
 pub(crate) fn sample(engine: Engine, time: Duration) -> Result<(), String> {
     let session = |busy: usize| {
         let start = || {
-            let running = engine.start(HERTZ)?;
-            Ok::<_, String>((running, recording()?, Instant::now()))
+            let running = engine.start(SAMPLE_HZ)?;
+            Ok::<_, String>((running, recorder_cpu_seconds()?, Instant::now()))
         };
-        burn::during(busy, time, start, |started, _| {
-            let (running, before, begun) = started?;
-            let (used, seconds) = (recording()? - before, begun.elapsed().as_secs_f64());
-            let report = running.stop()?.named(HERTZ);
-            let of_burners = report.seen.iter().filter(|seen| seen.thread == THREAD);
+        burn::burn_during(busy, time, start, |started, _| {
+            let (running, before, started_at) = started?;
+            let (used, seconds) =
+                (recorder_cpu_seconds()? - before, started_at.elapsed().as_secs_f64());
+            let report = running.stop()?.symbolize(SAMPLE_HZ);
+            let of_burners = report.stacks.iter().filter(|seen| seen.thread == THREAD);
             let samples: u64 = of_burners.map(|seen| seen.samples).sum();
             Ok::<_, String>((used / seconds, samples as f64 / seconds))
         })
     };
     // The first session in a process reads tables that later ones reuse.
-    session(BUSY)?;
-    let ((turns, _), (whole, samples)) = (session(0)?, session(BUSY)?);
+    session(BUSY_THREADS)?;
+    let ((turns, _), (whole, samples)) = (session(0)?, session(BUSY_THREADS)?);
     println!("turns {}", turns * 1e6);
     println!("sample {}", whole * 1e6 / samples);
     Ok(())

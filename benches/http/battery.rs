@@ -14,18 +14,18 @@ use std::time::{Duration, Instant};
 use super::cpu_time;
 
 /// First argument of a process that runs the hostile clients.
-pub(super) const WORD: &str = "battery";
+pub(super) const HOSTILE_CLIENTS_ARG: &str = "battery";
 
 /// First argument of a process that keeps a core busy. It ends with its stdin, that is, with the
 /// bench.
-pub(super) const SPIN: &str = "spin";
+pub(super) const SPIN_ARG: &str = "spin";
 
 const ROUND: Duration = Duration::from_secs(1);
-const BETWEEN: Duration = Duration::from_micros(2500);
+const REQUEST_INTERVAL: Duration = Duration::from_micros(2500);
 
 /// Runs the hostile clients for one round against `address`.
-pub(super) fn ask(address: SocketAddr, token: &str, captures: usize) {
-    let until = Instant::now() + ROUND;
+pub(super) fn run_hostile_clients(address: SocketAddr, token: &str, captures: usize) {
+    let deadline = Instant::now() + ROUND;
     let long = "x".repeat(64 << 10);
     let requests = [
         "GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned(),
@@ -63,11 +63,11 @@ pub(super) fn ask(address: SocketAddr, token: &str, captures: usize) {
     let wanting: Vec<_> = (0..captures).map(|_| send(&profile)).collect();
     let mut next = Instant::now();
     for request in requests.iter().cycle() {
-        if Instant::now() >= until {
+        if Instant::now() >= deadline {
             break;
         }
         drop(send(request));
-        next += BETWEEN;
+        next += REQUEST_INTERVAL;
         thread::sleep(next.saturating_duration_since(Instant::now()));
     }
     drop((slow, wanting));
@@ -85,22 +85,23 @@ pub(super) fn spin() {
 }
 
 /// Processes that keep every core busy until this value is dropped.
-struct Spinning(Vec<Child>);
+struct BusyCores(Vec<Child>);
 
-impl Spinning {
+impl BusyCores {
     fn on_every_core() -> Self {
         let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
         let own = std::env::current_exe().unwrap();
-        let one = |_| Command::new(&own).arg(SPIN).stdin(Stdio::piped()).spawn().unwrap();
-        Self((0..cores).map(one).collect())
+        let spawn_spinner =
+            |_| Command::new(&own).arg(SPIN_ARG).stdin(Stdio::piped()).spawn().unwrap();
+        Self((0..cores).map(spawn_spinner).collect())
     }
 }
 
-impl Drop for Spinning {
+impl Drop for BusyCores {
     fn drop(&mut self) {
-        for one in &mut self.0 {
-            let _ = one.kill();
-            let _ = one.wait();
+        for spinner in &mut self.0 {
+            let _ = spinner.kill();
+            let _ = spinner.wait();
         }
     }
 }
@@ -113,28 +114,28 @@ pub(super) fn measure(
     (captures, taken): (usize, bool),
     pairs: usize,
 ) {
-    let spinning = taken.then(Spinning::on_every_core);
+    let spinning = taken.then(BusyCores::on_every_core);
     let cores = if taken { ", cores taken" } else { "" };
     let service = service();
     let plain = [plain(), plain()];
     let p99 = |address: SocketAddr| {
         let own = std::env::current_exe().unwrap();
         let mut strangers = Command::new(own)
-            .args([WORD, &address.to_string(), token, &captures.to_string()])
+            .args([HOSTILE_CLIENTS_ARG, &address.to_string(), token, &captures.to_string()])
             .spawn()
             .unwrap();
-        let mut took = Vec::new();
+        let mut latencies = Vec::new();
         let mut client = TcpStream::connect(service).unwrap();
         client.set_nodelay(true).unwrap();
         while strangers.try_wait().unwrap().is_none() {
-            let since = Instant::now();
+            let started_at = Instant::now();
             client.write_all(&[1]).unwrap();
             client.read_exact(&mut [0]).unwrap();
-            took.push(since.elapsed());
+            latencies.push(started_at.elapsed());
             thread::sleep(Duration::from_micros(500));
         }
-        took.sort();
-        took[took.len() * 99 / 100].as_secs_f64()
+        latencies.sort();
+        latencies[latencies.len() * 99 / 100].as_secs_f64()
     };
     let mut rounds: [Vec<f64>; 3] = Default::default();
     let threads = ["marple", "marple-cpu", "marple-capture", "marple-encode"];
@@ -144,9 +145,9 @@ pub(super) fn measure(
             let (before, since) = (threads.map(cpu_time), Instant::now());
             p99s.push(p99(address));
             if address == endpoint {
-                let took = since.elapsed().as_secs_f64() * pairs as f64;
+                let pair_seconds = since.elapsed().as_secs_f64() * pairs as f64;
                 for ((share, thread), before) in shares.iter_mut().zip(threads).zip(before) {
-                    *share += cpu_time(thread).saturating_sub(before).as_secs_f64() / took;
+                    *share += cpu_time(thread).saturating_sub(before).as_secs_f64() / pair_seconds;
                 }
             }
         }
@@ -167,8 +168,9 @@ pub(super) fn measure(
     println!(
         "p99 under the battery and under the controls, us  {battery:.0} {first:.0} {second:.0}  -  -"
     );
-    let told = threads.iter().zip(shares).map(|(thread, share)| format!("{thread} {share:.3}"));
-    println!("share of a core meanwhile  {}  -  -", told.collect::<Vec<_>>().join(" "));
+    let cpu_shares =
+        threads.iter().zip(shares).map(|(thread, share)| format!("{thread} {share:.3}"));
+    println!("share of a core meanwhile  {}  -  -", cpu_shares.collect::<Vec<_>>().join(" "));
 }
 
 /// Starts the service: it responds to each byte with a byte, after some work.
@@ -182,8 +184,8 @@ fn service() -> SocketAddr {
             thread::spawn(move || {
                 let mut byte = [0];
                 while stream.read_exact(&mut byte).is_ok() {
-                    let until = Instant::now() + Duration::from_micros(200);
-                    while Instant::now() < until {
+                    let deadline = Instant::now() + Duration::from_micros(200);
+                    while Instant::now() < deadline {
                         black_box(&byte);
                     }
                     let _ = stream.write_all(&byte);

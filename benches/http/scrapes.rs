@@ -10,14 +10,14 @@ use marple::AgentHandle;
 use super::{cpu_time, median, scrape};
 
 const SCRAPERS: u32 = 4;
-const A_SECOND: u32 = 1000;
+const SCRAPES_PER_SECOND: u32 = 1000;
 const ROUND: Duration = Duration::from_secs(3);
 /// Interval at which the status is requested, to get the times of ticks.
-const LOOK: Duration = Duration::from_millis(10);
-const TICK: Duration = Duration::from_millis(250);
+const STATUS_INTERVAL: Duration = Duration::from_millis(10);
+const TICK_INTERVAL: Duration = Duration::from_millis(250);
 const GOAL_SHARE: f64 = 0.2;
 /// A tenth of the tick interval, in milliseconds.
-const GOAL_LATE: f64 = 25.0;
+const GOAL_DELAY_MILLIS: f64 = 25.0;
 
 /// Prints the rows.
 pub(super) fn measure(agent: &AgentHandle, address: SocketAddr, token: &str, pairs: usize) {
@@ -25,68 +25,71 @@ pub(super) fn measure(agent: &AgentHandle, address: SocketAddr, token: &str, pai
     for _ in 0..pairs {
         let idle = round(agent, || thread::sleep(ROUND));
         let mut scrapes = 0;
-        let busy = round(agent, || scrapes = drive(address, token));
+        let busy = round(agent, || scrapes = scrape_for_round(address, token));
         shares.push(busy.share - idle.share);
-        late.push(busy.late);
-        idle_late.push(idle.late);
+        late.push(busy.max_tick_delay);
+        idle_late.push(idle.max_tick_delay);
         rates.push(f64::from(scrapes) / ROUND.as_secs_f64());
     }
     let rate = median(&mut rates);
-    let kept = if rate >= 0.95 * f64::from(A_SECOND) { "pass" } else { "short" };
+    let kept = if rate >= 0.95 * f64::from(SCRAPES_PER_SECOND) { "pass" } else { "short" };
     println!("scrapes a second that were answered  {rate:.0}  >= 950  {kept}");
     let share = median(&mut shares);
     let verdict = if share <= GOAL_SHARE { "pass" } else { "short" };
     println!("share of a core for them  {share:.4}  <= {GOAL_SHARE}  {verdict}");
     let (late, control) = (median(&mut late), median(&mut idle_late));
-    let goal = GOAL_LATE.max(control);
+    let goal = GOAL_DELAY_MILLIS.max(control);
     let verdict = if late <= goal { "pass" } else { "short" };
     println!("the latest tick meanwhile, ms  {late:.1}  <= {goal:.1}  {verdict}");
     println!("control: the latest tick without them, ms  {control:.1}  -  -");
 }
 
-struct Seen {
+struct RoundMeasurements {
     /// CPU time of the thread `marple`, as a share of a core.
     share: f64,
     /// Largest delay of a tick, in milliseconds.
-    late: f64,
+    max_tick_delay: f64,
 }
 
 /// Measures the agent while `work` runs.
-fn round(agent: &AgentHandle, work: impl FnOnce()) -> Seen {
-    let over = AtomicBool::new(false);
+fn round(agent: &AgentHandle, work: impl FnOnce()) -> RoundMeasurements {
+    let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let ticks = scope.spawn(|| {
             let mut ticks = Vec::new();
-            while !over.load(Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
                 let status = agent.status().wait(Duration::from_secs(10)).unwrap();
                 let at = status.vitals.at;
                 if ticks.last() != Some(&at) {
                     ticks.push(at);
                 }
-                thread::sleep(LOOK);
+                thread::sleep(STATUS_INTERVAL);
             }
             ticks
         });
         let (before, since) = (cpu_time("marple"), Instant::now());
         work();
         let share = (cpu_time("marple") - before).as_secs_f64() / since.elapsed().as_secs_f64();
-        over.store(true, Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
         let ticks = ticks.join().unwrap();
         let gaps = ticks.windows(2).map(|pair| pair[1].duration_since(pair[0]).as_secs_f64());
         let longest = gaps.fold(0.0, f64::max);
-        Seen { share, late: (longest - TICK.as_secs_f64()).max(0.0) * 1e3 }
+        RoundMeasurements {
+            share,
+            max_tick_delay: (longest - TICK_INTERVAL.as_secs_f64()).max(0.0) * 1e3,
+        }
     })
 }
 
 /// Scrapes for one round at a fixed pace. Returns the number of responses.
-fn drive(address: SocketAddr, token: &str) -> u32 {
-    let between = Duration::from_secs(1) * SCRAPERS / A_SECOND;
-    let until = Instant::now() + ROUND;
+fn scrape_for_round(address: SocketAddr, token: &str) -> u32 {
+    let between = Duration::from_secs(1) * SCRAPERS / SCRAPES_PER_SECOND;
+    let deadline = Instant::now() + ROUND;
     let one = || {
         let mut client = TcpStream::connect(address).unwrap();
         client.set_nodelay(true).unwrap();
         let (mut next, mut scrapes) = (Instant::now(), 0);
-        while next < until && Instant::now() < until {
+        while next < deadline && Instant::now() < deadline {
             scrape(&mut client, token, 1);
             scrapes += 1;
             next += between;

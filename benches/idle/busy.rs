@@ -24,15 +24,15 @@ const THREADS: usize = 10_000;
 #[derive(Clone, Copy)]
 pub(crate) struct Plan {
     pairs: usize,
-    span: Duration,
+    duration: Duration,
     /// Time from the agent's start to the measurement.
-    settle: Duration,
+    warm_up: Duration,
 }
 
 impl Plan {
     pub(crate) fn new(quick: bool) -> Self {
         let (pairs, span) = if quick { (3, 3) } else { (7, 6) };
-        Self { pairs, span: Duration::from_secs(span), settle: Duration::from_secs(2) }
+        Self { pairs, duration: Duration::from_secs(span), warm_up: Duration::from_secs(2) }
     }
 
     fn median(self, mut measure: impl FnMut() -> f64) -> f64 {
@@ -42,16 +42,16 @@ impl Plan {
     }
 
     /// Returns the CPU time of the agent's threads over the span, in per cent of a core.
-    fn own_share(self) -> f64 {
-        std::thread::sleep(self.settle);
-        let (before, begun) = (own_threads(), Instant::now());
-        std::thread::sleep(self.span);
-        (own_threads() - before).as_secs_f64() / begun.elapsed().as_secs_f64() * 100.0
+    fn agent_cpu_percent(self) -> f64 {
+        std::thread::sleep(self.warm_up);
+        let (before, started_at) = (agent_cpu_time(), Instant::now());
+        std::thread::sleep(self.duration);
+        (agent_cpu_time() - before).as_secs_f64() / started_at.elapsed().as_secs_f64() * 100.0
     }
 }
 
 /// Returns the CPU time of the agent's threads.
-fn own_threads() -> Duration {
+fn agent_cpu_time() -> Duration {
     let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten();
     let used = tasks.filter_map(|task| {
         let path = task.ok()?.path();
@@ -66,16 +66,16 @@ fn own_threads() -> Duration {
     used.sum()
 }
 
-fn agent(stall: Option<Duration>) -> (Agent, tempfile::TempDir) {
+fn start_agent(stall: Option<Duration>) -> (Agent, tempfile::TempDir) {
     let dir = tempfile::TempDir::new().expect("a directory");
     let settings = Settings {
         dir: dir.path().join("captures"),
         // No rule may fire, because a capture is not idle.
         rules: Vec::new(),
-        trace: TraceSettings { stall, ..TraceSettings::default() },
+        trace: TraceSettings { stall_threshold: stall, ..TraceSettings::default() },
         toggle: ToggleSettings { signal: None, ..ToggleSettings::default() },
         store: StoreSettings {
-            keep_free: DiskReserve::Bytes(Bytes(0)),
+            min_free_space: DiskReserve::Bytes(Bytes(0)),
             ..StoreSettings::default()
         },
         ..Settings::default()
@@ -91,13 +91,13 @@ fn runtime(workers: usize) -> Runtime {
 pub(crate) fn polls(plan: Plan) {
     for workers in [2, 8] {
         let runtime = runtime(workers);
-        let over = Arc::new(AtomicBool::new(false));
+        let stop = Arc::new(AtomicBool::new(false));
         for _ in 0..4 * workers {
-            let over = Arc::clone(&over);
+            let stop = Arc::clone(&stop);
             runtime.spawn(async move {
-                while !over.load(Ordering::Relaxed) {
-                    let begun = Instant::now();
-                    while begun.elapsed() < Duration::from_millis(10) {
+                while !stop.load(Ordering::Relaxed) {
+                    let started_at = Instant::now();
+                    while started_at.elapsed() < Duration::from_millis(10) {
                         std::hint::spin_loop();
                     }
                     tokio::task::yield_now().await;
@@ -105,9 +105,9 @@ pub(crate) fn polls(plan: Plan) {
             });
         }
         let share = |stall| {
-            let (agent, _dir) = agent(stall);
-            agent.handle().observe(runtime.handle().clone()).expect("a runtime to observe");
-            plan.own_share()
+            let (agent, _dir) = start_agent(stall);
+            agent.handle().watch_runtime(runtime.handle().clone()).expect("a runtime to observe");
+            plan.agent_cpu_percent()
         };
         let mut all = Vec::new();
         let search = plan.median(|| {
@@ -116,7 +116,7 @@ pub(crate) fn polls(plan: Plan) {
             with - share(None)
         });
         all.sort_by(f64::total_cmp);
-        over.store(true, Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
         runtime.shutdown_background();
         let name = format!("polls of 10 ms, {workers} workers");
         row(&format!("{name}: search"), search, "% of a core", 0.2);
@@ -136,21 +136,21 @@ pub(crate) fn threads(plan: Plan) {
         })
         .collect();
     let count = threads.len();
-    let plan = Plan { settle: 2 * plan.settle, ..plan };
+    let plan = Plan { warm_up: 2 * plan.warm_up, ..plan };
     let share = |agent: Option<(Agent, tempfile::TempDir)>| {
-        std::thread::sleep(plan.settle);
+        std::thread::sleep(plan.warm_up);
         let before = cpu_time();
-        std::thread::sleep(plan.span);
+        std::thread::sleep(plan.duration);
         let used = cpu_time() - before;
         // Closing a thousand perf events is not an idle cost.
         drop(agent);
-        used.as_secs_f64() / plan.span.as_secs_f64() * 100.0
+        used.as_secs_f64() / plan.duration.as_secs_f64() * 100.0
     };
     let mut controls = Vec::new();
     let more = plan.median(|| {
         let control = share(None);
         controls.push(control);
-        share(Some(agent(Some(Duration::from_millis(100))))) - control
+        share(Some(start_agent(Some(Duration::from_millis(100))))) - control
     });
     controls.sort_by(f64::total_cmp);
     let control = format!("{:.4} % of a core", controls[plan.pairs / 2]);
@@ -164,16 +164,16 @@ pub(crate) fn threads(plan: Plan) {
 /// in its poll waits for thousands of others. So the control is a loop that computes as long as the
 /// median poll; time beyond the control is time that polls wait for each other.
 pub(crate) fn first_polls(plan: Plan) {
-    const BEGINNERS: usize = 3000;
-    let (_agent, _dir) = agent(None);
+    const STARTING_THREADS: usize = 3000;
+    let (_agent, _dir) = start_agent(None);
     let times = |computes: Option<Duration>| {
-        let start = Arc::new(std::sync::Barrier::new(BEGINNERS));
+        let start = Arc::new(std::sync::Barrier::new(STARTING_THREADS));
         let body = move |start: &std::sync::Barrier| {
             start.wait();
-            let begun = Instant::now();
+            let started_at = Instant::now();
             match computes {
                 Some(time) => {
-                    while begun.elapsed() < time {
+                    while started_at.elapsed() < time {
                         std::hint::spin_loop();
                     }
                 }
@@ -183,9 +183,9 @@ pub(crate) fn first_polls(plan: Plan) {
                     assert!(task.poll(&mut context).is_ready());
                 }
             }
-            begun.elapsed()
+            started_at.elapsed()
         };
-        let threads: Vec<_> = (0..BEGINNERS)
+        let threads: Vec<_> = (0..STARTING_THREADS)
             .map(|_| {
                 let start = Arc::clone(&start);
                 let builder = std::thread::Builder::new().stack_size(64 << 10);
@@ -195,7 +195,7 @@ pub(crate) fn first_polls(plan: Plan) {
         let mut times: Vec<Duration> =
             threads.into_iter().map(|thread| thread.join().expect("no panic")).collect();
         times.sort();
-        [times[BEGINNERS / 2], times[BEGINNERS * 99 / 100]]
+        [times[STARTING_THREADS / 2], times[STARTING_THREADS * 99 / 100]]
     };
     let (mut medians, mut controls) = (Vec::new(), Vec::new());
     let p99 = plan.median(|| {
@@ -236,7 +236,7 @@ pub(crate) fn requests(plan: Plan) {
         // cell are shared evenly.
         for n in 0..3 {
             let (service, seconds) = &mut cells[(n + round) % 3];
-            *seconds = request(*service, plan);
+            *seconds = cpu_seconds_per_request(*service, plan);
         }
         let [plain, agent, instrumented] = cells.map(|(_, seconds)| seconds);
         plains.push(plain * 1e6);
@@ -262,16 +262,16 @@ pub(crate) fn requests(plan: Plan) {
 }
 
 /// Returns CPU seconds of the process per request.
-fn request(service: Service, plan: Plan) -> f64 {
+fn cpu_seconds_per_request(service: Service, plan: Plan) -> f64 {
     let mut builder = Builder::new_multi_thread();
     builder.worker_threads(2).enable_all();
     if service == Service::Whole {
-        marple::instrument(&mut builder);
+        marple::instrument_runtime(&mut builder);
     }
     let runtime = builder.build().expect("a runtime");
-    let agent = (service != Service::Plain).then(|| agent(Some(Duration::from_millis(100))));
+    let agent = (service != Service::Plain).then(|| start_agent(Some(Duration::from_millis(100))));
     if let Some((agent, _)) = &agent {
-        agent.handle().observe(runtime.handle().clone()).expect("a runtime to observe");
+        agent.handle().watch_runtime(runtime.handle().clone()).expect("a runtime to observe");
     }
     let registry = tracing_subscriber::registry();
     let _subscriber = match service {
@@ -282,13 +282,13 @@ fn request(service: Service, plan: Plan) -> f64 {
     };
     let served = Arc::new(AtomicU64::new(0));
     let address = runtime.block_on(serve(service, Arc::clone(&served)));
-    let over = Arc::new(AtomicBool::new(false));
+    let stop = Arc::new(AtomicBool::new(false));
     for _ in 0..8 {
-        let over = Arc::clone(&over);
+        let stop = Arc::clone(&stop);
         runtime.spawn(async move {
             let mut stream = TcpStream::connect(address).await.expect("a connection");
             let mut buffer = [0; 64];
-            while !over.load(Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
                 if stream.write_all(&[1; 64]).await.is_err() {
                     break;
                 }
@@ -299,12 +299,12 @@ fn request(service: Service, plan: Plan) -> f64 {
         });
     }
     // By then the agent has finished its start-up reads.
-    std::thread::sleep(plan.settle * 3 / 4);
+    std::thread::sleep(plan.warm_up * 3 / 4);
     let (cpu, before) = (cpu_time(), served.load(Ordering::Relaxed));
-    std::thread::sleep(plan.span / 8);
+    std::thread::sleep(plan.duration / 8);
     let used = cpu_time() - cpu;
     let served = served.load(Ordering::Relaxed) - before;
-    over.store(true, Ordering::Relaxed);
+    stop.store(true, Ordering::Relaxed);
     runtime.shutdown_timeout(Duration::from_secs(1));
     used.as_secs_f64() / served.max(1) as f64
 }

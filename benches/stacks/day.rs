@@ -15,7 +15,7 @@ use marple::trace::configure;
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 
-use crate::{PLAN, row, runtime};
+use crate::{DUMP_OPTIONS, row, runtime};
 
 const TASKS: usize = 24 * 60 * 60 * 100;
 
@@ -25,50 +25,55 @@ const BATCH: usize = 1000;
 pub(crate) fn day() {
     configure(TraceMode::Always, Bytes::mib(16), Duration::from_secs(30));
     let runtime = runtime();
-    let over = Arc::new(AtomicBool::new(false));
-    let asking = Arc::clone(&over);
+    let stop = Arc::new(AtomicBool::new(false));
+    let dumper_stop = Arc::clone(&stop);
     let dumps = thread::spawn(move || {
         let mut dumps = 0;
-        while !asking.load(Ordering::Relaxed) {
-            tasks::dump(&SystemClock, SystemClock.anchor(), PLAN).expect("a dump");
+        while !dumper_stop.load(Ordering::Relaxed) {
+            tasks::dump(&SystemClock, SystemClock.anchor(), DUMP_OPTIONS).expect("a dump");
             dumps += 1;
             thread::sleep(Duration::from_millis(50));
         }
         dumps
     });
     // Each wrapped future holds a reference, so the count shows futures that were not dropped.
-    let held = Arc::new(());
-    live(&runtime, TASKS / 10, &held);
-    let before = resident();
-    live(&runtime, TASKS, &held);
-    let growth = resident() - before;
-    over.store(true, Ordering::Relaxed);
+    let live_marker = Arc::new(());
+    run_tasks(&runtime, TASKS / 10, &live_marker);
+    let before = resident_mib();
+    run_tasks(&runtime, TASKS, &live_marker);
+    let growth = resident_mib() - before;
+    stop.store(true, Ordering::Relaxed);
     let dumps = dumps.join().expect("no panic");
     drop(runtime);
     configure(TraceMode::OnDemand, Bytes::mib(16), Duration::from_secs(30));
     row("a day of 100 tasks a second: dumps meanwhile", f64::from(dumps), "", None);
-    row("a day of 100 tasks a second: still listed", tasks::alive() as f64, "tasks", Some(0.0));
-    let held = Arc::strong_count(&held) - 1;
-    row("a day of 100 tasks a second: not dropped", held as f64, "tasks", Some(0.0));
+    row(
+        "a day of 100 tasks a second: still listed",
+        tasks::alive_count() as f64,
+        "tasks",
+        Some(0.0),
+    );
+    let live_count = Arc::strong_count(&live_marker) - 1;
+    row("a day of 100 tasks a second: not dropped", live_count as f64, "tasks", Some(0.0));
     row("a day of 100 tasks a second: resident growth", growth, "MiB", Some(1.0));
 }
 
 /// Runs tasks that end at once, that wait and are woken, and that wait and are aborted, and futures
 /// that are dropped before their first poll.
-fn live(runtime: &Runtime, tasks: usize, held: &Arc<()>) {
+fn run_tasks(runtime: &Runtime, tasks: usize, held: &Arc<()>) {
     runtime.block_on(async {
         let mut handles = Vec::with_capacity(BATCH);
         for _ in 0..tasks / BATCH {
-            let told = Arc::new(Semaphore::new(0));
+            let wake_up = Arc::new(Semaphore::new(0));
             for at in 0..BATCH {
-                let (held, told) = (Arc::clone(held), Arc::clone(&told));
+                let (live_marker, wake_up) = (Arc::clone(held), Arc::clone(&wake_up));
                 let work = async move {
                     match at % 4 {
                         0 => {}
-                        1 => assert!(told.acquire().await.is_err(), "closed"),
+                        1 => assert!(wake_up.acquire().await.is_err(), "closed"),
                         _ => std::future::pending().await,
                     }
-                    drop(held);
+                    drop(live_marker);
                 };
                 match at % 4 {
                     3 => drop(work.traced("never polled")),
@@ -76,7 +81,7 @@ fn live(runtime: &Runtime, tasks: usize, held: &Arc<()>) {
                 }
             }
             tokio::task::yield_now().await;
-            told.close();
+            wake_up.close();
             for (at, handle) in handles.drain(..).enumerate() {
                 if at % 3 == 2 {
                     handle.abort();
@@ -88,7 +93,7 @@ fn live(runtime: &Runtime, tasks: usize, held: &Arc<()>) {
 }
 
 /// Returns the resident memory of this process in MiB.
-fn resident() -> f64 {
+fn resident_mib() -> f64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok());

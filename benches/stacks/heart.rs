@@ -9,12 +9,12 @@ use tokio::runtime::Runtime;
 
 /// Number of beats, and the longest gap between two since the last reading, in microseconds.
 #[derive(Default)]
-pub(crate) struct Heart {
+pub(crate) struct Heartbeat {
     beats: AtomicU64,
-    longest: AtomicU64,
+    longest_gap: AtomicU64,
 }
 
-impl Heart {
+impl Heartbeat {
     pub(crate) fn start(runtime: &Runtime) -> Arc<Self> {
         let heart = Arc::new(Self::default());
         let beating = Arc::clone(&heart);
@@ -23,7 +23,7 @@ impl Heart {
             loop {
                 tokio::time::sleep(Duration::from_millis(1)).await;
                 beating.beats.fetch_add(1, Ordering::Relaxed);
-                beating.longest.fetch_max(last.elapsed().as_micros() as u64, Ordering::Relaxed);
+                beating.longest_gap.fetch_max(last.elapsed().as_micros() as u64, Ordering::Relaxed);
                 last = Instant::now();
             }
         });
@@ -31,8 +31,8 @@ impl Heart {
     }
 
     /// Returns the longest gap in milliseconds and resets it.
-    pub(crate) fn gap(&self) -> f64 {
-        self.longest.swap(0, Ordering::Relaxed) as f64 / 1000.0
+    pub(crate) fn take_longest_gap(&self) -> f64 {
+        self.longest_gap.swap(0, Ordering::Relaxed) as f64 / 1000.0
     }
 
     /// Returns the number of beats so far.
@@ -41,7 +41,7 @@ impl Heart {
     }
 
     /// Returns the number of beats in the next half second.
-    pub(crate) fn beats(&self) -> f64 {
+    pub(crate) fn beats_in_half_second(&self) -> f64 {
         let before = self.count();
         std::thread::sleep(Duration::from_millis(500));
         (self.count() - before) as f64

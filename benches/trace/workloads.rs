@@ -35,12 +35,12 @@ impl Spawn {
         match self {
             Self::Plain => tokio::spawn(future),
             Self::Wrapped => wrapped::spawn(future),
-            Self::Clocked => tokio::spawn(clocked(future)),
+            Self::Clocked => tokio::spawn(timed(future)),
         }
     }
 }
 
-async fn clocked<F: Future>(future: F) -> F::Output {
+async fn timed<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
     poll_fn(|cx| {
         black_box(cycle_clock::now());

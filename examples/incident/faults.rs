@@ -16,13 +16,13 @@ use tracing::instrument;
 
 /// Size of a leaked block: 40 MiB. glibc unmaps freed blocks above 32 MiB (its largest mmap
 /// threshold), so the resident set falls as soon as the leak is repaired.
-const REPORT: usize = 40 << 20;
+const REPORT_BYTES: usize = 40 << 20;
 /// Bounds the leak, so that a failed run of the example does not exhaust the machine's memory.
-const MOST_REPORTS: usize = 24;
+const MAX_REPORTS: usize = 24;
 /// Tasks that each request leaves behind.
 const TASKS: usize = 50;
 /// CPU time of a request.
-const COMPUTES: Duration = Duration::from_millis(100);
+const REQUEST_CPU_TIME: Duration = Duration::from_millis(100);
 
 static REPORTS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 static REPLY: Notify = Notify::const_new();
@@ -59,9 +59,9 @@ async fn report() -> Result<&'static str, StatusCode> {
 #[inline(never)]
 fn keep_every_report_ever_made() -> bool {
     let mut reports = REPORTS.lock().unwrap_or_else(PoisonError::into_inner);
-    let room = reports.len() < MOST_REPORTS;
+    let room = reports.len() < MAX_REPORTS;
     if room {
-        reports.push(vec![b'.'; REPORT]);
+        reports.push(vec![b'.'; REPORT_BYTES]);
     }
     room
 }
@@ -79,7 +79,7 @@ async fn proof() -> Result<String, StatusCode> {
 fn search_for_a_proof_of_work() -> u64 {
     let started = Instant::now();
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    while started.elapsed() < COMPUTES {
+    while started.elapsed() < REQUEST_CPU_TIME {
         for _ in 0..10_000 {
             state ^= state << 13;
             state ^= state >> 7;

@@ -42,7 +42,7 @@ pub(crate) struct Load {
 #[derive(Default)]
 struct Shared {
     stop: AtomicBool,
-    answered: AtomicU64,
+    succeeded: AtomicU64,
     failed: AtomicU64,
 }
 
@@ -56,7 +56,7 @@ impl Load {
                 thread::spawn(move || {
                     while !shared.stop.load(Ordering::Relaxed) {
                         let count = match client.get(path) {
-                            Ok(_) => &shared.answered,
+                            Ok(_) => &shared.succeeded,
                             Err(_) => &shared.failed,
                         };
                         count.fetch_add(1, Ordering::Relaxed);
@@ -72,7 +72,7 @@ impl Load {
     pub(crate) fn finish(mut self) -> (u64, u64) {
         self.join();
         let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        (count(&self.shared.answered), count(&self.shared.failed))
+        (count(&self.shared.succeeded), count(&self.shared.failed))
     }
 
     fn join(&mut self) {

@@ -85,7 +85,7 @@ fn run() -> Result<usize, Box<dyn Error>> {
         .with(tracing_subscriber::fmt::layer().with_ansi(false).with_filter(LevelFilter::WARN))
         .init();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    marple::instrument(&mut builder);
+    marple::instrument_runtime(&mut builder);
     let runtime = builder.enable_all().build()?;
     let _entered = runtime.enter();
 
@@ -105,7 +105,7 @@ fn run() -> Result<usize, Box<dyn Error>> {
     runtime.spawn(server.traced("server"));
 
     let scenario = Scenario { client: Client::new(base.clone()), base, agent: agent.handle(), dir };
-    let incidents = scenario.play()?;
+    let incidents = scenario.run_all()?;
     drop(agent);
 
     let mut found = 0;
@@ -144,10 +144,10 @@ struct Scenario {
     dir: PathBuf,
 }
 
-type Culprit = Option<(CaptureKind, &'static str)>;
+type ExpectedFunction = Option<(CaptureKind, &'static str)>;
 
 impl Scenario {
-    fn play(&self) -> Result<Vec<(Incident, Culprit)>, Box<dyn Error>> {
+    fn run_all(&self) -> Result<Vec<(Incident, ExpectedFunction)>, Box<dyn Error>> {
         self.wait("the service to answer", || self.client.get("/orders").ok())?;
         println!("the service answers at {}", self.base);
         let ordinary = Load::start(&self.base, "/orders", 2, Duration::from_millis(5));
@@ -178,7 +178,7 @@ impl Scenario {
         ];
         let mut incidents = Vec::new();
         for fault in &faults {
-            incidents.push((self.suffer(fault)?, fault.culprit));
+            incidents.push((self.run_fault(fault)?, fault.culprit));
         }
         incidents.push((self.toggle()?, None));
 
@@ -188,14 +188,14 @@ impl Scenario {
     }
 
     /// Causes a fault until its incident has its files, then repairs it.
-    fn suffer(&self, fault: &Fault) -> Result<Incident, Box<dyn Error>> {
-        let since = Timestamp::now();
+    fn run_fault(&self, fault: &Fault) -> Result<Incident, Box<dyn Error>> {
+        let started_at = Timestamp::now();
         println!("{}: asking for {} until its rule fires", fault.rule, fault.path);
         let load = Load::start(&self.base, fault.path, fault.threads, fault.pause);
         let of_rule = || {
             self.find(|incident| {
                 let mut reasons = incident.manifest.reasons.iter();
-                reasons.any(|r| r.rule.as_deref() == Some(fault.rule) && r.at >= since)
+                reasons.any(|r| r.rule.as_deref() == Some(fault.rule) && r.at >= started_at)
             })
         };
         let incident = self.wait(&format!("the {} rule to fire", fault.rule), of_rule)?;
@@ -209,12 +209,12 @@ impl Scenario {
 
     /// Starts and stops an incident by hand.
     fn toggle(&self) -> Result<Incident, Box<dyn Error>> {
-        let since = Timestamp::now();
+        let started_at = Timestamp::now();
         println!("toggle: {}", self.client.post("/monitor/notify")?);
         let by_hand = || {
             self.find(|incident| {
                 let mut reasons = incident.manifest.reasons.iter();
-                reasons.any(|reason| reason.origin == Origin::Http && reason.at >= since)
+                reasons.any(|reason| reason.origin == Origin::Http && reason.at >= started_at)
             })
         };
         // Wait until all captures run, so that the files show what ordinary requests do.
@@ -229,12 +229,16 @@ impl Scenario {
         self.wait("the incident to close", || by_hand().filter(Incident::is_closed))
     }
 
-    fn find(&self, wanted: impl Fn(&Incident) -> bool) -> Option<Incident> {
-        Incident::all(&self.dir).into_iter().find(wanted)
+    fn find(&self, predicate: impl Fn(&Incident) -> bool) -> Option<Incident> {
+        Incident::in_dir(&self.dir).into_iter().find(predicate)
     }
 
     /// Waits for a condition. The error on a timeout includes the agent's status.
-    fn wait<T>(&self, what: &str, ready: impl Fn() -> Option<T>) -> Result<T, Box<dyn Error>> {
+    fn wait<T>(
+        &self,
+        condition_name: &str,
+        ready: impl Fn() -> Option<T>,
+    ) -> Result<T, Box<dyn Error>> {
         let started = Instant::now();
         while started.elapsed() < DEADLINE {
             if let Some(found) = ready() {
@@ -249,6 +253,7 @@ impl Scenario {
             .map(|rule| format!("\n  rule {}: {}", rule.name, rule.explanation))
             .collect();
         let failure = status.last_failure.unwrap_or_else(|| "none".to_owned());
-        Err(format!("waited {DEADLINE:?} for {what}{rules}\n  last failure: {failure}").into())
+        Err(format!("waited {DEADLINE:?} for {condition_name}{rules}\n  last failure: {failure}")
+            .into())
     }
 }

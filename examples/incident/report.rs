@@ -26,7 +26,7 @@ pub(crate) struct Incident {
 
 impl Incident {
     /// Returns the incidents of this process below `dir`.
-    pub(crate) fn all(dir: &Path) -> Vec<Self> {
+    pub(crate) fn in_dir(dir: &Path) -> Vec<Self> {
         // An unreadable manifest is skipped; the wait for its incident then fails with an error.
         let entries = store::list(dir).unwrap_or_default().into_iter();
         entries
@@ -52,34 +52,34 @@ impl Incident {
     fn missing(&self) -> Vec<String> {
         EXPECTED
             .into_iter()
-            .filter(|&(kind, least)| self.artifacts(kind).count() < least)
-            .map(|(kind, least)| {
+            .filter(|&(kind, min_count)| self.artifacts(kind).count() < min_count)
+            .map(|(kind, min_count)| {
                 let captures = self.manifest.captures.iter().filter(|capture| capture.kind == kind);
                 let why: Vec<&str> = captures.filter_map(|c| c.error.as_deref()).collect();
-                format!("{kind}: fewer files than {least}; errors told: {why:?}")
+                format!("{kind}: fewer files than {min_count}; errors told: {why:?}")
             })
             .collect()
     }
 
     /// Returns all problems of the incident. `culprit` is a function that a profile of that kind
     /// must name.
-    pub(crate) fn problems(&self, culprit: Option<(CaptureKind, &str)>) -> Vec<String> {
+    pub(crate) fn problems(&self, expected_function: Option<(CaptureKind, &str)>) -> Vec<String> {
         let mut problems = self.missing();
         if !self.is_closed() {
             problems.push(format!("it is {:?}", self.manifest.state));
         }
-        let mut named = false;
+        let mut is_function_named = false;
         for artifact in &self.manifest.artifacts {
             match self.check(artifact) {
                 Ok(names) => {
-                    named |= culprit.is_some_and(|(kind, function)| {
+                    is_function_named |= expected_function.is_some_and(|(kind, function)| {
                         artifact.kind == kind && names.iter().any(|name| name.contains(function))
                     });
                 }
                 Err(error) => problems.push(format!("{}: {error}", artifact.file)),
             }
         }
-        if let (false, Some((kind, function))) = (named, culprit) {
+        if let (false, Some((kind, function))) = (is_function_named, expected_function) {
             problems.push(format!("no profile of {kind} names `{function}`"));
         }
         problems

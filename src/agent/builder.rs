@@ -8,24 +8,28 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::Error as AgentError;
-use super::deferred::{DeferredParts, FileWatch, FirstOpened};
-use super::event::QUEUE;
+use super::deferred::{DeferredParts, FileWatch, FirstOpenResult};
+use super::event::EVENT_QUEUE_CAPACITY;
 use super::event::results;
 use super::handle::AgentHandle;
 use super::pending::AgentThreads;
 use super::run::AgentLoop;
 use super::service::Service;
-use super::threads::lead;
+use super::threads::run_agent_thread;
 use crate::agent::singleton::Agent;
 use crate::agent::state::{AgentState, InitialState};
 use crate::base::{Clock, Error, SystemClock, log, panics, spare, warnings};
 use crate::capture::callbacks;
 use crate::capture::callbacks::{Callback, CallbackSender, IncidentEvent};
 use crate::capture::collectors;
-use crate::capture::custom_collectors::{Collected, CollectorOptions, CollectorOutput, Collectors};
+use crate::capture::custom_collectors::{
+    CollectorOptions, CollectorOutput, CollectorResult, Collectors,
+};
 use crate::capture::thread as capture_thread;
 use crate::capture::worker::CaptureWorker;
-use crate::capture::worker::directory::{Directory, OpenedStore, TOPIC as DIRECTORY};
+use crate::capture::worker::directory::{
+    DIRECTORY_WARNING_TOPIC as DIRECTORY, Directory, OpenedStore,
+};
 use crate::config::{Settings, WatchedFile};
 use crate::metrics::Metrics;
 use crate::model::{ProcessInfo, Versions};
@@ -41,12 +45,13 @@ pub struct Builder {
     path: Option<PathBuf>,
     services: Vec<Box<dyn Service>>,
     callbacks: Vec<Callback>,
-    collectors: Vec<Pending>,
+    collectors: Vec<CollectorRegistration>,
     strict: bool,
 }
 
 /// A collector to register at the start.
-type Pending = (String, CollectorOptions, Box<dyn FnMut(&mut CollectorOutput) -> Collected + Send>);
+type CollectorRegistration =
+    (String, CollectorOptions, Box<dyn FnMut(&mut CollectorOutput) -> CollectorResult + Send>);
 
 impl Builder {
     pub(super) fn new(settings: Settings, path: Option<PathBuf>) -> Self {
@@ -73,22 +78,22 @@ impl Builder {
         self
     }
 
-    /// Registers `collect` as the custom collector `name`, as [`AgentHandle::collector`] does. An
+    /// Registers `collect` as the custom collector `name`, as [`AgentHandle::add_collector`] does. An
     /// invalid name is an error of the start.
-    pub fn collector(
+    pub fn add_collector(
         self,
         name: impl Into<String>,
-        collect: impl FnMut(&mut CollectorOutput) -> Collected + Send + 'static,
+        collect: impl FnMut(&mut CollectorOutput) -> CollectorResult + Send + 'static,
     ) -> Self {
-        self.collector_with(name, CollectorOptions::default(), collect)
+        self.add_collector_with(name, CollectorOptions::default(), collect)
     }
 
     /// Registers a custom collector with other limits.
-    pub fn collector_with(
+    pub fn add_collector_with(
         mut self,
         name: impl Into<String>,
         options: CollectorOptions,
-        collect: impl FnMut(&mut CollectorOutput) -> Collected + Send + 'static,
+        collect: impl FnMut(&mut CollectorOutput) -> CollectorResult + Send + 'static,
     ) -> Self {
         self.collectors.push((name.into(), options, Box::new(collect)));
         self
@@ -99,7 +104,7 @@ impl Builder {
         not(feature = "http"),
         expect(dead_code, reason = "the endpoint is the only service")
     )]
-    pub(crate) fn attach(mut self, service: impl Service + 'static) -> Self {
+    pub(crate) fn add_service(mut self, service: impl Service + 'static) -> Self {
         self.services.push(Box::new(service));
         self
     }
@@ -122,27 +127,27 @@ impl Builder {
     pub(crate) fn launch(self) -> Result<Agent, Error> {
         let Self { settings, path, mut services, callbacks, collectors, strict } = self;
         settings.validate().map_err(Error::new)?;
-        let claim = ProcessClaim::take().ok_or_else(|| Error::new(AgentError::AlreadyRunning))?;
+        let claim = ProcessClaim::claim().ok_or_else(|| Error::new(AgentError::AlreadyRunning))?;
         panics::install_hook();
         spare::reserve();
         log::set_on_start(|| {
             crate::os::own_thread::enter();
-            collectors::heap::exclude_for_good();
+            collectors::heap::exclude_thread_permanently();
         });
-        let (events, queue) = mpsc::channel(QUEUE);
+        let (events, queue) = mpsc::channel(EVENT_QUEUE_CAPACITY);
         let registry = Collectors::new(results(events.clone()));
         for (name, options, collect) in collectors {
             registry.add(&name, options, collect)?;
         }
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let (runtimes, numbers) = (Runtimes::default(), Metrics::default());
+        let (runtimes, metrics) = (Runtimes::default(), Metrics::default());
         if let Ok(current) = tokio::runtime::Handle::try_current()
             && let Err(error) = runtimes.observe(current)
         {
             warnings::set("runtime", format!("this runtime is not watched: {error}"));
         }
         let threads = AgentThreads::new();
-        let measured = (runtimes.clone(), numbers.clone());
+        let measured = (runtimes.clone(), metrics.clone());
         let location = Location::new(&settings.dir);
         let registered = registry.clone();
         let handle = AgentHandle::new(
@@ -153,7 +158,7 @@ impl Builder {
             location.clone(),
             &threads,
         );
-        let mut files = FileWatch::new(watched(&settings, path.clone()), events.clone());
+        let mut files = FileWatch::new(watched_files(&settings, path.clone()), events.clone());
         if let Err(error) = files.start()
             && strict
         {
@@ -167,20 +172,21 @@ impl Builder {
                 return Err(error);
             }
         }
-        let places: Vec<String> = services.iter().filter_map(|service| service.place()).collect();
-        let endpoint = if places.is_empty() { "none".to_owned() } else { places.join(", ") };
+        let endpoints: Vec<String> =
+            services.iter().filter_map(|service| service.endpoint()).collect();
+        let endpoint = if endpoints.is_empty() { "none".to_owned() } else { endpoints.join(", ") };
 
         // The channel holds one command: the loop sends the next after the result of the last.
-        let (tasks, inbox) = std_mpsc::sync_channel(1);
-        let (announcer, announced) = CallbackSender::new(&callbacks);
-        if let Some(announced) = announced {
+        let (commands, inbox) = std_mpsc::sync_channel(1);
+        let (callback_sender, callback_events) = CallbackSender::new(&callbacks);
+        if let Some(announced) = callback_events {
             // This thread is never joined: it runs host code.
-            threads.callbacks.prepare(move || callbacks::call(&announced, callbacks));
+            threads.callbacks.set_body(move || callbacks::run_callbacks(&announced, callbacks));
         }
-        collectors::names::begin();
+        collectors::names::open_files();
         collectors::heap::read_images();
         let (first, opening) = std_mpsc::sync_channel(1);
-        threads.capture.prepare({
+        threads.capture.set_body({
             let (clock, results) = (Arc::clone(&clock), results(events.clone()));
             let (collectors, path, store) =
                 (registry.clone(), location.clone(), settings.store.clone());
@@ -189,13 +195,13 @@ impl Builder {
                 let (directory, opened) = Directory::open(path, &store, Arc::clone(&clock));
                 // Fails if the start failed and dropped the receiver.
                 let _ = first.send(opened);
-                let (process, versions) = (process(&*clock), versions());
+                let (process, versions) = (process_info(&*clock), versions());
                 let worker = CaptureWorker::new(
                     Arc::clone(&clock),
                     directory,
                     process,
                     versions,
-                    announcer,
+                    callback_sender,
                     collectors,
                 );
                 capture_thread::run(worker, &*clock, &store, &inbox, &results);
@@ -214,25 +220,25 @@ impl Builder {
         collectors::heap::set_rates(&settings.heap);
 
         let (finished_tx, finished) = std_mpsc::sync_channel(1);
-        threads.agent_loop.prepare({
+        threads.agent_loop.set_body({
             let (handle, deferred) = (handle.clone(), DeferredParts::new(&threads, files, opening));
             move || {
                 let _excluded = collectors::heap::exclude_current_thread();
-                let begun = InitialState {
+                let initial = InitialState {
                     settings,
-                    path,
+                    config_path: path,
                     collectors: registry,
                     location,
                     directory,
                     endpoint,
                 };
-                let reader = Reader::new(runtimes.clone(), numbers);
-                let core = AgentState::new(clock, begun, reader, tasks);
-                let agent = AgentLoop::new(core, queue, runtimes, deferred);
-                lead(agent, services, handle);
+                let reader = Reader::new(runtimes.clone(), metrics);
+                let state = AgentState::new(clock, initial, reader, commands);
+                let agent = AgentLoop::new(state, queue, runtimes, deferred);
+                run_agent_thread(agent, services, handle);
                 // Other senders may exist, so the end is signaled explicitly.
                 let _ = finished_tx.send(());
-                spare::give_back();
+                spare::release_all();
                 drop(claim);
             }
         });
@@ -240,7 +246,7 @@ impl Builder {
             if strict {
                 threads.agent_loop.cancel();
                 // The capture thread ends when its inbox is closed, and releases the directory.
-                threads.capture.take().into_iter().for_each(|thread| _ = thread.join());
+                threads.capture.take_handle().into_iter().for_each(|thread| _ = thread.join());
                 return Err(error);
             }
             // There is no agent thread to log it.
@@ -254,26 +260,26 @@ impl Builder {
 
 /// Maximum time a start waits for the incident directory. A directory on a disk is open within
 /// milliseconds; one on a network volume whose server does not respond may never be.
-const OPENING: Duration = Duration::from_secs(2);
+const DIRECTORY_OPEN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Waits for the capture thread's first attempt to open the incident directory. If the attempt
 /// takes longer, returns the channel of its result.
 fn await_directory(
-    opening: FirstOpened,
+    opening: FirstOpenResult,
     threads: &AgentThreads,
     dir: &Path,
     strict: bool,
-) -> Result<(Option<OpenedStore>, Option<FirstOpened>), Error> {
+) -> Result<(Option<OpenedStore>, Option<FirstOpenResult>), Error> {
     if strict {
         // The thread ended without a result: it panicked.
-        let gone = |_| Error::new(AgentError::CaptureThreadGone);
-        let opened = opening.recv().map_err(gone)?.map_err(Error::new)?;
+        let thread_ended = |_| Error::new(AgentError::CaptureThreadEnded);
+        let opened = opening.recv().map_err(thread_ended)?.map_err(Error::new)?;
         return Ok((Some(opened), None));
     }
     if !threads.capture.is_started() {
         return Ok((None, Some(opening)));
     }
-    match opening.recv_timeout(OPENING) {
+    match opening.recv_timeout(DIRECTORY_OPEN_TIMEOUT) {
         Ok(Ok(opened)) => Ok((Some(opened), None)),
         // Reported by the capture thread, which retries.
         Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => Ok((None, None)),
@@ -281,7 +287,7 @@ fn await_directory(
             warnings::set(
                 DIRECTORY,
                 format!(
-                    "no incident is stored yet: opening {} takes more than {OPENING:?}; the file system does not \
+                    "no incident is stored yet: opening {} takes more than {DIRECTORY_OPEN_TIMEOUT:?}; the file system does not \
                      answer, or much is left of an earlier process",
                     dir.display()
                 ),
@@ -292,15 +298,17 @@ fn await_directory(
 }
 
 /// Returns the settings file and the trigger file, if present.
-fn watched(settings: &Settings, path: Option<PathBuf>) -> Vec<WatchedFile> {
+fn watched_files(settings: &Settings, path: Option<PathBuf>) -> Vec<WatchedFile> {
     let trigger = settings.toggle.trigger_file.clone().map(WatchedFile::Trigger);
     path.map(WatchedFile::Config).into_iter().chain(trigger).collect()
 }
 
-fn process(clock: &dyn Clock) -> ProcessInfo {
+fn process_info(clock: &dyn Clock) -> ProcessInfo {
     ProcessInfo {
         pid: os::proc::process::pid(),
-        exe: os::proc::process::exe().map(|exe| exe.display().to_string()).unwrap_or_default(),
+        exe: os::proc::process::executable_path()
+            .map(|exe| exe.display().to_string())
+            .unwrap_or_default(),
         build_id: os::images::loaded()
             .ok()
             .and_then(|images| images.into_iter().next())
@@ -313,7 +321,7 @@ fn process(clock: &dyn Clock) -> ProcessInfo {
 fn versions() -> Versions {
     Versions {
         marple: env!("CARGO_PKG_VERSION").to_owned(),
-        kernel: os::proc::process::kernel(),
+        kernel: os::proc::process::kernel_release(),
         arch: os::proc::process::arch(),
     }
 }

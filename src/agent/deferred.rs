@@ -16,26 +16,26 @@ use crate::agent::state::AgentState;
 use crate::base::retry::RetryBackoff;
 use crate::base::{Error, log, warnings};
 use crate::capture::collectors;
-use crate::capture::worker::directory::{OpenedStore, TOPIC as DIRECTORY};
+use crate::capture::worker::directory::{DIRECTORY_WARNING_TOPIC as DIRECTORY, OpenedStore};
 use crate::config::{FileChange, FileWatcher, WatchedFile};
 use crate::model::Origin;
 use crate::os::{self, fork};
 use crate::store;
 
 /// Topic of the warning raised while the file watch is missing or degraded.
-const WATCH: &str = "config.watch";
+const WATCH_WARNING_TOPIC: &str = "config.watch";
 
 /// Channel for the result of the first attempt to open the incident directory.
-pub(super) type FirstOpened = Receiver<Result<OpenedStore, store::Error>>;
+pub(super) type FirstOpenResult = Receiver<Result<OpenedStore, store::Error>>;
 
 /// The resources still missing.
 pub(super) struct DeferredParts {
     threads: Weak<AgentThreads>,
     files: FileWatch,
-    opening: Option<FirstOpened>,
+    opening: Option<FirstOpenResult>,
     /// True if threads or the watch are missing.
     is_incomplete: bool,
-    next: Instant,
+    retry_at: Instant,
     backoff: RetryBackoff,
     children: ChildWatch,
 }
@@ -44,28 +44,28 @@ impl DeferredParts {
     pub(super) fn new(
         threads: &Arc<AgentThreads>,
         files: FileWatch,
-        opening: Option<FirstOpened>,
+        opening: Option<FirstOpenResult>,
     ) -> Self {
         Self {
             threads: Arc::downgrade(threads),
             files,
             opening,
             is_incomplete: true,
-            next: Instant::now(),
+            retry_at: Instant::now(),
             backoff: RetryBackoff::new(),
             children: ChildWatch::default(),
         }
     }
 
     /// Retries what is due. Must be called at each tick.
-    pub(super) fn tick(&mut self, core: &mut AgentState) {
+    pub(super) fn tick(&mut self, state: &mut AgentState) {
         if let Some(opening) = &self.opening {
             match opening.try_recv() {
                 Ok(Ok(opened)) => {
                     // The warning about a slow start may have been raised after the directory was
                     // opened.
                     warnings::clear(DIRECTORY);
-                    core.directory_opened(opened);
+                    state.on_directory_opened(opened);
                     self.opening = None;
                 }
                 // The capture thread retries from here on and has reported the error.
@@ -74,13 +74,13 @@ impl DeferredParts {
             }
         }
         let now = Instant::now();
-        if self.is_incomplete && now >= self.next {
+        if self.is_incomplete && now >= self.retry_at {
             let threads = self.threads.upgrade().is_none_or(|threads| threads.start_helpers());
             let watched = self.files.start().is_ok();
             self.is_incomplete = !(threads && watched);
-            self.next = now + self.backoff.delay();
+            self.retry_at = now + self.backoff.next_delay();
         }
-        self.children.look(now);
+        self.children.check(now);
     }
 }
 
@@ -104,26 +104,26 @@ impl FileWatch {
         }
         let enter = || {
             os::own_thread::enter();
-            collectors::heap::exclude_for_good();
+            collectors::heap::exclude_thread_permanently();
         };
         let on_change = on_change(self.events.clone());
         match FileWatcher::with_thread_hook(self.files.clone(), enter, on_change) {
             Ok(watcher) => {
-                match watcher.without_events() {
+                match watcher.polling_reason() {
                     Some(why) => warnings::set(
-                        WATCH,
+                        WATCH_WARNING_TOPIC,
                         format!(
                             "the settings are polled four times a second instead of read when they change: {why}"
                         ),
                     ),
-                    None => warnings::clear(WATCH),
+                    None => warnings::clear(WATCH_WARNING_TOPIC),
                 }
                 self.watcher = Some(watcher);
                 Ok(())
             }
             Err(error) => {
                 warnings::set(
-                    WATCH,
+                    WATCH_WARNING_TOPIC,
                     format!(
                         "changes of the settings and of the trigger file are not seen: {error}; tried again every few seconds"
                     ),
@@ -138,7 +138,7 @@ fn on_change(events: mpsc::Sender<AgentEvent>) -> impl FnMut(FileChange) + Send 
     move |change| {
         let event = match change {
             FileChange::Config { settings, .. } => {
-                AgentEvent::Reloaded { settings: settings.map_err(Error::new) }
+                AgentEvent::SettingsChanged { settings: settings.map_err(Error::new) }
             }
             FileChange::Trigger { .. } => AgentEvent::Toggle {
                 action: ToggleAction::Flip,
@@ -156,32 +156,32 @@ fn on_change(events: mpsc::Sender<AgentEvent>) -> impl FnMut(FileChange) + Send 
 /// Child processes forked from this one that run without an agent.
 #[derive(Default)]
 struct ChildWatch {
-    forks: u32,
-    due: Option<Instant>,
+    seen_forks: u32,
+    next_check: Option<Instant>,
 }
 
 impl ChildWatch {
     /// Time a child has to call `exec` or to start an agent, and the interval of later checks.
-    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
+    const GRACE_PERIOD: std::time::Duration = std::time::Duration::from_secs(3);
     const TOPIC: &'static str = "fork";
 
     /// Checks for such children. Costs one load while nothing was forked.
-    fn look(&mut self, now: Instant) {
-        let forks = fork::forks();
-        if forks != self.forks {
-            self.forks = forks;
-            self.due.get_or_insert(now + Self::PATIENCE);
+    fn check(&mut self, now: Instant) {
+        let forks = fork::fork_count();
+        if forks != self.seen_forks {
+            self.seen_forks = forks;
+            self.next_check.get_or_insert(now + Self::GRACE_PERIOD);
         }
-        if self.due.is_none_or(|due| now < due) {
+        if self.next_check.is_none_or(|due| now < due) {
             return;
         }
         let children = fork::unwatched_children();
         if children.is_empty() {
-            self.due = None;
+            self.next_check = None;
             warnings::clear(Self::TOPIC);
             return;
         }
-        self.due = Some(now + Self::PATIENCE);
+        self.next_check = Some(now + Self::GRACE_PERIOD);
         let shown: Vec<String> = children.iter().take(8).map(u32::to_string).collect();
         let more = match children.len().saturating_sub(shown.len()) {
             0 => String::new(),

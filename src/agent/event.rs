@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::status::{Captured, Status, Toggled};
+use super::status::{CaptureStarted, Status, ToggleStatus};
 use crate::base::Error;
 use crate::capture::messages::{CaptureResult, ResultSender};
 use crate::config::Settings;
@@ -13,7 +13,7 @@ use crate::policy::on_demand;
 
 /// Capacity of the event queue. An event takes some hundred bytes, and the loop handles thousands a
 /// second. A full queue means a caller is polling in a loop; its request is rejected.
-pub(crate) const QUEUE: usize = 4096;
+pub(crate) const EVENT_QUEUE_CAPACITY: usize = 4096;
 
 /// Channel for the reply to a request.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;
@@ -38,20 +38,20 @@ pub(crate) enum AgentEvent {
         /// Captures to start, or `None` to use those of the settings.
         kinds: Option<CaptureSet>,
         /// Channel for the reply, or `None` if the caller does not wait for one.
-        reply: Option<Reply<Toggled>>,
+        reply: Option<Reply<ToggleStatus>>,
     },
     /// A request from code for captures of a given duration.
-    Capture { kinds: CaptureSet, duration: Duration, reply: Reply<Captured> },
+    Capture { kinds: CaptureSet, duration: Duration, reply: Reply<CaptureStarted> },
     /// A request for the status.
     Status { reply: Reply<Box<Status>> },
     /// A result of the capture thread.
     Result(CaptureResult),
     /// A request for an on-demand capture.
-    Stream(on_demand::ProfileRequest),
+    OnDemandRequested(on_demand::ProfileRequest),
     /// A client of an on-demand capture disconnected.
-    StreamGone,
+    ClientDisconnected,
     /// The settings file changed; holds the parsed settings or the error.
-    Reloaded { settings: Result<Box<Settings>, Error> },
+    SettingsChanged { settings: Result<Box<Settings>, Error> },
     /// The guard was dropped.
     Shutdown,
 }

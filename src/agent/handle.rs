@@ -15,10 +15,12 @@ use super::Error as AgentError;
 use super::event::{AgentEvent, Reply, ToggleAction};
 use super::pending::AgentThreads;
 use super::pending_profile::PendingProfile;
-use super::status::{Captured, Status, Toggled};
+use super::status::{CaptureStarted, Status, ToggleStatus};
 use crate::base::Error;
-use crate::base::side_thread::{SideThread, WakeAside};
-use crate::capture::custom_collectors::{Collected, CollectorOptions, CollectorOutput, Collectors};
+use crate::base::side_thread::{SideThread, SideThreadWaker};
+use crate::capture::custom_collectors::{
+    CollectorOptions, CollectorOutput, CollectorResult, Collectors,
+};
 use crate::config::{HttpSettings, Settings};
 use crate::metrics::{Counter, Gauge, Histogram, Metrics};
 use crate::model::{CaptureSet, Origin};
@@ -35,17 +37,17 @@ use crate::vitals::Runtimes;
 pub struct AgentHandle {
     events: mpsc::Sender<AgentEvent>,
     runtimes: Runtimes,
-    numbers: Metrics,
+    metrics: Metrics,
     collectors: Collectors,
     /// Thread that calls the wakers of the service.
     wakers: SideThread,
     /// Settings that cannot change without a restart.
-    fixed: Arc<Fixed>,
+    fixed: Arc<FixedParts>,
 }
 
 /// Values that are constant while the agent runs.
 #[cfg_attr(not(feature = "http"), allow(dead_code, reason = "only the endpoint uses it"))]
-struct Fixed {
+struct FixedParts {
     location: Location,
     http: HttpSettings,
     /// ID of the process in which the agent runs.
@@ -56,7 +58,7 @@ struct Fixed {
 impl AgentHandle {
     pub(super) fn new(
         events: mpsc::Sender<AgentEvent>,
-        (runtimes, numbers): (Runtimes, Metrics),
+        (runtimes, metrics): (Runtimes, Metrics),
         collectors: Collectors,
         settings: &Settings,
         location: Location,
@@ -66,10 +68,10 @@ impl AgentHandle {
         Self {
             events,
             runtimes,
-            numbers,
+            metrics,
             collectors,
             wakers: side_thread("marple-wakers"),
-            fixed: Arc::new(Fixed {
+            fixed: Arc::new(FixedParts {
                 location,
                 http,
                 pid: std::process::id(),
@@ -79,17 +81,17 @@ impl AgentHandle {
     }
 
     /// Flips the toggle: captures start, or are stopped and written.
-    pub fn toggle(&self) -> Pending<Toggled> {
+    pub fn toggle(&self) -> Response<ToggleStatus> {
         self.toggle_from(Origin::Code, ToggleAction::Flip)
     }
 
     /// Turns the toggle on with these captures. No effect if it is on.
-    pub fn start(&self, kinds: impl Into<CaptureSet>) -> Pending<Toggled> {
+    pub fn start_capture(&self, kinds: impl Into<CaptureSet>) -> Response<ToggleStatus> {
         self.send_toggle(ToggleAction::Start, Origin::Code, Some(kinds.into()))
     }
 
     /// Turns the toggle off. Captures claimed by a rule or by [`capture`](Self::capture) continue.
-    pub fn stop(&self) -> Pending<Toggled> {
+    pub fn stop_capture(&self) -> Response<ToggleStatus> {
         self.toggle_from(Origin::Code, ToggleAction::Stop)
     }
 
@@ -97,13 +99,17 @@ impl AgentHandle {
     ///
     /// If captures of an incident are in progress, these join it. A kind that is already running
     /// continues for at least `duration`.
-    pub fn capture(&self, kinds: impl Into<CaptureSet>, duration: Duration) -> Pending<Captured> {
+    pub fn capture(
+        &self,
+        kinds: impl Into<CaptureSet>,
+        duration: Duration,
+    ) -> Response<CaptureStarted> {
         let kinds = kinds.into();
         self.request(|reply| AgentEvent::Capture { kinds, duration, reply })
     }
 
     /// Returns the status of the agent.
-    pub fn status(&self) -> Pending<Box<Status>> {
+    pub fn status(&self) -> Response<Box<Status>> {
         self.request(|reply| AgentEvent::Status { reply })
     }
 
@@ -115,7 +121,7 @@ impl AgentHandle {
     /// If `name` contains characters other than lower-case letters, digits, `_` and `.`, or there
     /// are too many gauges.
     pub fn gauge(&self, name: &str) -> Result<Gauge, Error> {
-        self.numbers.gauges.gauge(name).map_err(Error::new)
+        self.metrics.gauges.gauge(name).map_err(Error::new)
     }
 
     /// Returns the custom counter `name`, for rules over `counter.NAME.rate` and
@@ -125,7 +131,7 @@ impl AgentHandle {
     ///
     /// As [`Self::gauge`].
     pub fn counter(&self, name: &str) -> Result<Counter, Error> {
-        self.numbers.counters.counter(name).map_err(Error::new)
+        self.metrics.counters.counter(name).map_err(Error::new)
     }
 
     /// Returns the custom histogram `name`, such as one of request latencies. Rules use
@@ -136,7 +142,7 @@ impl AgentHandle {
     ///
     /// As [`Self::gauge`].
     pub fn histogram(&self, name: &str) -> Result<Histogram, Error> {
-        self.numbers.histograms.histogram(name).map_err(Error::new)
+        self.metrics.histograms.histogram(name).map_err(Error::new)
     }
 
     /// Registers `collect` as a custom collector that writes the file `name` into incidents.
@@ -152,11 +158,11 @@ impl AgentHandle {
     /// # Errors
     ///
     /// If `name` is not a plain file name or is already registered, or if there are 32 collectors.
-    pub fn collector(
+    pub fn add_collector(
         &self,
         name: &str,
         options: CollectorOptions,
-        collect: impl FnMut(&mut CollectorOutput) -> Collected + Send + 'static,
+        collect: impl FnMut(&mut CollectorOutput) -> CollectorResult + Send + 'static,
     ) -> Result<(), Error> {
         self.collectors.add(name, options, Box::new(collect))
     }
@@ -168,29 +174,31 @@ impl AgentHandle {
     /// # Errors
     ///
     /// If too many runtimes are observed.
-    pub fn observe(&self, runtime: tokio::runtime::Handle) -> Result<(), Error> {
+    pub fn watch_runtime(&self, runtime: tokio::runtime::Handle) -> Result<(), Error> {
         self.runtimes.observe(runtime).map_err(Error::new)
     }
 
     /// Requests the on-demand capture `take`. `who` identifies the client in errors of other
     /// clients while it uses the engine.
     #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "only the endpoint uses it"))]
-    pub(crate) fn stream(&self, take: ProfileKind, who: String) -> PendingProfile {
-        let (reply, answer) = oneshot::channel();
-        if let Err(error) =
-            self.events.try_send(AgentEvent::Stream(ProfileRequest { take, who, reply }))
-        {
+    pub(crate) fn request_profile(&self, kind: ProfileKind, client: String) -> PendingProfile {
+        let (reply, receiver) = oneshot::channel();
+        if let Err(error) = self.events.try_send(AgentEvent::OnDemandRequested(ProfileRequest {
+            take: kind,
+            who: client,
+            reply,
+        })) {
             let why = match &error {
-                TrySendError::Full(_) => AgentError::Crowded,
+                TrySendError::Full(_) => AgentError::QueueFull,
                 TrySendError::Closed(_) => AgentError::Stopped,
             };
-            if let TrySendError::Full(AgentEvent::Stream(ask))
-            | TrySendError::Closed(AgentEvent::Stream(ask)) = error
+            if let TrySendError::Full(AgentEvent::OnDemandRequested(request))
+            | TrySendError::Closed(AgentEvent::OnDemandRequested(request)) = error
             {
-                let _ = ask.reply.send(Err(ProfileError::Failed(why.to_string())));
+                let _ = request.reply.send(Err(ProfileError::Failed(why.to_string())));
             }
         }
-        PendingProfile::new(answer, self.events.clone())
+        PendingProfile::new(receiver, self.events.clone())
     }
 
     #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "only the endpoint uses it"))]
@@ -200,11 +208,15 @@ impl AgentHandle {
 
     /// Returns the settings of `[http]`, or the defaults without that section.
     #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "only the endpoint uses it"))]
-    pub(crate) fn http(&self) -> &HttpSettings {
+    pub(crate) fn http_settings(&self) -> &HttpSettings {
         &self.fixed.http
     }
 
-    pub(crate) fn toggle_from(&self, origin: Origin, action: ToggleAction) -> Pending<Toggled> {
+    pub(crate) fn toggle_from(
+        &self,
+        origin: Origin,
+        action: ToggleAction,
+    ) -> Response<ToggleStatus> {
         self.send_toggle(action, origin, None)
     }
 
@@ -213,58 +225,58 @@ impl AgentHandle {
         action: ToggleAction,
         origin: Origin,
         kinds: Option<CaptureSet>,
-    ) -> Pending<Toggled> {
+    ) -> Response<ToggleStatus> {
         self.request(|reply| AgentEvent::Toggle { action, origin, kinds, reply: Some(reply) })
     }
 
     /// Returns `true` if this process is a fork of the one in which the agent runs.
-    pub(super) fn is_inherited(&self) -> bool {
+    pub(super) fn is_forked(&self) -> bool {
         std::process::id() != self.fixed.pid
     }
 
-    fn request<T>(&self, event: impl FnOnce(Reply<T>) -> AgentEvent) -> Pending<T> {
-        if self.is_inherited() {
+    fn request<T>(&self, event: impl FnOnce(Reply<T>) -> AgentEvent) -> Response<T> {
+        if self.is_forked() {
             let error = AgentError::Forked { opener: self.fixed.pid };
-            fork::notice();
-            return Pending(Err(Some(Error::new(error))));
+            fork::warn_if_unwatched();
+            return Response(Err(Some(Error::new(error))));
         }
         // The thread may have been unavailable when the agent started.
         if let Some(threads) = self.fixed.threads.upgrade()
             && let Err(error) = threads.agent_loop.start()
         {
-            return Pending(Err(Some(error)));
+            return Response(Err(Some(error)));
         }
-        let (reply, answer) = oneshot::channel();
+        let (reply, receiver) = oneshot::channel();
         if let Err(error) = self.events.try_send(event(reply)) {
             let error = match error {
-                TrySendError::Full(_) => AgentError::Crowded,
+                TrySendError::Full(_) => AgentError::QueueFull,
                 TrySendError::Closed(_) => AgentError::Stopped,
             };
-            return Pending(Err(Some(Error::new(error))));
+            return Response(Err(Some(Error::new(error))));
         }
-        Pending(Ok(Answer { answer, wakers: self.wakers.clone() }))
+        Response(Ok(ReplyReceiver { receiver, wakers: self.wakers.clone() }))
     }
 }
 
-/// The future result of a request. Await it, or call [`Pending::wait`] outside async code. The
+/// The future result of a request. Await it, or call [`Response::wait`] outside async code. The
 /// request is processed even if this is dropped.
 #[must_use = "the answer says whether the request was carried out"]
-pub struct Pending<T>(Result<Answer<T>, Option<Error>>);
+pub struct Response<T>(Result<ReplyReceiver<T>, Option<Error>>);
 
-struct Answer<T> {
-    answer: oneshot::Receiver<Result<T, Error>>,
+struct ReplyReceiver<T> {
+    receiver: oneshot::Receiver<Result<T, Error>>,
     wakers: SideThread,
 }
 
-impl<T> Answer<T> {
+impl<T> ReplyReceiver<T> {
     /// Polls for the result. `waker` is called on the thread that sends it.
     fn poll(&mut self, waker: &Waker) -> Poll<Result<T, Error>> {
-        let answer = Pin::new(&mut self.answer).poll(&mut Context::from_waker(waker));
-        answer.map(|answer| answer.unwrap_or_else(|_| Err(Error::new(AgentError::Unanswered))))
+        let reply = Pin::new(&mut self.receiver).poll(&mut Context::from_waker(waker));
+        reply.map(|answer| answer.unwrap_or_else(|_| Err(Error::new(AgentError::ReplyDropped))))
     }
 }
 
-impl<T> Pending<T> {
+impl<T> Response<T> {
     /// Blocks this thread until the result is available, for at most `timeout`.
     ///
     /// # Errors
@@ -276,21 +288,21 @@ impl<T> Pending<T> {
         loop {
             let polled = match &mut self.0 {
                 Ok(answer) => answer.poll(&waker),
-                Err(error) => Poll::Ready(Err(taken(error))),
+                Err(error) => Poll::Ready(Err(take_error(error))),
             };
             if let Poll::Ready(answer) = polled {
                 return answer;
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(Error::new(AgentError::NoAnswer(timeout)));
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            if remaining.is_zero() {
+                return Err(Error::new(AgentError::ReplyTimeout(timeout)));
             }
-            thread::park_timeout(left);
+            thread::park_timeout(remaining);
         }
     }
 }
 
-impl<T> Future for Pending<T> {
+impl<T> Future for Response<T> {
     type Output = Result<T, Error>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
@@ -298,16 +310,16 @@ impl<T> Future for Pending<T> {
             Ok(answer) => {
                 // The executor's waker is host code: it may block or panic.
                 let waker = context.waker().clone();
-                let aside = WakeAside { waker, thread: answer.wakers.clone() };
-                answer.poll(&Waker::from(Arc::new(aside)))
+                let side_waker = SideThreadWaker { waker, thread: answer.wakers.clone() };
+                answer.poll(&Waker::from(Arc::new(side_waker)))
             }
-            Err(error) => Poll::Ready(Err(taken(error))),
+            Err(error) => Poll::Ready(Err(take_error(error))),
         }
     }
 }
 
 /// Takes the error of a request that was not sent. The error can be taken once.
-fn taken(error: &mut Option<Error>) -> Error {
+fn take_error(error: &mut Option<Error>) -> Error {
     error.take().unwrap_or_else(|| Error::new(AgentError::Stopped))
 }
 

@@ -8,7 +8,7 @@ use crate::base::{Moment, TimeAnchor};
 use crate::model::{CounterPart, HistogramPart, Metric, Vitals, VitalsRow};
 
 /// Time between two rows.
-const STEP: Duration = Duration::from_secs(1);
+const ROW_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Returns `true` if at least 95 % of `step` has passed since `last`: a tick may be slightly early.
 fn is_due(now: Moment, last: Moment, step: Duration) -> bool {
@@ -16,10 +16,10 @@ fn is_due(now: Moment, last: Moment, step: Duration) -> bool {
 }
 
 /// Maximum number of rows kept from before an incident: two minutes.
-const BEFORE: usize = 120;
+const MAX_ROWS_BEFORE: usize = 120;
 /// Maximum number of rows of a recording, some 150 KiB. At this limit every second row is removed
 /// and the step doubles, so that a week's incident takes no more memory than a minute's.
-const MOST: usize = 600;
+const MAX_ROWS: usize = 600;
 
 /// The vitals of the last two minutes.
 #[derive(Default)]
@@ -28,20 +28,20 @@ pub(super) struct History(VecDeque<Vitals>);
 impl History {
     /// Appends `vitals` if a step has passed since the last row.
     pub(super) fn record(&mut self, vitals: &Vitals) {
-        if self.0.back().is_some_and(|last| !is_due(vitals.at, last.at, STEP)) {
+        if self.0.back().is_some_and(|last| !is_due(vitals.at, last.at, ROW_INTERVAL)) {
             return;
         }
-        if self.0.len() == BEFORE {
+        if self.0.len() == MAX_ROWS_BEFORE {
             self.0.pop_front();
         }
         self.0.push_back(vitals.clone());
     }
 
     /// Starts a recording with the kept rows and `now`.
-    pub(super) fn begin(&self, now: &Vitals) -> VitalsRecording {
+    pub(super) fn start_recording(&self, now: &Vitals) -> VitalsRecording {
         let mut rows: Vec<Vitals> = self.0.iter().cloned().collect();
         rows.push(now.clone());
-        VitalsRecording { rows, step: STEP, last: now.at }
+        VitalsRecording { rows, step: ROW_INTERVAL, last: now.at }
     }
 }
 
@@ -58,7 +58,7 @@ impl VitalsRecording {
         if !is_due(vitals.at, self.last, self.step) {
             return;
         }
-        if self.rows.len() >= MOST {
+        if self.rows.len() >= MAX_ROWS {
             let mut keep = false;
             self.rows.retain(|_| {
                 keep = !keep;
@@ -72,22 +72,22 @@ impl VitalsRecording {
 
     /// Returns the rows in the form used by manifests.
     pub(super) fn rows(&self, anchor: TimeAnchor) -> Vec<VitalsRow> {
-        self.rows.iter().map(|vitals| row(vitals, anchor)).collect()
+        self.rows.iter().map(|vitals| vitals_row(vitals, anchor)).collect()
     }
 }
 
 /// Converts one tick to the form used by manifests.
-pub(super) fn row(vitals: &Vitals, anchor: TimeAnchor) -> VitalsRow {
-    let fixed = Metric::fixed();
+pub(super) fn vitals_row(vitals: &Vitals, anchor: TimeAnchor) -> VitalsRow {
+    let fixed = Metric::built_in();
     let values = fixed
-        .chain(own(vitals))
+        .chain(custom_metrics(vitals))
         .filter_map(|metric| Some((metric.to_string(), metric.value(vitals)?)))
         .collect();
     VitalsRow { at: anchor.wall_at(vitals.at), values }
 }
 
 /// Returns the custom metrics present in `vitals`.
-fn own(vitals: &Vitals) -> impl Iterator<Item = Metric> {
+fn custom_metrics(vitals: &Vitals) -> impl Iterator<Item = Metric> {
     let gauges = vitals.gauges.iter().map(|(name, _)| Metric::Gauge(name.clone()));
     let counters = vitals
         .counters
@@ -103,7 +103,7 @@ fn own(vitals: &Vitals) -> impl Iterator<Item = Metric> {
 mod tests {
     use super::*;
 
-    fn at(millis: u64) -> Vitals {
+    fn vitals_at(millis: u64) -> Vitals {
         Vitals {
             at: Moment::from_nanos(millis * 1_000_000),
             threads: Some(millis),
@@ -112,21 +112,21 @@ mod tests {
     }
 
     #[test]
-    fn two_minutes_are_kept_a_row_a_second() {
+    fn history_keeps_one_row_per_second_for_two_minutes() {
         let mut history = History::default();
         for tick in 0..4 * 200 {
-            history.record(&at(tick * 250));
+            history.record(&vitals_at(tick * 250));
         }
         let kept: Vec<u64> = history.0.iter().filter_map(|vitals| vitals.threads).collect();
         assert_eq!(kept, (80..200).map(|second| second * 1000).collect::<Vec<_>>());
     }
 
     #[test]
-    fn a_recording_never_outgrows_its_bound_and_spans_it_all() {
-        let mut recording = History::default().begin(&at(0));
+    fn long_recording_stays_within_row_limit_and_covers_incident() {
+        let mut recording = History::default().start_recording(&vitals_at(0));
         for second in 1..100_000 {
-            recording.record(&at(second * 1000));
-            assert!(recording.rows.len() <= MOST);
+            recording.record(&vitals_at(second * 1000));
+            assert!(recording.rows.len() <= MAX_ROWS);
         }
         let times: Vec<u64> = recording.rows.iter().filter_map(|vitals| vitals.threads).collect();
         assert_eq!(times[0], 0);

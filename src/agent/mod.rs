@@ -41,29 +41,29 @@ mod ticker;
 use std::time::Duration;
 
 pub use crate::capture::callbacks::IncidentEvent;
-pub use crate::capture::custom_collectors::{Collected, CollectorOptions, CollectorOutput};
+pub use crate::capture::custom_collectors::{CollectorOptions, CollectorOutput, CollectorResult};
 #[cfg(feature = "heap")]
 pub use crate::capture::heap_writer::{HeapWriter, ProcessMemory};
 #[cfg(feature = "http")]
 pub(crate) use crate::os::fork::NotInherited;
-pub use crate::policy::on_demand::StreamStatus;
+pub use crate::policy::on_demand::OnDemandStatus;
 #[cfg(feature = "http")]
 pub(crate) use crate::policy::on_demand::{
     HeapView, ProfileError, ProfileForm, ProfileKind, ThreadView,
 };
 pub use crate::policy::replay::{
-    Outcome as ReplayOutcome, ProcessHistory, ReplayTiming, ReplayedCapture as ReplayTaken, replay,
-    replay_restarts,
+    ProcessHistory, ReplayResult as ReplayOutcome, ReplayTiming, ReplayedCapture as ReplayTaken,
+    replay, replay_restarts,
 };
 pub use builder::Builder;
 pub use event::ToggleAction;
-pub use handle::{AgentHandle, Pending};
+pub use handle::{AgentHandle, Response};
 #[cfg(feature = "http")]
 pub(crate) use service::Service;
 pub use singleton::Agent;
 pub use status::{
-    AgentCounters, BudgetStatus, Captured, ConfigStatus, IncidentStatus, PastDecision, RuleStatus,
-    Status, Toggled,
+    AgentCounters, BudgetStatus, CaptureStarted, ConfigStatus, IncidentStatus, PastDecision,
+    RuleStatus, Status, ToggleStatus,
 };
 
 /// An error of the agent.
@@ -82,22 +82,22 @@ pub(crate) enum Error {
     #[error("the agent has stopped: its `Agent` was dropped or shut down")]
     Stopped,
     #[error("the agent's queue is full: somebody asks it in a loop; ask again later")]
-    Crowded,
+    QueueFull,
     #[error(
         "the agent has stopped, or it failed on this request; `panics` and `failures` in its status say more"
     )]
-    Unanswered,
+    ReplyDropped,
     #[error("the agent did not answer within {0:?}")]
-    NoAnswer(Duration),
+    ReplyTimeout(Duration),
     #[error("the thread that captures has ended; restart the service to have captures again")]
-    CaptureThreadGone,
+    CaptureThreadEnded,
     #[error("no incident directory: {0}")]
     NoDirectory(String),
     #[error(
         "a capture of no kind, or for {duration:?}: ask for at least one kind and for more than zero and \
          at most {most:?} (toggle.max_duration)"
     )]
-    BadCapture { duration: Duration, most: Duration },
+    InvalidCapture { duration: Duration, most: Duration },
     #[error("cannot start the thread `{name}`: {error}")]
-    Thread { name: &'static str, error: std::io::Error },
+    ThreadNotStarted { name: &'static str, error: std::io::Error },
 }

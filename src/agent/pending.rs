@@ -39,8 +39,8 @@ impl AgentThreads {
     /// Returns `true` if all run.
     pub(super) fn start_helpers(&self) -> bool {
         let helpers = [&self.capture, &self.callbacks];
-        let mut refused = helpers.iter().filter_map(|thread| thread.start().err());
-        match refused.next() {
+        let mut errors = helpers.iter().filter_map(|thread| thread.start().err());
+        match errors.next() {
             Some(error) => {
                 warnings::set(TOPIC, format!("{error}; tried again every few seconds"));
                 false
@@ -67,7 +67,7 @@ impl PendingThread {
     }
 
     /// Sets the body of the thread.
-    pub(super) fn prepare(&self, body: impl FnOnce() + Send + 'static) {
+    pub(super) fn set_body(&self, body: impl FnOnce() + Send + 'static) {
         *lock(&self.body) = Some(Box::new(body));
     }
 
@@ -86,13 +86,13 @@ impl PendingThread {
                 body();
             }
         };
-        let started = match os::mapped_memory::address_space_left() {
+        let started = match os::mapped_memory::remaining_address_space() {
             Some(left) if left < MIN_ADDRESS_SPACE => Err(io::Error::other(format!(
                 "{left} of address space are left below RLIMIT_AS (ulimit -v), and it needs {MIN_ADDRESS_SPACE}"
             ))),
             _ => thread::Builder::new().name(self.name.to_owned()).spawn(run),
         };
-        let failed = |error| Error::new(AgentError::Thread { name: self.name, error });
+        let failed = |error| Error::new(AgentError::ThreadNotStarted { name: self.name, error });
         *handle = Some(started.map_err(failed)?);
         Ok(())
     }
@@ -107,7 +107,7 @@ impl PendingThread {
         drop(body);
     }
 
-    pub(super) fn take(&self) -> Option<JoinHandle<()>> {
+    pub(super) fn take_handle(&self) -> Option<JoinHandle<()>> {
         lock(&self.handle).take()
     }
 }

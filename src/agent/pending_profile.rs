@@ -13,17 +13,17 @@ use crate::policy::on_demand::{ProfileError, ProfileResponse};
 /// stopped at once.
 #[must_use = "a stream that is dropped is given up"]
 pub(crate) struct PendingProfile {
-    answer: oneshot::Receiver<Result<ProfileResponse, ProfileError>>,
+    receiver: oneshot::Receiver<Result<ProfileResponse, ProfileError>>,
     events: mpsc::Sender<AgentEvent>,
-    answered: bool,
+    is_complete: bool,
 }
 
 impl PendingProfile {
     pub(crate) fn new(
-        answer: oneshot::Receiver<Result<ProfileResponse, ProfileError>>,
+        receiver: oneshot::Receiver<Result<ProfileResponse, ProfileError>>,
         events: mpsc::Sender<AgentEvent>,
     ) -> Self {
-        Self { answer, events, answered: false }
+        Self { receiver, events, is_complete: false }
     }
 }
 
@@ -31,18 +31,18 @@ impl Future for PendingProfile {
     type Output = Result<ProfileResponse, ProfileError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let answer = Pin::new(&mut self.answer).poll(context);
-        self.answered = answer.is_ready();
-        answer.map(|answer| answer.unwrap_or(Err(ProfileError::Stopped)))
+        let reply = Pin::new(&mut self.receiver).poll(context);
+        self.is_complete = reply.is_ready();
+        reply.map(|answer| answer.unwrap_or(Err(ProfileError::Stopped)))
     }
 }
 
 impl Drop for PendingProfile {
     fn drop(&mut self) {
-        if !self.answered {
-            self.answer.close();
+        if !self.is_complete {
+            self.receiver.close();
             // Only wakes the loop, which would detect the closed channel at its next tick anyway.
-            let _ = self.events.try_send(AgentEvent::StreamGone);
+            let _ = self.events.try_send(AgentEvent::ClientDisconnected);
         }
     }
 }

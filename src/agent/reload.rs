@@ -8,22 +8,28 @@ use crate::config::Settings;
 pub(super) fn merge(old: &Settings, new: Settings) -> (Settings, Vec<&'static str>) {
     let mut needs_restart = Vec::new();
     let mut merged = new;
-    keep("service", &old.service, &mut merged.service, &mut needs_restart);
-    keep("domain", &old.domain, &mut merged.domain, &mut needs_restart);
-    keep("dir", &old.dir, &mut merged.dir, &mut needs_restart);
-    keep("http", &old.http, &mut merged.http, &mut needs_restart);
-    keep("toggle.signal", &old.toggle.signal, &mut merged.toggle.signal, &mut needs_restart);
+    keep_old_value("service", &old.service, &mut merged.service, &mut needs_restart);
+    keep_old_value("domain", &old.instance, &mut merged.instance, &mut needs_restart);
+    keep_old_value("dir", &old.dir, &mut merged.dir, &mut needs_restart);
+    keep_old_value("http", &old.http, &mut merged.http, &mut needs_restart);
+    keep_old_value(
+        "toggle.signal",
+        &old.toggle.signal,
+        &mut merged.toggle.signal,
+        &mut needs_restart,
+    );
     let (file, new_file) = (&old.toggle.trigger_file, &mut merged.toggle.trigger_file);
-    keep("toggle.trigger_file", file, new_file, &mut needs_restart);
+    keep_old_value("toggle.trigger_file", file, new_file, &mut needs_restart);
     // The engine runs from the start, for the look-back.
-    keep("cpu.engine", &old.cpu.engine, &mut merged.cpu.engine, &mut needs_restart);
-    let (often, new_often) = (&old.cpu.lookback_frequency, &mut merged.cpu.lookback_frequency);
-    keep("cpu.lookback_frequency", often, new_often, &mut needs_restart);
-    keep("cpu.lookback", &old.cpu.lookback, &mut merged.cpu.lookback, &mut needs_restart);
+    keep_old_value("cpu.engine", &old.cpu.engine, &mut merged.cpu.engine, &mut needs_restart);
+    let (frequency, new_frequency) =
+        (&old.cpu.lookback_frequency_hz, &mut merged.cpu.lookback_frequency_hz);
+    keep_old_value("cpu.lookback_frequency", frequency, new_frequency, &mut needs_restart);
+    keep_old_value("cpu.lookback", &old.cpu.lookback, &mut merged.cpu.lookback, &mut needs_restart);
     (merged, needs_restart)
 }
 
-fn keep<T: Clone + PartialEq>(
+fn keep_old_value<T: Clone + PartialEq>(
     name: &'static str,
     old: &T,
     new: &mut T,
@@ -41,7 +47,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn what_is_bound_stays_and_is_named() {
+    fn settings_that_need_a_restart_are_kept_and_listed() {
         let old = Settings::default();
         let new = Settings {
             dir: "elsewhere".into(),

@@ -23,82 +23,82 @@ use crate::stalls::standstill::StandstillDetector;
 use crate::vitals::Runtimes;
 
 /// Time allowed for a shutdown: running captures are stopped and written, then the loop ends.
-pub(super) const LAST_WORDS: Duration = Duration::from_secs(5);
+pub(super) const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Number of descriptors used by a runtime with a poller, including signals and timers.
-pub(super) const DESCRIPTORS: usize = 8;
+pub(super) const POLLER_DESCRIPTORS: usize = 8;
 
 /// Name of the thread in panic counts.
-const THREAD: &str = "marple";
+const THREAD_NAME: &str = "marple";
 
-/// Returns an error if fewer than [`DESCRIPTORS`] descriptors are available.
+/// Returns an error if fewer than [`POLLER_DESCRIPTORS`] descriptors are available.
 pub(super) fn check_descriptors() -> io::Result<()> {
-    let pairs: Vec<_> = (0..DESCRIPTORS / 2).map(|_| UnixStream::pair()).collect();
+    let pairs: Vec<_> = (0..POLLER_DESCRIPTORS / 2).map(|_| UnixStream::pair()).collect();
     pairs.into_iter().try_for_each(|pair| pair.map(drop))
 }
 
 /// State of the loop, which survives a panic in one of its iterations.
 pub(super) struct AgentLoop {
-    core: AgentState,
+    state: AgentState,
     events: mpsc::Receiver<AgentEvent>,
     runtimes: Runtimes,
     deferred: DeferredParts,
     /// Time of the shutdown request.
-    shutdown: Option<Instant>,
-    turns: u64,
+    shutdown_requested_at: Option<Instant>,
+    iterations: u64,
 }
 
 impl AgentLoop {
     pub(super) fn new(
-        core: AgentState,
+        state: AgentState,
         events: mpsc::Receiver<AgentEvent>,
         runtimes: Runtimes,
         deferred: DeferredParts,
     ) -> Self {
-        Self { core, events, runtimes, deferred, shutdown: None, turns: 0 }
+        Self { state, events, runtimes, deferred, shutdown_requested_at: None, iterations: 0 }
     }
 
     /// Returns the number of iterations so far.
-    pub(super) fn turns(&self) -> u64 {
-        self.turns
+    pub(super) fn iterations(&self) -> u64 {
+        self.iterations
     }
 
     /// Starts an iteration. Returns `true` if the shutdown is complete.
     ///
     /// Dispatching a command is fenced separately: if it panicked each time, the loop would do
     /// nothing else.
-    fn begin_turn(&mut self) -> bool {
-        self.turns += 1;
-        panics::fence_and_record(THREAD, || self.core.pump());
+    fn begin_iteration(&mut self) -> bool {
+        self.iterations += 1;
+        panics::catch_and_record_panic(THREAD_NAME, || self.state.dispatch_next());
         let is_over = self
-            .shutdown
-            .is_some_and(|since| self.core.is_at_rest() || since.elapsed() >= LAST_WORDS);
+            .shutdown_requested_at
+            .is_some_and(|since| self.state.is_idle() || since.elapsed() >= SHUTDOWN_TIMEOUT);
         if is_over {
-            self.core.end();
+            self.state.stop_recording();
         }
         is_over
     }
 
     /// Detects a standstill of the process after a wake-up. Must be called before anything is
     /// measured.
-    fn woke(&mut self, detector: &mut StandstillDetector, due: tokio::time::Instant) {
-        detector.woke(due);
-        self.core.follow_standstills();
+    fn on_wakeup(&mut self, detector: &mut StandstillDetector, due: tokio::time::Instant) {
+        detector.check_wakeup(due);
+        self.state.apply_standstills();
     }
 
     fn tick(&mut self) {
-        panics::fence_and_record(THREAD, || {
-            self.core.tick();
-            self.core.watch();
+        panics::catch_and_record_panic(THREAD_NAME, || {
+            self.state.tick();
+            self.state.arm_early_ticks();
         });
-        panics::fence_and_record(THREAD, || self.deferred.tick(&mut self.core));
+        panics::catch_and_record_panic(THREAD_NAME, || self.deferred.tick(&mut self.state));
     }
 
     fn handle(&mut self, event: AgentEvent) {
         if matches!(event, AgentEvent::Shutdown) {
-            self.shutdown.get_or_insert_with(Instant::now);
+            self.shutdown_requested_at.get_or_insert_with(Instant::now);
         }
-        self.core.handle(event);
+        self.state.handle(event);
     }
 }
 
@@ -106,40 +106,40 @@ impl AgentLoop {
 ///
 /// A caller may catch a panic and call this again with the same `agent`.
 pub(super) async fn run(agent: &mut AgentLoop) {
-    let mut signals = listen(agent.core.settings().toggle.signal);
-    let mut ticker = TickTimer::new(agent.core.interval());
-    let heap = collectors::heap::ThresholdEvents::listen();
+    let mut signals = install_toggle_signal(agent.state.settings().toggle.signal);
+    let mut ticker = TickTimer::new(agent.state.interval());
+    let heap = collectors::heap::ThresholdEvents::subscribe();
     let mut stalls = detector::Stalls::new(agent.runtimes.clone(), side_thread("marple-stalls"));
     let mut detector = StandstillDetector::new();
     loop {
-        if agent.begin_turn() {
+        if agent.begin_iteration() {
             return;
         }
-        let core = &mut agent.core;
-        panics::fence_and_record(THREAD, || stalls.apply(core.settings()));
+        let state = &mut agent.state;
+        panics::catch_and_record_panic(THREAD_NAME, || stalls.apply(state.settings()));
         let due = ticker.due();
         tokio::select! {
             () = ticker.tick() => {
-                agent.woke(&mut detector, stalls.due().min(due));
-                detector.tick();
+                agent.on_wakeup(&mut detector, stalls.next_check().min(due));
+                detector.update_baseline();
                 agent.tick();
             }
             () = heap.next() => {
-                agent.woke(&mut detector, stalls.due().min(due));
-                agent.core.tick();
+                agent.on_wakeup(&mut detector, stalls.next_check().min(due));
+                agent.state.tick();
             }
             found = stalls.next(&mut detector, due) => {
-                agent.core.follow_standstills();
-                agent.core.stalled(found);
+                agent.state.apply_standstills();
+                agent.state.stalled(found);
             }
             Some(event) = agent.events.recv() => {
-                agent.woke(&mut detector, stalls.due().min(due));
+                agent.on_wakeup(&mut detector, stalls.next_check().min(due));
                 agent.handle(event);
-                ticker.set_period(agent.core.interval());
+                ticker.set_period(agent.state.interval());
             }
-            () = expiry(core.next_expiry()) => agent.core.expire(),
-            Some(()) = next(&mut signals) => {
-                agent.core.handle(AgentEvent::Toggle {
+            () = wait_for_expiry(state.next_expiry()) => agent.state.expire(),
+            Some(()) = next_signal(&mut signals) => {
+                agent.state.handle(AgentEvent::Toggle {
                     action: ToggleAction::Flip,
                     origin: Origin::Signal,
                     kinds: None,
@@ -153,26 +153,26 @@ pub(super) async fn run(agent: &mut AgentLoop) {
 /// Runs the loop for `duration` on a runtime that has only timers. Returns `true` if a shutdown is
 /// complete.
 pub(super) async fn run_without_poller(agent: &mut AgentLoop, duration: Duration) -> bool {
-    let until = time::sleep(duration);
-    tokio::pin!(until);
-    let mut ticks = time::interval(agent.core.interval());
+    let deadline = time::sleep(duration);
+    tokio::pin!(deadline);
+    let mut ticks = time::interval(agent.state.interval());
     ticks.set_missed_tick_behavior(time::MissedTickBehavior::Skip);
     loop {
-        if agent.begin_turn() {
+        if agent.begin_iteration() {
             return true;
         }
         tokio::select! {
-            () = &mut until, if agent.shutdown.is_none() => return false,
+            () = &mut deadline, if agent.shutdown_requested_at.is_none() => return false,
             _ = ticks.tick() => agent.tick(),
             Some(event) = agent.events.recv() => agent.handle(event),
-            () = expiry(agent.core.next_expiry()) => agent.core.expire(),
+            () = wait_for_expiry(agent.state.next_expiry()) => agent.state.expire(),
         }
     }
 }
 
-async fn expiry(left: Option<Duration>) {
-    match left {
-        Some(left) => time::sleep(left).await,
+async fn wait_for_expiry(remaining: Option<Duration>) {
+    match remaining {
+        Some(remaining) => time::sleep(remaining).await,
         None => future::pending().await,
     }
 }
@@ -180,7 +180,7 @@ async fn expiry(left: Option<Duration>) {
 /// Installs the handler of the toggle signal. An existing handler of the host is called too. The
 /// handler stays installed when the agent ends, since without it the next signal would kill the
 /// process.
-fn listen(toggle_signal: Option<ToggleSignal>) -> Option<Signal> {
+fn install_toggle_signal(toggle_signal: Option<ToggleSignal>) -> Option<Signal> {
     let toggle_signal = toggle_signal?;
     let kind = match toggle_signal {
         ToggleSignal::Usr1 => SignalKind::user_defined1(),
@@ -194,7 +194,7 @@ fn listen(toggle_signal: Option<ToggleSignal>) -> Option<Signal> {
         .ok()
 }
 
-async fn next(signals: &mut Option<Signal>) -> Option<()> {
+async fn next_signal(signals: &mut Option<Signal>) -> Option<()> {
     match signals {
         Some(signals) => signals.recv().await,
         None => future::pending().await,

@@ -20,7 +20,7 @@ pub(crate) trait Service: Send {
     fn bind(&mut self, settings: &Settings) -> Result<(), Error>;
 
     /// Returns the address for the log, or `None` if there is nothing to serve.
-    fn place(&self) -> Option<String>;
+    fn endpoint(&self) -> Option<String>;
 
     /// Serves on the agent's runtime until the future is dropped.
     fn serve(self: Box<Self>, agent: AgentHandle) -> Pin<Box<dyn Future<Output = ()> + Send>>;

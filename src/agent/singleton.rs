@@ -12,7 +12,7 @@ use super::builder::Builder;
 use super::event::AgentEvent;
 use super::handle::AgentHandle;
 use super::pending::AgentThreads;
-use super::run::LAST_WORDS;
+use super::run::SHUTDOWN_TIMEOUT;
 use crate::base::{Error, log};
 use crate::config::{self, Settings};
 
@@ -56,14 +56,14 @@ impl Agent {
 }
 
 /// Maximum time a shutdown waits for the last log lines to be consumed.
-const LAST_LINES: Duration = Duration::from_millis(500);
+const LOG_FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Guard that flushes the agent's log lines when dropped.
 struct FlushLog;
 
 impl Drop for FlushLog {
     fn drop(&mut self) {
-        log::flush(LAST_LINES);
+        log::flush(LOG_FLUSH_TIMEOUT);
     }
 }
 
@@ -71,7 +71,7 @@ impl Drop for Agent {
     fn drop(&mut self) {
         let _flush = FlushLog;
         // A fork inherits the values but not the threads: nothing to send to, nothing to wait for.
-        if self.handle.is_inherited() {
+        if self.handle.is_forked() {
             std::mem::forget(Arc::clone(&self.threads));
             return;
         }
@@ -79,13 +79,13 @@ impl Drop for Agent {
         self.threads.agent_loop.cancel();
         // A full queue drains within the wait below, so the request is repeated until it is
         // accepted.
-        let mut asked = false;
+        let mut requested = false;
         let step = Duration::from_millis(20);
-        let mut left = LAST_WORDS + Duration::from_secs(1);
+        let mut remaining = SHUTDOWN_TIMEOUT + Duration::from_secs(1);
         loop {
-            asked = asked || self.events.try_send(AgentEvent::Shutdown).is_ok();
+            requested = requested || self.events.try_send(AgentEvent::Shutdown).is_ok();
             match self.finished.recv_timeout(step) {
-                Err(std_mpsc::RecvTimeoutError::Timeout) if left > step => left -= step,
+                Err(std_mpsc::RecvTimeoutError::Timeout) if remaining > step => remaining -= step,
                 Err(std_mpsc::RecvTimeoutError::Timeout) => {
                     log::error("a capture is still being written; its thread is left to it");
                     return;
@@ -93,19 +93,19 @@ impl Drop for Agent {
                 Ok(()) | Err(std_mpsc::RecvTimeoutError::Disconnected) => break,
             }
         }
-        if let Some(loop_thread) = self.threads.agent_loop.take() {
+        if let Some(loop_thread) = self.threads.agent_loop.take_handle() {
             let _ = loop_thread.join();
         }
         self.threads.capture.cancel();
-        let Some(capture_thread) = self.threads.capture.take() else { return };
+        let Some(capture_thread) = self.threads.capture.take_handle() else { return };
         // Once the loop has ended, the worker's inbox is closed and the worker ends after its
         // current command. A hanging disk must not block the host's exit.
         while !capture_thread.is_finished() {
-            if left <= step {
+            if remaining <= step {
                 return;
             }
             thread::sleep(step);
-            left -= step;
+            remaining -= step;
         }
         let _ = capture_thread.join();
     }

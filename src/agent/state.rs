@@ -49,7 +49,7 @@ struct OpenIncident {
     id: IncidentId,
     dir: Option<PathBuf>,
     recording: VitalsRecording,
-    waiting: Vec<(Moment, PendingReply)>,
+    pending_replies: Vec<(Moment, PendingReply)>,
 }
 
 pub(super) struct AgentState {
@@ -61,17 +61,17 @@ pub(super) struct AgentState {
     vitals: Vitals,
     history: History,
     decider: Decider,
-    open: Vec<OpenIncident>,
-    streams: OnDemandCaptures,
+    open_incidents: Vec<OpenIncident>,
+    on_demand: OnDemandCaptures,
     collectors: Collectors,
     tasks: SyncSender<CaptureCommand>,
     /// True while the capture thread is performing a command.
-    busy: bool,
+    capture_thread_busy: bool,
     location: Location,
     /// Description of that command and the time it was sent.
-    current: Option<(TimeAnchor, &'static str)>,
+    current_command: Option<(TimeAnchor, &'static str)>,
     /// Disk usage of the store after the last command.
-    stored: StoreUsage,
+    store_usage: StoreUsage,
     /// Address of the endpoint, until the start of the agent is logged.
     endpoint: Option<String>,
     counters: AgentCounters,
@@ -79,17 +79,17 @@ pub(super) struct AgentState {
     failures: Losses,
     last_failure: Option<String>,
     cpu: collectors::cpu::LookbackState,
-    stuck: RecentStalls,
+    recent_stalls: RecentStalls,
     dead_rules: DeadRules,
     /// Total standstill time already applied to the rules.
-    stood_still: Duration,
+    standstill_total: Duration,
 }
 
 /// The values an agent starts with.
 pub(super) struct InitialState {
     pub(super) settings: Settings,
     /// Path of the settings file.
-    pub(super) path: Option<PathBuf>,
+    pub(super) config_path: Option<PathBuf>,
     pub(super) collectors: Collectors,
     /// Location of the incident directory.
     pub(super) location: Location,
@@ -102,26 +102,27 @@ pub(super) struct InitialState {
 impl AgentState {
     pub(super) fn new(
         clock: Arc<dyn Clock>,
-        begun: InitialState,
+        initial: InitialState,
         reader: Reader,
         tasks: SyncSender<CaptureCommand>,
     ) -> Self {
-        let InitialState { settings, path, collectors, location, directory, endpoint } = begun;
+        let InitialState { settings, config_path: path, collectors, location, directory, endpoint } =
+            initial;
         let started = clock.wall();
         let decider = Decider::new(settings.rules.clone(), settings.budget.clone());
-        let streams = OnDemandCaptures::new(settings.budget.streams_per_day);
-        report_doubts(&settings);
-        crate::agent::state::missing_features::report_missing(&settings);
-        report_heap(&settings);
+        let streams = OnDemandCaptures::new(settings.budget.on_demand_captures_per_day);
+        warn_about_settings(&settings);
+        crate::agent::state::missing_features::warn_about_missing_features(&settings);
+        warn_if_no_heap_profiles(&settings);
         collectors::heap::set_rates(&settings.heap);
         collectors::trace::configure(&settings.trace);
-        let mut core = Self {
+        let mut state = Self {
             started,
             location,
-            stored: StoreUsage::unknown(&settings.store),
+            store_usage: StoreUsage::unknown(&settings.store),
             endpoint: Some(endpoint),
             config: ConfigStatus { path, applied: Some(started), ..ConfigStatus::default() },
-            cpu: collectors::cpu::launch(&settings),
+            cpu: collectors::cpu::start_lookback(&settings),
             collectors,
             decider,
             settings: Arc::new(settings),
@@ -129,39 +130,39 @@ impl AgentState {
             reader,
             vitals: Vitals::default(),
             history: History::default(),
-            open: Vec::new(),
-            streams,
+            open_incidents: Vec::new(),
+            on_demand: streams,
             tasks,
-            busy: false,
-            current: None,
+            capture_thread_busy: false,
+            current_command: None,
             counters: AgentCounters::default(),
             engines: BTreeMap::new(),
             failures: Losses::default(),
             last_failure: None,
-            stuck: RecentStalls::default(),
+            recent_stalls: RecentStalls::default(),
             dead_rules: DeadRules::default(),
-            stood_still: standstill::total(),
+            standstill_total: standstill::total(),
         };
         if let Some(opened) = directory {
-            core.directory_opened(opened);
+            state.on_directory_opened(opened);
         }
-        core
+        state
     }
 
     /// Continues from the budgets saved by an earlier process, once the incident directory is open.
-    pub(super) fn directory_opened(&mut self, opened: OpenedStore) {
+    pub(super) fn on_directory_opened(&mut self, opened: OpenedStore) {
         let anchor = self.clock.anchor();
         let saved = opened.saved.map(|saved| saved.rebase(&ClockReading::new(anchor)));
         if let Some(saved) = &saved {
             self.decider.restore(anchor, saved);
-            self.streams.allowance.restore(anchor, &saved.streams);
+            self.on_demand.quota.restore(anchor, &saved.streams);
         }
         if self.counters.ticks > 0 {
             // Earlier decisions of this process have not been saved.
-            self.decider.state_changed();
+            self.decider.mark_dirty();
             log::info(format!("incidents are stored in {}", opened.path.display()));
         }
-        self.stored = opened.holdings;
+        self.store_usage = opened.usage;
     }
 
     pub(super) fn settings(&self) -> &Settings {
@@ -170,23 +171,23 @@ impl AgentState {
 
     /// Handles detected stalls. The rules are evaluated at once if there is a stack for the
     /// incident, else at the next tick. When many stalls occur at once, few have a stack.
-    pub(super) fn stalled(&mut self, found: Vec<detector::FoundStalls>) {
+    pub(super) fn stalled(&mut self, found: Vec<detector::DetectedStall>) {
         self.counters.stalls += found.len() as u64;
         let has_stack = found.iter().any(|found| found.dump.is_some());
         found.iter().for_each(|found| collectors::trace::record_stall(&found.stall));
-        self.stuck.hear(found, self.clock.now());
+        self.recent_stalls.hear(found, self.clock.now());
         if has_stack {
             self.tick();
         }
     }
 
     /// Excludes standstills of the process from the durations counted by the rules.
-    pub(super) fn follow_standstills(&mut self) {
+    pub(super) fn apply_standstills(&mut self) {
         let total = standstill::total();
-        let fresh = total.saturating_sub(self.stood_still);
-        if !fresh.is_zero() {
-            self.stood_still = total;
-            self.decider.engine.stood_still(fresh);
+        let new_standstill = total.saturating_sub(self.standstill_total);
+        if !new_standstill.is_zero() {
+            self.standstill_total = total;
+            self.decider.engine.exclude_standstill(new_standstill);
         }
     }
 
@@ -197,17 +198,19 @@ impl AgentState {
 
     /// Returns the time until [`AgentState::expire`] is due, or `None` if nothing expires.
     pub(super) fn next_expiry(&self) -> Option<Duration> {
-        let patience =
-            self.open.iter().flat_map(|open| open.waiting.iter().map(|(until, _)| *until));
+        let deadlines = self
+            .open_incidents
+            .iter()
+            .flat_map(|open| open.pending_replies.iter().map(|(until, _)| *until));
         let incidents = &self.decider.incidents;
         let next =
-            patience.chain(incidents.next_expiry()).chain(self.streams.next_expiry()).min()?;
+            deadlines.chain(incidents.next_expiry()).chain(self.on_demand.next_expiry()).min()?;
         Some(next.since(self.clock.now()))
     }
 
     /// Returns `true` if everything is closed and the capture thread is idle.
-    pub(super) fn is_at_rest(&self) -> bool {
-        self.decider.incidents.is_empty() && self.streams.is_empty() && !self.busy
+    pub(super) fn is_idle(&self) -> bool {
+        self.decider.incidents.is_empty() && self.on_demand.is_empty() && !self.capture_thread_busy
     }
 
     /// Reads the vitals and evaluates the rules.
@@ -217,28 +220,29 @@ impl AgentState {
         self.counters.ticks += 1;
         collectors::names::tick(&self.vitals);
         collectors::heap::tick(&mut self.vitals);
-        self.decider.stall = self.stuck.tick(&mut self.vitals, detector::threshold(&self.settings));
-        self.decider.panics = match self.vitals.panics {
+        self.decider.stall_description =
+            self.recent_stalls.update_vitals(&mut self.vitals, detector::threshold(&self.settings));
+        self.decider.panic_description = match self.vitals.panics {
             Some(0) | None => None,
-            Some(_) => panic_log::most_frequent(),
+            Some(_) => panic_log::describe_most_frequent(),
         };
         collectors::trace::record_vitals(&self.vitals);
         collectors::tasks::record_vitals(&self.vitals);
         self.history.record(&self.vitals);
-        for open in &mut self.open {
+        for open in &mut self.open_incidents {
             open.recording.record(&self.vitals);
         }
-        self.decider.incidents.set_collectors(!self.collectors.is_empty());
+        self.decider.incidents.set_has_collectors(!self.collectors.is_empty());
         let new_id = || IncidentId::new(self.clock.wall());
         let wall = || self.clock.wall();
-        for fired in self.decider.observe(now, &self.vitals, new_id, wall) {
+        for fired in self.decider.evaluate(now, &self.vitals, new_id, wall) {
             let (rule, text) = (fired.rule, fired.text);
             match fired.incident {
                 Some(id) => {
                     self.counters.fired += 1;
                     log::LogEvent::new(log::LogLevel::Warn, text).rule(&rule).send();
-                    self.stuck.goes_to(id, &rule, &self.settings.rules);
-                    self.track(id);
+                    self.recent_stalls.attach_to(id, &rule, &self.settings.rules);
+                    self.start_vitals_recording(id);
                 }
                 None => {
                     self.counters.would_have_fired += 1;
@@ -248,29 +252,30 @@ impl AgentState {
             }
         }
         self.expire();
-        self.report_dead_rules();
+        self.warn_about_dead_rules();
         self.log_start();
         spare::refill();
-        self.watch_capture_thread();
-        log::check();
+        self.check_capture_thread();
+        log::check_status();
         log_warnings();
     }
 
     /// Sets the conditions that trigger a tick between regular ticks.
-    pub(super) fn watch(&self) {
-        collectors::heap::watch(&self.vitals, self.settings.rules.iter());
+    pub(super) fn arm_early_ticks(&self) {
+        collectors::heap::arm_threshold(&self.vitals, self.settings.rules.iter());
     }
 
     /// Ends the claims and requests that have expired.
     pub(super) fn expire(&mut self) {
         let now = self.clock.now();
         self.decider.expire(now);
-        for at in 0..self.open.len() {
-            let (late, waiting) = std::mem::take(&mut self.open[at].waiting)
-                .into_iter()
-                .partition(|(until, _)| *until <= now);
-            self.open[at].waiting = waiting;
-            self.answer(late, self.open[at].id, None);
+        for index in 0..self.open_incidents.len() {
+            let (expired, waiting) =
+                std::mem::take(&mut self.open_incidents[index].pending_replies)
+                    .into_iter()
+                    .partition(|(until, _)| *until <= now);
+            self.open_incidents[index].pending_replies = waiting;
+            self.send_replies(expired, self.open_incidents[index].id, None);
         }
     }
 
@@ -285,15 +290,15 @@ impl AgentState {
                 let _ = reply.send(Ok(Box::new(status)));
             }
             AgentEvent::Result(result) => self.handle_result(result),
-            AgentEvent::Stream(ask) => {
-                let (anchor, taken) = (self.clock.anchor(), self.taken());
-                self.streams.ask(anchor, ask, &taken);
+            AgentEvent::OnDemandRequested(request) => {
+                let (anchor, in_use) = (self.clock.anchor(), self.engines_in_use());
+                self.on_demand.submit(anchor, request, &in_use);
             }
-            AgentEvent::StreamGone => {}
-            AgentEvent::Reloaded { settings } => self.reload(settings),
+            AgentEvent::ClientDisconnected => {}
+            AgentEvent::SettingsChanged { settings } => self.reload(settings),
             AgentEvent::Shutdown => {
-                self.decider.incidents.shut();
-                self.streams.shut();
+                self.decider.incidents.shut_down();
+                self.on_demand.shut_down();
             }
         }
     }
@@ -302,33 +307,33 @@ impl AgentState {
         match result {
             CaptureResult::Incident(result) => self.done(result),
             CaptureResult::OnDemand(result) => {
-                self.capture_thread_is_free();
+                self.mark_capture_thread_idle();
                 if let OnDemandResult::Started { engine: Some(engine), .. } = &result {
                     self.engines.extend([engine.clone()]);
                 }
                 self.streamed(result);
             }
             CaptureResult::Encoded(result) => self.streamed(result),
-            CaptureResult::Collected { id } => self.decider.incidents.collected(id),
-            CaptureResult::DirectoryOpened(opened) => self.directory_opened(*opened),
-            CaptureResult::StateNotSaved(error) => self.fail("state not saved", error),
+            CaptureResult::Collected { id } => self.decider.incidents.collector_returned(id),
+            CaptureResult::DirectoryOpened(opened) => self.on_directory_opened(*opened),
+            CaptureResult::StateNotSaved(error) => self.record_failure("state not saved", error),
         }
     }
 
     fn streamed(&mut self, done: OnDemandResult) {
-        if let Some(bytes) = self.streams.done(self.clock.now(), done) {
+        if let Some(bytes) = self.on_demand.apply_result(self.clock.now(), done) {
             self.counters.streams += 1;
             self.counters.stream_bytes.0 += bytes;
         }
     }
 
     /// Stops recording at the end of the agent.
-    pub(super) fn end(&self) {
-        collectors::trace::end(&self.settings.trace);
+    pub(super) fn stop_recording(&self) {
+        collectors::trace::stop_recording(&self.settings.trace);
     }
 
     fn done(&mut self, task: IncidentTaskResult) {
-        self.capture_thread_is_free();
+        self.mark_capture_thread_idle();
         spare::refill();
         let tally = task.stats;
         self.engines.extend(tally.engines);
@@ -336,29 +341,29 @@ impl AgentState {
         self.counters.captures_failed += tally.captures_failed;
         self.counters.artifacts += tally.artifacts;
         self.counters.artifact_bytes.0 += tally.artifact_bytes;
-        self.stored = tally.store.unwrap_or(self.stored);
+        self.store_usage = tally.store.unwrap_or(self.store_usage);
         if let (Some(path), crate::policy::incidents::CommandResult::Opened { id, .. }) =
             (task.dir, &task.result)
         {
             self.counters.incidents += 1;
-            if let Some(open) = self.open.iter_mut().find(|open| open.id == *id) {
+            if let Some(open) = self.open_incidents.iter_mut().find(|open| open.id == *id) {
                 open.dir = Some(path);
-                let waiting = std::mem::take(&mut open.waiting);
-                self.answer(waiting, *id, None);
+                let waiting = std::mem::take(&mut open.pending_replies);
+                self.send_replies(waiting, *id, None);
             }
         }
-        let why = tally.failures.last().map(|(_, error)| error.clone());
+        let last_error = tally.failures.last().map(|(_, error)| error.clone());
         for (cause, error) in tally.failures {
-            self.fail(cause, error);
+            self.record_failure(cause, error);
         }
         if matches!(task.result, crate::policy::incidents::CommandResult::Closed { ok: true, .. }) {
             self.counters.incidents_closed += 1;
         }
         let now = self.clock.now();
-        for id in self.decider.done(now, task.result) {
-            if let Some(at) = self.open.iter().position(|open| open.id == id) {
-                let open = self.open.remove(at);
-                self.answer(open.waiting, id, why.clone());
+        for id in self.decider.apply_result(now, task.result) {
+            if let Some(index) = self.open_incidents.iter().position(|open| open.id == id) {
+                let open = self.open_incidents.remove(index);
+                self.send_replies(open.pending_replies, id, last_error.clone());
             }
         }
     }
@@ -375,11 +380,11 @@ impl AgentState {
         };
         let (settings, needs_restart) = reload::merge(&self.settings, settings);
         self.decider.replace(settings.rules.clone(), settings.budget.clone());
-        self.dead_rules.forget();
-        self.streams.allowance.set_limit(settings.budget.streams_per_day);
-        report_doubts(&settings);
-        crate::agent::state::missing_features::report_missing(&settings);
-        report_heap(&settings);
+        self.dead_rules.report_again();
+        self.on_demand.quota.set_limit(settings.budget.on_demand_captures_per_day);
+        warn_about_settings(&settings);
+        crate::agent::state::missing_features::warn_about_missing_features(&settings);
+        warn_if_no_heap_profiles(&settings);
         collectors::heap::set_rates(&settings.heap);
         collectors::trace::configure(&settings.trace);
         let applied = log::LogEvent::new(log::LogLevel::Info, "new settings are in force");
@@ -391,7 +396,7 @@ impl AgentState {
     }
 
     fn dir(&self, id: IncidentId) -> Option<PathBuf> {
-        self.open.iter().find(|open| open.id == id)?.dir.clone()
+        self.open_incidents.iter().find(|open| open.id == id)?.dir.clone()
     }
 
     fn new_id(&self) -> impl FnOnce() -> IncidentId + use<> {
@@ -400,15 +405,20 @@ impl AgentState {
     }
 
     /// Starts to record the vitals of an incident unless it is already recorded.
-    fn track(&mut self, id: IncidentId) {
-        if !self.open.iter().any(|open| open.id == id) {
-            let recording = self.history.begin(&self.vitals);
-            self.open.push(OpenIncident { id, dir: None, recording, waiting: Vec::new() });
+    fn start_vitals_recording(&mut self, id: IncidentId) {
+        if !self.open_incidents.iter().any(|open| open.id == id) {
+            let recording = self.history.start_recording(&self.vitals);
+            self.open_incidents.push(OpenIncident {
+                id,
+                dir: None,
+                recording,
+                pending_replies: Vec::new(),
+            });
         }
     }
 
     /// Counts a failure. Each cause is logged the first time and then at every power of two.
-    fn fail(&mut self, cause: &'static str, error: String) {
+    fn record_failure(&mut self, cause: &'static str, error: String) {
         self.failures.add(cause, 1);
         let times =
             self.failures.iter().find(|loss| loss.cause == cause).map_or(1, |loss| loss.count);
@@ -421,17 +431,17 @@ impl AgentState {
 }
 
 /// Warns about valid `settings` that are most likely unintended.
-fn report_doubts(settings: &Settings) {
-    match settings.doubts().as_slice() {
+fn warn_about_settings(settings: &Settings) {
+    match settings.warnings().as_slice() {
         [] => warnings::clear("rule"),
         doubts => warnings::set("rule", doubts.join("; ")),
     }
 }
 
 /// Warns if `settings` request heap profiles and this program has none.
-fn report_heap(settings: &Settings) {
+fn warn_if_no_heap_profiles(settings: &Settings) {
     let wanted = settings.rules.iter().fold(CaptureSet::EMPTY, |all, rule| all.union(rule.capture));
-    match collectors::heap::why_absent().filter(|_| wanted.contains(CaptureKind::Heap)) {
+    match collectors::heap::unavailable_reason().filter(|_| wanted.contains(CaptureKind::Heap)) {
         Some(why) => warnings::set("heap", format!("no heap profiles: {why}")),
         None => warnings::clear("heap"),
     }

@@ -11,13 +11,13 @@ use crate::config::BudgetSettings;
 use crate::metrics::Distribution;
 use crate::model::{CaptureKind, CaptureSet, Limits, Losses, Metric, Stall, VitalsRow};
 use crate::policy::daily_quota::DailyQuota;
-use crate::policy::on_demand::StreamStatus;
+use crate::policy::on_demand::OnDemandStatus;
 use crate::rules::{Admission, State};
 use crate::store::StoreUsage;
 
 /// State of the toggle after a request.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Toggled {
+pub struct ToggleStatus {
     /// True if the toggle is on.
     pub on: bool,
     /// Captures that are running or start as soon as their engine is free.
@@ -34,7 +34,7 @@ pub struct Toggled {
 
 /// A capture requested from code.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Captured {
+pub struct CaptureStarted {
     /// Incident of the capture: a new one, or one that was already being captured.
     pub incident: IncidentId,
     /// Incident directory. Artifacts appear in it as captures end.
@@ -57,11 +57,11 @@ pub struct Status {
     /// Settings file and the result of reading it last.
     pub config: ConfigStatus,
     /// Toggle.
-    pub toggle: Toggled,
+    pub toggle: ToggleStatus,
     /// Open incidents, oldest first.
     pub incidents: Vec<IncidentStatus>,
     /// On-demand captures in progress.
-    pub streams: Vec<StreamStatus>,
+    pub streams: Vec<OnDemandStatus>,
     /// Most recent stalls, oldest first; at most 16.
     pub stalls: Vec<Stall>,
     /// Budget usage.
@@ -154,21 +154,21 @@ impl BudgetStatus {
         (opening, incidents): (Admission, usize),
         streams: &DailyQuota,
     ) -> Self {
-        let (opening, until) = match opening {
-            Admission::Free => ("free", None),
-            Admission::Gap { until } => ("gap", Some(until)),
-            Admission::Spent { until } => ("spent", Some(until)),
-            Admission::Exhausted => ("exhausted", None),
+        let (admission, until) = match opening {
+            Admission::Allowed => ("free", None),
+            Admission::TooSoon { until } => ("gap", Some(until)),
+            Admission::DailyBudgetSpent { until } => ("spent", Some(until)),
+            Admission::CaptureLimitReached => ("exhausted", None),
         };
         let wall = |moment| anchor.wall_at(moment);
         Self {
             incidents_in_a_day: incidents,
             incidents_per_day: settings.incidents_per_day,
-            opening,
+            opening: admission,
             until: until.map(wall),
-            streams_in_a_day: streams.spent(anchor.moment),
+            streams_in_a_day: streams.used_count(anchor.moment),
             streams_per_day: streams.limit(),
-            streams_until: streams.spent_until(anchor.moment).map(wall),
+            streams_until: streams.exhausted_until(anchor.moment).map(wall),
         }
     }
 }
@@ -203,11 +203,11 @@ pub struct RuleStatus {
 impl RuleStatus {
     /// Converts the state of a rule at its last tick to text and wall times.
     pub(super) fn new(state: &State<'_>, anchor: TimeAnchor) -> Self {
-        let decisions = state.past().map(|said| PastDecision {
-            at: anchor.wall_at(said.at),
-            value: said.value,
-            decision: said.decision.name(),
-            explanation: said.decision.explain(state.rule, said.at).to_string(),
+        let decisions = state.recent_decisions().map(|change| PastDecision {
+            at: anchor.wall_at(change.at),
+            value: change.value,
+            decision: change.decision.name(),
+            explanation: change.decision.explain(state.rule, change.at).to_string(),
         });
         Self {
             name: state.rule.name.clone(),
@@ -217,8 +217,8 @@ impl RuleStatus {
             active: state.active,
             decision: state.decision.name(),
             explanation: state.explain().to_string(),
-            since: state.since.map(|since| anchor.wall_at(since)),
-            until: state.decision.until().map(|until| anchor.wall_at(until)),
+            since: state.changed_at.map(|since| anchor.wall_at(since)),
+            until: state.decision.hold_ends_at().map(|until| anchor.wall_at(until)),
             incidents_in_a_day: state.incidents,
             decisions: decisions.collect(),
         }

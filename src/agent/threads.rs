@@ -20,46 +20,52 @@ use crate::os;
 use crate::stalls::standstill;
 
 /// Maximum number of threads that read files for the endpoint. They end when idle.
-const BLOCKING_THREADS: usize = 2;
+const MAX_BLOCKING_THREADS: usize = 2;
 
 /// Topic of the warning raised while the loop has no poller.
-const POLLER: &str = "descriptors";
+const POLLER_WARNING_TOPIC: &str = "descriptors";
 
-const LOOP: &str = "marple";
+const LOOP_THREAD: &str = "marple";
 
 /// Delay after a panic of the loop, doubled with each consecutive panic, so that one that recurs at
 /// once costs little.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const MIN_RESTART_DELAY: Duration = Duration::from_millis(10);
+const MAX_RESTART_DELAY: Duration = Duration::from_secs(1);
 
 /// Runs the `marple` thread: a runtime and the agent loop on it.
 ///
 /// Without the descriptors for a poller the loop runs on timers alone. Vitals, rules and status
 /// work; the endpoint and the signal do not until descriptors are available.
-pub(super) fn lead(agent: AgentLoop, services: Vec<Box<dyn Service>>, handle: AgentHandle) {
-    if panics::fence_and_record(LOOP, || start_and_repeat(agent, services, handle)).is_none() {
+pub(super) fn run_agent_thread(
+    agent: AgentLoop,
+    services: Vec<Box<dyn Service>>,
+    handle: AgentHandle,
+) {
+    if panics::catch_and_record_panic(LOOP_THREAD, || run_with_retries(agent, services, handle))
+        .is_none()
+    {
         warnings::set("agent", "nothing is watched or served: the agent has ended by a panic");
     }
 }
 
-fn start_and_repeat(mut agent: AgentLoop, services: Vec<Box<dyn Service>>, handle: AgentHandle) {
+fn run_with_retries(mut agent: AgentLoop, services: Vec<Box<dyn Service>>, handle: AgentHandle) {
     let mut backoff = RetryBackoff::new();
     let runtime = loop {
-        let error = match runtime() {
+        let error = match build_runtime() {
             Ok(runtime) => break Some(runtime),
             Err(error) => error,
         };
-        warnings::set(POLLER, without_poller(&error));
-        let pause = backoff.delay();
+        warnings::set(POLLER_WARNING_TOPIC, missing_poller_message(&error));
+        let pause = backoff.next_delay();
         match tokio::runtime::Builder::new_current_thread().enable_time().build() {
             Ok(timers) => {
-                let turns = panics::fence_and_record(LOOP, || {
+                let finished = panics::catch_and_record_panic(LOOP_THREAD, || {
                     timers.block_on(run::run_without_poller(&mut agent, pause))
                 });
-                match turns {
+                match finished {
                     Some(true) => break None,
                     Some(false) => {}
-                    None => thread::sleep(FIRST_PAUSE),
+                    None => thread::sleep(MIN_RESTART_DELAY),
                 }
             }
             Err(error) => {
@@ -69,36 +75,44 @@ fn start_and_repeat(mut agent: AgentLoop, services: Vec<Box<dyn Service>>, handl
         }
     };
     if let Some(runtime) = &runtime {
-        warnings::clear(POLLER);
+        warnings::clear(POLLER_WARNING_TOPIC);
         for service in services {
             serve(runtime, service, handle.clone());
         }
-        repeat(runtime, &mut agent);
+        run_until_shutdown(runtime, &mut agent);
     }
     // This drops the service's registrations, which runs host code.
-    if let Err(panic) = panics::catch(|| drop((agent, runtime, handle))) {
-        panics::record(LOOP, &panic);
+    if let Err(panic) = panics::catch_host_panic(|| drop((agent, runtime, handle))) {
+        panics::record(LOOP_THREAD, &panic);
     }
 }
 
 /// Runs the loop until it ends, and restarts it with the same state after a panic.
-fn repeat(runtime: &Runtime, agent: &mut AgentLoop) {
-    let mut pause = FIRST_PAUSE;
+fn run_until_shutdown(runtime: &Runtime, agent: &mut AgentLoop) {
+    let mut pause = MIN_RESTART_DELAY;
     loop {
-        let turns = agent.turns();
-        if panics::fence_and_record(LOOP, || runtime.block_on(log::quiet(run::run(agent))))
-            .is_some()
+        let iterations = agent.iterations();
+        if panics::catch_and_record_panic(LOOP_THREAD, || {
+            runtime.block_on(log::quiet(run::run(agent)))
+        })
+        .is_some()
         {
             return;
         }
-        pause = if agent.turns() > turns + 1 { FIRST_PAUSE } else { LONGEST_PAUSE.min(pause * 2) };
-        panics::fence_and_record(LOOP, || runtime.block_on(async { time::sleep(pause).await }));
+        pause = if agent.iterations() > iterations + 1 {
+            MIN_RESTART_DELAY
+        } else {
+            MAX_RESTART_DELAY.min(pause * 2)
+        };
+        panics::catch_and_record_panic(LOOP_THREAD, || {
+            runtime.block_on(async { time::sleep(pause).await })
+        });
     }
 }
 
 /// Spawns `service` on the agent's runtime. Reports a panic that ends it.
 fn serve(runtime: &Runtime, service: Box<dyn Service>, handle: AgentHandle) {
-    let served = panics::fence(|| {
+    let served = panics::catch_panic(|| {
         let _context = runtime.enter();
         runtime.spawn(log::quiet(service.serve(handle)))
     });
@@ -107,15 +121,15 @@ fn serve(runtime: &Runtime, service: Box<dyn Service>, handle: AgentHandle) {
             if let Err(error) = served.await
                 && error.is_panic()
             {
-                service_ended(&error.to_string());
+                report_service_panic(&error.to_string());
             }
         })),
-        Err(panic) => service_ended(&panic),
+        Err(panic) => report_service_panic(&panic),
     }
 }
 
-fn service_ended(panic: &str) {
-    panics::record(LOOP, panic);
+fn report_service_panic(panic: &str) {
+    panics::record(LOOP_THREAD, panic);
     warnings::set(
         "http",
         format!(
@@ -124,18 +138,18 @@ fn service_ended(panic: &str) {
     );
 }
 
-fn without_poller(error: &io::Error) -> String {
+fn missing_poller_message(error: &io::Error) -> String {
     let limit = crate::os::proc::process::descriptor_limit();
     let limit = limit.map_or_else(|| "no limit".to_owned(), |limit| format!("a limit of {limit}"));
     format!(
         "no endpoint, no signal and no stalls: a poller needs {} descriptors: {error} (the process has {limit}: \
          raise `ulimit -n`, LimitNOFILE=); vitals and rules go on, and it is tried again every few seconds",
-        run::DESCRIPTORS
+        run::POLLER_DESCRIPTORS
     )
 }
 
 /// Creates a runtime with a poller, timers and signals.
-fn runtime() -> io::Result<tokio::runtime::Runtime> {
+fn build_runtime() -> io::Result<tokio::runtime::Runtime> {
     // tokio panics if it cannot create its socket pair for signals.
     run::check_descriptors()?;
     // This runtime's blocking threads read files for the endpoint, a few at a time. Their
@@ -144,11 +158,11 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
     standstill::observe_sleeps(&mut builder)
         .enable_all()
         .thread_name("marple-files")
-        .max_blocking_threads(BLOCKING_THREADS)
+        .max_blocking_threads(MAX_BLOCKING_THREADS)
         .on_thread_start(|| {
             os::own_thread::enter();
-            collectors::heap::exclude_for_good();
-            panics::fence_thread();
+            collectors::heap::exclude_thread_permanently();
+            panics::bypass_hook_on_thread();
         })
         .build()
 }

@@ -12,7 +12,7 @@ use crate::os::clock::timerfd::TimerFd;
 /// tokio's `Interval` is not used: it wakes an idle process twice per tick (`os::clock::timerfd`).
 /// The `write` that rearms it also sends the agent's runtime through the poller once more.
 pub(super) struct TickTimer {
-    alarm: TimerFd,
+    timer: TimerFd,
     period: Duration,
     due: Instant,
 }
@@ -20,7 +20,7 @@ pub(super) struct TickTimer {
 impl TickTimer {
     /// Creates a ticker. Must be called on the agent's runtime.
     pub(super) fn new(period: Duration) -> Self {
-        Self { alarm: TimerFd::here(), period, due: Instant::now() }
+        Self { timer: TimerFd::on_current_runtime(), period, due: Instant::now() }
     }
 
     /// Restarts the ticker if `period` differs from the current one.
@@ -37,13 +37,13 @@ impl TickTimer {
 
     /// Waits for the next tick. Cancel safe.
     pub(super) async fn tick(&mut self) {
-        self.alarm.sleep_until(self.due).await;
-        self.due = next(self.due, self.period, Instant::now());
+        self.timer.sleep_until(self.due).await;
+        self.due = next_tick(self.due, self.period, Instant::now());
     }
 }
 
 /// Returns the first tick after `now`, given that ticks are `period` apart and `due` has passed.
-fn next(due: Instant, period: Duration, now: Instant) -> Instant {
+fn next_tick(due: Instant, period: Duration, now: Instant) -> Instant {
     let late = now.saturating_duration_since(due);
     let since_last = late.as_nanos().checked_rem(period.as_nanos()).unwrap_or(0);
     now + period - Duration::from_nanos(since_last as u64)
@@ -54,33 +54,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ticks_keep_to_their_beat_and_those_that_were_missed_are_left_out() {
+    fn missed_ticks_are_skipped_and_phase_is_kept() {
         let due = Instant::now();
         let period = Duration::from_nanos(250);
         for (late, expected) in
             [(0, 250), (1, 250), (249, 250), (250, 500), (251, 500), (1_000_001, 1_000_250)]
         {
-            let found = next(due, period, due + Duration::from_nanos(late));
+            let found = next_tick(due, period, due + Duration::from_nanos(late));
             assert_eq!(found - due, Duration::from_nanos(expected), "{late} ns late");
         }
     }
 
     /// Returns `true` if a tick is due.
-    async fn ticks(ticker: &mut TickTimer) -> bool {
+    async fn is_tick_due(ticker: &mut TickTimer) -> bool {
         tokio::time::timeout(Duration::ZERO, ticker.tick()).await.is_ok()
     }
 
     #[test]
-    fn the_first_tick_comes_at_once_and_so_does_the_first_of_another_period() {
+    fn first_tick_is_due_at_once_also_after_period_change() {
         let hour = Duration::from_secs(3600);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let mut ticker = TickTimer::new(hour);
-            assert!(ticks(&mut ticker).await && !ticks(&mut ticker).await);
+            assert!(is_tick_due(&mut ticker).await && !is_tick_due(&mut ticker).await);
             ticker.set_period(hour);
-            assert!(!ticks(&mut ticker).await, "it is the same period");
+            assert!(!is_tick_due(&mut ticker).await, "it is the same period");
             ticker.set_period(hour / 2);
-            assert!(ticks(&mut ticker).await && !ticks(&mut ticker).await);
+            assert!(is_tick_due(&mut ticker).await && !is_tick_due(&mut ticker).await);
         });
     }
 }

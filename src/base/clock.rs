@@ -102,13 +102,13 @@ pub struct ManualClock {
     nanos: AtomicU64,
     start: Timestamp,
     /// Offset of the wall clock, in milliseconds.
-    step: AtomicI64,
+    wall_offset_ms: AtomicI64,
 }
 
 impl ManualClock {
     /// Creates a clock at moment zero, which corresponds to the wall-clock time `start`.
     pub fn new(start: Timestamp) -> Self {
-        Self { nanos: AtomicU64::new(0), start, step: AtomicI64::new(0) }
+        Self { nanos: AtomicU64::new(0), start, wall_offset_ms: AtomicI64::new(0) }
     }
 
     /// Advances both clocks by `by`.
@@ -119,7 +119,7 @@ impl ManualClock {
     /// Steps the wall clock by `by`, forward or back. The monotonic clock is unaffected.
     pub fn step_wall(&self, by: SignedDuration) {
         let millis = i64::try_from(by.as_millis()).unwrap_or_default();
-        self.step.fetch_add(millis, Ordering::Relaxed);
+        self.wall_offset_ms.fetch_add(millis, Ordering::Relaxed);
     }
 }
 
@@ -129,8 +129,8 @@ impl Clock for ManualClock {
     }
 
     fn wall(&self) -> Timestamp {
-        let step = SignedDuration::from_millis(self.step.load(Ordering::Relaxed));
-        let start = self.start.checked_add(step).unwrap_or(self.start);
+        let offset = SignedDuration::from_millis(self.wall_offset_ms.load(Ordering::Relaxed));
+        let start = self.start.checked_add(offset).unwrap_or(self.start);
         TimeAnchor { moment: Moment(0), wall: start, suspended: Duration::ZERO }.wall_at(self.now())
     }
 }
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_anchor_dates_moments_on_both_sides_of_it() {
+    fn wall_at_converts_moments_before_and_after_anchor() {
         let wall: Timestamp = "2026-11-23T02:57:33.123Z".parse().unwrap();
         let moment = Moment::from_nanos(5_000_000_000);
         let anchor = TimeAnchor { moment, wall, suspended: Duration::ZERO };
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn the_system_clock_agrees_with_std() {
+    fn system_clock_agrees_with_instant() {
         let before = std::time::Instant::now();
         let first = SystemClock.now();
         std::thread::sleep(Duration::from_millis(2));

@@ -18,9 +18,9 @@ use super::spare;
 pub struct CodeFile {
     path: PathBuf,
     stamp: CodeStamp,
-    held: Mutex<Option<Arc<CodeDescriptor>>>,
+    descriptor: Mutex<Option<Arc<CodeDescriptor>>>,
     /// The file with the symbols that were stripped from this one.
-    debug: OnceLock<Arc<CodeFile>>,
+    debug_file: OnceLock<Arc<CodeFile>>,
 }
 
 /// Identity and version of a file, to detect replacement and modification.
@@ -34,7 +34,7 @@ struct CodeStamp {
 }
 
 impl CodeStamp {
-    fn of(file: &Metadata) -> Self {
+    fn from_metadata(file: &Metadata) -> Self {
         let modified = [file.mtime(), file.mtime_nsec()];
         Self { device: file.dev(), inode: file.ino(), size: file.len(), modified }
     }
@@ -55,7 +55,7 @@ struct CodeDescriptor {
 impl CodeDescriptor {
     fn get(&self) -> Option<&File> {
         let file = self.file.as_ref().filter(|_| self.pid == process::id())?;
-        let now = CodeStamp::of(&file.metadata().ok()?);
+        let now = CodeStamp::from_metadata(&file.metadata().ok()?);
         (now.device == self.stamp.device && now.inode == self.stamp.inode).then_some(file)
     }
 }
@@ -85,12 +85,12 @@ impl CodeFile {
     /// Returns an error if the file cannot be opened, or is not a regular file
     /// ([`io::ErrorKind::InvalidInput`]).
     pub fn open(path: &Path) -> io::Result<Self> {
-        let opened = open(path)?;
+        let opened = open_with_spare(path)?;
         Ok(Self {
             path: path.to_owned(),
             stamp: opened.stamp,
-            held: Mutex::new(Some(Arc::new(opened))),
-            debug: OnceLock::new(),
+            descriptor: Mutex::new(Some(Arc::new(opened))),
+            debug_file: OnceLock::new(),
         })
     }
 
@@ -105,41 +105,43 @@ impl CodeFile {
     }
 
     /// Returns `true` if the descriptor is open.
-    pub fn is_held(&self) -> bool {
+    pub fn is_open(&self) -> bool {
         self.lock().as_ref().is_some_and(|held| held.get().is_some())
     }
 
     /// Reopens a released file if its path still refers to it. Uses no reserved descriptor. Also
     /// applies to the file of the stripped symbols.
-    pub fn hold(&self) {
-        if !self.is_held()
-            && let Ok(opened) = self.check(open_by(&self.path, |options, path| options.open(path)))
+    pub fn keep_open(&self) {
+        if !self.is_open()
+            && let Ok(opened) =
+                self.verify_stamp(open_regular_file(&self.path, |options, path| options.open(path)))
         {
             let old = self.lock().replace(opened);
             drop(old);
         }
-        if let Some(debug) = self.debug.get() {
-            debug.hold();
+        if let Some(debug) = self.debug_file.get() {
+            debug.keep_open();
         }
     }
 
     /// Closes the descriptor, and that of the file of the stripped symbols.
     pub fn release(&self) {
-        let held = self.lock().take();
-        drop(held);
-        if let Some(debug) = self.debug.get() {
+        let descriptor = self.lock().take();
+        drop(descriptor);
+        if let Some(debug) = self.debug_file.get() {
             debug.release();
         }
     }
 
     /// Returns the number of open descriptors.
-    pub fn descriptors(&self) -> u64 {
-        u64::from(self.is_held()) + self.debug.get().map_or(0, |debug| debug.descriptors())
+    pub fn open_descriptors(&self) -> u64 {
+        u64::from(self.is_open())
+            + self.debug_file.get().map_or(0, |debug| debug.open_descriptors())
     }
 
-    /// Returns the number of descriptors that [`hold`](Self::hold) would keep open.
-    pub fn wanted_descriptors(&self) -> u64 {
-        1 + self.debug.get().map_or(0, |debug| debug.wanted_descriptors())
+    /// Returns the number of descriptors that [`keep_open`](Self::keep_open) would keep open.
+    pub fn max_descriptors(&self) -> u64 {
+        1 + self.debug_file.get().map_or(0, |debug| debug.max_descriptors())
     }
 
     /// Fills `into` with the bytes from `offset` on.
@@ -149,7 +151,7 @@ impl CodeFile {
     /// Returns an error if the file is too short, or was released and its path refers to another
     /// file.
     pub fn read_exact_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
-        self.with(|file| file.read_exact_at(into, offset))
+        self.with_file(|file| file.read_exact_at(into, offset))
     }
 
     /// Returns the current size in bytes.
@@ -158,28 +160,28 @@ impl CodeFile {
     ///
     /// Fails as [`read_exact_at`](Self::read_exact_at) does.
     pub fn size(&self) -> io::Result<u64> {
-        self.with(|file| Ok(file.metadata()?.len()))
+        self.with_file(|file| Ok(file.metadata()?.len()))
     }
 
     /// Returns `true` if the file was modified since it was opened.
-    pub fn is_rewritten(&self) -> bool {
-        let now = self.with(File::metadata);
-        now.is_ok_and(|now| CodeStamp::of(&now) != self.stamp)
+    pub fn is_modified(&self) -> bool {
+        let now = self.with_file(File::metadata);
+        now.is_ok_and(|now| CodeStamp::from_metadata(&now) != self.stamp)
     }
 
     /// Returns the file with the symbols stripped from this one, or `None` if it was not set.
-    pub fn debug(&self) -> Option<&Arc<CodeFile>> {
-        self.debug.get()
+    pub fn debug_file(&self) -> Option<&Arc<CodeFile>> {
+        self.debug_file.get()
     }
 
     /// Sets the file with the stripped symbols. Only the first call has an effect.
-    pub fn set_debug(&self, debug: Arc<CodeFile>) {
-        let _ = self.debug.set(debug);
+    pub fn set_debug_file(&self, debug: Arc<CodeFile>) {
+        let _ = self.debug_file.set(debug);
     }
 
-    fn with<T>(&self, read: impl FnOnce(&File) -> io::Result<T>) -> io::Result<T> {
-        let held = self.lock().clone();
-        if let Some(file) = held.as_ref().and_then(|held| held.get()) {
+    fn with_file<T>(&self, read: impl FnOnce(&File) -> io::Result<T>) -> io::Result<T> {
+        let descriptor = self.lock().clone();
+        if let Some(file) = descriptor.as_ref().and_then(|held| held.get()) {
             return read(file);
         }
         let opened = self.reopen()?;
@@ -187,10 +189,10 @@ impl CodeFile {
     }
 
     fn reopen(&self) -> io::Result<Arc<CodeDescriptor>> {
-        self.check(open(&self.path))
+        self.verify_stamp(open_with_spare(&self.path))
     }
 
-    fn check(&self, opened: io::Result<CodeDescriptor>) -> io::Result<Arc<CodeDescriptor>> {
+    fn verify_stamp(&self, opened: io::Result<CodeDescriptor>) -> io::Result<Arc<CodeDescriptor>> {
         let opened = opened?;
         if opened.stamp == self.stamp {
             return Ok(Arc::new(opened));
@@ -202,24 +204,24 @@ impl CodeFile {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<CodeDescriptor>>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.descriptor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Opens a regular file, using a reserved descriptor if no other is left.
-fn open(path: &Path) -> io::Result<CodeDescriptor> {
-    open_by(path, |options, path| spare::with(|| options.open(path)))
+fn open_with_spare(path: &Path) -> io::Result<CodeDescriptor> {
+    open_regular_file(path, |options, path| spare::open_with_retry(|| options.open(path)))
 }
 
 /// Opens a regular file. The type is checked before the open, because opening a device can have
 /// side effects.
-fn open_by(
+fn open_regular_file(
     path: &Path,
     open: impl FnOnce(&OpenOptions, &Path) -> io::Result<File>,
 ) -> io::Result<CodeDescriptor> {
-    let refused = || io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
+    let not_regular = || io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
     if !fs::metadata(path)?.is_file() {
-        return Err(refused());
+        return Err(not_regular());
     }
     // The path may have become a FIFO since the check; without O_NONBLOCK the open would block
     // until the FIFO is opened for writing.
@@ -229,9 +231,9 @@ fn open_by(
     let file = open(&options, path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
-        return Err(refused());
+        return Err(not_regular());
     }
-    let (stamp, pid) = (CodeStamp::of(&metadata), process::id());
+    let (stamp, pid) = (CodeStamp::from_metadata(&metadata), process::id());
     Ok(CodeDescriptor { file: Some(file), stamp, pid })
 }
 
@@ -239,52 +241,52 @@ fn open_by(
 mod tests {
     use super::*;
 
-    fn start_of(file: &CodeFile) -> io::Result<[u8; 3]> {
+    fn read_start(file: &CodeFile) -> io::Result<[u8; 3]> {
         let mut start = [0; 3];
         file.read_exact_at(&mut start, 0).map(|()| start)
     }
 
     #[test]
-    fn a_held_file_is_read_after_it_was_replaced_and_a_released_one_is_not() {
+    fn open_file_is_readable_after_replacement_released_is_not() {
         let dir = tempfile::tempdir().unwrap();
-        let (path, fresh) = (dir.path().join("app"), dir.path().join("new"));
+        let (path, replacement) = (dir.path().join("app"), dir.path().join("new"));
         fs::write(&path, "old").unwrap();
         let file = CodeFile::open(&path).unwrap();
         file.release();
-        assert_eq!((start_of(&file).unwrap(), file.descriptors()), (*b"old", 0));
-        file.hold();
-        fs::write(&fresh, "new").unwrap();
-        fs::rename(&fresh, &path).unwrap();
-        assert_eq!((start_of(&file).unwrap(), file.descriptors()), (*b"old", 1));
-        assert!(!file.is_rewritten());
+        assert_eq!((read_start(&file).unwrap(), file.open_descriptors()), (*b"old", 0));
+        file.keep_open();
+        fs::write(&replacement, "new").unwrap();
+        fs::rename(&replacement, &path).unwrap();
+        assert_eq!((read_start(&file).unwrap(), file.open_descriptors()), (*b"old", 1));
+        assert!(!file.is_modified());
         file.release();
-        assert!(start_of(&file).unwrap_err().to_string().contains("replaced"));
-        file.hold();
-        assert!(!file.is_held(), "the path leads to another file");
+        assert!(read_start(&file).unwrap_err().to_string().contains("replaced"));
+        file.keep_open();
+        assert!(!file.is_open(), "the path leads to another file");
     }
 
     #[test]
-    fn a_file_and_its_debug_file_count_as_two_also_when_they_were_released() {
+    fn debug_file_counts_as_second_descriptor() {
         let dir = tempfile::tempdir().unwrap();
         let (path, debug) = (dir.path().join("app"), dir.path().join("app.debug"));
         fs::write(&path, "old").unwrap();
         fs::write(&debug, "old").unwrap();
         let file = CodeFile::open(&path).unwrap();
-        file.set_debug(Arc::new(CodeFile::open(&debug).unwrap()));
-        assert_eq!((file.descriptors(), file.wanted_descriptors()), (2, 2));
+        file.set_debug_file(Arc::new(CodeFile::open(&debug).unwrap()));
+        assert_eq!((file.open_descriptors(), file.max_descriptors()), (2, 2));
         file.release();
-        assert_eq!((file.descriptors(), file.wanted_descriptors()), (0, 2));
+        assert_eq!((file.open_descriptors(), file.max_descriptors()), (0, 2));
     }
 
     #[test]
-    fn writing_to_the_file_is_noticed() {
+    fn modification_is_detected() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("app");
         fs::write(&path, "old").unwrap();
         let file = CodeFile::open(&path).unwrap();
-        assert!(!file.is_rewritten());
+        assert!(!file.is_modified());
         fs::write(&path, "other").unwrap();
-        assert!(file.is_rewritten());
+        assert!(file.is_modified());
         assert_ne!(file, CodeFile::open(&path).unwrap());
         assert!(CodeFile::open(dir.path()).is_err());
     }

@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_main_prints_is_for_people() {
+    fn debug_output_equals_display() {
         let inner = std::io::Error::other("the disk is gone");
         let error = Error::new(inner);
         assert_eq!(format!("{error:?}"), "the disk is gone");

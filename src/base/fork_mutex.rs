@@ -16,19 +16,19 @@ use std::sync::{self, LockResult, MutexGuard, OnceLock, PoisonError, TryLockErro
 use std::thread;
 use std::time::Duration;
 
-use super::forked::generation;
+use super::forked::fork_generation;
 
 /// Number of attempts to lock a mutex before it counts as abandoned, and the interval between them.
 /// The total leaves a thread of the child that has just locked it time to set `locked_in`.
-const ATTEMPTS: u32 = 20;
-const ATTEMPT_EVERY: Duration = Duration::from_millis(5);
+const MAX_ATTEMPTS: u32 = 20;
+const ATTEMPT_INTERVAL: Duration = Duration::from_millis(5);
 
 /// A mutex that survives a fork, with the interface of [`std::sync::Mutex`].
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T> {
-    own: sync::Mutex<T>,
+    inner: sync::Mutex<T>,
     /// Generation of the process that locked it last. 0 in a process that was not forked.
-    locked_in: AtomicU32,
+    last_lock_generation: AtomicU32,
     /// The mutex that replaces this one in the current process.
     successor: OnceLock<Box<Self>>,
 }
@@ -37,8 +37,8 @@ impl<T> Mutex<T> {
     /// Creates a mutex that protects `value`.
     pub(crate) const fn new(value: T) -> Self {
         Self {
-            own: sync::Mutex::new(value),
-            locked_in: AtomicU32::new(0),
+            inner: sync::Mutex::new(value),
+            last_lock_generation: AtomicU32::new(0),
             successor: OnceLock::new(),
         }
     }
@@ -51,8 +51,8 @@ impl<T: Default> Mutex<T> {
     ///
     /// Returns an error if a thread panicked while holding the mutex.
     pub(crate) fn lock(&self) -> LockResult<MutexGuard<'_, T>> {
-        match generation() {
-            0 => self.own.lock(),
+        match fork_generation() {
+            0 => self.inner.lock(),
             generation => self.lock_in_child(generation),
         }
     }
@@ -63,47 +63,47 @@ impl<T: Default> Mutex<T> {
     ///
     /// Fails as [`std::sync::Mutex::try_lock`] does.
     pub(crate) fn try_lock(&self) -> TryLockResult<MutexGuard<'_, T>> {
-        match generation() {
-            0 => self.own.try_lock(),
-            generation => self.current().try_lock_in_child(generation),
+        match fork_generation() {
+            0 => self.inner.try_lock(),
+            generation => self.latest().try_lock_in_child(generation),
         }
     }
 
     #[cold]
     fn lock_in_child(&self, generation: u32) -> LockResult<MutexGuard<'_, T>> {
-        let current = self.current();
-        for _ in 0..ATTEMPTS {
-            match current.try_lock_in_child(generation) {
+        let latest = self.latest();
+        for _ in 0..MAX_ATTEMPTS {
+            match latest.try_lock_in_child(generation) {
                 Ok(guard) => return Ok(guard),
                 Err(TryLockError::Poisoned(poisoned)) => return Err(poisoned),
                 Err(TryLockError::WouldBlock) => {}
             }
-            if current.locked_in.load(Ordering::Relaxed) == generation {
-                let guard = current.own.lock();
-                current.locked_in.store(generation, Ordering::Relaxed);
+            if latest.last_lock_generation.load(Ordering::Relaxed) == generation {
+                let guard = latest.inner.lock();
+                latest.last_lock_generation.store(generation, Ordering::Relaxed);
                 return guard;
             }
-            thread::sleep(ATTEMPT_EVERY);
+            thread::sleep(ATTEMPT_INTERVAL);
         }
-        let successor = current.successor.get_or_init(Box::default);
+        let successor = latest.successor.get_or_init(Box::default);
         successor.lock_in_child(generation)
     }
 
     fn try_lock_in_child(&self, generation: u32) -> TryLockResult<MutexGuard<'_, T>> {
-        let guard = self.own.try_lock();
+        let guard = self.inner.try_lock();
         if !matches!(guard, Err(TryLockError::WouldBlock)) {
-            self.locked_in.store(generation, Ordering::Relaxed);
+            self.last_lock_generation.store(generation, Ordering::Relaxed);
         }
         guard
     }
 
     /// Returns the mutex in use, which is the last successor.
-    fn current(&self) -> &Self {
-        let mut current = self;
-        while let Some(successor) = current.successor.get() {
-            current = successor;
+    fn latest(&self) -> &Self {
+        let mut latest = self;
+        while let Some(successor) = latest.successor.get() {
+            latest = successor;
         }
-        current
+        latest
     }
 }
 
@@ -121,29 +121,29 @@ mod tests {
     use super::*;
 
     /// Returns a mutex with the value 7 that a thread holds forever, like a thread lost in a fork.
-    fn held(locked_in: u32) -> Arc<Mutex<u32>> {
+    fn mutex_held_elsewhere(locked_in: u32) -> Arc<Mutex<u32>> {
         let mutex = Arc::new(Mutex::new(7));
-        let (tell, told) = channel();
+        let (sender, receiver) = channel();
         let holder = Arc::clone(&mutex);
         thread::spawn(move || {
-            let guard = holder.own.lock();
-            holder.locked_in.store(locked_in, Ordering::Relaxed);
-            tell.send(()).unwrap();
+            let guard = holder.inner.lock();
+            holder.last_lock_generation.store(locked_in, Ordering::Relaxed);
+            sender.send(()).unwrap();
             thread::park();
             drop(guard);
         });
-        told.recv().unwrap();
+        receiver.recv().unwrap();
         mutex
     }
 
     #[test]
-    fn a_mutex_that_the_parent_held_is_replaced_once() {
+    fn mutex_held_at_fork_is_replaced_once() {
         for locked_in in [0, 1] {
-            let mutex = held(locked_in);
+            let mutex = mutex_held_elsewhere(locked_in);
             *mutex.lock_in_child(2).unwrap() += 1;
             assert_eq!(*mutex.lock_in_child(2).unwrap(), 1, "a default value that stays");
             let guard = mutex.lock_in_child(2).unwrap();
-            assert!(matches!(mutex.current().try_lock_in_child(2), Err(TryLockError::WouldBlock)));
+            assert!(matches!(mutex.latest().try_lock_in_child(2), Err(TryLockError::WouldBlock)));
             drop(guard);
             // A child of the child: the value was not locked at this fork, so it is kept.
             assert_eq!(*mutex.lock_in_child(3).unwrap(), 1);
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mutex_that_nothing_held_keeps_its_value() {
+    fn mutex_free_at_fork_keeps_its_value() {
         let mutex = Mutex::new(7);
         *mutex.lock_in_child(1).unwrap() += 1;
         assert_eq!(*mutex.lock_in_child(1).unwrap(), 8);
@@ -159,16 +159,16 @@ mod tests {
     }
 
     #[test]
-    fn threads_of_one_process_wait_for_each_other() {
+    fn threads_of_child_process_exclude_each_other() {
         let mutex = Arc::new(Mutex::new(0_u32));
         let guard = mutex.lock_in_child(1).unwrap();
         let other = Arc::clone(&mutex);
-        let waits = thread::spawn(move || *other.lock_in_child(1).unwrap());
+        let waiter = thread::spawn(move || *other.lock_in_child(1).unwrap());
         // Longer than the time after which a mutex counts as abandoned.
-        thread::sleep(ATTEMPT_EVERY * (ATTEMPTS + 10));
+        thread::sleep(ATTEMPT_INTERVAL * (MAX_ATTEMPTS + 10));
         let mut guard = guard;
         *guard = 5;
         drop(guard);
-        assert_eq!(waits.join().unwrap(), 5);
+        assert_eq!(waiter.join().unwrap(), 5);
     }
 }

@@ -7,28 +7,28 @@ use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Number of forks from the process that first started an agent to this one.
-static GENERATION: AtomicU32 = AtomicU32::new(0);
+static FORK_GENERATION: AtomicU32 = AtomicU32::new(0);
 
 /// Returns the number of forks that led to this process, counted from the first agent start.
-pub(crate) fn generation() -> u32 {
-    GENERATION.load(Ordering::Relaxed)
+pub(crate) fn fork_generation() -> u32 {
+    FORK_GENERATION.load(Ordering::Relaxed)
 }
 
 /// Registers the fork in the child. Must be called before any other function of marple.
 /// Async-signal-safe.
 pub(crate) fn enter_child() {
-    GENERATION.fetch_add(1, Ordering::Relaxed);
+    FORK_GENERATION.fetch_add(1, Ordering::Relaxed);
 }
 
 /// A value that only the process that created it can use. In a forked child the value is absent,
 /// and dropping this type leaks it.
 #[derive(Debug)]
-pub(crate) struct OfProcess<T> {
+pub(crate) struct ProcessBound<T> {
     value: Option<T>,
     pid: u32,
 }
 
-impl<T> OfProcess<T> {
+impl<T> ProcessBound<T> {
     /// Binds `value` to the calling process.
     pub(crate) fn new(value: T) -> Self {
         Self { value: Some(value), pid: process::id() }
@@ -51,7 +51,7 @@ impl<T> OfProcess<T> {
     }
 }
 
-impl<T> Drop for OfProcess<T> {
+impl<T> Drop for ProcessBound<T> {
     fn drop(&mut self) {
         if self.is_inherited() {
             std::mem::forget(self.value.take());
@@ -66,15 +66,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_of_another_process_is_neither_shown_nor_dropped() {
+    fn value_of_another_process_is_neither_returned_nor_dropped() {
         let value = Rc::new(());
-        let mut own = OfProcess::new(Rc::clone(&value));
-        assert!(own.get().is_some() && !own.is_inherited());
-        own.pid ^= 1;
-        assert!(own.get().is_none() && own.take().is_none() && own.is_inherited());
-        drop(own);
+        let mut bound = ProcessBound::new(Rc::clone(&value));
+        assert!(bound.get().is_some() && !bound.is_inherited());
+        bound.pid ^= 1;
+        assert!(bound.get().is_none() && bound.take().is_none() && bound.is_inherited());
+        drop(bound);
         assert_eq!(Rc::strong_count(&value), 2, "leaked");
-        drop(OfProcess::new(Rc::clone(&value)));
+        drop(ProcessBound::new(Rc::clone(&value)));
         assert_eq!(Rc::strong_count(&value), 2);
     }
 }

@@ -35,28 +35,28 @@ use serde::Serialize;
 use super::{panics, warnings};
 pub(crate) use event::{LogEvent, LogLevel};
 pub(crate) use quiet::quiet;
-pub(crate) use text::escaped;
+pub(crate) use text::escape;
 
 /// Maximum number of queued events. A busy incident logs about 20.
-const MAX_EVENTS: usize = 1024;
+const MAX_QUEUED_EVENTS: usize = 1024;
 
 /// Maximum size of the queued texts in bytes.
-const MAX_BYTES: usize = 1 << 20;
+const MAX_QUEUED_BYTES: usize = 1 << 20;
 
 /// Minimum time between attempts to start the thread.
-const RETRY: Duration = Duration::from_secs(1);
+const THREAD_START_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Duration of a delivery after which the subscriber counts as stuck.
-const STUCK: Duration = Duration::from_secs(5);
+const STUCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Topic of the warning about undelivered events.
-const TOPIC: &str = "log";
+const WARNING_TOPIC: &str = "log";
 
 /// Queues, one per process in a chain of forks. Processes cannot share one; see the module.
 static QUEUES: [OnceLock<LogQueue>; 8] = [const { OnceLock::new() }; 8];
 
 /// Number of [`QUEUES`] in use.
-static USED: AtomicUsize = AtomicUsize::new(0);
+static QUEUES_USED: AtomicUsize = AtomicUsize::new(0);
 
 /// Function that the thread `marple-log` calls first.
 static ON_START: OnceLock<fn()> = OnceLock::new();
@@ -97,22 +97,22 @@ pub(crate) fn set_on_start(on_start: fn()) {
 
 /// Waits until all events are delivered, for up to `timeout`. Returns `false` on timeout.
 pub(crate) fn flush(timeout: Duration) -> bool {
-    existing().is_none_or(|queue| queue.flush(timeout))
+    existing_queue().is_none_or(|queue| queue.flush(timeout))
 }
 
 /// Returns the state of the queue and updates the warning about it.
-pub(crate) fn check() -> LogStatus {
-    let Some(queue) = existing() else { return LogStatus::default() };
+pub(crate) fn check_status() -> LogStatus {
+    let Some(queue) = existing_queue() else { return LogStatus::default() };
     let (status, problem) = queue.lock().check(Instant::now());
     match problem {
-        Some(problem) => warnings::set(TOPIC, problem),
-        None => warnings::clear(TOPIC),
+        Some(problem) => warnings::set(WARNING_TOPIC, problem),
+        None => warnings::clear(WARNING_TOPIC),
     }
     status
 }
 
 /// Returns the queue of this process, if it has one.
-fn existing() -> Option<&'static LogQueue> {
+fn existing_queue() -> Option<&'static LogQueue> {
     let pid = std::process::id();
     QUEUES.iter().filter_map(OnceLock::get).find(|queue| queue.pid == pid)
 }
@@ -120,12 +120,12 @@ fn existing() -> Option<&'static LogQueue> {
 /// Returns the queue of this process, creating it if necessary. `None` if the chain of forks is
 /// longer than the number of queues.
 fn queue() -> Option<&'static LogQueue> {
-    existing().or_else(|| {
+    existing_queue().or_else(|| {
         // Each caller takes a separate slot. A forked child must not wait for an initialisation
         // started by a thread of the parent. Two concurrent callers take two slots; the first is
         // used from then on.
-        let used = USED.fetch_add(1, Ordering::Relaxed).min(QUEUES.len());
-        QUEUES.get(used).map(|slot| slot.get_or_init(LogQueue::new))
+        let index = QUEUES_USED.fetch_add(1, Ordering::Relaxed).min(QUEUES.len());
+        QUEUES.get(index).map(|slot| slot.get_or_init(LogQueue::new))
     })
 }
 
@@ -143,12 +143,12 @@ struct LogState {
     bytes: usize,
     has_thread: bool,
     /// Time and error of the last failed attempt to start the thread.
-    refused: Option<(Instant, String)>,
+    start_failure: Option<(Instant, String)>,
     /// Start of the delivery in progress.
-    delivering: Option<Instant>,
+    delivery_start: Option<Instant>,
     status: LogStatus,
     /// Dropped events not yet reported in the log.
-    unmentioned: u64,
+    unreported_drops: u64,
     last_panic: Option<String>,
 }
 
@@ -156,9 +156,9 @@ impl LogState {
     /// Appends `event`. Returns `false` and counts it as dropped if the queue is full.
     fn push(&mut self, event: LogEvent) -> bool {
         let size = event.size();
-        if self.events.len() >= MAX_EVENTS || self.bytes + size > MAX_BYTES {
+        if self.events.len() >= MAX_QUEUED_EVENTS || self.bytes + size > MAX_QUEUED_BYTES {
             self.status.dropped += 1;
-            self.unmentioned += 1;
+            self.unreported_drops += 1;
             return false;
         }
         self.bytes += size;
@@ -173,7 +173,7 @@ impl LogState {
     }
 
     fn is_drained(&self) -> bool {
-        self.events.is_empty() && self.delivering.is_none()
+        self.events.is_empty() && self.delivery_start.is_none()
     }
 
     /// Returns the status and a description of the problem, if any. The description contains no
@@ -181,10 +181,11 @@ impl LogState {
     fn check(&self, now: Instant) -> (LogStatus, Option<String>) {
         let mut status = self.status.clone();
         status.queued = self.events.len();
-        let is_stuck = self.delivering.is_some_and(|since| now.duration_since(since) >= STUCK);
-        let problem = if let (false, Some((_, why))) = (self.has_thread, &self.refused) {
+        let is_stuck =
+            self.delivery_start.is_some_and(|since| now.duration_since(since) >= STUCK_TIMEOUT);
+        let problem = if let (false, Some((_, why))) = (self.has_thread, &self.start_failure) {
             Some(format!("events are not logged: cannot start the thread `marple-log`: {why}"))
-        } else if is_stuck || self.events.len() >= MAX_EVENTS / 2 {
+        } else if is_stuck || self.events.len() >= MAX_QUEUED_EVENTS / 2 {
             Some(
                 "events are queued or dropped: the tracing subscriber of the service does not take them; \
                  see `log` for numbers, and what reads its output"
@@ -216,12 +217,15 @@ impl LogQueue {
     fn send(&'static self, event: LogEvent) {
         let mut state = self.lock();
         let was_pushed = state.push(event);
-        let may_start = state.refused.as_ref().is_none_or(|(tried, _)| tried.elapsed() >= RETRY);
+        let may_start = state
+            .start_failure
+            .as_ref()
+            .is_none_or(|(tried, _)| tried.elapsed() >= THREAD_START_RETRY_INTERVAL);
         if !state.has_thread && may_start {
             let thread = thread::Builder::new().name("marple-log".to_owned());
             match thread.spawn(|| self.run()) {
                 Ok(_) => state.has_thread = true,
-                Err(error) => state.refused = Some((Instant::now(), error.to_string())),
+                Err(error) => state.start_failure = Some((Instant::now(), error.to_string())),
             }
         }
         drop(state);
@@ -242,10 +246,10 @@ impl LogQueue {
                 state = self.pushed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
-            let dropped = std::mem::take(&mut state.unmentioned);
-            state.delivering = Some(Instant::now());
+            let dropped = std::mem::take(&mut state.unreported_drops);
+            state.delivery_start = Some(Instant::now());
             drop(state);
-            // `catch`, not `fence`: a panic here is in host code, so the host's panic hook must
+            // `catch_host_panic`, not `fence`: a panic here is in host code, so the host's panic hook must
             // run.
             let deliver = || {
                 event.deliver(queued.elapsed());
@@ -256,9 +260,9 @@ impl LogQueue {
                     LogEvent::new(LogLevel::Warn, text).deliver(Duration::ZERO);
                 }
             };
-            let delivered = fork_gate::deliver(|| panics::catch(deliver));
+            let delivered = fork_gate::deliver(|| panics::catch_host_panic(deliver));
             state = self.lock();
-            state.delivering = None;
+            state.delivery_start = None;
             match delivered {
                 Ok(()) => {
                     state.status.delivered += 1;
@@ -266,7 +270,7 @@ impl LogQueue {
                 }
                 Err(panic) => {
                     state.status.panics += 1;
-                    state.unmentioned += dropped;
+                    state.unreported_drops += dropped;
                     state.last_panic = Some(panic);
                 }
             }
@@ -279,8 +283,8 @@ impl LogQueue {
             return state.is_drained();
         }
         let is_waiting = |state: &mut LogState| !state.is_drained();
-        let waited = self.drained.wait_timeout_while(state, timeout, is_waiting);
-        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let result = self.drained.wait_timeout_while(state, timeout, is_waiting);
+        let (state, _) = result.unwrap_or_else(PoisonError::into_inner);
         state.is_drained()
     }
 }

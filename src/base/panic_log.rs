@@ -12,26 +12,26 @@ use std::sync::{Mutex, MutexGuard, TryLockError};
 use jiff::Timestamp;
 
 /// Maximum number of locations. Panics at further ones are only counted.
-const MAX_PLACES: usize = 64;
+const MAX_LOCATIONS: usize = 64;
 
 /// Maximum length of a stored message in bytes.
-const MAX_MESSAGE: usize = 512;
+const MAX_MESSAGE_BYTES: usize = 512;
 
 static TOTAL: AtomicU64 = AtomicU64::new(0);
 static IS_COUNTING: AtomicBool = AtomicBool::new(false);
 
 /// Panics without an entry: another thread was recording at that time, or the table was full.
-static UNPLACED: AtomicU64 = AtomicU64::new(0);
-static PLACES: Mutex<Vec<PanicPlace>> = Mutex::new(Vec::new());
+static WITHOUT_LOCATION: AtomicU64 = AtomicU64::new(0);
+static LOCATIONS: Mutex<Vec<PanicLocation>> = Mutex::new(Vec::new());
 
 thread_local! {
     /// Set while a hook records the current panic of this thread. Two hooks may be installed.
-    static IS_RECORDED: Cell<bool> = const { Cell::new(false) };
+    static IS_RECORDING: Cell<bool> = const { Cell::new(false) };
 }
 
 /// The panics at one source location.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PanicPlace {
+pub struct PanicLocation {
     /// Source file, or `unknown`.
     pub file: String,
     /// Line in the source file.
@@ -41,9 +41,9 @@ pub struct PanicPlace {
     /// Number of panics.
     pub count: u64,
     /// Wall-clock time of the first panic.
-    pub first: Timestamp,
+    pub first_at: Timestamp,
     /// Wall-clock time of the last panic.
-    pub last: Timestamp,
+    pub last_at: Timestamp,
     /// Message of the first panic.
     pub first_message: String,
     /// Message of the last panic.
@@ -60,66 +60,66 @@ pub struct RecordedPanics {
     /// Number of panics.
     pub total: u64,
     /// Number of panics without a location.
-    pub unplaced: u64,
+    pub without_location: u64,
     /// Panics by location, the most frequent first.
-    pub places: Vec<PanicPlace>,
+    pub locations: Vec<PanicLocation>,
 }
 
 /// Enables counting. Called when a hook that calls [`record`] is installed.
-pub(crate) fn begin() {
+pub(crate) fn enable() {
     IS_COUNTING.store(true, Ordering::Relaxed);
 }
 
 /// Returns the number of panics since the start, or `None` if no hook counts them.
-pub(crate) fn counted() -> Option<u64> {
+pub(crate) fn count() -> Option<u64> {
     IS_COUNTING.load(Ordering::Relaxed).then(|| TOTAL.load(Ordering::Relaxed))
 }
 
 /// Records the current panic of the calling thread, then runs `then`, the previously installed
 /// hook.
-pub(crate) fn record(info: &PanicHookInfo<'_>, then: impl FnOnce()) {
-    let is_nested = IS_RECORDED.try_with(|recorded| recorded.replace(true)).unwrap_or(false);
+pub(crate) fn record(info: &PanicHookInfo<'_>, previous_hook: impl FnOnce()) {
+    let is_nested = IS_RECORDING.try_with(|recorded| recorded.replace(true)).unwrap_or(false);
     if !is_nested {
-        add(info);
+        add_panic(info);
     }
-    then();
+    previous_hook();
     if !is_nested {
-        let _ = IS_RECORDED.try_with(|recorded| recorded.set(false));
+        let _ = IS_RECORDING.try_with(|recorded| recorded.set(false));
     }
 }
 
-fn add(info: &PanicHookInfo<'_>) {
+fn add_panic(info: &PanicHookInfo<'_>) {
     TOTAL.fetch_add(1, Ordering::Relaxed);
     let Some(mut places) = try_lock() else {
-        UNPLACED.fetch_add(1, Ordering::Relaxed);
+        WITHOUT_LOCATION.fetch_add(1, Ordering::Relaxed);
         return;
     };
     let (file, line, column) =
         info.location().map_or(("unknown", 0, 0), |at| (at.file(), at.line(), at.column()));
-    let message = message(info);
+    let message = truncated_message(info);
     let last = Timestamp::now();
-    let is_same = |place: &&mut PanicPlace| {
+    let is_same = |place: &&mut PanicLocation| {
         (place.line, place.column) == (line, column) && place.file == file
     };
     let thread = thread_name();
     let task = tokio::task::try_id().map(|id| id.to_string());
-    let is_full = places.len() >= MAX_PLACES;
+    let is_full = places.len() >= MAX_LOCATIONS;
     match places.iter_mut().find(is_same) {
         Some(place) => {
             place.count += 1;
-            (place.last, place.thread, place.task) = (last, thread, task);
+            (place.last_at, place.thread, place.task) = (last, thread, task);
             place.message = message;
         }
         None if is_full => {
-            UNPLACED.fetch_add(1, Ordering::Relaxed);
+            WITHOUT_LOCATION.fetch_add(1, Ordering::Relaxed);
         }
-        None => places.push(PanicPlace {
+        None => places.push(PanicLocation {
             file: file.to_owned(),
             line,
             column,
             count: 1,
-            first: last,
-            last,
+            first_at: last,
+            last_at: last,
             first_message: message.clone(),
             message,
             thread,
@@ -140,17 +140,17 @@ fn thread_name() -> String {
 }
 
 /// Locks without blocking: in a forked child the lock may be held forever.
-fn try_lock() -> Option<MutexGuard<'static, Vec<PanicPlace>>> {
-    match PLACES.try_lock() {
+fn try_lock() -> Option<MutexGuard<'static, Vec<PanicLocation>>> {
+    match LOCATIONS.try_lock() {
         Ok(places) => Some(places),
         Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
         Err(TryLockError::WouldBlock) => None,
     }
 }
 
-fn message(info: &PanicHookInfo<'_>) -> String {
-    let text = super::panics::message(info.payload()).unwrap_or("(no text)");
-    let mut end = text.len().min(MAX_MESSAGE);
+fn truncated_message(info: &PanicHookInfo<'_>) -> String {
+    let text = super::panics::panic_message(info.payload()).unwrap_or("(no text)");
+    let mut end = text.len().min(MAX_MESSAGE_BYTES);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
@@ -161,17 +161,17 @@ fn message(info: &PanicHookInfo<'_>) -> String {
 pub(crate) fn list() -> RecordedPanics {
     let mut recorded = RecordedPanics {
         total: TOTAL.load(Ordering::Relaxed),
-        unplaced: UNPLACED.load(Ordering::Relaxed),
-        places: try_lock().map(|places| places.clone()).unwrap_or_default(),
+        without_location: WITHOUT_LOCATION.load(Ordering::Relaxed),
+        locations: try_lock().map(|places| places.clone()).unwrap_or_default(),
     };
-    recorded.places.sort_by_key(|place| std::cmp::Reverse(place.count));
+    recorded.locations.sort_by_key(|place| std::cmp::Reverse(place.count));
     recorded
 }
 
 /// Returns a description of the most frequent location, or `None` if there were no panics.
-pub(crate) fn most_frequent() -> Option<String> {
-    let place = list().places.into_iter().next()?;
-    let PanicPlace { file, line, count, message, .. } = &place;
-    let message = super::log::escaped(message);
+pub(crate) fn describe_most_frequent() -> Option<String> {
+    let place = list().locations.into_iter().next()?;
+    let PanicLocation { file, line, count, message, .. } = &place;
+    let message = super::log::escape(message);
     Some(format!("most at {file}:{line} ({count} since the start): {message}"))
 }

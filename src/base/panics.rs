@@ -3,8 +3,8 @@
 //!
 //! | thread | code | function | calls the host's hook |
 //! |---|---|---|---|
-//! | `marple`, `marple-capture`, … | marple's | [`fence`] | no: it may block, or end the process |
-//! | `marple-log`, callbacks, collectors | the host's | [`catch`] | yes |
+//! | `marple`, `marple-capture`, … | marple's | [`catch_panic`] | no: it may block, or end the process |
+//! | `marple-log`, callbacks, collectors | the host's | [`catch_host_panic`] | yes |
 //!
 //! With `panic = "abort"`, a panic ends the process before any of this applies.
 
@@ -20,16 +20,16 @@ use serde::Serialize;
 
 use super::{log, panic_log};
 
-static HOOK: Once = Once::new();
+static INSTALL_HOOK: Once = Once::new();
 
 /// Panics since the start, one entry per thread name.
-static RECORDED: Mutex<Vec<ThreadPanics>> = Mutex::new(Vec::new());
+static THREAD_PANICS: Mutex<Vec<ThreadPanics>> = Mutex::new(Vec::new());
 
 thread_local! {
     /// Set while this thread runs marple's code in a [`fence`].
-    static IS_FENCED: Cell<bool> = const { Cell::new(false) };
+    static BYPASSES_HOOK: Cell<bool> = const { Cell::new(false) };
     /// Message and location of the last panic in a fence.
-    static LAST: RefCell<Option<String>> = const { RefCell::new(None) };
+    static LAST_PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
 /// The panics of one of marple's threads.
@@ -46,8 +46,8 @@ pub struct ThreadPanics {
     pub message: String,
 }
 
-/// Installs a hook that bypasses the current panic hook for panics in a [`fence`]. All other panics
-/// are recorded in [`panic_log`](super::panic_log) and forwarded to the current hook.
+/// Installs a hook that bypasses the current panic hook for panics in a [`catch_panic`]. All other panics
+/// are recorded in [`panic_log`] and forwarded to the current hook.
 ///
 /// Does nothing on further calls, and nothing on a panicking thread. A hook installed later is also
 /// called for panics in a fence, unless it forwards them to this one.
@@ -55,31 +55,31 @@ pub(crate) fn install_hook() {
     if thread::panicking() {
         return;
     }
-    HOOK.call_once(put_hook);
+    INSTALL_HOOK.call_once(chain_hook);
 }
 
 /// Installs the hook in front of the current one.
-pub(crate) fn put_hook() {
-    let before = panic::take_hook();
+pub(crate) fn chain_hook() {
+    let previous_hook = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
-        if is_fenced() {
-            let _ = LAST.try_with(|last| last.replace(Some(described(info))));
+        if bypasses_hook() {
+            let _ = LAST_PANIC.try_with(|last| last.replace(Some(describe(info))));
         } else {
-            panic_log::record(info, || before(info));
+            panic_log::record(info, || previous_hook(info));
         }
     }));
-    panic_log::begin();
+    panic_log::enable();
 }
 
 /// Returns `true` if this thread runs marple's code in a fence.
-pub(crate) fn is_fenced() -> bool {
-    IS_FENCED.try_with(Cell::get).unwrap_or(false)
+pub(crate) fn bypasses_hook() -> bool {
+    BYPASSES_HOOK.try_with(Cell::get).unwrap_or(false)
 }
 
 /// Marks this thread as running only marple's code. Its panics, which are caught elsewhere, bypass
 /// the host's hook.
-pub(crate) fn fence_thread() {
-    IS_FENCED.set(true);
+pub(crate) fn bypass_hook_on_thread() {
+    BYPASSES_HOOK.set(true);
 }
 
 /// Runs `work`, which is marple's code. A panic is returned as an error, without calling the host's
@@ -88,12 +88,12 @@ pub(crate) fn fence_thread() {
 /// # Errors
 ///
 /// Returns the panic's message and location.
-pub(crate) fn fence<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    let was_fenced = IS_FENCED.replace(true);
-    LAST.take();
-    let done = catch(work);
-    IS_FENCED.set(was_fenced);
-    done.map_err(|message| LAST.take().unwrap_or(message))
+pub(crate) fn catch_panic<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    let previous = BYPASSES_HOOK.replace(true);
+    LAST_PANIC.take();
+    let result = catch_host_panic(work);
+    BYPASSES_HOOK.set(previous);
+    result.map_err(|message| LAST_PANIC.take().unwrap_or(message))
 }
 
 /// Runs `work`, which is host code. A panic is returned as an error.
@@ -101,9 +101,9 @@ pub(crate) fn fence<T>(work: impl FnOnce() -> T) -> Result<T, String> {
 /// # Errors
 ///
 /// Returns the panic's message.
-pub(crate) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+pub(crate) fn catch_host_panic<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
-        let message = message(&*panic).unwrap_or("(no message)").to_owned();
+        let message = panic_message(&*panic).unwrap_or("(no message)").to_owned();
         // The payload can be of any type, so dropping it may panic too.
         if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
             std::mem::forget(another);
@@ -115,8 +115,8 @@ pub(crate) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
 /// Counts a panic of `thread`, which continues. Logs the first one and then every power of two.
 pub(crate) fn record(thread: &'static str, message: &str) {
     let panics = {
-        let mut recorded = RECORDED.lock().unwrap_or_else(PoisonError::into_inner);
-        let (last, message) = (Timestamp::now(), log::escaped(message).into_owned());
+        let mut recorded = THREAD_PANICS.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, message) = (Timestamp::now(), log::escape(message).into_owned());
         match recorded.iter_mut().find(|entry| entry.thread == thread) {
             Some(entry) => {
                 entry.panics += 1;
@@ -136,21 +136,24 @@ pub(crate) fn record(thread: &'static str, message: &str) {
 }
 
 /// Runs `work`, which is marple's code, on `thread`. Counts a panic and returns `None` for it.
-pub(crate) fn fence_and_record<T>(thread: &'static str, work: impl FnOnce() -> T) -> Option<T> {
-    fence(work).inspect_err(|message| record(thread, message)).ok()
+pub(crate) fn catch_and_record_panic<T>(
+    thread: &'static str,
+    work: impl FnOnce() -> T,
+) -> Option<T> {
+    catch_panic(work).inspect_err(|message| record(thread, message)).ok()
 }
 
 /// Returns the panics since the start.
 pub(crate) fn list() -> Vec<ThreadPanics> {
-    RECORDED.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    THREAD_PANICS.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-pub(super) fn message(panic: &(dyn Any + Send)) -> Option<&str> {
+pub(super) fn panic_message(panic: &(dyn Any + Send)) -> Option<&str> {
     panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref().map(String::as_str))
 }
 
-fn described(info: &PanicHookInfo<'_>) -> String {
-    let message = message(info.payload()).unwrap_or("(no message)");
+fn describe(info: &PanicHookInfo<'_>) -> String {
+    let message = panic_message(info.payload()).unwrap_or("(no message)");
     match info.location() {
         Some(place) => format!("{message} ({}:{})", place.file(), place.line()),
         None => message.to_owned(),

@@ -28,7 +28,7 @@ pub enum Elapsed {
     /// Measured by `CLOCK_BOOTTIME`: exact.
     Exact(Duration),
     /// Measured by the wall clock, which may have been changed in between. Zero if it went back.
-    ByWall(Duration),
+    WallClock(Duration),
 }
 
 impl ClockReading {
@@ -43,7 +43,7 @@ impl ClockReading {
     }
 
     /// Creates a reading that has only a wall-clock time.
-    pub fn of_wall(wall: Timestamp) -> Self {
+    pub fn from_wall(wall: Timestamp) -> Self {
         Self { boot: String::new(), boottime_ms: 0, wall }
     }
 
@@ -54,7 +54,7 @@ impl ClockReading {
             Some(millis) if same_boot => Elapsed::Exact(Duration::from_millis(millis)),
             _ => {
                 let by_wall = self.wall.duration_since(earlier.wall);
-                Elapsed::ByWall(Duration::try_from(by_wall).unwrap_or_default())
+                Elapsed::WallClock(Duration::try_from(by_wall).unwrap_or_default())
             }
         }
     }
@@ -74,30 +74,30 @@ fn boot_id() -> &'static str {
 pub struct EventTime {
     at: Moment,
     /// Time before `at`. Nonzero only if `at` is the clock's zero.
-    before: Duration,
+    before_zero: Duration,
 }
 
 impl EventTime {
     /// Creates the time that was `age` before `now`.
     pub fn ago(now: Moment, age: Duration) -> Self {
         let since_zero = now.since(Moment::default());
-        Self { at: now - age, before: age.saturating_sub(since_zero) }
+        Self { at: now - age, before_zero: age.saturating_sub(since_zero) }
     }
 
     /// Returns its age at `now`.
     pub fn age(self, now: Moment) -> Duration {
-        now.since(self.at).saturating_add(self.before)
+        now.since(self.at).saturating_add(self.before_zero)
     }
 
     /// Returns the moment at which its age is `age`, or the clock's zero if that is earlier.
-    pub fn reaches(self, age: Duration) -> Moment {
-        self.at + age.saturating_sub(self.before)
+    pub fn time_at_age(self, age: Duration) -> Moment {
+        self.at + age.saturating_sub(self.before_zero)
     }
 }
 
 impl From<Moment> for EventTime {
     fn from(at: Moment) -> Self {
-        Self { at, before: Duration::ZERO }
+        Self { at, before_zero: Duration::ZERO }
     }
 }
 
@@ -112,17 +112,17 @@ mod tests {
     }
 
     fn reading(hours: u64, suspended: Duration, wall: &str) -> ClockReading {
-        let mut it = ClockReading::new(TimeAnchor {
+        let mut result = ClockReading::new(TimeAnchor {
             moment: at(hours),
             wall: wall.parse().unwrap(),
             suspended,
         });
-        it.boot = "this boot".to_owned();
-        it
+        result.boot = "this boot".to_owned();
+        result
     }
 
     #[test]
-    fn within_a_boot_the_wall_clock_does_not_count() {
+    fn elapsed_ignores_wall_clock_within_one_boot() {
         let first = reading(1, Duration::ZERO, "2026-11-23T12:00:00Z");
         for wall in ["2026-11-23T12:00:00Z", "2036-01-01T00:00:00Z", "1970-01-01T00:00:00Z"] {
             let later = reading(3, HOUR, wall);
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn across_boots_only_the_wall_clock_counts_and_never_backwards() {
+    fn elapsed_across_boots_uses_wall_clock_and_saturates() {
         let first = reading(5, Duration::ZERO, "2026-11-23T12:00:00Z");
         for (hours, boot, wall, passed) in [
             (1, "this boot", "2026-11-23T13:00:00Z", HOUR),
@@ -140,17 +140,17 @@ mod tests {
         ] {
             let mut later = reading(hours, Duration::ZERO, wall);
             later.boot = boot.to_owned();
-            assert_eq!(later.elapsed_since(&first), Elapsed::ByWall(passed), "{boot} {wall}");
+            assert_eq!(later.elapsed_since(&first), Elapsed::WallClock(passed), "{boot} {wall}");
         }
     }
 
     #[test]
-    fn an_event_before_the_boot_keeps_its_age() {
+    fn event_before_boot_keeps_its_age() {
         let event = EventTime::ago(at(1), 5 * HOUR);
         assert_eq!(event.age(at(1)), 5 * HOUR);
         assert_eq!(event.age(at(3)), 7 * HOUR);
-        assert_eq!(event.reaches(24 * HOUR), at(20));
-        assert_eq!(event.reaches(HOUR), at(0));
-        assert_eq!(EventTime::from(at(2)).reaches(HOUR), at(3));
+        assert_eq!(event.time_at_age(24 * HOUR), at(20));
+        assert_eq!(event.time_at_age(HOUR), at(0));
+        assert_eq!(EventTime::from(at(2)).time_at_age(HOUR), at(3));
     }
 }

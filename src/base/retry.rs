@@ -2,27 +2,27 @@
 
 use std::time::Duration;
 
-/// Delays that double from [`RetryBackoff::FIRST`] to [`RetryBackoff::LONGEST`].
+/// Delays that double from [`RetryBackoff::INITIAL_DELAY`] to [`RetryBackoff::MAX_DELAY`].
 ///
 /// The maximum is short because it bounds the time a new process waits after its predecessor
 /// released a port or directory. An attempt takes a handful of system calls.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RetryBackoff {
-    next: Duration,
+    next_delay: Duration,
 }
 
 impl RetryBackoff {
-    pub(crate) const FIRST: Duration = Duration::from_secs(1);
-    pub(crate) const LONGEST: Duration = Duration::from_secs(5);
+    pub(crate) const INITIAL_DELAY: Duration = Duration::from_secs(1);
+    pub(crate) const MAX_DELAY: Duration = Duration::from_secs(5);
 
     pub(crate) const fn new() -> Self {
-        Self { next: Self::FIRST }
+        Self { next_delay: Self::INITIAL_DELAY }
     }
 
     /// Returns the delay before the next attempt.
-    pub(crate) fn delay(&mut self) -> Duration {
-        let delay = self.next;
-        self.next = (delay * 2).min(Self::LONGEST);
+    pub(crate) fn next_delay(&mut self) -> Duration {
+        let delay = self.next_delay;
+        self.next_delay = (delay * 2).min(Self::MAX_DELAY);
         delay
     }
 }
@@ -34,7 +34,7 @@ mod tests {
     #[test]
     fn delays_grow_and_are_bounded() {
         let mut backoff = RetryBackoff::new();
-        let delays = std::array::from_fn(|_| backoff.delay().as_secs());
+        let delays = std::array::from_fn(|_| backoff.next_delay().as_secs());
         assert_eq!(delays, [1, 2, 4, 5, 5]);
     }
 }

@@ -16,14 +16,14 @@ type Work = Box<dyn FnOnce() + Send>;
 pub(crate) struct SideThread {
     name: &'static str,
     on_start: fn(),
-    orders: Arc<Mutex<Option<mpsc::Sender<Work>>>>,
+    sender: Arc<Mutex<Option<mpsc::Sender<Work>>>>,
 }
 
 impl SideThread {
     /// Creates a handle to a thread called `name`. `name` is also the topic of the warning raised
     /// if the thread cannot be started. `on_start` runs first on the thread.
     pub(crate) fn new(name: &'static str, on_start: fn()) -> Self {
-        Self { name, on_start, orders: Arc::default() }
+        Self { name, on_start, sender: Arc::default() }
     }
 
     /// Runs `work`, which is marple's code, on the thread. The receiver is closed if `work` panics
@@ -33,11 +33,11 @@ impl SideThread {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> oneshot::Receiver<T> {
-        let (answer, receiver) = oneshot::channel();
+        let (reply, receiver) = oneshot::channel();
         let name = self.name;
         let work: Work = Box::new(move || {
-            if let Some(result) = panics::fence_and_record(name, work) {
-                let _ = answer.send(result);
+            if let Some(result) = panics::catch_and_record_panic(name, work) {
+                let _ = reply.send(result);
             }
         });
         // Without a thread this drops the closure and, with it, `answer`.
@@ -49,7 +49,7 @@ impl SideThread {
     /// cannot be started.
     pub(crate) fn wake(&self, waker: Waker) {
         let wake = || {
-            if let Err(panic) = panics::catch(|| waker.wake()) {
+            if let Err(panic) = panics::catch_host_panic(|| waker.wake()) {
                 log::error(format!("a waker of the service panicked: {panic}"));
             }
         };
@@ -60,13 +60,13 @@ impl SideThread {
 
     /// Sends `work` to the thread. Returns it in `Err` if the thread cannot be started.
     fn send(&self, work: Work) -> Result<(), Work> {
-        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
-        if orders.is_none() {
-            *orders = self.start();
+        let mut slot = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.is_none() {
+            *slot = self.start();
         }
-        let Some(sender) = &*orders else { return Err(work) };
+        let Some(sender) = &*slot else { return Err(work) };
         sender.send(work).map_err(|mpsc::SendError(work)| {
-            *orders = None;
+            *slot = None;
             work
         })
     }
@@ -93,12 +93,12 @@ impl SideThread {
 }
 
 /// A waker that calls another waker, the host's, on a [`SideThread`].
-pub(crate) struct WakeAside {
+pub(crate) struct SideThreadWaker {
     pub(crate) waker: Waker,
     pub(crate) thread: SideThread,
 }
 
-impl Wake for WakeAside {
+impl Wake for SideThreadWaker {
     fn wake(self: Arc<Self>) {
         self.thread.wake(self.waker.clone());
     }
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn work_is_done_while_all_threads_for_files_are_taken_and_after_a_panic() {
+    fn side_thread_runs_work_while_blocking_pool_is_busy_and_after_panic() {
         panics::install_hook();
         let runtime =
             tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
@@ -127,7 +127,7 @@ mod tests {
             release.send(()).unwrap();
             reader.await.unwrap().unwrap();
         });
-        let panics = panics::list().into_iter().find(|it| it.thread == "side").unwrap();
+        let panics = panics::list().into_iter().find(|panics| panics.thread == "side").unwrap();
         assert!(panics.message.starts_with("a stack that cannot be read (src/"), "{panics:?}");
         drop(side);
         runtime.shutdown_timeout(Duration::from_secs(10));

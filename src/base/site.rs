@@ -16,7 +16,7 @@ pub const SITE_BITS: u32 = 12;
 pub const MAX_SITES: usize = 1 << SITE_BITS;
 
 /// Maximum number of slots probed for a site.
-const TRIES: usize = 32;
+const MAX_PROBES: usize = 32;
 
 static SITES: [OnceLock<SpawnSite>; MAX_SITES] = [const { OnceLock::new() }; MAX_SITES];
 
@@ -26,22 +26,22 @@ pub struct SpawnSite {
     /// Task name set by the program.
     pub name: Option<&'static str>,
     /// Source location at which the tasks are spawned or named.
-    pub place: &'static Location<'static>,
+    pub location: &'static Location<'static>,
 }
 
 impl SpawnSite {
     /// Returns the site's number, adding the site if necessary. Returns 0 if there is no free slot.
     /// Does not allocate.
     #[inline]
-    pub fn number(self) -> u16 {
+    pub fn intern(self) -> u16 {
         let mut at = self.hash();
-        for _ in 0..TRIES {
+        for _ in 0..MAX_PROBES {
             // Number 0 is reserved for sites without a slot.
             if let Some(slot) = SITES.get(at).filter(|_| at != 0) {
                 match slot.get() {
-                    Some(known) if self.is(known) => return at as u16,
+                    Some(known) if self.is_same(known) => return at as u16,
                     Some(_) => {}
-                    None if self.enter(slot) => return at as u16,
+                    None if self.try_claim(slot) => return at as u16,
                     None => {}
                 }
             }
@@ -51,34 +51,34 @@ impl SpawnSite {
     }
 
     /// Returns the site with this number, or `None` for 0 and for unassigned numbers.
-    pub fn of(number: u16) -> Option<Self> {
+    pub fn from_number(number: u16) -> Option<Self> {
         SITES.get(usize::from(number))?.get().copied()
     }
 
     /// Returns the largest assigned number.
-    pub fn last() -> u16 {
+    pub fn max_number() -> u16 {
         SITES.iter().rposition(|site| site.get().is_some()).unwrap_or(0) as u16
     }
 
     /// Tries to claim the slot. Returns `true` if it holds this site afterwards.
     #[cold]
-    fn enter(self, slot: &OnceLock<Self>) -> bool {
-        self.is(slot.get_or_init(|| self))
+    fn try_claim(self, slot: &OnceLock<Self>) -> bool {
+        self.is_same(slot.get_or_init(|| self))
     }
 
     fn hash(self) -> usize {
         let name = self.name.map_or(0, |name| name.as_ptr() as usize ^ name.len());
-        let both = (ptr::from_ref(self.place) as usize).wrapping_add(name.rotate_left(17));
+        let both = (ptr::from_ref(self.location) as usize).wrapping_add(name.rotate_left(17));
         (both as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) as usize >> (usize::BITS - SITE_BITS)
     }
 
-    fn is(self, other: &Self) -> bool {
+    fn is_same(self, other: &Self) -> bool {
         let same_name = match (self.name, other.name) {
             (None, None) => true,
             (Some(a), Some(b)) => ptr::eq(a, b),
             _ => false,
         };
-        same_name && ptr::eq(self.place, other.place)
+        same_name && ptr::eq(self.location, other.location)
     }
 }
 
@@ -87,7 +87,7 @@ impl SpawnSite {
     /// Returns the site of the calling line.
     #[track_caller]
     pub fn here(name: Option<&'static str>) -> Self {
-        Self { name, place: Location::caller() }
+        Self { name, location: Location::caller() }
     }
 }
 
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_site_has_one_number_and_is_found_by_it() {
+    fn site_has_one_number_and_is_looked_up_by_it() {
         let mut numbers = Vec::new();
         for _ in 0..2 {
             let named = ["reader", "writer"].map(Some);
@@ -106,13 +106,14 @@ mod tests {
                 SpawnSite::here(named[1]),
             ]);
         }
-        let [first, second] = [0, 1].map(|n| numbers[n].map(SpawnSite::number));
+        let [first, second] = [0, 1].map(|n| numbers[n].map(SpawnSite::intern));
         assert_eq!(first, second);
         assert!(first[0] != first[1] && first[1] != first[2] && !first.contains(&0));
-        let names = first.map(|number| SpawnSite::of(number).unwrap().name);
+        let names = first.map(|number| SpawnSite::from_number(number).unwrap().name);
         assert_eq!(names, [None, Some("reader"), Some("writer")]);
         assert!(
-            first.iter().all(|&number| number <= SpawnSite::last()) && SpawnSite::of(0).is_none()
+            first.iter().all(|&number| number <= SpawnSite::max_number())
+                && SpawnSite::from_number(0).is_none()
         );
     }
 }

@@ -1,7 +1,7 @@
 //! Reserved file descriptors, so that evidence can be written when the process has none left.
 //!
 //! A leak of descriptors is an incident during which every `open` and `accept` fails with `EMFILE`.
-//! A few descriptors are therefore reserved from the start by opening `/dev/null`. [`with`]
+//! A few descriptors are therefore reserved from the start by opening `/dev/null`. [`open_with_retry`]
 //! releases one if an open fails for lack of descriptors, and retries. [`refill`] replaces it once
 //! descriptors are free.
 //!
@@ -25,24 +25,24 @@ use super::CodeFile;
 
 /// Maximum number of descriptors reserved for captures, which use a directory and up to five files
 /// at once.
-const CAPTURES: usize = 6;
+const MAX_CAPTURE_SPARES: usize = 6;
 
 /// Maximum number of descriptors reserved for connections: one waiting for its response, and one
 /// for a request in the meantime.
-const CONNECTIONS: usize = 2;
+const MAX_CONNECTION_SPARES: usize = 2;
 
 /// Descriptor limit of the process per reserved descriptor.
-const PER_SPARE: u64 = 32;
+const DESCRIPTOR_LIMIT_PER_SPARE: u64 = 32;
 
 static POOL: Mutex<SparePool> = Mutex::new(SparePool::new());
 
 /// The reserved descriptors. The arrays are fixed, because allocating under the lock may lead to a
 /// nested open by marple.
 struct SparePool {
-    captures: [Option<File>; CAPTURES],
-    connections: [Option<File>; CONNECTIONS],
+    captures: [Option<File>; MAX_CAPTURE_SPARES],
+    connections: [Option<File>; MAX_CONNECTION_SPARES],
     /// Code files whose descriptors are part of those reserved for captures.
-    code: [Option<Arc<CodeFile>>; CAPTURES],
+    code_files: [Option<Arc<CodeFile>>; MAX_CAPTURE_SPARES],
     /// Process that made the reservation, or 0.
     pid: u32,
 }
@@ -56,14 +56,14 @@ impl Default for SparePool {
 impl SparePool {
     const fn new() -> Self {
         Self {
-            captures: [const { None }; CAPTURES],
-            connections: [const { None }; CONNECTIONS],
-            code: [const { None }; CAPTURES],
+            captures: [const { None }; MAX_CAPTURE_SPARES],
+            connections: [const { None }; MAX_CONNECTION_SPARES],
+            code_files: [const { None }; MAX_CAPTURE_SPARES],
             pid: 0,
         }
     }
 
-    fn of(&mut self, need: DescriptorNeed) -> &mut [Option<File>] {
+    fn slots_for(&mut self, need: DescriptorNeed) -> &mut [Option<File>] {
         match need {
             DescriptorNeed::Capture => &mut self.captures,
             DescriptorNeed::Connection => &mut self.connections,
@@ -106,28 +106,28 @@ pub(crate) fn reserve() {
 }
 
 /// Releases all reserved descriptors.
-pub(crate) fn give_back() {
+pub(crate) fn release_all() {
     let mut pool = lock();
     pool.pid = 0;
-    pool.captures = [const { None }; CAPTURES];
-    pool.connections = [const { None }; CONNECTIONS];
-    let code = std::mem::take(&mut pool.code);
+    pool.captures = [const { None }; MAX_CAPTURE_SPARES];
+    pool.connections = [const { None }; MAX_CONNECTION_SPARES];
+    let code = std::mem::take(&mut pool.code_files);
     drop(pool);
     drop(code);
 }
 
 /// Returns the number of reserved descriptors that code files can take.
-pub(crate) fn places_for_code() -> u64 {
-    wanted(DescriptorNeed::Capture) as u64
+pub(crate) fn code_file_capacity() -> u64 {
+    target_count(DescriptorNeed::Capture) as u64
 }
 
-/// Replaces the code files that are part of the reserve, up to [`places_for_code`].
+/// Replaces the code files that are part of the reserve, up to [`code_file_capacity`].
 pub(crate) fn set_code_files(mut files: impl Iterator<Item = Arc<CodeFile>>) {
-    let mut code = [const { None }; CAPTURES];
+    let mut code = [const { None }; MAX_CAPTURE_SPARES];
     code.fill_with(|| files.next());
     let mut pool = lock();
     if pool.pid == std::process::id() {
-        std::mem::swap(&mut pool.code, &mut code);
+        std::mem::swap(&mut pool.code_files, &mut code);
     }
     drop(pool);
     // Drop outside of the lock: this may drop the last reference and free memory.
@@ -143,15 +143,17 @@ pub(crate) fn refill() {
     }
     // Connections first: a status request must get a response.
     for need in [DescriptorNeed::Connection, DescriptorNeed::Capture] {
-        let held = pool.code.iter().flatten().map(|file| file.descriptors());
-        let wanted = match need {
-            DescriptorNeed::Connection => wanted(need),
-            DescriptorNeed::Capture => wanted(need).saturating_sub(held.sum::<u64>() as usize),
+        let code_descriptors = pool.code_files.iter().flatten().map(|file| file.open_descriptors());
+        let target = match need {
+            DescriptorNeed::Connection => target_count(need),
+            DescriptorNeed::Capture => {
+                target_count(need).saturating_sub(code_descriptors.sum::<u64>() as usize)
+            }
         };
-        for (at, slot) in pool.of(need).iter_mut().enumerate() {
+        for (at, slot) in pool.slots_for(need).iter_mut().enumerate() {
             match slot {
-                Some(_) if at >= wanted => *slot = None,
-                None if at < wanted => *slot = open_something().ok(),
+                Some(_) if at >= target => *slot = None,
+                None if at < target => *slot = open_placeholder().ok(),
                 _ => {}
             }
         }
@@ -164,12 +166,12 @@ pub(crate) fn refill() {
 /// # Errors
 ///
 /// Returns the last error of `open`.
-pub(crate) fn with<T, E: OpenError>(open: impl FnMut() -> Result<T, E>) -> Result<T, E> {
-    with_for(DescriptorNeed::Capture, open)
+pub(crate) fn open_with_retry<T, E: OpenError>(open: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+    open_with_retry_for(DescriptorNeed::Capture, open)
 }
 
-/// Does the same as [`with`], using the descriptors reserved for `need`.
-pub(crate) fn with_for<T, E: OpenError>(
+/// Does the same as [`open_with_retry`], using the descriptors reserved for `need`.
+pub(crate) fn open_with_retry_for<T, E: OpenError>(
     need: DescriptorNeed,
     mut open: impl FnMut() -> Result<T, E>,
 ) -> Result<T, E> {
@@ -184,11 +186,11 @@ pub(crate) fn with_for<T, E: OpenError>(
 /// Releases one reserved descriptor. Returns `false` if none is left for `need`.
 pub(crate) fn release(need: DescriptorNeed) -> bool {
     let mut pool = lock();
-    if pool.of(need).iter_mut().find_map(Option::take).is_some() {
+    if pool.slots_for(need).iter_mut().find_map(Option::take).is_some() {
         return true;
     }
-    let mut code = pool.code.iter().flatten().filter(|_| need == DescriptorNeed::Capture);
-    let file = code.find(|file| file.is_held()).map(Arc::clone);
+    let mut code = pool.code_files.iter().flatten().filter(|_| need == DescriptorNeed::Capture);
+    let file = code.find(|file| file.is_open()).map(Arc::clone);
     drop(pool);
     if let Some(file) = &file {
         file.release();
@@ -198,26 +200,26 @@ pub(crate) fn release(need: DescriptorNeed) -> bool {
 
 /// Returns the numbers of the reserved descriptors, excluding those of code files.
 #[cfg(target_os = "linux")]
-pub(crate) fn numbers() -> Vec<i32> {
-    let mut numbers = Vec::with_capacity(CAPTURES + CONNECTIONS);
+pub(crate) fn reserved_fds() -> Vec<i32> {
+    let mut numbers = Vec::with_capacity(MAX_CAPTURE_SPARES + MAX_CONNECTION_SPARES);
     let pool = lock();
-    let held = pool.captures.iter().chain(&pool.connections).flatten();
-    numbers.extend(held.map(AsRawFd::as_raw_fd));
+    let files = pool.captures.iter().chain(&pool.connections).flatten();
+    numbers.extend(files.map(AsRawFd::as_raw_fd));
     numbers
 }
 
 /// Opens a file that exists in any root directory.
-fn open_something() -> io::Result<File> {
+fn open_placeholder() -> io::Result<File> {
     File::open("/dev/null").or_else(|_| File::open("/"))
 }
 
-fn wanted(need: DescriptorNeed) -> usize {
+fn target_count(need: DescriptorNeed) -> usize {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let share = usize::try_from(limit / PER_SPARE).unwrap_or(usize::MAX);
-    let connections = CONNECTIONS.min(share / 2);
+    let max_total = usize::try_from(limit / DESCRIPTOR_LIMIT_PER_SPARE).unwrap_or(usize::MAX);
+    let connections = MAX_CONNECTION_SPARES.min(max_total / 2);
     match need {
         DescriptorNeed::Connection => connections,
-        DescriptorNeed::Capture => CAPTURES.min(share - connections),
+        DescriptorNeed::Capture => MAX_CAPTURE_SPARES.min(max_total - connections),
     }
 }
 
@@ -230,47 +232,54 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_open_without_descriptors_is_tried_as_often_as_there_are_reserved_ones() {
+    fn open_is_retried_once_per_reserved_descriptor() {
         reserve();
-        assert_eq!(numbers().len(), CAPTURES + CONNECTIONS);
-        for (need, reserved) in
-            [(DescriptorNeed::Connection, CONNECTIONS), (DescriptorNeed::Capture, CAPTURES)]
-        {
+        assert_eq!(reserved_fds().len(), MAX_CAPTURE_SPARES + MAX_CONNECTION_SPARES);
+        for (need, reserved) in [
+            (DescriptorNeed::Connection, MAX_CONNECTION_SPARES),
+            (DescriptorNeed::Capture, MAX_CAPTURE_SPARES),
+        ] {
             let mut attempts = 0;
-            let failed = with_for(need, || {
+            let failed = open_with_retry_for(need, || {
                 attempts += 1;
                 Err::<(), _>(Errno::MFILE)
             });
             assert_eq!((failed, attempts), (Err(Errno::MFILE), reserved + 1));
         }
-        assert!(numbers().is_empty());
+        assert!(reserved_fds().is_empty());
         refill();
         let mut attempts = 0;
-        let opened = with(|| {
+        let opened = open_with_retry(|| {
             attempts += 1;
             if attempts < 3 { Err(Errno::NFILE) } else { Ok(attempts) }
         });
-        assert_eq!((opened, numbers().len()), (Ok(3), CAPTURES + CONNECTIONS - 2));
-        assert_eq!(with(|| Err::<(), _>(Errno::NOENT)), Err(Errno::NOENT));
+        assert_eq!(
+            (opened, reserved_fds().len()),
+            (Ok(3), MAX_CAPTURE_SPARES + MAX_CONNECTION_SPARES - 2)
+        );
+        assert_eq!(open_with_retry(|| Err::<(), _>(Errno::NOENT)), Err(Errno::NOENT));
         refill();
-        assert_eq!(numbers().len(), CAPTURES + CONNECTIONS);
+        assert_eq!(reserved_fds().len(), MAX_CAPTURE_SPARES + MAX_CONNECTION_SPARES);
         // A code file counts as reserved and is closed after the others.
         let file = Arc::new(CodeFile::open(&std::env::current_exe().unwrap()).unwrap());
         set_code_files([Arc::clone(&file)].into_iter());
-        assert_eq!(numbers().len(), CAPTURES + CONNECTIONS - 1);
-        for _ in 1..CAPTURES {
-            assert!(release(DescriptorNeed::Capture) && file.is_held());
+        assert_eq!(reserved_fds().len(), MAX_CAPTURE_SPARES + MAX_CONNECTION_SPARES - 1);
+        for _ in 1..MAX_CAPTURE_SPARES {
+            assert!(release(DescriptorNeed::Capture) && file.is_open());
         }
         assert!(
             release(DescriptorNeed::Capture)
-                && !file.is_held()
+                && !file.is_open()
                 && !release(DescriptorNeed::Capture)
         );
         assert!(release(DescriptorNeed::Connection));
         set_code_files([].into_iter());
-        assert_eq!((numbers().len(), Arc::strong_count(&file)), (CAPTURES + CONNECTIONS, 1));
-        give_back();
+        assert_eq!(
+            (reserved_fds().len(), Arc::strong_count(&file)),
+            (MAX_CAPTURE_SPARES + MAX_CONNECTION_SPARES, 1)
+        );
+        release_all();
         refill();
-        assert!(numbers().is_empty());
+        assert!(reserved_fds().is_empty());
     }
 }

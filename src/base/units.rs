@@ -56,9 +56,9 @@ impl FromStr for Bytes {
 
 impl<'de> Deserialize<'de> for Bytes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Size;
+        struct BytesVisitor;
 
-        impl Visitor<'_> for Size {
+        impl Visitor<'_> for BytesVisitor {
             type Value = Bytes;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -80,7 +80,7 @@ impl<'de> Deserialize<'de> for Bytes {
             }
         }
 
-        deserializer.deserialize_any(Size)
+        deserializer.deserialize_any(BytesVisitor)
     }
 }
 
@@ -109,8 +109,8 @@ pub struct Percent(pub f64);
 
 impl Percent {
     /// Returns `part` in percent of `whole`, or `None` unless `whole` is positive.
-    pub fn of(part: f64, whole: f64) -> Option<Self> {
-        (whole > 0.0).then(|| Self(part / whole * 100.0))
+    pub fn of(part: f64, total: f64) -> Option<Self> {
+        (total > 0.0).then(|| Self(part / total * 100.0))
     }
 
     /// Returns the number of percent.
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_read_in_binary_and_decimal_units() {
+    fn parses_binary_and_decimal_units() {
         for (text, bytes) in
             [("512MiB", 512 << 20), ("2GB", 2_000_000_000), ("64 KiB", 65_536), ("10", 10)]
         {
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_print_as_people_write_them() {
+    fn displays_binary_units() {
         assert_eq!(Bytes::mib(512).to_string(), "512.0 MiB");
     }
 }

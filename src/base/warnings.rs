@@ -51,16 +51,16 @@ impl WarningRegistry {
             return;
         }
         self.entries.insert(topic, Warning { topic, text, since });
-        self.mark(topic);
+        self.mark_changed(topic);
     }
 
     fn clear(&mut self, topic: &'static str) {
         if self.entries.remove(topic).is_some() {
-            self.mark(topic);
+            self.mark_changed(topic);
         }
     }
 
-    fn mark(&mut self, topic: &'static str) {
+    fn mark_changed(&mut self, topic: &'static str) {
         if !self.changed.contains(&topic) {
             self.changed.push(topic);
         }
@@ -89,25 +89,25 @@ pub enum WarningChange {
 ///
 /// Takes a lock and allocates: must not be called from signal handlers or the allocator.
 pub fn set(topic: &'static str, text: impl Into<String>) {
-    with(|registry| registry.set(topic, text.into(), Timestamp::now()));
+    with_registry(|registry| registry.set(topic, text.into(), Timestamp::now()));
 }
 
 /// Reports that `topic` works again.
 pub fn clear(topic: &'static str) {
-    with(|registry| registry.clear(topic));
+    with_registry(|registry| registry.clear(topic));
 }
 
 /// Returns all warnings in force, ordered by topic.
 pub fn list() -> Vec<Warning> {
-    with(|registry| registry.entries.values().cloned().collect())
+    with_registry(|registry| registry.entries.values().cloned().collect())
 }
 
 /// Returns the changes since the previous call. The agent logs them.
 pub fn take_changes() -> Vec<WarningChange> {
-    with(WarningRegistry::take_changes)
+    with_registry(WarningRegistry::take_changes)
 }
 
-fn with<T>(use_registry: impl FnOnce(&mut WarningRegistry) -> T) -> T {
+fn with_registry<T>(use_registry: impl FnOnce(&mut WarningRegistry) -> T) -> T {
     use_registry(&mut REGISTRY.lock().unwrap_or_else(PoisonError::into_inner))
 }
 

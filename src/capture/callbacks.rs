@@ -12,7 +12,7 @@ use crate::base::{IncidentId, log, panics};
 use crate::model::Artifact;
 
 /// Maximum number of events that wait for a callback: those of several incidents.
-const QUEUE: usize = 256;
+const QUEUE_CAPACITY: usize = 256;
 
 /// A change of an incident.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,24 +52,24 @@ pub(crate) type Callback = Box<dyn FnMut(&IncidentEvent) + Send>;
 pub(crate) struct CallbackSender(Option<SyncSender<IncidentEvent>>);
 
 impl CallbackSender {
-    /// Returns the announcer and the queue for [`call`], which is `None` without callbacks.
+    /// Returns the announcer and the queue for [`run_callbacks`], which is `None` without callbacks.
     pub(crate) fn new(callbacks: &[Callback]) -> (Self, Option<Receiver<IncidentEvent>>) {
         if callbacks.is_empty() {
             return (Self(None), None);
         }
-        let (sender, receiver) = sync_channel(QUEUE);
+        let (sender, receiver) = sync_channel(QUEUE_CAPACITY);
         (Self(Some(sender)), Some(receiver))
     }
 
     /// Reports that an incident directory was created. Returns `false` if the queue is full.
-    pub(crate) fn opened(&self, id: IncidentId, name: &str, dir: &Path) -> bool {
+    pub(crate) fn notify_opened(&self, id: IncidentId, name: &str, dir: &Path) -> bool {
         let opened = log::LogEvent::new(log::LogLevel::Info, "incident opened");
         opened.incident(id).name(name).dir(dir.display()).send();
         self.send(|| IncidentEvent::Opened { id, name: name.to_owned(), dir: dir.to_owned() })
     }
 
     /// Reports that an artifact was written. Returns `false` if the queue is full.
-    pub(crate) fn written(&self, id: IncidentId, dir: &Path, artifact: &Artifact) -> bool {
+    pub(crate) fn notify_written(&self, id: IncidentId, dir: &Path, artifact: &Artifact) -> bool {
         let path = dir.join(&artifact.file);
         let written = log::LogEvent::new(log::LogLevel::Info, "artifact written");
         written.incident(id).path(path.display()).send();
@@ -77,7 +77,7 @@ impl CallbackSender {
     }
 
     /// Reports that an incident was closed. Returns `false` if the queue is full.
-    pub(crate) fn closed(&self, id: IncidentId, dir: &Path) -> bool {
+    pub(crate) fn notify_closed(&self, id: IncidentId, dir: &Path) -> bool {
         let closed = log::LogEvent::new(log::LogLevel::Info, "incident closed");
         closed.incident(id).dir(dir.display()).send();
         self.send(|| IncidentEvent::Closed { id, dir: dir.to_owned() })
@@ -92,26 +92,26 @@ impl CallbackSender {
 
 /// Calls each of `callbacks` with each event until the agent ends. A callback that panics is not
 /// called again.
-pub(crate) fn call(events: &Receiver<IncidentEvent>, mut callbacks: Vec<Callback>) {
+pub(crate) fn run_callbacks(events: &Receiver<IncidentEvent>, mut callbacks: Vec<Callback>) {
     for event in events {
-        let mut kept = Vec::with_capacity(callbacks.len());
+        let mut remaining = Vec::with_capacity(callbacks.len());
         for mut callback in callbacks {
-            match panics::catch(|| callback(&event)) {
-                Ok(()) => kept.push(callback),
+            match panics::catch_host_panic(|| callback(&event)) {
+                Ok(()) => remaining.push(callback),
                 Err(panic) => {
                     log::error(format!("a callback panicked and is not called again: {panic}"));
                     drop_caught(callback);
                 }
             }
         }
-        callbacks = kept;
+        callbacks = remaining;
     }
     callbacks.into_iter().for_each(drop_caught);
 }
 
 /// Drops a callback. The drop runs host code too, which may panic.
 fn drop_caught(callback: Callback) {
-    if let Err(panic) = panics::catch(|| drop(callback)) {
+    if let Err(panic) = panics::catch_host_panic(|| drop(callback)) {
         log::error(format!("a callback panicked when it was dropped: {panic}"));
     }
 }

@@ -23,13 +23,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::base::failure::{chain, fence_host};
+use crate::base::failure::{catch_host_panic, chain};
 use crate::base::sync::Mutex as ForkMutex;
 use crate::base::{Bytes, Error, IncidentId, Moment};
 use crate::capture::collectors;
 use crate::capture::collectors::CaptureFailure;
 use crate::capture::messages::{CaptureResult, ResultSender};
-use crate::model::{Collect, FileName};
+use crate::model::{CollectorSelection, FileName};
 use crate::os::own_thread;
 use crate::store::ArtifactDraft;
 use jiff::Timestamp;
@@ -53,7 +53,7 @@ impl Default for CollectorOptions {
 }
 
 /// Result of a custom collector. Any error type is accepted.
-pub type Collected = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+pub type CollectorResult = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 /// The error of a registration.
 #[derive(Debug, thiserror::Error)]
@@ -66,11 +66,11 @@ struct RejectedCollector {
     max: usize,
 }
 
-type Closure = Box<dyn FnMut(&mut CollectorOutput) -> Collected + Send>;
+type Closure = Box<dyn FnMut(&mut CollectorOutput) -> CollectorResult + Send>;
 
 /// The writer passed to a collector. Writes fail after the timeout, beyond the size limit, or if
 /// the disk write fails.
-pub struct CollectorOutput(Arc<CollectorsState>);
+pub struct CollectorOutput(Arc<SharedCollectorState>);
 
 impl fmt::Debug for CollectorOutput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -81,7 +81,13 @@ impl fmt::Debug for CollectorOutput {
 impl Write for CollectorOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut state = self.0.lock();
-        let CollectorState { draft, left, limited, refused, .. } = &mut *state;
+        let CollectorState {
+            draft,
+            remaining_bytes: left,
+            limit_reached: limited,
+            write_error: refused,
+            ..
+        } = &mut *state;
         let Some(draft) = draft else {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the collector's time is up"));
         };
@@ -103,9 +109,9 @@ impl Write for CollectorOutput {
 }
 
 /// State shared by the thread of a run and the capture thread.
-struct CollectorsState(Mutex<CollectorState>);
+struct SharedCollectorState(Mutex<CollectorState>);
 
-impl CollectorsState {
+impl SharedCollectorState {
     fn lock(&self) -> MutexGuard<'_, CollectorState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -114,13 +120,13 @@ impl CollectorsState {
 struct CollectorState {
     /// `None` once the capture thread has taken it.
     draft: Option<ArtifactDraft>,
-    left: u64,
+    remaining_bytes: u64,
     /// True if the closure tried to exceed the size limit.
-    limited: bool,
+    limit_reached: bool,
     /// Error of the first failed disk write.
-    refused: Option<String>,
+    write_error: Option<String>,
     /// Result of the closure, once it has returned.
-    ended: Option<Result<(), String>>,
+    result: Option<Result<(), String>>,
 }
 
 #[derive(Clone)]
@@ -129,19 +135,19 @@ struct CustomCollector {
     options: CollectorOptions,
     closure: Arc<Mutex<Closure>>,
     /// Start time of the current run.
-    busy: Arc<Mutex<Option<Timestamp>>>,
+    running_since: Arc<Mutex<Option<Timestamp>>>,
 }
 
 /// The registered collectors. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Collectors {
-    all: Arc<ForkMutex<Vec<CustomCollector>>>,
+    registered: Arc<ForkMutex<Vec<CustomCollector>>>,
     results: ResultSender,
 }
 
 impl Collectors {
     pub(crate) fn new(results: ResultSender) -> Self {
-        Self { all: Arc::default(), results }
+        Self { registered: Arc::default(), results }
     }
 
     pub(crate) fn add(
@@ -151,28 +157,33 @@ impl Collectors {
         closure: Closure,
     ) -> Result<(), Error> {
         let name: FileName = name.parse().map_err(Error::new)?;
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.iter().any(|it| it.name == name) || all.len() >= MAX_COLLECTORS {
+        let mut all = self.registered.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.iter().any(|known| known.name == name) || all.len() >= MAX_COLLECTORS {
             return Err(Error::new(RejectedCollector { name, max: MAX_COLLECTORS }));
         }
         let closure = Arc::new(Mutex::new(closure));
-        all.push(CustomCollector { name, options, closure, busy: Arc::default() });
+        all.push(CustomCollector { name, options, closure, running_since: Arc::default() });
         Ok(())
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        self.registered.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     /// Returns the collectors in `wanted`, by name; `None` for a name that is not registered.
-    pub(crate) fn wanted(&self, wanted: &Collect) -> Vec<(FileName, Option<RunnableCollector>)> {
-        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let missing = wanted.names().filter(|name| all.iter().all(|it| it.name != **name));
-        let mut found: Vec<_> = missing.map(|name| (name.clone(), None)).collect();
-        found.extend(all.into_iter().filter(|it| wanted.includes(&it.name)).map(|collector| {
-            let results = self.results.clone();
-            (collector.name.clone(), Some(RunnableCollector { collector, results }))
-        }));
+    pub(crate) fn select(
+        &self,
+        requested: &CollectorSelection,
+    ) -> Vec<(FileName, Option<RunnableCollector>)> {
+        let all = self.registered.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let unknown = requested.names().filter(|name| all.iter().all(|known| known.name != **name));
+        let mut found: Vec<_> = unknown.map(|name| (name.clone(), None)).collect();
+        found.extend(all.into_iter().filter(|collector| requested.includes(&collector.name)).map(
+            |collector| {
+                let results = self.results.clone();
+                (collector.name.clone(), Some(RunnableCollector { collector, results }))
+            },
+        ));
         found
     }
 }
@@ -186,14 +197,14 @@ pub(crate) struct RunnableCollector {
 impl RunnableCollector {
     /// Returns the reason the collector cannot be started: it is still running, or the memory
     /// `left` is insufficient.
-    pub(crate) fn unfit(&self, left: Option<Bytes>) -> Option<String> {
-        let busy = *self.collector.busy.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn unavailable_reason(&self, available: Option<Bytes>) -> Option<String> {
+        let busy = *self.collector.running_since.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(since) = busy {
             return Some(format!("the run that began at {since} has not returned"));
         }
-        let (left, most) = (left?, self.collector.options.max_bytes);
-        (left < most).then(|| {
-            format!("{left} are left below the memory limit and it may write up to {most}")
+        let (available, most) = (available?, self.collector.options.max_bytes);
+        (available < most).then(|| {
+            format!("{available} are left below the memory limit and it may write up to {most}")
         })
     }
 
@@ -204,33 +215,48 @@ impl RunnableCollector {
         draft: ArtifactDraft,
         (now, wall): (Moment, Timestamp),
     ) -> Result<CollectorRun, CaptureFailure> {
-        let Self { collector: CustomCollector { name, options, closure, busy }, results } = self;
+        let Self {
+            collector: CustomCollector { name, options, closure, running_since: busy },
+            results,
+        } = self;
         let left = options.max_bytes.get();
-        let state =
-            CollectorState { draft: Some(draft), left, limited: false, refused: None, ended: None };
-        let shared = Arc::new(CollectorsState(Mutex::new(state)));
+        let state = CollectorState {
+            draft: Some(draft),
+            remaining_bytes: left,
+            limit_reached: false,
+            write_error: None,
+            result: None,
+        };
+        let shared = Arc::new(SharedCollectorState(Mutex::new(state)));
         *busy.lock().unwrap_or_else(PoisonError::into_inner) = Some(wall);
-        let spawned = thread::Builder::new().name("marple-collect".to_owned()).spawn({
+        let thread = thread::Builder::new().name("marple-collect".to_owned()).spawn({
             let (shared, busy) = (Arc::clone(&shared), Arc::clone(&busy));
             move || {
                 own_thread::enter();
                 let _excluded = collectors::heap::exclude_current_thread();
                 let mut output = CollectorOutput(Arc::clone(&shared));
-                let ended = fence_host(|| {
+                let result = catch_host_panic(|| {
                     let mut closure = closure.lock().unwrap_or_else(PoisonError::into_inner);
                     closure(&mut output)
                 });
-                shared.lock().ended = Some(ended.map_err(|error| chain(&*error)));
+                shared.lock().result = Some(result.map_err(|error| chain(&*error)));
                 *busy.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 // Fails once the agent has ended.
                 let _ = results.send(CaptureResult::Collected { id: incident });
             }
         });
-        if let Err(error) = spawned {
+        if let Err(error) = thread {
             *busy.lock().unwrap_or_else(PoisonError::into_inner) = None;
             return Err(error.into());
         }
-        Ok(CollectorRun { name, incident, record, until: now + options.timeout, options, shared })
+        Ok(CollectorRun {
+            name,
+            incident,
+            record_index: record,
+            deadline: now + options.timeout,
+            options,
+            shared,
+        })
     }
 }
 
@@ -239,11 +265,11 @@ pub(crate) struct CollectorRun {
     pub(crate) name: FileName,
     pub(crate) incident: IncidentId,
     /// Index of its record in the manifest.
-    pub(crate) record: usize,
+    pub(crate) record_index: usize,
     /// Deadline of the run.
-    pub(crate) until: Moment,
+    pub(crate) deadline: Moment,
     options: CollectorOptions,
-    shared: Arc<CollectorsState>,
+    shared: Arc<SharedCollectorState>,
 }
 
 /// Output of a finished run.
@@ -256,25 +282,25 @@ pub(crate) struct CollectorOutcome {
 
 impl CollectorRun {
     /// Takes the output if the closure has returned, if its deadline has passed at `now`, or if
-    /// `at_once` is set. Returns `None` if the run continues.
-    pub(crate) fn gather(&self, now: Moment, at_once: bool) -> Option<CollectorOutcome> {
+    /// `force` is set. Returns `None` if the run continues.
+    pub(crate) fn try_finish(&self, now: Moment, force: bool) -> Option<CollectorOutcome> {
         let mut state = self.shared.lock();
-        if state.ended.is_none() && now < self.until && !at_once {
+        if state.result.is_none() && now < self.deadline && !force {
             return None;
         }
         let draft = state.draft.take();
         let CollectorOptions { timeout, max_bytes } = self.options;
-        let error = match (&state.refused, state.limited, &state.ended) {
+        let error = match (&state.write_error, state.limit_reached, &state.result) {
             (Some(refused), _, _) => Some(refused.clone()),
             (None, true, _) => Some(format!("cut at {max_bytes}, its max_bytes")),
             (None, _, Some(Ok(()))) => None,
             (None, _, Some(Err(error))) => Some(error.clone()),
-            (None, _, None) if now < self.until => Some("the agent was stopped".to_owned()),
+            (None, _, None) if now < self.deadline => Some("the agent was stopped".to_owned()),
             (None, _, None) => Some(format!("it had not returned after {timeout:?}")),
         };
         let draft = draft.filter(|draft| error.is_none() || draft.bytes().get() > 0);
         let error = match (error, &draft) {
-            (Some(error), Some(draft)) if !state.limited => {
+            (Some(error), Some(draft)) if !state.limit_reached => {
                 Some(format!("{error}; cut at {} bytes", draft.bytes().get()))
             }
             (error, _) => error,

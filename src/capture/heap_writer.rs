@@ -16,11 +16,12 @@ use jiff::Timestamp;
 use crate::base::{Bytes, Error};
 use crate::capture::memory_summary::MemorySummary;
 use crate::codec::pprof::{self, FunctionId, ProfileHeader, ProfileStream};
-use crate::heap::{self, BATCH};
+use crate::heap::{self, MAX_FRAMES_PER_BATCH};
 use crate::model::{Mapping, Marker};
 use crate::os::proc::resident::ResidentReader;
 use crate::symbols::{
-    ANONYMOUS, CodeIdentity, GeneratedCode, SymbolFailure, SymbolFiles, Unchecked, memory_file,
+    ANONYMOUS_CODE, CodeIdentity, GeneratedCode, SymbolFailure, SymbolFiles, UnverifiedFile,
+    memfd_name,
 };
 
 /// Memory of the process, added to a profile for comparison with its totals.
@@ -38,22 +39,22 @@ pub struct ProcessMemory {
 pub struct HeapWriter {
     tables: heap::DumpBuffers,
     stream: pprof::WriterBuffers,
-    files: SymbolFiles,
+    symbol_files: SymbolFiles,
     generated: GeneratedCode,
     batch: Vec<(u64, u32)>,
-    used: Vec<Used>,
+    used_mappings: Vec<UsedMapping>,
     resident: ResidentReader,
     summary: Option<MemorySummary>,
 }
 
 /// A mapping that contains a frame.
 #[derive(Clone, Copy)]
-struct Used {
+struct UsedMapping {
     mapping: usize,
     /// True if every frame in it has a name.
-    named: bool,
+    all_named: bool,
     /// True if the comment about its file has been written.
-    told: bool,
+    commented: bool,
 }
 
 impl HeapWriter {
@@ -63,19 +64,28 @@ impl HeapWriter {
     /// Reserves the memory of a dump, about 1.5 MiB, makes it resident, and opens the loaded files.
     pub fn reserve() -> Self {
         let _excluded = heap::exclude_current_thread();
-        let mut batch = vec![(u64::MAX, u32::MAX); 2 * BATCH];
+        let mut batch = vec![(u64::MAX, u32::MAX); 2 * MAX_FRAMES_PER_BATCH];
         batch.clear();
-        let mut tables = heap::DumpBuffers::reserve();
-        let mut files = SymbolFiles::reserve(BATCH);
+        let mut tables = heap::DumpBuffers::preallocate();
+        let mut files = SymbolFiles::with_capacity(MAX_FRAMES_PER_BATCH);
         // A persistent error is reported by the first dump.
         if let Ok(dump) = tables.begin() {
-            files.open(dump.mappings());
+            files.open_all(dump.mappings());
         }
-        let generated = GeneratedCode::reserve(BATCH);
+        let generated = GeneratedCode::with_capacity(MAX_FRAMES_PER_BATCH);
         let used = Vec::with_capacity(256);
-        let stream = pprof::WriterBuffers::reserve();
-        let resident = ResidentReader::reserve();
-        Self { tables, stream, files, generated, batch, used, resident, summary: None }
+        let stream = pprof::WriterBuffers::preallocate();
+        let resident = ResidentReader::with_buffer();
+        Self {
+            tables,
+            stream,
+            symbol_files: files,
+            generated,
+            batch,
+            used_mappings: used,
+            resident,
+            summary: None,
+        }
     }
 
     /// Writes a gzip-compressed profile of the heap at this moment. `now` is the current wall time.
@@ -94,10 +104,19 @@ impl HeapWriter {
         process: ProcessMemory,
         out: impl Write,
     ) -> Result<(), Error> {
-        let Self { tables, stream, files, generated, batch, used, resident, summary } = self;
+        let Self {
+            tables,
+            stream,
+            symbol_files: files,
+            generated,
+            batch,
+            used_mappings: used,
+            resident,
+            summary,
+        } = self;
         *summary = None;
         let mut dump = tables.begin().map_err(Error::new)?;
-        let head = ProfileHeader {
+        let header = ProfileHeader {
             sample_types: &heap::SAMPLE_TYPES,
             default_sample_type: heap::DEFAULT_SAMPLE_TYPE,
             period_type: heap::PERIOD_TYPE,
@@ -107,35 +126,35 @@ impl HeapWriter {
         };
         used.clear();
         // Readers assume that the first mapping is the main executable, so it is always written.
-        used.extend(dump.mappings().first().map(|_| Used::first(0)));
+        used.extend(dump.mappings().first().map(|_| UsedMapping::new(0)));
         let written = (|| {
-            let mut out = ProfileStream::begin(stream, out, &head)?;
+            let mut out = ProfileStream::begin(stream, out, &header)?;
             let bytes = out.text("bytes")?;
-            dump.samples(|sample| {
+            dump.visit_samples(|sample| {
                 let label = sample.size.map(|size| (bytes, size as i64, bytes));
                 out.sample(sample.frames, &sample.values, label)
             })?;
             let mappings = dump.mappings();
             let mut locations = LocationTable { mappings, used, files, generated, out: &mut out };
-            let mut after = 0;
+            let mut last_address = 0;
             loop {
-                dump.frames_after(after, batch);
+                dump.next_frames(last_address, batch);
                 let Some(&(last, _)) = batch.last() else { break };
-                after = last;
+                last_address = last;
                 locations.write(batch)?;
             }
-            for (place, used) in used.iter().enumerate() {
+            for (used_index, used) in used.iter().enumerate() {
                 if let Some(mapping) = dump.mappings().get(used.mapping) {
-                    out.mapping(place, mapping, used.named)?;
+                    out.mapping(used_index, mapping, used.all_named)?;
                 }
             }
             *summary = MemorySummary::read(dump.in_use().get(), resident);
             if let Some(summary) = summary {
-                summary.lines(|line| out.comment(line))?;
+                summary.write_lines(|line| out.comment(line))?;
             }
-            dump.comments(|comment| out.comment(comment))?;
+            dump.visit_comments(|comment| out.comment(comment))?;
             process.comment(&mut out)?;
-            for (cause, count) in dump.lost() {
+            for (cause, count) in dump.loss_counts() {
                 out.comment(format_args!("lost: {count} {cause}"))?;
             }
             out.finish()
@@ -152,15 +171,15 @@ impl HeapWriter {
     }
 }
 
-impl Used {
-    fn first(mapping: usize) -> Self {
-        Self { mapping, named: true, told: false }
+impl UsedMapping {
+    fn new(mapping: usize) -> Self {
+        Self { mapping, all_named: true, commented: false }
     }
 }
 
 struct LocationTable<'a, 'r, W: Write> {
     mappings: &'a [Mapping],
-    used: &'a mut Vec<Used>,
+    used: &'a mut Vec<UsedMapping>,
     files: &'a mut SymbolFiles,
     generated: &'a mut GeneratedCode,
     out: &'a mut ProfileStream<'r, W>,
@@ -170,8 +189,9 @@ impl<W: Write> LocationTable<'_, '_, W> {
     /// Writes frames sorted by address.
     fn write(&mut self, mut frames: &[(u64, u32)]) -> io::Result<()> {
         while let Some(&(first, _)) = frames.first() {
-            let holder = self.mappings.iter().position(|m| (m.start..m.end).contains(&first));
-            let end = match holder.and_then(|holder| self.mappings.get(holder)) {
+            let mapping_index =
+                self.mappings.iter().position(|m| (m.start..m.end).contains(&first));
+            let end = match mapping_index.and_then(|holder| self.mappings.get(holder)) {
                 Some(mapping) => mapping.end,
                 None => {
                     let above = self.mappings.iter().map(|m| m.start).filter(|&at| at > first);
@@ -181,37 +201,41 @@ impl<W: Write> LocationTable<'_, '_, W> {
             let inside = frames.partition_point(|&(address, _)| address < end).max(1);
             let (group, rest) = frames.split_at(inside);
             frames = rest;
-            match holder {
-                Some(holder) => self.mapped(holder, group)?,
-                None => self.generated(None, group)?,
+            match mapping_index {
+                Some(mapping_index) => self.write_mapped(mapping_index, group)?,
+                None => self.write_generated(None, group)?,
             }
         }
         Ok(())
     }
 
     /// Writes frames outside any file, or in a file that exists in memory only.
-    fn generated(&mut self, place: Option<usize>, frames: &[(u64, u32)]) -> io::Result<()> {
-        let code = frames.partition_point(|&(address, _)| Marker::of(address).is_none());
+    fn write_generated(
+        &mut self,
+        used_index: Option<usize>,
+        frames: &[(u64, u32)],
+    ) -> io::Result<()> {
+        let code = frames.partition_point(|&(address, _)| Marker::from_address(address).is_none());
         let (code, markers) = frames.split_at(code);
         let Self { mappings, used, generated, out, .. } = self;
-        let mapping = place.and_then(|place| mappings.get(used.get(place)?.mapping));
-        generated.name(
+        let mapping = used_index.and_then(|place| mappings.get(used.get(place)?.mapping));
+        generated.look_up(
             code,
             |&(address, _)| address,
             |at, name| {
                 let Some(&(address, number)) = code.get(at) else { return Ok(()) };
-                let file = mapping.and_then(|mapping| memory_file(&mapping.path));
+                let file = mapping.and_then(|mapping| memfd_name(&mapping.path));
                 let name = match (name, file) {
                     (Some(name), _) => out.text(name)?,
                     (None, Some(file)) => out.text(file)?,
-                    (None, None) => out.text(ANONYMOUS)?,
+                    (None, None) => out.text(ANONYMOUS_CODE)?,
                 };
                 let function = out.function(name, name)?;
-                out.location(number, address, place, Some(function))
+                out.location(number, address, used_index, Some(function))
             },
         )?;
         for &(address, number) in markers {
-            let name = Marker::of(address).map_or(ANONYMOUS, Marker::name);
+            let name = Marker::from_address(address).map_or(ANONYMOUS_CODE, Marker::name);
             let name = out.text(name)?;
             let function = out.function(name, name)?;
             out.location(number, address, None, Some(function))?;
@@ -219,31 +243,35 @@ impl<W: Write> LocationTable<'_, '_, W> {
         Ok(())
     }
 
-    fn nameless(&mut self, place: Option<usize>, frames: &[(u64, u32)]) -> io::Result<()> {
+    fn write_unnamed(
+        &mut self,
+        used_index: Option<usize>,
+        frames: &[(u64, u32)],
+    ) -> io::Result<()> {
         frames
             .iter()
-            .try_for_each(|&(address, number)| self.out.location(number, address, place, None))
+            .try_for_each(|&(address, number)| self.out.location(number, address, used_index, None))
     }
 
-    fn mapped(&mut self, holder: usize, frames: &[(u64, u32)]) -> io::Result<()> {
-        let Some(mapping) = self.mappings.get(holder) else { return Ok(()) };
-        let known = self.used.iter().position(|used| used.mapping == holder);
-        let place = known.unwrap_or_else(|| {
-            self.used.push(Used::first(holder));
+    fn write_mapped(&mut self, mapping_index: usize, frames: &[(u64, u32)]) -> io::Result<()> {
+        let Some(mapping) = self.mappings.get(mapping_index) else { return Ok(()) };
+        let known = self.used.iter().position(|used| used.mapping == mapping_index);
+        let used_index = known.unwrap_or_else(|| {
+            self.used.push(UsedMapping::new(mapping_index));
             self.used.len() - 1
         });
-        if memory_file(&mapping.path).is_some() {
-            return self.generated(Some(place), frames);
+        if memfd_name(&mapping.path).is_some() {
+            return self.write_generated(Some(used_index), frames);
         }
         // "[vdso]" and similar mappings are not files.
         let (mut written, mut named) = (0, true);
         if mapping.path.is_absolute() {
-            let at = |&(address, _): &(u64, u32)| {
+            let file_offset = |&(address, _): &(u64, u32)| {
                 (address - mapping.start).saturating_add(mapping.file_offset)
             };
             let mut function: Option<FunctionId> = None;
             let (files, out) = (&mut *self.files, &mut *self.out);
-            let looked_up = files.look_up(mapping, frames.iter().map(at), |at, symbol| {
+            let lookup = files.look_up(mapping, frames.iter().map(file_offset), |at, symbol| {
                 if let Some(symbol) = symbol.filter(|symbol| symbol.is_new || function.is_none()) {
                     let name = out.text(symbol.name)?;
                     let system_name = out.text(symbol.system_name)?;
@@ -252,26 +280,28 @@ impl<W: Write> LocationTable<'_, '_, W> {
                 named &= symbol.is_some();
                 if let Some(&(address, number)) = frames.get(at) {
                     let function = symbol.and(function);
-                    out.location(number, address, Some(place), function)?;
+                    out.location(number, address, Some(used_index), function)?;
                 }
                 written = at + 1;
                 Ok::<(), io::Error>(())
             });
-            let told = self.used.get(place).is_some_and(|used| used.told);
-            match looked_up {
-                Ok(CodeIdentity::Checked) => {}
-                Err(SymbolFailure::See(error)) => return Err(error),
-                Ok(CodeIdentity::Unknown) if !told => out.comment(Unchecked(&mapping.path))?,
-                Err(SymbolFailure::File(error)) if !told => out.comment(error)?,
-                Ok(CodeIdentity::Unknown) | Err(SymbolFailure::File(_)) => {}
+            let commented = self.used.get(used_index).is_some_and(|used| used.commented);
+            match lookup {
+                Ok(CodeIdentity::Verified) => {}
+                Err(SymbolFailure::Callback(error)) => return Err(error),
+                Ok(CodeIdentity::Unverified) if !commented => {
+                    out.comment(UnverifiedFile(&mapping.path))?
+                }
+                Err(SymbolFailure::File(error)) if !commented => out.comment(error)?,
+                Ok(CodeIdentity::Unverified) | Err(SymbolFailure::File(_)) => {}
             }
         }
-        let nameless = frames.get(written..).unwrap_or_default();
-        if let Some(used) = self.used.get_mut(place) {
-            used.named &= named && nameless.is_empty();
-            used.told = true;
+        let unnamed = frames.get(written..).unwrap_or_default();
+        if let Some(used) = self.used.get_mut(used_index) {
+            used.all_named &= named && unnamed.is_empty();
+            used.commented = true;
         }
-        self.nameless(Some(place), nameless)
+        self.write_unnamed(Some(used_index), unnamed)
     }
 }
 

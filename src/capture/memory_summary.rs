@@ -7,14 +7,14 @@ use crate::model::Profile;
 use crate::os::proc::resident::{MappingKinds, ResidentMemory, ResidentReader};
 
 /// Percentage of the resident memory below which the profile is said to explain little.
-const EXPLAINS_LITTLE: f64 = 50.0;
+const LOW_COVERAGE_PERCENT: f64 = 50.0;
 
 /// Minimum unexplained memory for a conclusion. Less is normal: tables, stacks and code of a small
 /// program.
-const SMALL: u64 = 32 << 20;
+const MIN_UNEXPLAINED_BYTES: u64 = 32 << 20;
 
 /// Prefix that identifies the summary among the comments of a profile.
-const START: &str = "memory: ";
+const COMMENT_PREFIX: &str = "memory: ";
 
 /// The in-use total of a profile and the resident memory of the process at the same moment.
 #[derive(Clone, Copy, Debug)]
@@ -30,32 +30,33 @@ impl MemorySummary {
     }
 
     /// Prepends the summary to the comments of a heap profile.
-    pub(crate) fn describe(profile: &mut Profile) {
-        let Some(column) = profile.sample_types.iter().position(|it| it.name == "inuse_space")
+    pub(crate) fn prepend_to(profile: &mut Profile) {
+        let Some(column) =
+            profile.sample_types.iter().position(|sample_type| sample_type.name == "inuse_space")
         else {
             return;
         };
         let values = profile.samples.iter().filter_map(|sample| sample.values.get(column));
         let in_use = values.sum::<i64>().max(0) as u64;
-        let Some(summary) = Self::read(in_use, &mut ResidentReader::reserve()) else { return };
+        let Some(summary) = Self::read(in_use, &mut ResidentReader::with_buffer()) else { return };
         let mut comments = vec![summary.to_string()];
-        comments.extend(summary.resident.kinds.map(|kinds| Largest(kinds).to_string()));
+        comments.extend(summary.resident.kinds.map(|kinds| LargestMappings(kinds).to_string()));
         profile.comments.splice(..0, comments);
     }
 
     /// Returns the summary among the comments of a profile.
-    pub(crate) fn of(profile: &Profile) -> Option<String> {
-        profile.comments.iter().find(|line| line.starts_with(START)).cloned()
+    pub(crate) fn from_comments(profile: &Profile) -> Option<String> {
+        profile.comments.iter().find(|line| line.starts_with(COMMENT_PREFIX)).cloned()
     }
 
     /// Passes the summary and the list of the largest mappings to `see`, a line per call.
-    pub(crate) fn lines<E>(
+    pub(crate) fn write_lines<E>(
         &self,
-        mut see: impl FnMut(fmt::Arguments<'_>) -> Result<(), E>,
+        mut emit: impl FnMut(fmt::Arguments<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        see(format_args!("{self}"))?;
+        emit(format_args!("{self}"))?;
         match self.resident.kinds {
-            Some(kinds) => see(format_args!("{}", Largest(kinds))),
+            Some(kinds) => emit(format_args!("{}", LargestMappings(kinds))),
             None => Ok(()),
         }
     }
@@ -69,7 +70,7 @@ impl fmt::Display for MemorySummary {
         let explained = in_use.min(total.get());
         write!(
             f,
-            "{START}the heap profile explains at most {} of {total} resident ({:.1} %): {anonymous} \
+            "{COMMENT_PREFIX}the heap profile explains at most {} of {total} resident ({:.1} %): {anonymous} \
              anonymous, {file} of files, {shared} shared",
             Bytes(explained),
             percent(explained, total.get())
@@ -86,7 +87,9 @@ impl fmt::Display for MemorySummary {
             None => f.write_str("; not broken down by mapping: too much to walk, or no smaps")?,
         }
         let outside = resident.total().get() - explained;
-        if outside >= SMALL && percent(explained, total.get()) < EXPLAINS_LITTLE {
+        if outside >= MIN_UNEXPLAINED_BYTES
+            && percent(explained, total.get()) < LOW_COVERAGE_PERCENT
+        {
             write!(
                 f,
                 "; {} are outside of it: memory of C code and of mmap, files, stacks, and what the \
@@ -99,14 +102,14 @@ impl fmt::Display for MemorySummary {
 }
 
 /// The largest mappings, formatted as one line.
-struct Largest(MappingKinds);
+struct LargestMappings(MappingKinds);
 
-impl fmt::Display for Largest {
+impl fmt::Display for LargestMappings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("memory: largest mappings:")?;
-        for (at, large) in self.0.largest.iter().enumerate() {
+        for (index, large) in self.0.largest.iter().enumerate() {
             if large.resident > Bytes(0) {
-                if at > 0 {
+                if index > 0 {
                     f.write_char(',')?;
                 }
                 let (resident, kind) = (large.resident, large.kind.name());
@@ -124,23 +127,23 @@ fn percent(part: u64, whole: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::os::proc::resident::{Large, MappingKind};
+    use crate::os::proc::resident::{LargeMapping, MappingKind};
 
     #[test]
-    fn a_profile_that_explains_little_says_where_the_rest_is() {
+    fn summary_breaks_down_memory_outside_the_profile() {
         let kinds = MappingKinds {
             malloc: Bytes::mib(21),
             anonymous: Bytes::mib(850),
             stacks: Bytes::mib(1),
             files: Bytes::mib(13),
             largest: [
-                Large {
+                LargeMapping {
                     start: 0x7f00_0000,
                     resident: Bytes::mib(850),
                     kind: MappingKind::Anonymous,
                 },
-                Large::default(),
-                Large::default(),
+                LargeMapping::default(),
+                LargeMapping::default(),
             ],
             ..MappingKinds::default()
         };
@@ -160,7 +163,7 @@ mod tests {
              keeps after it was freed"
         );
         assert_eq!(
-            Largest(kinds).to_string(),
+            LargestMappings(kinds).to_string(),
             "memory: largest mappings: 850.0 MiB anonymous at 7f000000"
         );
         let most = MemorySummary { in_use: 870 << 20, resident };

@@ -3,7 +3,7 @@
 
 use std::io::{self, Write};
 
-use crate::base::failure::{chain, fence, panicked};
+use crate::base::failure::{catch_panic, chain, panic_message};
 use crate::base::{Bytes, Clock, TimeAnchor, panics};
 use crate::capture::collectors;
 use crate::capture::collectors::{Absent, CaptureFailure, Collector, Evidence};
@@ -20,16 +20,16 @@ use crate::{model, os, symbols};
 
 /// Maximum encoded size. A trace of 16 MiB of memory takes some 3 MiB encoded, a heap profile of
 /// 100,000 stacks 5. Anything larger would take memory that the service needs.
-const MOST_BYTES: Bytes = Bytes::mib(64);
+const MAX_RESPONSE_BYTES: Bytes = Bytes::mib(64);
 /// Maximum size of a symbol reply: 335 bytes each for 50,000 addresses, the maximum of a request.
-const MOST_NAMES: Bytes = Bytes::mib(16);
+const MAX_SYMBOL_RESPONSE_BYTES: Bytes = Bytes::mib(16);
 
 /// Minimum growth of an output buffer.
-const GROWTH: usize = 16 << 10;
+const MIN_BUFFER_GROWTH: usize = 16 << 10;
 
 /// The on-demand captures held by the capture thread.
 pub(crate) struct OnDemandWorker {
-    held: Vec<(u64, ActiveRequest)>,
+    active: Vec<(u64, ActiveRequest)>,
     encoder: Encoder,
 }
 
@@ -41,120 +41,130 @@ enum ActiveRequest {
 enum RunningRequest {
     Collector(CaptureKind, Box<dyn Collector>),
     /// Holds the heap profile at the start.
-    Delta(Box<Profile>, HeapView, AskedRate),
+    HeapDelta(Box<Profile>, HeapView, RequestedRate),
     /// Holds the thread profile at the start.
-    Threads(Box<Profile>, ThreadView),
+    ThreadsDelta(Box<Profile>, ThreadView),
 }
 
 impl RunningRequest {
     fn engine(&self) -> Option<(CaptureKind, String)> {
         match self {
             Self::Collector(kind, collector) => Some((*kind, collector.engine().to_owned())),
-            Self::Delta(..) | Self::Threads(..) => None,
+            Self::HeapDelta(..) | Self::ThreadsDelta(..) => None,
         }
     }
 }
 
 /// Guard that applies the heap sampling rate requested by a client, if any.
-struct AskedRate(());
+struct RequestedRate(());
 
-impl AskedRate {
-    fn begin(rate: Option<Bytes>) -> Self {
-        collectors::heap::ask_rate(rate);
+impl RequestedRate {
+    fn apply(rate: Option<Bytes>) -> Self {
+        collectors::heap::override_rate(rate);
         Self(())
     }
 }
 
-impl Drop for AskedRate {
+impl Drop for RequestedRate {
     fn drop(&mut self) {
-        collectors::heap::ask_rate(None);
+        collectors::heap::override_rate(None);
     }
 }
 
 impl OnDemandWorker {
     /// Creates the worker. `results` receives the results of encodings.
     pub(crate) fn new(results: ResultSender) -> Self {
-        Self { held: Vec::new(), encoder: Encoder::new(results) }
+        Self { active: Vec::new(), encoder: Encoder::new(results) }
     }
 
     pub(crate) fn perform(&mut self, clock: &dyn Clock, task: OnDemandTask) -> OnDemandResult {
         let OnDemandTask { command, settings, headroom, vitals, state: _ } = task;
         match command {
-            OnDemandCommand::Look { id, take } => {
-                let result = fence(|| look(take, &settings, clock.anchor(), &vitals));
-                OnDemandResult::Finished { id, result: result.map_err(failed) }
+            OnDemandCommand::Snapshot { id, kind: take } => {
+                let result =
+                    catch_panic(|| take_snapshot(take, &settings, clock.anchor(), &vitals));
+                OnDemandResult::Finished { id, result: result.map_err(profile_error) }
             }
-            OnDemandCommand::Start { id, take } => {
-                match fence(|| start(&take, &settings, headroom, clock.anchor(), &vitals)) {
+            OnDemandCommand::Start { id, kind: take } => {
+                match catch_panic(|| {
+                    start_recording(&take, &settings, headroom, clock.anchor(), &vitals)
+                }) {
                     Ok(running) => {
                         let engine = running.engine();
-                        self.held.push((id, ActiveRequest::Running(running)));
+                        self.active.push((id, ActiveRequest::Running(running)));
                         OnDemandResult::Started { id, engine }
                     }
-                    Err(error) => OnDemandResult::Finished { id, result: Err(failed(error)) },
+                    Err(error) => {
+                        OnDemandResult::Finished { id, result: Err(profile_error(error)) }
+                    }
                 }
             }
             OnDemandCommand::Stop { id, cut_short } => match self.take(id) {
                 Some(ActiveRequest::Running(running)) => {
-                    match fence(|| stop(running, &settings, clock, &vitals, cut_short)) {
+                    match catch_panic(|| {
+                        stop_recording(running, &settings, clock, &vitals, cut_short)
+                    }) {
                         Ok(stopped) => {
-                            self.held.push((id, stopped));
+                            self.active.push((id, stopped));
                             OnDemandResult::Stopped { id }
                         }
-                        Err(error) => OnDemandResult::Finished { id, result: Err(failed(error)) },
+                        Err(error) => {
+                            OnDemandResult::Finished { id, result: Err(profile_error(error)) }
+                        }
                     }
                 }
-                _ => OnDemandResult::Dropped { id },
+                _ => OnDemandResult::Canceled { id },
             },
             OnDemandCommand::Encode { id } => match self.take(id) {
-                Some(ActiveRequest::Stopped(seen)) => self.encoder.encode(id, seen),
-                _ => OnDemandResult::Dropped { id },
+                Some(ActiveRequest::Stopped(raw)) => self.encoder.encode(id, raw),
+                _ => OnDemandResult::Canceled { id },
             },
-            OnDemandCommand::Drop { id } => {
-                let held = self.take(id);
-                let _ = fence(|| {
-                    drop(held);
+            OnDemandCommand::Cancel { id } => {
+                let request = self.take(id);
+                let _ = catch_panic(|| {
+                    drop(request);
                     Ok(())
                 });
-                OnDemandResult::Dropped { id }
+                OnDemandResult::Canceled { id }
             }
         }
     }
 
     /// Replies to the client of a command that ended by `panic`.
-    pub(crate) fn give_up(&mut self, id: u64, panic: &str) -> OnDemandResult {
-        let held = self.take(id);
-        panics::fence_and_record("marple-capture", || drop(held));
-        OnDemandResult::Finished { id, result: Err(ProfileError::Failed(panicked(panic))) }
+    pub(crate) fn abandon_command(&mut self, id: u64, panic: &str) -> OnDemandResult {
+        let request = self.take(id);
+        panics::catch_and_record_panic("marple-capture", || drop(request));
+        OnDemandResult::Finished { id, result: Err(ProfileError::Failed(panic_message(panic))) }
     }
 
     fn take(&mut self, id: u64) -> Option<ActiveRequest> {
-        let at = self.held.iter().position(|(held, _)| *held == id)?;
-        Some(self.held.swap_remove(at).1)
+        let index = self.active.iter().position(|(held, _)| *held == id)?;
+        Some(self.active.swap_remove(index).1)
     }
 }
 
-pub(crate) fn failed(error: CaptureFailure) -> ProfileError {
+pub(crate) fn profile_error(error: CaptureFailure) -> ProfileError {
     if error.is::<Absent>() {
         return ProfileError::Absent(error.to_string());
     }
     ProfileError::Failed(chain(&*error))
 }
 
-fn start(
-    take: &ProfileKind,
+fn start_recording(
+    kind: &ProfileKind,
     settings: &Settings,
     headroom: Option<Bytes>,
     anchor: TimeAnchor,
     vitals: &VitalsRow,
 ) -> Result<RunningRequest, CaptureFailure> {
-    let mut own = settings.clone();
-    let kind = match take {
+    let mut request_settings = settings.clone();
+    let capture_kind = match kind {
         ProfileKind::Cpu { frequency, mode, .. } => {
-            own.cpu.mode = mode.unwrap_or(settings.cpu.mode);
-            own.cpu.frequency = frequency.unwrap_or(settings.cpu.frequency);
-            own.cpu.wall_frequency = frequency.unwrap_or(settings.cpu.wall_frequency);
-            if let Some(why) = collectors::switched_off(CaptureKind::Cpu, &own) {
+            request_settings.cpu.mode = mode.unwrap_or(settings.cpu.mode);
+            request_settings.cpu.frequency_hz = frequency.unwrap_or(settings.cpu.frequency_hz);
+            request_settings.cpu.wall_frequency_hz =
+                frequency.unwrap_or(settings.cpu.wall_frequency_hz);
+            if let Some(why) = collectors::disabled_reason(CaptureKind::Cpu, &request_settings) {
                 return Err(why.into());
             }
             CaptureKind::Cpu
@@ -162,24 +172,30 @@ fn start(
         ProfileKind::Trace { .. } => CaptureKind::Trace,
         ProfileKind::HeapDelta { view, rate, .. } => {
             let first = collectors::heap::snapshot(anchor.wall)?;
-            return Ok(RunningRequest::Delta(first, *view, AskedRate::begin(*rate)));
+            return Ok(RunningRequest::HeapDelta(first, *view, RequestedRate::apply(*rate)));
         }
         ProfileKind::ThreadsDelta { view, .. } => {
             let first = threads(*view, settings, anchor, vitals)?;
-            return Ok(RunningRequest::Threads(Box::new(first), *view));
+            return Ok(RunningRequest::ThreadsDelta(Box::new(first), *view));
         }
         _ => return Err("it takes no time".into()),
     };
-    let (need, left) = (collectors::memory(kind, &own), headroom.unwrap_or(Bytes(u64::MAX)));
+    let (need, left) = (
+        collectors::max_memory(capture_kind, &request_settings),
+        headroom.unwrap_or(Bytes(u64::MAX)),
+    );
     if left < need {
         let why = format!("{left} are left below the memory limit and it takes up to {need}");
         return Err(why.into());
     }
     // Look-back data is evidence for incidents; a client did not request it.
-    Ok(RunningRequest::Collector(kind, collectors::start(kind, &own, anchor)?.collector))
+    Ok(RunningRequest::Collector(
+        capture_kind,
+        collectors::start(capture_kind, &request_settings, anchor)?.collector,
+    ))
 }
 
-fn stop(
+fn stop_recording(
     running: RunningRequest,
     settings: &Settings,
     clock: &dyn Clock,
@@ -190,12 +206,12 @@ fn stop(
         RunningRequest::Collector(_, collector) => {
             (collector.stop(clock.now())?.ok_or("nothing was seen")?, None)
         }
-        RunningRequest::Delta(first, view, _rate) => {
+        RunningRequest::HeapDelta(first, view, _rate) => {
             let mut profile = collectors::heap::snapshot(clock.wall())?;
             profile.subtract(&first);
             (Evidence::Profile(profile), Some(view))
         }
-        RunningRequest::Threads(first, view) => {
+        RunningRequest::ThreadsDelta(first, view) => {
             let mut profile = threads(view, settings, clock.anchor(), vitals)?;
             profile.subtract(&first);
             (Evidence::Profile(Box::new(profile)), None)
@@ -221,24 +237,24 @@ pub(crate) fn encode(
     Ok(out.bytes)
 }
 
-fn look(
-    take: ProfileKind,
+fn take_snapshot(
+    kind: ProfileKind,
     settings: &Settings,
     anchor: TimeAnchor,
     vitals: &VitalsRow,
 ) -> Result<ProfileResponse, CaptureFailure> {
-    let (evidence, view, form) = match take {
+    let (evidence, view, form) = match kind {
         // Written directly from the tables, without a copy in memory. The other formats need a
         // copy.
         ProfileKind::Heap { view: HeapView::InUse, form: ProfileForm::Binary } => {
-            (collectors::heap::now(anchor.wall)?, None, ProfileForm::Binary)
+            (collectors::heap::streamed_profile(anchor.wall)?, None, ProfileForm::Binary)
         }
         ProfileKind::Heap { view, form } => {
             let snapshot = collectors::heap::snapshot(anchor.wall)?;
             (Evidence::Profile(snapshot), Some(view), form)
         }
         ProfileKind::Threads { form: ProfileForm::Full, .. } => {
-            let bytes = everybody(settings, anchor)?;
+            let bytes = dump_threads_and_tasks(settings, anchor)?;
             return Ok(ProfileResponse { bytes, cut_short: None });
         }
         ProfileKind::Threads { view, form } => {
@@ -257,7 +273,7 @@ fn look(
     };
     let bytes = match (form, evidence) {
         (ProfileForm::Text, Evidence::Profile(mut profile)) => {
-            symbols::name_functions(&mut profile);
+            symbols::symbolize(&mut profile);
             let mut out = BoundedBuffer::default();
             go_debug::write(&profile, vitals, &mut out)?;
             out.bytes
@@ -302,11 +318,14 @@ fn goroutine(
 }
 
 /// Lists every thread and every task as text.
-fn everybody(settings: &Settings, anchor: TimeAnchor) -> Result<Vec<u8>, CaptureFailure> {
+fn dump_threads_and_tasks(
+    settings: &Settings,
+    anchor: TimeAnchor,
+) -> Result<Vec<u8>, CaptureFailure> {
     let mut out = BoundedBuffer::default();
     let kinds = [
-        (CaptureKind::Threads, model::Form::ThreadsText),
-        (CaptureKind::Tasks, model::Form::TasksText),
+        (CaptureKind::Threads, model::ArtifactFormat::ThreadsText),
+        (CaptureKind::Tasks, model::ArtifactFormat::TasksText),
     ];
     for (kind, form) in kinds {
         match dump(kind, settings, anchor) {
@@ -327,11 +346,11 @@ fn dump(
     settings: &Settings,
     anchor: TimeAnchor,
 ) -> Result<Evidence, CaptureFailure> {
-    if let Some(why) = collectors::switched_off(kind, settings) {
+    if let Some(why) = collectors::disabled_reason(kind, settings) {
         return Err(Absent(why.to_owned()).into());
     }
     let started = collectors::start(kind, settings, anchor)?;
-    started.at_start.ok_or_else(|| format!("{kind}: nothing was seen").into())
+    started.initial_evidence.ok_or_else(|| format!("{kind}: nothing was seen").into())
 }
 
 /// Returns the number of threads as a single sample.
@@ -346,13 +365,14 @@ fn threadcreate(anchor: TimeAnchor) -> Result<Profile, CaptureFailure> {
 
 /// Returns the functions at `addresses` in the format of Go's `symbol` endpoint.
 fn symbolize(addresses: &[u64], anchor: TimeAnchor) -> Result<Vec<u8>, CaptureFailure> {
-    let none = ValueType { name: "address", unit: "count" };
-    let mut profile = Profile::new(&[none], none, 1, anchor.wall);
+    let sample_type = ValueType { name: "address", unit: "count" };
+    let mut profile = Profile::new(&[sample_type], sample_type, 1, anchor.wall);
     let frames: Vec<_> = addresses.iter().map(|&address| profile.frames.intern(address)).collect();
-    profile.attach_mappings(os::images::seen()?);
-    symbols::name_functions(&mut profile);
+    profile.attach_mappings(os::images::loaded_and_unloaded()?);
+    symbols::symbolize(&mut profile);
     // Clients only check that this number is not 0.
-    let mut out = BoundedBuffer { most: MOST_NAMES, ..BoundedBuffer::default() };
+    let mut out =
+        BoundedBuffer { max_bytes: MAX_SYMBOL_RESPONSE_BYTES, ..BoundedBuffer::default() };
     writeln!(out, "num_symbols: 1")?;
     for frame in frames {
         let frame = profile.frames.get(frame);
@@ -360,7 +380,7 @@ fn symbolize(addresses: &[u64], anchor: TimeAnchor) -> Result<Vec<u8>, CaptureFa
             frame.lines.last().and_then(|line| profile.functions.get(line.function.index()));
         let name = function.map(|function| profile.strings.get(function.name));
         // It is unknown if there is code outside the loaded files.
-        if let Some(name) = name.filter(|name| *name != symbols::ANONYMOUS) {
+        if let Some(name) = name.filter(|name| *name != symbols::ANONYMOUS_CODE) {
             writeln!(out, "{:#x} {name}", frame.address)?;
         }
     }
@@ -370,24 +390,24 @@ fn symbolize(addresses: &[u64], anchor: TimeAnchor) -> Result<Vec<u8>, CaptureFa
 /// A buffer with a maximum size.
 struct BoundedBuffer {
     bytes: Vec<u8>,
-    most: Bytes,
+    max_bytes: Bytes,
 }
 
 impl Default for BoundedBuffer {
     fn default() -> Self {
-        Self { bytes: Vec::new(), most: MOST_BYTES }
+        Self { bytes: Vec::new(), max_bytes: MAX_RESPONSE_BYTES }
     }
 }
 
 impl Write for BoundedBuffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let length = self.bytes.len() + bytes.len();
-        if length as u64 > self.most.get() {
-            return Err(io::Error::other(format!("it is larger than {}", self.most)));
+        if length as u64 > self.max_bytes.get() {
+            return Err(io::Error::other(format!("it is larger than {}", self.max_bytes)));
         }
         if length > self.bytes.capacity() {
             // Doubling would keep three times the bytes in memory while they are copied.
-            self.bytes.reserve_exact(bytes.len().max(self.bytes.len() / 4).max(GROWTH));
+            self.bytes.reserve_exact(bytes.len().max(self.bytes.len() / 4).max(MIN_BUFFER_GROWTH));
         }
         self.bytes.extend_from_slice(bytes);
         Ok(bytes.len())

@@ -12,14 +12,16 @@
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
 
-use crate::base::failure::{fence, panicked};
+use crate::base::failure::{catch_panic, panic_message};
 use crate::base::{panics, warnings};
 use crate::capture::collectors;
 use crate::capture::collectors::Evidence;
 use crate::capture::messages::{CaptureResult, ResultSender};
-use crate::capture::on_demand::{encode, failed};
+use crate::capture::on_demand::{encode, profile_error};
 use crate::os;
-use crate::policy::on_demand::{HeapView, MOST, OnDemandResult, ProfileError, ProfileResponse};
+use crate::policy::on_demand::{
+    HeapView, MAX_REQUESTS, OnDemandResult, ProfileError, ProfileResponse,
+};
 
 /// Data of a finished recording.
 pub(crate) struct RawProfile {
@@ -31,8 +33,9 @@ pub(crate) struct RawProfile {
 impl RawProfile {
     fn encode(self) -> Result<ProfileResponse, ProfileError> {
         let Self { evidence, view, cut_short } = self;
-        let result = fence(|| Ok(ProfileResponse { bytes: encode(evidence, view)?, cut_short }));
-        result.map_err(failed)
+        let result =
+            catch_panic(|| Ok(ProfileResponse { bytes: encode(evidence, view)?, cut_short }));
+        result.map_err(profile_error)
     }
 }
 
@@ -46,7 +49,7 @@ pub(crate) struct Encoder {
 }
 
 struct EncoderThread {
-    orders: SyncSender<EncodeCommand>,
+    commands: SyncSender<EncodeCommand>,
     handle: JoinHandle<()>,
 }
 
@@ -57,18 +60,18 @@ impl Encoder {
 
     /// Sends `seen` to the encoding thread, or encodes it on this thread if that one cannot be
     /// started.
-    pub(crate) fn encode(&mut self, id: u64, seen: RawProfile) -> OnDemandResult {
+    pub(crate) fn encode(&mut self, id: u64, raw: RawProfile) -> OnDemandResult {
         if self.thread.is_none() {
             self.thread = begin(self.results.clone());
         }
-        let order = match &self.thread {
+        let sent = match &self.thread {
             // The channel is as large as the maximum number of captures.
-            Some(thread) => thread.orders.try_send((id, seen)).map_err(|error| match error {
+            Some(thread) => thread.commands.try_send((id, raw)).map_err(|error| match error {
                 TrySendError::Full(order) | TrySendError::Disconnected(order) => order,
             }),
-            None => Err((id, seen)),
+            None => Err((id, raw)),
         };
-        match order {
+        match sent {
             Ok(()) => OnDemandResult::Encoding { id },
             Err((id, seen)) => OnDemandResult::Finished { id, result: seen.encode() },
         }
@@ -77,7 +80,7 @@ impl Encoder {
 
 impl Drop for Encoder {
     fn drop(&mut self) {
-        if let Some(EncoderThread { orders, handle }) = self.thread.take() {
+        if let Some(EncoderThread { commands: orders, handle }) = self.thread.take() {
             drop(orders);
             let _ = handle.join();
         }
@@ -88,14 +91,14 @@ impl Drop for Encoder {
 const TOPIC: &str = "marple-encode";
 
 fn begin(results: ResultSender) -> Option<EncoderThread> {
-    let (orders, inbox) = sync_channel(MOST);
+    let (commands, inbox) = sync_channel(MAX_REQUESTS);
     let handle = thread::Builder::new()
         .name("marple-encode".to_owned())
         .spawn(move || run(&inbox, &results));
     match handle {
         Ok(handle) => {
             warnings::clear(TOPIC);
-            Some(EncoderThread { orders, handle })
+            Some(EncoderThread { commands, handle })
         }
         Err(error) => {
             warnings::set(
@@ -114,14 +117,14 @@ fn run(inbox: &Receiver<EncodeCommand>, results: &ResultSender) {
     os::own_thread::enter();
     let _excluded = collectors::heap::exclude_current_thread();
     os::proc::process::lower_priority();
-    while let Ok((id, seen)) = inbox.recv() {
+    while let Ok((id, raw)) = inbox.recv() {
         // `encode` has a fence of its work, but not of the values it drops.
-        let result = panics::fence(|| seen.encode()).unwrap_or_else(|panic| {
+        let result = panics::catch_panic(|| raw.encode()).unwrap_or_else(|panic| {
             panics::record("marple-encode", &panic);
-            Err(ProfileError::Failed(panicked(&panic)))
+            Err(ProfileError::Failed(panic_message(&panic)))
         });
-        let done = OnDemandResult::Finished { id, result };
-        if !results.send(CaptureResult::Encoded(done)) {
+        let finished = OnDemandResult::Finished { id, result };
+        if !results.send(CaptureResult::Encoded(finished)) {
             return;
         }
     }

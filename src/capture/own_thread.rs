@@ -7,7 +7,7 @@ use crate::os;
 /// Marks the current thread as one of marple until it ends.
 pub(crate) fn enter() {
     os::own_thread::enter();
-    collectors::heap::exclude_for_good();
+    collectors::heap::exclude_thread_permanently();
 }
 
 /// Creates the handle of a side thread called `name`.

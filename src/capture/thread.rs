@@ -26,7 +26,7 @@ pub(crate) fn run(
     results: &ResultSender,
 ) {
     let mut on_demand = OnDemandWorker::new(results.clone());
-    panics::fence_and_record(NAME, || worker.prepare());
+    panics::catch_and_record_panic(NAME, || worker.prepare());
     while let Some(result) =
         next_result(&mut worker, &mut on_demand, clock, settings, commands, results)
     {
@@ -34,7 +34,7 @@ pub(crate) fn run(
             break;
         }
     }
-    if let Err(panic) = panics::catch(|| drop((worker, on_demand))) {
+    if let Err(panic) = panics::catch_host_panic(|| drop((worker, on_demand))) {
         panics::record(NAME, &panic);
     }
 }
@@ -71,7 +71,7 @@ fn next_result(
                 return Some(CaptureResult::OnDemand(perform_on_demand(on_demand, clock, task)));
             }
             Err(RecvTimeoutError::Timeout) => {
-                panics::fence_and_record(NAME, || worker.retry(settings));
+                panics::catch_and_record_panic(NAME, || worker.retry_open(settings));
             }
             Err(RecvTimeoutError::Disconnected) => return None,
         }
@@ -81,8 +81,8 @@ fn next_result(
 /// Performs one command of an incident. A panic is reported as a failure, and the captures the
 /// command was about are abandoned.
 fn perform(worker: &mut CaptureWorker, task: IncidentTask) -> IncidentTaskResult {
-    let failed = task.command.lost();
-    match panics::fence(|| worker.perform(task)) {
+    let failed = task.command.failure_result();
+    match panics::catch_panic(|| worker.perform(task)) {
         Ok(result) => result,
         Err(panic) => {
             panics::record(NAME, &panic);
@@ -98,11 +98,11 @@ fn perform_on_demand(
     task: OnDemandTask,
 ) -> OnDemandResult {
     let id = task.command.id();
-    match panics::fence(|| on_demand.perform(clock, task)) {
+    match panics::catch_panic(|| on_demand.perform(clock, task)) {
         Ok(result) => result,
         Err(panic) => {
             panics::record(NAME, &panic);
-            on_demand.give_up(id, &panic)
+            on_demand.abandon_command(id, &panic)
         }
     }
 }

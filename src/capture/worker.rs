@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::directory::{Directory, OpenedStore};
-use crate::base::failure::{chain, fence};
+use crate::base::failure::{catch_panic, chain};
 use crate::base::{Clock, IncidentId, log, warnings};
 use crate::capture::callbacks::CallbackSender;
 use crate::capture::collectors;
@@ -41,8 +41,8 @@ use crate::symbols;
 
 impl IncidentTask {
     /// Returns the reason for skipping `kind` if it needs more memory than is left.
-    fn lacks_memory_for(&self, kind: CaptureKind) -> Option<String> {
-        let (need, left) = (collectors::memory(kind, &self.settings), self.headroom?);
+    fn memory_shortage(&self, kind: CaptureKind) -> Option<String> {
+        let (need, left) = (collectors::max_memory(kind, &self.settings), self.headroom?);
         (left < need).then(|| {
             format!(
                 "{left} are left below the memory limit or RLIMIT_AS and the engine takes up to {need}"
@@ -56,24 +56,24 @@ pub(crate) struct CaptureWorker {
     clock: Arc<dyn Clock>,
     directory: Directory,
     /// The opened directory, until the loop is notified.
-    opened: Option<OpenedStore>,
+    newly_opened: Option<OpenedStore>,
     process: ProcessInfo,
     versions: Versions,
-    announcer: CallbackSender,
-    dirs: Vec<(IncidentId, IncidentDir)>,
+    callbacks: CallbackSender,
+    incident_dirs: Vec<(IncidentId, IncidentDir)>,
     running: Vec<RunningCapture>,
     collectors: Collectors,
-    runs: Vec<CollectorRun>,
+    collector_runs: Vec<CollectorRun>,
     /// Evidence to be shown in running traces.
-    kept: Vec<TraceOverlay>,
-    sizes: disk_plan::ArtifactSizes,
+    overlays: Vec<TraceOverlay>,
+    artifact_sizes: disk_plan::ArtifactSizes,
 }
 
 /// A running collector and the index of its record in the manifest.
 struct RunningCapture {
     incident: IncidentId,
     kind: CaptureKind,
-    record: usize,
+    record_index: usize,
     collector: Box<dyn Collector>,
 }
 
@@ -83,34 +83,34 @@ impl CaptureWorker {
         directory: Directory,
         process: ProcessInfo,
         versions: Versions,
-        announcer: CallbackSender,
+        callbacks: CallbackSender,
         collectors: Collectors,
     ) -> Self {
         Self {
             clock,
             directory,
-            opened: None,
+            newly_opened: None,
             process,
             versions,
-            announcer,
-            dirs: Vec::new(),
+            callbacks,
+            incident_dirs: Vec::new(),
             running: Vec::new(),
             collectors,
-            runs: Vec::new(),
-            kept: Vec::new(),
-            sizes: disk_plan::ArtifactSizes::default(),
+            collector_runs: Vec::new(),
+            overlays: Vec::new(),
+            artifact_sizes: disk_plan::ArtifactSizes::default(),
         }
     }
 
     /// Reserves the resources that captures need when the system is short of them.
     pub(crate) fn prepare(&self) {
-        self.report_removed();
-        report_nameless();
-        let rehearsed = fence(|| {
-            collectors::heap::rehearse();
+        self.log_removed_incidents();
+        warn_if_no_symbols();
+        let warmed_up = catch_panic(|| {
+            collectors::heap::warm_up_dump();
             Ok(())
         });
-        if let Err(error) = rehearsed {
+        if let Err(error) = warmed_up {
             log::error(format!("a heap profile cannot be prepared: {error}"));
         }
     }
@@ -122,103 +122,111 @@ impl CaptureWorker {
         store.save_state(state).map_err(|error| chain(&error))
     }
 
-    /// Returns the time until [`Self::retry`] is due, or `None` if the directory is open.
+    /// Returns the time until [`Self::retry_open`] is due, or `None` if the directory is open.
     pub(crate) fn until_retry(&self) -> Option<Duration> {
         self.directory.until_retry()
     }
 
-    pub(crate) fn retry(&mut self, settings: &StoreSettings) {
+    pub(crate) fn retry_open(&mut self, settings: &StoreSettings) {
         if let Some(opened) = self.directory.retry(settings) {
-            self.opened = Some(opened);
+            self.newly_opened = Some(opened);
         }
     }
 
     /// Returns the directory if it was opened since the last call.
     pub(crate) fn take_opened(&mut self) -> Option<OpenedStore> {
-        self.opened.take()
+        self.newly_opened.take()
     }
 
     pub(crate) fn perform(&mut self, mut task: IncidentTask) -> IncidentTaskResult {
-        let mut tally = TaskStats::default();
+        let mut stats = TaskStats::default();
         let mut dir = None;
         if matches!(task.command, IncidentCommand::Open { .. }) {
-            self.find_directory(&task, &mut tally);
+            self.find_directory(&task, &mut stats);
         }
         if let Ok(store) = self.directory.store() {
-            store.set_headroom(task.headroom);
+            store.set_memory_left(task.headroom);
         }
         // Saved before the command, so that a command that kills the process counts against the
         // budget.
         if let Some(why) = task.state.as_ref().and_then(|state| self.save(state).err()) {
-            tally.fail_because("state not saved", &why);
+            stats.fail_because("state not saved", &why);
         }
-        if let Some(stuck) =
+        if let Some(stall_dump) =
             task.stalled_thread.take_if(|_| !matches!(task.command, IncidentCommand::Start { .. }))
         {
-            self.stuck(task.command.incident(), stuck, &mut tally);
+            self.write_stall_dump(task.command.incident_id(), stall_dump, &mut stats);
         }
         let done = match &task.command {
-            IncidentCommand::Open { id, name, noted } => {
-                dir = self.open(*id, name, noted, &task, &mut tally);
+            IncidentCommand::Open { id, name, update: noted } => {
+                dir = self.open(*id, name, noted, &task, &mut stats);
                 CommandResult::Opened { id: *id, ok: dir.is_some() }
             }
             IncidentCommand::Start { id, kinds } => {
                 let stuck = task.stalled_thread.take();
-                let running = self.start(*id, *kinds, (&task, stuck), &mut tally);
-                CommandResult::Started { id: *id, asked: *kinds, running }
+                let running = self.start(*id, *kinds, (&task, stuck), &mut stats);
+                CommandResult::Started { id: *id, requested: *kinds, running }
             }
-            IncidentCommand::Collect { id, wanted } => CommandResult::Collecting {
+            IncidentCommand::StartCollectors { id, selection: wanted } => {
+                CommandResult::Collecting {
+                    id: *id,
+                    deadline: self.collect(*id, wanted, &task, &mut stats),
+                }
+            }
+            IncidentCommand::FinishCollectors { id, all } => CommandResult::Collecting {
                 id: *id,
-                until: self.collect(*id, wanted, &task, &mut tally),
+                deadline: self.finish_collectors(*id, *all, &mut stats),
             },
-            IncidentCommand::Gather { id, all } => {
-                CommandResult::Collecting { id: *id, until: self.gather(*id, *all, &mut tally) }
-            }
             IncidentCommand::Stop { id, kinds } => {
-                self.stop(*id, *kinds, &task, &mut tally);
+                self.stop(*id, *kinds, &task, &mut stats);
                 CommandResult::Stopped { id: *id, kinds: *kinds }
             }
-            IncidentCommand::Again { id, kinds, noted } => {
-                self.update(*id, &mut tally, |manifest| note(manifest, noted, &task.vitals));
-                self.again(*id, *kinds, &mut tally);
-                CommandResult::Again { id: *id }
+            IncidentCommand::Recapture { id, kinds, update: noted } => {
+                self.update_manifest(*id, &mut stats, |manifest| {
+                    apply_update(manifest, noted, &task.vitals)
+                });
+                self.recapture(*id, *kinds, &mut stats);
+                CommandResult::Recaptured { id: *id }
             }
-            IncidentCommand::Note { id, noted } => {
+            IncidentCommand::UpdateManifest { id, update: noted } => {
                 for reason in &noted.reasons {
                     collectors::trace::record_reason(&reason.text);
                 }
-                self.update(*id, &mut tally, |manifest| note(manifest, noted, &task.vitals));
-                CommandResult::Noted { id: *id }
+                self.update_manifest(*id, &mut stats, |manifest| {
+                    apply_update(manifest, noted, &task.vitals)
+                });
+                CommandResult::ManifestUpdated { id: *id }
             }
-            IncidentCommand::Close { id, noted } => {
-                self.kept.retain(|kept| kept.incident != *id);
+            IncidentCommand::Close { id, update: noted } => {
+                self.overlays.retain(|kept| kept.incident != *id);
                 let closed = self.clock.wall();
-                let ok = self.update(*id, &mut tally, |manifest| {
-                    note(manifest, noted, &task.vitals);
+                let ok = self.update_manifest(*id, &mut stats, |manifest| {
+                    apply_update(manifest, noted, &task.vitals);
                     manifest.state = IncidentState::Closed;
                     manifest.closed = Some(closed);
                 });
                 // An incident whose directory was deleted has nothing left to close.
-                let gone = self.dirs.iter().any(|(open, dir)| open == id && dir.is_removed());
-                if ok || gone {
-                    if let Some((_, dir)) = self.dirs.iter().find(|(open, _)| open == id) {
-                        tally.told(self.announcer.closed(*id, dir.path()));
+                let removed =
+                    self.incident_dirs.iter().any(|(open, dir)| open == id && dir.is_removed());
+                if ok || removed {
+                    if let Some((_, dir)) = self.incident_dirs.iter().find(|(open, _)| open == id) {
+                        stats.told(self.callbacks.notify_closed(*id, dir.path()));
                     }
-                    self.dirs.retain(|(open, _)| open != id);
-                    self.retain(&task, &mut tally);
+                    self.incident_dirs.retain(|(open, _)| open != id);
+                    self.retain(&task, &mut stats);
                 }
-                CommandResult::Closed { id: *id, ok: ok || gone }
+                CommandResult::Closed { id: *id, ok: ok || removed }
             }
         };
-        tally.store = self.directory.store().ok().map(Store::holdings);
-        self.report_removed();
-        IncidentTaskResult { result: done, dir, stats: tally }
+        stats.store = self.directory.store().ok().map(Store::usage);
+        self.log_removed_incidents();
+        IncidentTaskResult { result: done, dir, stats }
     }
 
     /// Logs the incidents removed by recovery at startup or to free space.
-    fn report_removed(&self) {
+    fn log_removed_incidents(&self) {
         let store = self.directory.store().ok();
-        for removed in store.map(Store::take_removed).unwrap_or_default() {
+        for removed in store.map(Store::take_evicted).unwrap_or_default() {
             log::info(removed.to_string());
         }
     }
@@ -229,14 +237,14 @@ impl CaptureWorker {
         name: &str,
         noted: &ManifestUpdate,
         task: &IncidentTask,
-        tally: &mut TaskStats,
+        stats: &mut TaskStats,
     ) -> Option<PathBuf> {
-        self.retain(task, tally);
+        self.retain(task, stats);
         let mut manifest = Manifest {
             schema: Manifest::SCHEMA,
             id,
             service: task.settings.service.clone(),
-            domain: task.settings.domain.clone(),
+            domain: task.settings.instance.clone(),
             state: IncidentState::Open,
             opened: noted.reasons.first().map_or_else(|| self.clock.wall(), |reason| reason.at),
             closed: None,
@@ -250,20 +258,20 @@ impl CaptureWorker {
             vitals: Vec::new(),
             losses: Losses::default(),
         };
-        note(&mut manifest, noted, &task.vitals);
-        let begun = match self.directory.store() {
-            Ok(store) => store.begin(name, manifest).map_err(|error| chain(&error)),
+        apply_update(&mut manifest, noted, &task.vitals);
+        let created = match self.directory.store() {
+            Ok(store) => store.create_incident(name, manifest).map_err(|error| chain(&error)),
             Err(why) => Err(why.to_owned()),
         };
-        match begun {
+        match created {
             Ok(dir) => {
                 let path = dir.path().to_owned();
-                tally.told(self.announcer.opened(id, name, &path));
-                self.dirs.push((id, dir));
+                stats.told(self.callbacks.notify_opened(id, name, &path));
+                self.incident_dirs.push((id, dir));
                 Some(path)
             }
             Err(why) => {
-                tally.fail_because("incident directory not made", &why);
+                stats.fail_because("incident directory not made", &why);
                 None
             }
         }
@@ -274,25 +282,25 @@ impl CaptureWorker {
     fn find_directory(&mut self, task: &IncidentTask, tally: &mut TaskStats) {
         let settings = &task.settings.store;
         match self.directory.replace_if_removed(settings) {
-            None => self.retry(settings),
-            Some(Ok(opened)) => self.opened = Some(opened),
+            None => self.retry_open(settings),
+            Some(Ok(opened)) => self.newly_opened = Some(opened),
             Some(Err(error)) => tally.fail("directory not made again", &error),
         }
     }
 
-    fn update(
+    fn update_manifest(
         &mut self,
         id: IncidentId,
-        tally: &mut TaskStats,
+        stats: &mut TaskStats,
         change: impl FnOnce(&mut Manifest),
     ) -> bool {
-        let Some((_, dir)) = self.dirs.iter_mut().find(|(open, _)| *open == id) else {
+        let Some((_, dir)) = self.incident_dirs.iter_mut().find(|(open, _)| *open == id) else {
             return false;
         };
         match dir.update(change) {
             Ok(()) => true,
             Err(error) => {
-                tally.fail("manifest not written", &error);
+                stats.fail("manifest not written", &error);
                 false
             }
         }
@@ -300,25 +308,25 @@ impl CaptureWorker {
 
     fn retain(&mut self, task: &IncidentTask, tally: &mut TaskStats) {
         let Ok(store) = self.directory.store() else { return };
-        store.set_limits(task.settings.store.clone());
-        for error in &store.retain().failed {
+        store.set_settings(task.settings.store.clone());
+        for error in &store.enforce_limits().errors {
             tally.fail("incident not removed", error);
         }
     }
 }
 
 /// Adds the changes to a manifest.
-fn note(manifest: &mut Manifest, noted: &ManifestUpdate, vitals: &[VitalsRow]) {
+fn apply_update(manifest: &mut Manifest, noted: &ManifestUpdate, vitals: &[VitalsRow]) {
     manifest.reasons.extend(noted.reasons.iter().cloned());
-    manifest.losses.add("reasons not kept: too many", noted.dropped);
+    manifest.losses.add("reasons not kept: too many", noted.dropped_reasons);
     manifest.vitals = vitals.to_vec();
 }
 
 /// Warns if the program's functions have no names. Stalls of unrecorded tasks are identified by
 /// these names, too.
-fn report_nameless() {
+fn warn_if_no_symbols() {
     let loaded = images::loaded().unwrap_or_default();
-    match loaded.first().and_then(symbols::why_nameless) {
+    match loaded.first().and_then(symbols::missing_symbols_reason) {
         Some(why) => warnings::set(
             "symbols",
             format!(

@@ -27,14 +27,14 @@ pub enum Error {
     },
     /// The bytes are not a sequence of protobuf fields.
     #[error("not a pprof profile: its bytes are not a sequence of protobuf fields")]
-    NotFields,
+    MalformedFields,
     /// The bytes are not the messages of a profile.
     #[error("not a pprof profile: {0}")]
     Protobuf(#[from] prost::DecodeError),
     /// The text is not a jemalloc heap profile, or is truncated.
     #[cfg(feature = "jemalloc")]
     #[error("not a heap profile of jemalloc: {0}")]
-    Jeheap(String),
+    JemallocHeap(String),
     /// The messages are inconsistent with each other.
     #[error("a pprof profile that contradicts itself: {0}")]
     Inconsistent(String),

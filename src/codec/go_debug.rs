@@ -27,8 +27,8 @@ use crate::model::{LabelValue, Profile, Sample, VitalsRow};
 /// Errors of `out`.
 pub fn write(profile: &Profile, vitals: &VitalsRow, mut out: impl Write) -> io::Result<()> {
     match profile.sample_types.len() {
-        4 => heap(profile, &mut out)?,
-        _ => counts(profile, &mut out)?,
+        4 => write_heap(profile, &mut out)?,
+        _ => write_counts(profile, &mut out)?,
     }
     writeln!(out)?;
     for comment in &profile.comments {
@@ -41,7 +41,7 @@ pub fn write(profile: &Profile, vitals: &VitalsRow, mut out: impl Write) -> io::
 }
 
 /// Go's order is in use, then allocated; the profile's order is the reverse.
-fn heap(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
+fn write_heap(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
     let total = |name| profile.total(name).unwrap_or_default();
     writeln!(
         out,
@@ -57,31 +57,31 @@ fn heap(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
     for sample in samples {
         if let [allocs, allocated, objects, bytes] = sample.values[..] {
             write!(out, "{objects}: {bytes} [{allocs}: {allocated}]")?;
-            stack(profile, sample, out)?;
+            write_stack(profile, sample, out)?;
         }
     }
     Ok(())
 }
 
 /// Writes equal samples as one line with their count.
-fn counts(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
+fn write_counts(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
     let name = profile.sample_types.first().map_or("", |kind| kind.name);
     writeln!(out, "{name} profile: total {}", profile.total(name).unwrap_or_default())?;
     let mut order: Vec<(&Sample, String, i64)> = Vec::new();
-    let mut known = HashMap::new();
+    let mut indices = HashMap::new();
     for sample in &profile.samples {
-        let labels = labels(profile, sample);
+        let labels = format_labels(profile, sample);
         let count = sample.values.first().copied().unwrap_or_default();
-        let at = *known.entry((sample.stack, labels.clone())).or_insert(order.len());
+        let at = *indices.entry((sample.stack, labels.clone())).or_insert(order.len());
         match order.get_mut(at) {
-            Some(same) => same.2 += count,
+            Some(entry) => entry.2 += count,
             None => order.push((sample, labels, count)),
         }
     }
     order.sort_by_key(|(_, _, count)| std::cmp::Reverse(*count));
     for (sample, labels, count) in order {
         write!(out, "{count}")?;
-        stack(profile, sample, out)?;
+        write_stack(profile, sample, out)?;
         if !labels.is_empty() {
             writeln!(out, "# labels: {{{labels}}}")?;
         }
@@ -90,7 +90,7 @@ fn counts(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
 }
 
 /// Writes the rest of a sample's line, and a comment for each frame with a name.
-fn stack(profile: &Profile, sample: &Sample, out: &mut impl Write) -> io::Result<()> {
+fn write_stack(profile: &Profile, sample: &Sample, out: &mut impl Write) -> io::Result<()> {
     write!(out, " @")?;
     for frame in profile.stacks.frames(sample.stack) {
         write!(out, " {:#x}", profile.frames.get(frame).address)?;
@@ -109,7 +109,7 @@ fn stack(profile: &Profile, sample: &Sample, out: &mut impl Write) -> io::Result
 }
 
 /// Returns the text labels in Go's form.
-fn labels(profile: &Profile, sample: &Sample) -> String {
+fn format_labels(profile: &Profile, sample: &Sample) -> String {
     let label = |label: &crate::model::Label| match label.value {
         LabelValue::Text(text) => {
             Some(format!("{:?}:{:?}", profile.strings.get(label.key), profile.strings.get(text)))
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
     use crate::model::ValueType;
 
-    fn written(profile: &Profile) -> String {
+    fn write_to_string(profile: &Profile) -> String {
         let values = BTreeMap::from([("memory.rss".to_owned(), 4096.0)]);
         let vitals = VitalsRow { at: Timestamp::UNIX_EPOCH, values };
         let mut out = Vec::new();
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_heap_is_written_largest_first_with_the_totals() {
+    fn heap_samples_are_sorted_by_size_with_totals() {
         let kind = |name| ValueType { name, unit: "count" };
         let kinds = ["alloc_objects", "alloc_space", "inuse_objects", "inuse_space"].map(kind);
         let mut profile = Profile::new(&kinds, kind("space"), 1, Timestamp::UNIX_EPOCH);
@@ -146,14 +146,14 @@ mod tests {
             profile.samples.push(Sample { stack, values: values.to_vec(), labels: vec![] });
         }
         assert_eq!(
-            written(&profile),
+            write_to_string(&profile),
             "heap profile: 3: 90 [6: 120] @ heapprofile\n\
              2: 80 [2: 80] @ 0x20 0x1\n1: 10 [4: 40] @ 0x10 0x1\n\n# memory.rss = 4096\n"
         );
     }
 
     #[test]
-    fn equal_samples_are_one_line() {
+    fn equal_samples_are_merged_into_one_line() {
         let kind = ValueType { name: "goroutine", unit: "count" };
         let mut profile = Profile::new(&[kind], kind, 1, Timestamp::UNIX_EPOCH);
         for name in ["io", "worker", "worker"] {
@@ -161,7 +161,7 @@ mod tests {
             profile.samples.push(Sample { stack: None, values: vec![1], labels });
         }
         assert_eq!(
-            written(&profile),
+            write_to_string(&profile),
             "goroutine profile: total 3\n2 @\n# labels: {\"thread\":\"worker\"}\n1 @\n\
              # labels: {\"thread\":\"io\"}\n\n# memory.rss = 4096\n"
         );

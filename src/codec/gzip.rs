@@ -12,7 +12,7 @@ use crate::base::Bytes;
 
 /// Bytes gathered per call of the compressor. A call costs as much as some hundred bytes of input;
 /// messages are tens of bytes.
-const BLOCK: usize = 32 << 10;
+const BLOCK_BYTES: usize = 32 << 10;
 
 /// Compression level of most files. Compared with the default level, 6, a profile of 50,000 stacks
 /// and a trace of 500,000 slices take a fifth of the time and 9 and 17 % more bytes. Level 3 takes
@@ -22,7 +22,7 @@ const LEVEL: Compression = Compression::new(2);
 
 /// Compression level of a trace's polls, which are hundreds of thousands of nearly equal packets.
 /// Three fifths of the time of level 2, and four bytes instead of three.
-const FAST: Compression = Compression::new(1);
+const FAST_LEVEL: Compression = Compression::new(1);
 
 /// A writer of one message in parts. Consecutive encoded messages form one message with the
 /// repeated fields concatenated. A part is therefore the whole message with only a few of its
@@ -34,16 +34,16 @@ pub(super) struct GzipMessageWriter<W: Write> {
 
 impl<W: Write> GzipMessageWriter<W> {
     pub(super) fn new(out: W) -> Self {
-        Self::at_level(out, LEVEL)
+        Self::with_level(out, LEVEL)
     }
 
     /// Creates a writer for content that compresses well even at the fastest level.
     pub(super) fn fast(out: W) -> Self {
-        Self::at_level(out, FAST)
+        Self::with_level(out, FAST_LEVEL)
     }
 
-    fn at_level(out: W, level: Compression) -> Self {
-        let block = Vec::with_capacity(BLOCK + BLOCK / 8);
+    fn with_level(out: W, level: Compression) -> Self {
+        let block = Vec::with_capacity(BLOCK_BYTES + BLOCK_BYTES / 8);
         Self { out: GzEncoder::new(out, level), block }
     }
 
@@ -63,7 +63,7 @@ impl<W: Write> GzipMessageWriter<W> {
 
     #[inline]
     fn flush_block(&mut self) -> io::Result<()> {
-        if self.block.len() >= BLOCK {
+        if self.block.len() >= BLOCK_BYTES {
             self.out.write_all(&self.block)?;
             self.block.clear();
         }
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn inflation_stops_at_the_limit() {
+    fn content_over_the_limit_is_rejected() {
         let limit = Bytes(1000);
         for (size, fits) in [(999, true), (1000, true), (1001, false), (100_000, false)] {
             for bytes in [gzip(&vec![7; size]), vec![7; size]] {
@@ -121,11 +121,11 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_cut_short_is_an_error() {
-        let whole = gzip(b"some content");
-        for length in 2..whole.len() {
+    fn truncated_stream_is_an_error() {
+        let complete = gzip(b"some content");
+        for length in 2..complete.len() {
             assert!(
-                matches!(inflate(&whole[..length], Bytes(100)), Err(Error::Gzip(_))),
+                matches!(inflate(&complete[..length], Bytes(100)), Err(Error::Gzip(_))),
                 "{length}"
             );
         }

@@ -22,7 +22,7 @@ use jiff::Timestamp;
 use super::error::Error;
 use crate::model::{Profile, Sample, ValueType};
 
-const TYPES: [ValueType; 4] = [
+const SAMPLE_TYPES: [ValueType; 4] = [
     ValueType { name: "alloc_objects", unit: "count" },
     ValueType { name: "alloc_space", unit: "bytes" },
     ValueType { name: "inuse_objects", unit: "count" },
@@ -38,7 +38,8 @@ const TYPES: [ValueType; 4] = [
 pub fn read(text: impl BufRead, accumulated: bool, now: Timestamp) -> Result<Profile, Error> {
     let mut lines = text.split(b'\n');
     let mut next = || -> Result<Option<String>, Error> {
-        let line = lines.next().transpose().map_err(|error| Error::Jeheap(error.to_string()))?;
+        let line =
+            lines.next().transpose().map_err(|error| Error::JemallocHeap(error.to_string()))?;
         Ok(line.map(|line| String::from_utf8_lossy(&line).into_owned()))
     };
     let head = next()?.unwrap_or_default();
@@ -46,53 +47,55 @@ pub fn read(text: impl BufRead, accumulated: bool, now: Timestamp) -> Result<Pro
         .strip_prefix("heap_v2/")
         .and_then(|rate| rate.parse().ok())
         .filter(|&rate| rate > 0)
-        .ok_or_else(|| Error::Jeheap("it does not begin with `heap_v2/` and a rate".into()))?;
-    let types = if accumulated { &TYPES[..] } else { &TYPES[2..] };
+        .ok_or_else(|| {
+            Error::JemallocHeap("it does not begin with `heap_v2/` and a rate".into())
+        })?;
+    let types = if accumulated { &SAMPLE_TYPES[..] } else { &SAMPLE_TYPES[2..] };
     let mut profile = Profile::new(types, ValueType { name: "space", unit: "bytes" }, rate, now);
     profile.default_sample_type = "inuse_space";
     let (mut stack, mut sums) = (None, Sums::default());
     loop {
         let Some(line) = next()? else {
-            return Err(Error::Jeheap("it is cut short: no MAPPED_LIBRARIES".into()));
+            return Err(Error::JemallocHeap("it is cut short: no MAPPED_LIBRARIES".into()));
         };
         if line == "MAPPED_LIBRARIES:" {
             break;
         }
         if let Some(addresses) = line.strip_prefix("@ ") {
-            stack = Some(frames(addresses)?);
+            stack = Some(parse_stack(addresses)?);
         } else if let Some(counts) = line.trim_start().strip_prefix("t*:") {
             // The first such line is the total of the program.
             let Some(frames) = stack.take() else { continue };
-            let [in_use, ever] = parse_counts(counts)?;
-            let weigh = |counts: HeapCounts| counts.scaled(rate);
-            let values = [weigh(ever), weigh(in_use)].concat();
+            let [in_use, allocated] = parse_counts(counts)?;
+            let scale = |counts: HeapCounts| counts.scaled(rate);
+            let values = [scale(allocated), scale(in_use)].concat();
             sums.add(in_use, rate);
             let values = values.get(4 - types.len()..).unwrap_or_default().to_vec();
             let stack = profile.intern_stack(&frames);
             profile.samples.push(Sample { stack, values, labels: Vec::new() });
         }
     }
-    comment(&mut profile, sums, accumulated);
+    add_comments(&mut profile, sums, accumulated);
     Ok(profile)
 }
 
-fn comment(profile: &mut Profile, sums: Sums, accumulated: bool) {
+fn add_comments(profile: &mut Profile, sums: Sums, accumulated: bool) {
     let (rate, bytes, error) = (profile.period, sums.bytes, sums.variance.sqrt());
-    let share = if bytes > 0.0 { error / bytes * 100.0 } else { 0.0 };
-    let mut say = |text: String| profile.comments.push(text);
-    say(format!(
+    let percent = if bytes > 0.0 { error / bytes * 100.0 } else { 0.0 };
+    let mut add_comment = |text: String| profile.comments.push(text);
+    add_comment(format!(
         "heap: by jemalloc's own profiler, one sample in {rate} bytes allocated, on average \
          (lg_prof_sample, fixed at the program's start)"
     ));
-    say(format!(
-        "heap: {bytes:.0} bytes in use, standard error about {error:.0} ({share:.1} %), from the mean \
+    add_comment(format!(
+        "heap: {bytes:.0} bytes in use, standard error about {error:.0} ({percent:.1} %), from the mean \
          size of the blocks at each stack"
     ));
-    say("heap: sizes are what jemalloc rounded them up to; it does not tell the size of each block, what \
+    add_comment("heap: sizes are what jemalloc rounded them up to; it does not tell the size of each block, what \
          its samples lost, nor marple's own blocks from the program's"
         .to_owned());
     if !accumulated {
-        say(
+        add_comment(
             "heap: no totals of what was ever allocated: jemalloc counts them with prof_accum:true"
                 .to_owned(),
         );
@@ -100,14 +103,16 @@ fn comment(profile: &mut Profile, sums: Sums, accumulated: bool) {
 }
 
 /// Returns the addresses of a stack line, each minus one so that it is inside the call.
-fn frames(addresses: &str) -> Result<Vec<u64>, Error> {
+fn parse_stack(addresses: &str) -> Result<Vec<u64>, Error> {
     let address = |word: &str| {
         let digits = word.strip_prefix("0x")?;
         Some(u64::from_str_radix(digits, 16).ok()?.saturating_sub(1))
     };
     addresses
         .split_whitespace()
-        .map(|word| address(word).ok_or_else(|| Error::Jeheap(format!("`{word}` in a stack"))))
+        .map(|word| {
+            address(word).ok_or_else(|| Error::JemallocHeap(format!("`{word}` in a stack")))
+        })
         .collect()
 }
 
@@ -159,8 +164,8 @@ fn parse_counts(text: &str) -> Result<[HeapCounts; 2], Error> {
         Some(HeapCounts { objects, bytes })
     };
     match (counts(), counts()) {
-        (Some(in_use), Some(ever)) => Ok([in_use, ever]),
-        _ => Err(Error::Jeheap(format!("`{text}` where four numbers belong"))),
+        (Some(in_use), Some(allocated)) => Ok([in_use, allocated]),
+        _ => Err(Error::JemallocHeap(format!("`{text}` where four numbers belong"))),
     }
 }
 
@@ -177,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn samples_are_scaled_by_what_they_stand_for() {
+    fn sample_counts_are_scaled_by_sampling_weight() {
         let profile = profile(TEXT, true).unwrap();
         // 1/(1-exp(-1/2)) = 2.5415, for two blocks of 256 KiB.
         let values: Vec<_> = profile.samples.iter().map(|sample| sample.values.clone()).collect();
@@ -191,15 +196,15 @@ mod tests {
     }
 
     #[test]
-    fn without_prof_accum_there_are_no_totals_and_the_profile_says_so() {
+    fn without_prof_accum_allocation_totals_are_omitted() {
         let profile = profile(TEXT, false).unwrap();
-        assert_eq!(profile.sample_types, TYPES[2..]);
+        assert_eq!(profile.sample_types, SAMPLE_TYPES[2..]);
         assert_eq!(profile.samples[1].values, [5, 1332475]);
         assert!(profile.comments.iter().any(|comment| comment.contains("prof_accum:true")));
     }
 
     #[test]
-    fn what_is_cut_short_or_something_else_is_refused() {
+    fn truncated_or_malformed_heap_text_is_rejected() {
         let end = TEXT.find("MAPPED").unwrap();
         for length in 0..end {
             assert!(profile(&TEXT[..length], false).is_err(), "{length}");

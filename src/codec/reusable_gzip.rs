@@ -12,13 +12,13 @@ use flate2::{Compress, Compression, Crc, FlushCompress};
 const LEVEL: Compression = Compression::new(1);
 
 /// Bytes gathered per call of the compressor, and size of its output buffer.
-const BLOCK: usize = 32 << 10;
+const BLOCK_BYTES: usize = 32 << 10;
 
 /// RFC 1952: deflate, no flags, no time, fastest, Unix.
-const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 4, 3];
+const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 4, 3];
 
 /// Empty stored block, marked as the last.
-const LAST_BLOCK: [u8; 5] = [1, 0, 0, 0xff, 0xff];
+const FINAL_BLOCK: [u8; 5] = [1, 0, 0, 0xff, 0xff];
 
 /// A compressor with its buffers, some 400 KiB.
 pub(super) struct ReusableGzip {
@@ -27,66 +27,70 @@ pub(super) struct ReusableGzip {
     block: Vec<u8>,
     crc: Crc,
     /// `true` if a stream has been started and not finished.
-    dirty: bool,
+    is_stream_open: bool,
 }
 
 impl ReusableGzip {
-    pub(super) fn reserve() -> Self {
-        let mut press = Self {
+    pub(super) fn preallocate() -> Self {
+        let mut gzip = Self {
             compress: Compress::new(LEVEL, false),
-            out: vec![0xff; BLOCK],
-            block: Vec::with_capacity(2 * BLOCK),
+            out: vec![0xff; BLOCK_BYTES],
+            block: Vec::with_capacity(2 * BLOCK_BYTES),
             crc: Crc::new(),
-            dirty: false,
+            is_stream_open: false,
         };
-        press.block.resize(2 * BLOCK, 0xff);
-        press.block.clear();
-        press
+        gzip.block.resize(2 * BLOCK_BYTES, 0xff);
+        gzip.block.clear();
+        gzip
     }
 
     /// Starts a stream.
     pub(super) fn begin(&mut self, out: &mut impl Write) -> io::Result<()> {
-        if std::mem::replace(&mut self.dirty, true) {
+        if std::mem::replace(&mut self.is_stream_open, true) {
             // The previous stream was aborted by a write error, such as a full disk.
             self.block.clear();
             // The first call may only return pending output.
-            self.squeeze(&[], FlushCompress::Full, &mut io::sink())?;
-            self.squeeze(&[], FlushCompress::Full, &mut io::sink())?;
+            self.deflate(&[], FlushCompress::Full, &mut io::sink())?;
+            self.deflate(&[], FlushCompress::Full, &mut io::sink())?;
         }
         self.crc.reset();
-        out.write_all(&HEADER)
+        out.write_all(&GZIP_HEADER)
     }
 
-    /// Returns the buffer for content; `flow` must be called afterwards.
+    /// Returns the buffer for content; `flush_if_full` must be called afterwards.
     pub(super) fn block(&mut self) -> &mut Vec<u8> {
         &mut self.block
     }
 
     /// Compresses the block if it is full.
-    pub(super) fn flow(&mut self, out: &mut impl Write) -> io::Result<()> {
-        if self.block.len() < BLOCK { Ok(()) } else { self.empty(FlushCompress::None, out) }
+    pub(super) fn flush_if_full(&mut self, out: &mut impl Write) -> io::Result<()> {
+        if self.block.len() < BLOCK_BYTES {
+            Ok(())
+        } else {
+            self.deflate_block(FlushCompress::None, out)
+        }
     }
 
     /// Finishes the stream.
     pub(super) fn finish(&mut self, out: &mut impl Write) -> io::Result<()> {
-        self.empty(FlushCompress::Full, out)?;
-        out.write_all(&LAST_BLOCK)?;
+        self.deflate_block(FlushCompress::Full, out)?;
+        out.write_all(&FINAL_BLOCK)?;
         out.write_all(&self.crc.sum().to_le_bytes())?;
         out.write_all(&self.crc.amount().to_le_bytes())?;
-        self.dirty = false;
+        self.is_stream_open = false;
         out.flush()
     }
 
-    fn empty(&mut self, flush: FlushCompress, out: &mut impl Write) -> io::Result<()> {
+    fn deflate_block(&mut self, flush: FlushCompress, out: &mut impl Write) -> io::Result<()> {
         self.crc.update(&self.block);
         let block = std::mem::take(&mut self.block);
-        let squeezed = self.squeeze(&block, flush, out);
+        let result = self.deflate(&block, flush, out);
         self.block = block;
         self.block.clear();
-        squeezed
+        result
     }
 
-    fn squeeze(
+    fn deflate(
         &mut self,
         mut bytes: &[u8],
         flush: FlushCompress,
@@ -98,8 +102,8 @@ impl ReusableGzip {
             let read = self.compress.total_in() - read;
             let written = (self.compress.total_out() - written) as usize;
             bytes = bytes.get(read as usize..).unwrap_or_default();
-            let pressed = self.out.get(..written).unwrap_or_default();
-            out.write_all(pressed)?;
+            let compressed = self.out.get(..written).unwrap_or_default();
+            out.write_all(compressed)?;
             // If output space is left, no output is pending.
             if bytes.is_empty() && written < self.out.len() {
                 return Ok(());
@@ -116,18 +120,18 @@ mod tests {
 
     use super::*;
 
-    fn press(press: &mut ReusableGzip, content: &[u8]) -> Vec<u8> {
+    fn compress(press: &mut ReusableGzip, content: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         press.begin(&mut out).unwrap();
         for part in content.chunks(777) {
             press.block().extend_from_slice(part);
-            press.flow(&mut out).unwrap();
+            press.flush_if_full(&mut out).unwrap();
         }
         press.finish(&mut out).unwrap();
         out
     }
 
-    fn unpress(bytes: &[u8]) -> Vec<u8> {
+    fn decompress(bytes: &[u8]) -> Vec<u8> {
         let mut content = Vec::new();
         GzDecoder::new(bytes).read_to_end(&mut content).unwrap();
         content
@@ -135,26 +139,32 @@ mod tests {
 
     fn contents() -> Vec<Vec<u8>> {
         let noise = |n: u64| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8;
-        let mut contents: Vec<Vec<u8>> = [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 1 << 20]
-            .into_iter()
-            .map(|size| (0..size as u64).map(noise).collect())
-            .collect();
+        let mut contents: Vec<Vec<u8>> =
+            [0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 1 << 20]
+                .into_iter()
+                .map(|size| (0..size as u64).map(noise).collect())
+                .collect();
         contents.push(b"again and ".repeat(100_000));
         contents
     }
 
     #[test]
-    fn each_stream_is_whole_and_owes_nothing_to_those_before() {
-        let mut used = ReusableGzip::reserve();
+    fn reused_compressor_writes_independent_streams() {
+        let mut gzip = ReusableGzip::preallocate();
         for content in contents() {
-            let first = press(&mut used, &content);
-            assert_eq!(unpress(&first), content);
-            assert_eq!(unpress(&press(&mut used, &content)), content, "{} bytes", content.len());
+            let first = compress(&mut gzip, &content);
+            assert_eq!(decompress(&first), content);
+            assert_eq!(
+                decompress(&compress(&mut gzip, &content)),
+                content,
+                "{} bytes",
+                content.len()
+            );
         }
     }
 
     #[test]
-    fn a_stream_that_could_not_be_written_leaves_no_trace() {
+    fn next_stream_is_complete_after_write_error() {
         struct BufferFull(usize);
         impl Write for BufferFull {
             fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -165,18 +175,18 @@ mod tests {
                 Ok(())
             }
         }
-        for room in [0, 10, 1000, 40_000] {
-            let mut used = ReusableGzip::reserve();
-            let mut out = BufferFull(room);
+        for capacity in [0, 10, 1000, 40_000] {
+            let mut gzip = ReusableGzip::preallocate();
+            let mut out = BufferFull(capacity);
             let stream = contents().swap_remove(5);
-            let written = used.begin(&mut out).and_then(|()| {
+            let written = gzip.begin(&mut out).and_then(|()| {
                 stream.chunks(777).try_for_each(|part| {
-                    used.block().extend_from_slice(part);
-                    used.flow(&mut out)
+                    gzip.block().extend_from_slice(part);
+                    gzip.flush_if_full(&mut out)
                 })
             });
             assert!(written.is_err());
-            assert_eq!(unpress(&press(&mut used, b"what comes next")), b"what comes next");
+            assert_eq!(decompress(&compress(&mut gzip, b"what comes next")), b"what comes next");
         }
     }
 }

@@ -23,24 +23,24 @@ impl<T: Clone + PartialEq> Debouncer<T> {
 
     /// Processes the version `seen`. Returns it if it differs from the reported one and has been
     /// unchanged for `quiet`.
-    pub(super) fn look(&mut self, now: Moment, seen: Option<T>, quiet: Duration) -> Option<T> {
-        let seen = seen.filter(|seen| self.reported.as_ref() != Some(seen));
-        self.candidate = match (seen, self.candidate.take()) {
+    pub(super) fn update(&mut self, now: Moment, version: Option<T>, quiet: Duration) -> Option<T> {
+        let version = version.filter(|seen| self.reported.as_ref() != Some(seen));
+        self.candidate = match (version, self.candidate.take()) {
             (None, _) => None,
-            (Some(seen), Some((same, since))) if seen == same => {
-                if now.since(since) >= quiet {
-                    self.reported = Some(seen.clone());
-                    return Some(seen);
+            (Some(version), Some((same, first_seen))) if version == same => {
+                if now.since(first_seen) >= quiet {
+                    self.reported = Some(version.clone());
+                    return Some(version);
                 }
-                Some((same, since))
+                Some((same, first_seen))
             }
-            (Some(seen), _) => Some((seen, now)),
+            (Some(version), _) => Some((version, now)),
         };
         None
     }
 
     /// Returns `true` if a change waits for its quiet time.
-    pub(super) fn is_unsettled(&self) -> bool {
+    pub(super) fn is_pending(&self) -> bool {
         self.candidate.is_some()
     }
 }
@@ -52,13 +52,13 @@ mod tests {
     const QUIET: Duration = Duration::from_millis(100);
 
     /// Returns the versions reported for a file with these versions at these milliseconds.
-    fn reports(looks: &[(u64, Option<&'static str>)]) -> Vec<(u64, &'static str)> {
-        let mut settle = Debouncer::new(Some("old"));
-        let look = |&(at, seen): &(u64, Option<&'static str>)| {
+    fn reports(versions: &[(u64, Option<&'static str>)]) -> Vec<(u64, &'static str)> {
+        let mut debouncer = Debouncer::new(Some("old"));
+        let update = |&(at, version): &(u64, Option<&'static str>)| {
             let now = Moment::from_nanos(at * 1_000_000);
-            settle.look(now, seen, QUIET).map(|report| (at, report))
+            debouncer.update(now, version, QUIET).map(|report| (at, report))
         };
-        looks.iter().filter_map(look).collect()
+        versions.iter().filter_map(update).collect()
     }
 
     #[test]
@@ -75,14 +75,14 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_back_as_it_was_is_no_change() {
+    fn restored_version_is_not_reported() {
         let (old, new) = (Some("old"), Some("new"));
         assert_eq!(reports(&[(0, None), (500, None), (600, old), (900, old)]), []);
         assert_eq!(reports(&[(0, new), (50, old), (150, new), (200, new)]), []);
     }
 
     #[test]
-    fn a_file_that_vanishes_and_returns_otherwise_is_one_change() {
+    fn file_recreated_with_new_content_is_one_change() {
         let new = Some("new");
         assert_eq!(reports(&[(0, new), (10, None), (20, new), (119, new)]), []);
         assert_eq!(reports(&[(0, new), (10, None), (20, new), (120, new)]), [(120, "new")]);

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use crate::model::{CaptureKind, CaptureSet, Holds, Metric, Rule};
+use crate::model::{CaptureKind, CaptureSet, HoldDurations, Metric, Rule};
 
 /// Delay before a capture that is no worse than earlier ones.
-const COOLDOWN: Duration = Duration::from_secs(60 * 60);
+const DEFAULT_COOLDOWN: Duration = Duration::from_secs(60 * 60);
 /// Time without a crossing that ends an incident, so that a flapping metric stays one incident.
-const CLEAR: Duration = Duration::from_secs(60);
+const DEFAULT_CLEAR_HOLD: Duration = Duration::from_secs(60);
 
 /// Returns the default rules.
 ///
@@ -20,10 +20,14 @@ const CLEAR: Duration = Duration::from_secs(60);
 /// Each rule captures dumps of threads and tasks, about 5 KB each, which show what every thread and
 /// task is waiting for.
 pub fn default_rules() -> Vec<Rule> {
-    let base = |metric| Rule { cooldown: COOLDOWN, clear_hold: CLEAR, ..Rule::on(metric) };
+    let base = |metric| Rule {
+        cooldown: DEFAULT_COOLDOWN,
+        clear_for: DEFAULT_CLEAR_HOLD,
+        ..Rule::new(metric)
+    };
     let stacks: CaptureSet = [CaptureKind::Threads, CaptureKind::Tasks].into();
     let with = |kinds: &[CaptureKind]| stacks.union(kinds.iter().copied().collect());
-    let seconds = |seconds| Holds::from(Duration::from_secs(seconds));
+    let seconds = |seconds| HoldDurations::from(Duration::from_secs(seconds));
     vec![
         Rule {
             min: 75.0,
@@ -69,7 +73,7 @@ pub fn default_rules() -> Vec<Rule> {
             clear: Some(60.0),
             critical: Some(95.0),
             capture: with(&[CaptureKind::Descriptors, CaptureKind::Heap]),
-            ..base(Metric::FdShare)
+            ..base(Metric::FdUtilization)
         },
         Rule {
             abs: Some(0.5),

@@ -19,7 +19,7 @@ impl Default for Settings {
                 .ok()
                 .and_then(|exe| file_name_part(&exe.file_name()?.to_string_lossy()))
                 .unwrap_or_else(|| "service".to_owned()),
-            domain: file_name_part(&rustix::system::uname().nodename().to_string_lossy())
+            instance: file_name_part(&rustix::system::uname().nodename().to_string_lossy())
                 .unwrap_or_else(|| "host".to_owned()),
             dir: "captures".into(),
             interval: Duration::from_millis(250),
@@ -51,8 +51,8 @@ impl Default for StoreSettings {
             max_bytes: Bytes::gib(1),
             max_incidents: 100,
             max_age: Duration::from_secs(14 * 24 * 60 * 60),
-            keep_free: DiskReserve::Percent(Percent(5.0)),
-            max_incident_bytes: Bytes::mib(512),
+            min_free_space: DiskReserve::Percent(Percent(5.0)),
+            max_bytes_per_incident: Bytes::mib(512),
             group_read: false,
             rules: BTreeMap::new(),
         }
@@ -65,9 +65,9 @@ impl Default for BudgetSettings {
             incidents_per_day: 24,
             captures_per_incident: 16,
             min_between_incidents: Duration::from_secs(60),
-            join: Duration::from_secs(30),
-            streams_per_day: 100_000,
-            cpu_ceiling: None,
+            join_window: Duration::from_secs(30),
+            on_demand_captures_per_day: 100_000,
+            skip_cpu_profile_above: None,
         }
     }
 }
@@ -91,7 +91,7 @@ impl Default for HttpSettings {
             token: None,
             capture_token: None,
             read_token: None,
-            hosts: Vec::new(),
+            allowed_hosts: Vec::new(),
             max_duration: Duration::from_secs(5 * 60),
             max_requests_per_second: 100,
             compat_get_toggle: false,
@@ -103,10 +103,10 @@ impl Default for CpuSettings {
     fn default() -> Self {
         Self {
             mode: CpuMode::Cpu,
-            wall_frequency: Hertz(19),
-            frequency: Hertz(99),
+            wall_frequency_hz: Hertz(19),
+            frequency_hz: Hertz(99),
             engine: CpuEngine::Auto,
-            lookback_frequency: Hertz(19),
+            lookback_frequency_hz: Hertz(19),
             lookback: Duration::from_secs(30),
         }
     }
@@ -124,7 +124,7 @@ impl Default for TraceSettings {
             mode: TraceMode::Always,
             max_bytes: Bytes::mib(16),
             window: Duration::from_secs(30),
-            stall: Some(Duration::from_millis(100)),
+            stall_threshold: Some(Duration::from_millis(100)),
         }
     }
 }
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_machine_has_a_name_that_is_valid() {
+    fn default_name_is_valid_on_any_machine() {
         for (name, part) in [
             ("orders", Some("orders")),
             ("orders (deleted)", Some("orders--deleted-")),

@@ -11,35 +11,35 @@ use std::time::{Duration, Instant};
 const EVENTS_PER_SECOND: u32 = 5;
 
 /// Events in a burst. An editor causes 5 to 12 for a save, a ConfigMap about 20 for a swap.
-const BURST: u32 = 100;
+const MAX_BURST: u32 = 100;
 
 /// Minimum and maximum pause after too many events.
-const FIRST_PAUSE: Duration = Duration::from_secs(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(320);
+const MIN_PAUSE: Duration = Duration::from_secs(10);
+const MAX_PAUSE: Duration = Duration::from_secs(320);
 
 /// A token bucket over events.
 #[derive(Debug)]
 pub(super) struct EventBudget {
-    events: f64,
-    refilled: Instant,
+    tokens: f64,
+    last_refill: Instant,
 }
 
 impl EventBudget {
     pub(super) fn new(now: Instant) -> Self {
-        Self { events: f64::from(BURST), refilled: now }
+        Self { tokens: f64::from(MAX_BURST), last_refill: now }
     }
 
     /// Counts an event. Returns `false` if there were too many.
-    pub(super) fn take(&mut self, now: Instant) -> bool {
-        let passed = now.saturating_duration_since(self.refilled);
-        self.refilled = now;
+    pub(super) fn try_consume(&mut self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.last_refill);
+        self.last_refill = now;
         let refill = passed.as_secs_f64() * f64::from(EVENTS_PER_SECOND);
-        self.events = (self.events + refill).min(f64::from(BURST));
-        let is_within = self.events >= 1.0;
-        if is_within {
-            self.events -= 1.0;
+        self.tokens = (self.tokens + refill).min(f64::from(MAX_BURST));
+        let is_allowed = self.tokens >= 1.0;
+        if is_allowed {
+            self.tokens -= 1.0;
         }
-        is_within
+        is_allowed
     }
 }
 
@@ -47,22 +47,22 @@ impl EventBudget {
 /// attempt costs a burst.
 #[derive(Debug)]
 pub(super) struct EventPauses {
-    next: Duration,
+    next_pause: Duration,
 }
 
 impl EventPauses {
     pub(super) fn new() -> Self {
-        Self { next: FIRST_PAUSE }
+        Self { next_pause: MIN_PAUSE }
     }
 
     /// Returns the next pause. Events had been received for `received` before there were too many;
     /// zero if they could not be enabled.
-    pub(super) fn begin(&mut self, received: Duration) -> Duration {
-        if received >= self.next {
-            self.next = FIRST_PAUSE;
+    pub(super) fn next_pause(&mut self, active_time: Duration) -> Duration {
+        if active_time >= self.next_pause {
+            self.next_pause = MIN_PAUSE;
         }
-        let pause = self.next;
-        self.next = (pause * 2).min(LONGEST_PAUSE);
+        let pause = self.next_pause;
+        self.next_pause = (pause * 2).min(MAX_PAUSE);
         pause
     }
 }
@@ -72,32 +72,32 @@ mod tests {
     use super::*;
 
     /// Returns the time in ms at which the limit is exceeded by one event every `apart` ms.
-    fn exceeded_at(apart: u64) -> Option<u64> {
+    fn exceeded_at(interval_ms: u64) -> Option<u64> {
         let start = Instant::now();
         let mut budget = EventBudget::new(start);
         (0..600_000)
-            .step_by(apart as usize)
-            .find(|&at| !budget.take(start + Duration::from_millis(at)))
+            .step_by(interval_ms as usize)
+            .find(|&at| !budget.try_consume(start + Duration::from_millis(at)))
     }
 
     #[test]
-    fn a_burst_is_within_the_bound_and_a_stream_above_the_rate_is_not() {
+    fn allows_burst_and_rejects_sustained_excess() {
         assert_eq!(exceeded_at(200), None, "5 a second");
         assert_eq!(exceeded_at(1), Some(100));
         assert!(exceeded_at(100).is_some_and(|at| (15_000..25_000).contains(&at)));
         let start = Instant::now();
         let mut budget = EventBudget::new(start);
-        assert_eq!((0..500).filter(|_| budget.take(start)).count(), BURST as usize);
-        assert!(budget.take(start + Duration::from_millis(200)), "it refills");
+        assert_eq!((0..500).filter(|_| budget.try_consume(start)).count(), MAX_BURST as usize);
+        assert!(budget.try_consume(start + Duration::from_millis(200)), "it refills");
     }
 
     #[test]
-    fn pauses_double_while_storms_follow_each_other() {
+    fn pauses_double_while_bursts_follow_each_other() {
         let mut pauses = EventPauses::new();
-        let mut after = |seconds| pauses.begin(Duration::from_secs(seconds)).as_secs();
-        let storms: Vec<u64> = (0..7).map(|_| after(0)).collect();
-        assert_eq!(storms, [10, 20, 40, 80, 160, 320, 320]);
-        assert_eq!(after(320), 10, "it was quiet for as long as the pause");
-        assert_eq!(after(1), 20);
+        let mut pause_after = |seconds| pauses.next_pause(Duration::from_secs(seconds)).as_secs();
+        let lengths: Vec<u64> = (0..7).map(|_| pause_after(0)).collect();
+        assert_eq!(lengths, [10, 20, 40, 80, 160, 320, 320]);
+        assert_eq!(pause_after(320), 10, "it was quiet for as long as the pause");
+        assert_eq!(pause_after(1), 20);
     }
 }

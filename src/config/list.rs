@@ -5,27 +5,32 @@ use std::fmt;
 use serde::de::{self, Deserialize, Deserializer, Unexpected, Visitor};
 
 use super::value::Text;
-use crate::model::{CaptureKind, CaptureSet, Collect, FileName};
+use crate::model::{CaptureKind, CaptureSet, CollectorSelection, FileName};
 
 /// Parses file names of custom collectors, or `"all"`.
-pub(super) fn collect<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Collect, D::Error> {
-    struct Names;
+pub(super) fn collectors<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<CollectorSelection, D::Error> {
+    struct CollectorsVisitor;
 
-    impl<'de> Visitor<'de> for Names {
-        type Value = Collect;
+    impl<'de> Visitor<'de> for CollectorsVisitor {
+        type Value = CollectorSelection;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("\"all\" or a list such as [\"running_queries.txt\"]")
         }
 
-        fn visit_str<E: de::Error>(self, text: &str) -> Result<Collect, E> {
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<CollectorSelection, E> {
             match text {
-                "all" => Ok(Collect::All),
+                "all" => Ok(CollectorSelection::All),
                 _ => Err(E::invalid_value(Unexpected::Str(text), &self)),
             }
         }
 
-        fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<Collect, A::Error> {
+        fn visit_seq<A: de::SeqAccess<'de>>(
+            self,
+            mut list: A,
+        ) -> Result<CollectorSelection, A::Error> {
             let mut names = Vec::new();
             let expected = "the name of a file in quotes, such as \"running_queries.txt\"";
             while let Some(name) = list.next_element_seed(Text(expected))? {
@@ -35,14 +40,14 @@ pub(super) fn collect<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Coll
         }
     }
 
-    deserializer.deserialize_any(Names)
+    deserializer.deserialize_any(CollectorsVisitor)
 }
 
 /// Parses a list such as `["cpu", "heap", "trace"]`. The error lists every unknown name.
 pub(super) fn captures<'de, D: Deserializer<'de>>(deserializer: D) -> Result<CaptureSet, D::Error> {
-    struct Names;
+    struct CaptureSetVisitor;
 
-    impl<'de> Visitor<'de> for Names {
+    impl<'de> Visitor<'de> for CaptureSetVisitor {
         type Value = CaptureSet;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -50,23 +55,23 @@ pub(super) fn captures<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cap
         }
 
         fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<CaptureSet, A::Error> {
-            let (mut set, mut wrong) = (CaptureSet::EMPTY, Vec::new());
+            let (mut set, mut errors) = (CaptureSet::EMPTY, Vec::new());
             let expected = "the name of a capture in quotes, such as \"cpu\"";
             while let Some(name) = list.next_element_seed(Text(expected))? {
                 match name.parse::<CaptureKind>() {
                     Ok(kind) => set.insert(kind),
-                    Err(error) => wrong.push(error.to_string()),
+                    Err(error) => errors.push(error.to_string()),
                 }
             }
-            if wrong.is_empty() { Ok(set) } else { Err(de::Error::custom(wrong.join("; "))) }
+            if errors.is_empty() { Ok(set) } else { Err(de::Error::custom(errors.join("; "))) }
         }
     }
 
-    deserializer.deserialize_seq(Names)
+    deserializer.deserialize_seq(CaptureSetVisitor)
 }
 
 /// Parses a list of texts.
-pub(super) fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+pub(super) fn strings<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     let expected = |_| de::Error::custom("expected a list such as [\"orders.internal\"]");
     Vec::<String>::deserialize(deserializer).map_err(expected)
 }

@@ -58,7 +58,7 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 /// If the file cannot be read, is larger than 1 MiB or is not valid. In the last case the error
 /// lists every problem.
 pub fn load(path: &Path) -> Result<Settings, Error> {
-    judge(path, read_bounded(path))
+    parse_contents(path, read_bounded(path))
 }
 
 /// Reads settings from `text`; problems name `origin` as the file. Reads the files named by
@@ -72,13 +72,16 @@ pub fn parse(text: &str, origin: &Path) -> Result<Settings, Error> {
 }
 
 /// Parses the contents read from `path`.
-fn judge(path: &Path, contents: io::Result<Vec<u8>>) -> Result<Settings, Error> {
+fn parse_contents(path: &Path, contents: io::Result<Vec<u8>>) -> Result<Settings, Error> {
     let contents =
         contents.map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
     let text = str::from_utf8(&contents).map_err(|error| {
         let valid = String::from_utf8_lossy(contents.get(..error.valid_up_to()).unwrap_or(&[]));
         let message = "the file is not UTF-8 from here on: save it as UTF-8".to_owned();
-        Problems::new(Some(path), vec![Problem::at(&valid, valid.len(), String::new(), message)])
+        Problems::new(
+            Some(path),
+            vec![Problem::at_offset(&valid, valid.len(), String::new(), message)],
+        )
     })?;
     parse(text, path)
 }
@@ -89,7 +92,9 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
         return Err(io::Error::other("it is not a regular file"));
     }
     let mut contents = Vec::new();
-    spare::with(|| File::open(path))?.take(MAX_FILE_BYTES + 1).read_to_end(&mut contents)?;
+    spare::open_with_retry(|| File::open(path))?
+        .take(MAX_FILE_BYTES + 1)
+        .read_to_end(&mut contents)?;
     if contents.len() as u64 > MAX_FILE_BYTES {
         return Err(io::Error::other("it is larger than 1 MiB"));
     }

@@ -18,9 +18,11 @@ const TOPIC: &str = "http.token_file";
 ///
 /// If it cannot be created, the result is a random token that no client has. The service starts,
 /// and the endpoint refuses all requests instead of accepting all.
-pub(super) fn token_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
+pub(super) fn read_or_create<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Secret, D::Error> {
     let path = PathBuf::deserialize(deserializer)?;
-    if let Err(error) = create(&path) {
+    if let Err(error) = create_if_missing(&path) {
         let shown = path.display();
         warnings::set(
             TOPIC,
@@ -29,14 +31,14 @@ pub(super) fn token_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<S
                  a directory that this user can write, or listen on a Unix socket"
             ),
         );
-        return Ok(Secret::new(new_token()));
+        return Ok(Secret::new(generate_token()));
     }
     warnings::clear(TOPIC);
     value::token_file(StringDeserializer::new(path.to_string_lossy().into_owned()))
 }
 
 /// Creates the file with a new token, unless `path` exists.
-fn create(path: &Path) -> io::Result<()> {
+fn create_if_missing(path: &Path) -> io::Result<()> {
     if path.symlink_metadata().is_ok() {
         return Ok(());
     }
@@ -48,12 +50,12 @@ fn create(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
         file => file?,
     };
-    let written = writeln!(file, "{}", new_token()).and_then(|()| file.sync_all());
+    let written = writeln!(file, "{}", generate_token()).and_then(|()| file.sync_all());
     written.inspect_err(|_| drop(std::fs::remove_file(path)))
 }
 
 /// Returns 160 random bits in 52 characters: the random parts of two ULIDs.
-fn new_token() -> String {
+fn generate_token() -> String {
     format!("{}{}", ulid::Ulid::generate(), ulid::Ulid::generate())
 }
 
@@ -65,11 +67,11 @@ mod tests {
 
     fn read(path: &Path) -> Secret {
         let path = path.to_str().unwrap().to_owned();
-        token_file(StringDeserializer::<serde::de::value::Error>::new(path)).unwrap()
+        read_or_create(StringDeserializer::<serde::de::value::Error>::new(path)).unwrap()
     }
 
     #[test]
-    fn a_missing_token_file_is_created_for_its_owner_and_kept() {
+    fn missing_token_file_is_created_once_with_mode_0600() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/token");
         let token = read(&path);
@@ -81,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_created_leaves_an_endpoint_that_refuses_all() {
+    fn uncreatable_token_file_rejects_all_requests() {
         // A file cannot be created below a regular file.
         let file = tempfile::NamedTempFile::new().unwrap();
         let path = file.path().join("token");

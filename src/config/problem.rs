@@ -20,7 +20,7 @@ pub enum Error {
     Invalid(#[from] Problems),
     /// The thread that watches the files cannot be started.
     #[error("cannot start the thread that watches the configuration: {0}")]
-    NoThread(io::Error),
+    ThreadStart(io::Error),
 }
 
 /// One problem in the settings.
@@ -28,7 +28,7 @@ pub enum Error {
 pub struct Problem {
     /// Line and column in the file, both from 1, the column in characters. `None` for settings made
     /// in code.
-    pub place: Option<(usize, usize)>,
+    pub position: Option<(usize, usize)>,
     /// Key such as `store.max_bytes`, or `rule[0].abs` for the first rule. Empty if the problem is
     /// not about one key.
     pub key: String,
@@ -38,11 +38,11 @@ pub struct Problem {
 
 impl Problem {
     /// Returns a problem at byte `offset` of `text`.
-    pub(super) fn at(text: &str, offset: usize, key: String, message: String) -> Self {
+    pub(super) fn at_offset(text: &str, offset: usize, key: String, message: String) -> Self {
         let before = text.get(..offset.min(text.len())).unwrap_or(text);
         let line = before.matches('\n').count() + 1;
         let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
-        Self { place: Some((line, column)), key, message }
+        Self { position: Some((line, column)), key, message }
     }
 }
 
@@ -51,35 +51,35 @@ impl Problem {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems {
     origin: Option<PathBuf>,
-    list: Vec<Problem>,
-    more: usize,
+    problems: Vec<Problem>,
+    omitted: usize,
 }
 
 impl Problems {
     /// Returns the problems in `list`. `origin` is their file, or `None` for settings made in code.
-    pub(super) fn new(origin: Option<&Path>, mut list: Vec<Problem>) -> Self {
-        list.sort_by_key(|problem| problem.place);
-        Self { origin: origin.map(Path::to_owned), list, more: 0 }
+    pub(super) fn new(origin: Option<&Path>, mut problems: Vec<Problem>) -> Self {
+        problems.sort_by_key(|problem| problem.position);
+        Self { origin: origin.map(Path::to_owned), problems, omitted: 0 }
     }
 
     /// Adds `more` problems that are only counted.
-    pub(super) fn and(self, more: usize) -> Self {
-        Self { more, ..self }
+    pub(super) fn with_omitted(self, omitted: usize) -> Self {
+        Self { omitted, ..self }
     }
 
     /// Returns the problems that were kept.
     pub fn iter(&self) -> impl Iterator<Item = &Problem> {
-        self.list.iter()
+        self.problems.iter()
     }
 
-    fn line(&self, f: &mut fmt::Formatter<'_>, problem: &Problem) -> fmt::Result {
+    fn write_line(&self, f: &mut fmt::Formatter<'_>, problem: &Problem) -> fmt::Result {
         if let Some(origin) = &self.origin {
             write!(f, "{}:", origin.display())?;
         }
-        if let Some((line, column)) = problem.place {
+        if let Some((line, column)) = problem.position {
             write!(f, "{line}:{column}:")?;
         }
-        if self.origin.is_some() || problem.place.is_some() {
+        if self.origin.is_some() || problem.position.is_some() {
             f.write_str(" ")?;
         }
         if !problem.key.is_empty() {
@@ -93,16 +93,16 @@ impl fmt::Display for Problems {
     /// Writes one line for a single problem. Several problems get a line with their number and one
     /// line each.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let [problem] = self.list.as_slice() {
-            return self.line(f, problem);
+        if let [problem] = self.problems.as_slice() {
+            return self.write_line(f, problem);
         }
-        write!(f, "{} problems in the configuration:", self.list.len())?;
-        for problem in &self.list {
+        write!(f, "{} problems in the configuration:", self.problems.len())?;
+        for problem in &self.problems {
             f.write_str("\n  ")?;
-            self.line(f, problem)?;
+            self.write_line(f, problem)?;
         }
-        if self.more > 0 {
-            write!(f, "\n  and {} more", self.more)?;
+        if self.omitted > 0 {
+            write!(f, "\n  and {} more", self.omitted)?;
         }
         Ok(())
     }

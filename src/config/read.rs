@@ -8,7 +8,7 @@ use toml::de::DeTable;
 
 use super::Error;
 use super::secret::Secret;
-use super::section::{Report, Section};
+use super::section::{ParseContext, Section};
 use super::settings::{
     BudgetSettings, CpuSettings, HeapSettings, HttpSettings, RuleChoice, Settings, StacksSettings,
     StoreSettings, ToggleSettings, TraceSettings,
@@ -20,72 +20,75 @@ use crate::model::{Metric, Rule};
 /// Settings read from a text, with the problems found.
 pub(super) struct Reading<'t> {
     settings: Settings,
-    report: Report<'t>,
+    context: ParseContext<'t>,
     origin: PathBuf,
 }
 
 impl Reading<'_> {
     /// Returns the settings if there are no problems.
     pub(super) fn into_result(self) -> Result<Settings, Error> {
-        self.report.conclude(self.origin, self.settings)
+        self.context.into_settings(self.origin, self.settings)
     }
 }
 
 /// Reads `text`, skipping what cannot be read.
 pub(super) fn read<'t>(text: &'t str, origin: &Path) -> Reading<'t> {
-    let mut report = Report::new(text);
+    let mut context = ParseContext::new(text);
     let (table, errors) = DeTable::parse_recoverable(text);
-    report.syntax(&errors);
+    context.add_syntax_errors(&errors);
     let mut settings = Settings::default();
-    let mut root = Section::root(&mut report, table.get_ref());
-    file(&mut root, &mut settings);
+    let mut root = Section::root(&mut context, table.get_ref());
+    read_root(&mut root, &mut settings);
     root.finish();
-    Reading { settings, report, origin: origin.to_owned() }
+    Reading { settings, context, origin: origin.to_owned() }
 }
 
-fn file(root: &mut Section<'_, '_>, settings: &mut Settings) {
+fn read_root(root: &mut Section<'_, '_>, settings: &mut Settings) {
     root.read("service", value::text, &mut settings.service);
-    root.read("domain", value::text, &mut settings.domain);
+    root.read("domain", value::text, &mut settings.instance);
     root.read("dir", value::path, &mut settings.dir);
     root.read("interval", value::duration, &mut settings.interval);
-    root.section("store", |section| store(section, &mut settings.store));
-    root.section("budget", |section| budget(section, &mut settings.budget));
-    root.section("toggle", |section| toggle(section, &mut settings.toggle));
-    root.section("http", |section| http(section, settings.http.insert(HttpSettings::default())));
-    root.section("cpu", |section| cpu(section, &mut settings.cpu));
-    root.section("heap", |section| heap(section, &mut settings.heap));
-    root.section("trace", |section| trace(section, &mut settings.trace));
-    root.section("stacks", |section| stacks(section, &mut settings.stacks));
+    root.section("store", |section| read_store(section, &mut settings.store));
+    root.section("budget", |section| read_budget(section, &mut settings.budget));
+    root.section("toggle", |section| read_toggle(section, &mut settings.toggle));
+    root.section("http", |section| {
+        read_http(section, settings.http.insert(HttpSettings::default()))
+    });
+    root.section("cpu", |section| read_cpu(section, &mut settings.cpu));
+    root.section("heap", |section| read_heap(section, &mut settings.heap));
+    root.section("trace", |section| read_trace(section, &mut settings.trace));
+    root.section("stacks", |section| read_stacks(section, &mut settings.stacks));
     let mut choice = None;
     root.read("rules", value::rules, &mut choice);
     let choice = choice.unwrap_or(RuleChoice::Default);
     let default = std::mem::take(&mut settings.rules);
-    root.sections("rule", |section| settings.rules.push(rule(section)));
+    root.sections("rule", |section| settings.rules.push(read_rule(section)));
     if choice == RuleChoice::Default {
-        let own = settings.rules.len();
-        let is_own = |rule: &Rule| settings.rules[..own].iter().any(|own| own.name == rule.name);
-        let added: Vec<Rule> = default.into_iter().filter(|rule| !is_own(rule)).collect();
+        let own_count = settings.rules.len();
+        let is_overridden =
+            |rule: &Rule| settings.rules[..own_count].iter().any(|own| own.name == rule.name);
+        let added: Vec<Rule> = default.into_iter().filter(|rule| !is_overridden(rule)).collect();
         settings.rules.extend(added);
     }
 }
 
-fn budget(section: &mut Section<'_, '_>, budget: &mut BudgetSettings) {
+fn read_budget(section: &mut Section<'_, '_>, budget: &mut BudgetSettings) {
     section.read("incidents_per_day", value::count, &mut budget.incidents_per_day);
     section.read("captures_per_incident", value::count, &mut budget.captures_per_incident);
     section.read("min_between_incidents", value::duration, &mut budget.min_between_incidents);
-    section.read("join", value::duration, &mut budget.join);
-    section.read("streams_per_day", value::count, &mut budget.streams_per_day);
-    section.read("cpu_ceiling", value::ceiling, &mut budget.cpu_ceiling);
+    section.read("join", value::duration, &mut budget.join_window);
+    section.read("streams_per_day", value::count, &mut budget.on_demand_captures_per_day);
+    section.read("cpu_ceiling", value::percent_or_off, &mut budget.skip_cpu_profile_above);
 }
 
-fn store(section: &mut Section<'_, '_>, store: &mut StoreSettings) {
+fn read_store(section: &mut Section<'_, '_>, store: &mut StoreSettings) {
     section.read("max_bytes", Bytes::deserialize, &mut store.max_bytes);
     section.read("max_incidents", value::count, &mut store.max_incidents);
     section.read("max_age", value::duration, &mut store.max_age);
-    section.read("keep_free", value::room, &mut store.keep_free);
-    section.read("max_incident_bytes", Bytes::deserialize, &mut store.max_incident_bytes);
+    section.read("keep_free", value::disk_reserve, &mut store.min_free_space);
+    section.read("max_incident_bytes", Bytes::deserialize, &mut store.max_bytes_per_incident);
     section.read("group_read", bool::deserialize, &mut store.group_read);
-    section.named("rule", |name, section| {
+    section.named_sections("rule", |name, section| {
         let rule = store.rules.entry(name.to_owned()).or_default();
         section.read("max_bytes", Bytes::deserialize, &mut rule.max_bytes);
         section.read("max_incidents", value::count, &mut rule.max_incidents);
@@ -93,38 +96,38 @@ fn store(section: &mut Section<'_, '_>, store: &mut StoreSettings) {
     });
 }
 
-fn toggle(section: &mut Section<'_, '_>, toggle: &mut ToggleSettings) {
+fn read_toggle(section: &mut Section<'_, '_>, toggle: &mut ToggleSettings) {
     section.read("signal", value::signal, &mut toggle.signal);
     section.read("trigger_file", value::path, &mut toggle.trigger_file);
     section.read("capture", list::captures, &mut toggle.capture);
     section.read("max_duration", value::duration, &mut toggle.max_duration);
 }
 
-fn http(section: &mut Section<'_, '_>, http: &mut HttpSettings) {
+fn read_http(section: &mut Section<'_, '_>, http: &mut HttpSettings) {
     section.read("listen", value::listen, &mut http.listen);
     let mut create = false;
     section.read("token_file_create", bool::deserialize, &mut create);
-    token(section, ("token", "token_file"), create, &mut http.token);
-    token(section, ("capture_token", "capture_token_file"), false, &mut http.capture_token);
-    token(section, ("read_token", "read_token_file"), false, &mut http.read_token);
-    section.read("hosts", list::texts, &mut http.hosts);
+    read_token(section, ("token", "token_file"), create, &mut http.token);
+    read_token(section, ("capture_token", "capture_token_file"), false, &mut http.capture_token);
+    read_token(section, ("read_token", "read_token_file"), false, &mut http.read_token);
+    section.read("hosts", list::strings, &mut http.allowed_hosts);
     section.read("max_duration", value::duration, &mut http.max_duration);
     section.read("max_requests_per_second", u32::deserialize, &mut http.max_requests_per_second);
     section.read("compat_get_toggle", bool::deserialize, &mut http.compat_get_toggle);
 }
 
 /// Reads a token from one of its two keys.
-fn token(
+fn read_token(
     section: &mut Section<'_, '_>,
     (key, file_key): (&'static str, &'static str),
     create: bool,
     slot: &mut Option<Secret>,
 ) {
-    let both = section.has(key) && section.has(file_key);
+    let has_both = section.has(key) && section.has(file_key);
     let mut from_file: Option<Secret> = None;
-    section.read(key, value::token, slot);
+    section.read(key, value::token_sha256, slot);
     let was_read = match create {
-        true => section.read(file_key, new_token::token_file, &mut from_file),
+        true => section.read(file_key, new_token::read_or_create, &mut from_file),
         false => section.read(file_key, value::token_file, &mut from_file),
     };
     if was_read {
@@ -132,47 +135,49 @@ fn token(
     } else if section.has(file_key) {
         section.ignore(key);
     }
-    if both {
-        section.refuse(file_key, format!("`{key}` is set too: keep one of the two"));
+    if has_both {
+        section.reject(file_key, format!("`{key}` is set too: keep one of the two"));
     }
 }
 
-fn cpu(section: &mut Section<'_, '_>, cpu: &mut CpuSettings) {
+fn read_cpu(section: &mut Section<'_, '_>, cpu: &mut CpuSettings) {
     section.read("mode", value::cpu_mode, &mut cpu.mode);
-    section.read("frequency", value::hertz, &mut cpu.frequency);
-    section.read("wall_frequency", value::hertz, &mut cpu.wall_frequency);
+    section.read("frequency", value::hertz, &mut cpu.frequency_hz);
+    section.read("wall_frequency", value::hertz, &mut cpu.wall_frequency_hz);
     section.read("engine", value::engine, &mut cpu.engine);
-    section.read("lookback_frequency", value::hertz, &mut cpu.lookback_frequency);
+    section.read("lookback_frequency", value::hertz, &mut cpu.lookback_frequency_hz);
     section.read("lookback", value::duration, &mut cpu.lookback);
 }
 
-fn heap(section: &mut Section<'_, '_>, heap: &mut HeapSettings) {
+fn read_heap(section: &mut Section<'_, '_>, heap: &mut HeapSettings) {
     section.read("rate", Bytes::deserialize, &mut heap.rate);
     section.read("rate_during_incident", Bytes::deserialize, &mut heap.rate_during_incident);
 }
 
-fn trace(section: &mut Section<'_, '_>, trace: &mut TraceSettings) {
+fn read_trace(section: &mut Section<'_, '_>, trace: &mut TraceSettings) {
     section.read("mode", value::trace_mode, &mut trace.mode);
     section.read("max_bytes", Bytes::deserialize, &mut trace.max_bytes);
     section.read("window", value::duration, &mut trace.window);
-    section.read("stall", value::duration_or_off, &mut trace.stall);
+    section.read("stall", value::duration_or_off, &mut trace.stall_threshold);
 }
 
-fn stacks(section: &mut Section<'_, '_>, stacks: &mut StacksSettings) {
+fn read_stacks(section: &mut Section<'_, '_>, stacks: &mut StacksSettings) {
     section.read("threads", value::threads_mode, &mut stacks.threads);
     section.read("tasks", value::tasks_mode, &mut stacks.tasks);
     section.read("tasks_deadline", value::duration, &mut stacks.tasks_deadline);
 }
 
-fn rule(section: &mut Section<'_, '_>) -> Rule {
+fn read_rule(section: &mut Section<'_, '_>) -> Rule {
     let mut metric = Metric::Memory;
-    let known = section.read("metric", Metric::deserialize, &mut metric);
+    let is_metric_valid = section.read("metric", Metric::deserialize, &mut metric);
     if !section.has("metric") {
         let message = "a rule needs one: write `metric = \"memory\"` or another".to_owned();
-        section.refuse("metric", message);
+        section.reject("metric", message);
     }
-    let mut rule = Rule::on(metric);
-    if !section.read("name", value::text, &mut rule.name) && (!known || section.has("name")) {
+    let mut rule = Rule::new(metric);
+    if !section.read("name", value::text, &mut rule.name)
+        && (!is_metric_valid || section.has("name"))
+    {
         rule.name.clear();
         section.ignore("name");
     }
@@ -187,7 +192,7 @@ fn rule(section: &mut Section<'_, '_>) -> Rule {
     ];
     let mut min = Some(rule.min);
     for (key, slot) in slots.into_iter().chain([("min", &mut min)]) {
-        if known {
+        if is_metric_valid {
             section.read(key, |value| value::threshold(unit, value), slot);
         } else {
             // Without a valid metric the unit is unknown, so any value is accepted.
@@ -197,13 +202,13 @@ fn rule(section: &mut Section<'_, '_>) -> Rule {
     }
     rule.min = min.unwrap_or(rule.min);
     section.read("forecast", value::duration, &mut rule.forecast);
-    section.read("for", value::holds, &mut rule.hold);
-    section.read("clear_for", value::duration, &mut rule.clear_hold);
+    section.read("for", value::hold_durations, &mut rule.hold);
+    section.read("clear_for", value::duration, &mut rule.clear_for);
     section.read("cooldown", value::duration, &mut rule.cooldown);
-    section.read("again", value::again, &mut rule.again);
+    section.read("again", value::refire, &mut rule.refire);
     section.read("mode", value::mode, &mut rule.mode);
     section.read("capture", list::captures, &mut rule.capture);
-    section.read("collect", list::collect, &mut rule.collect);
+    section.read("collect", list::collectors, &mut rule.collectors);
     section.read("duration", value::duration, &mut rule.duration);
     rule
 }
@@ -229,15 +234,16 @@ mod tests {
         let text = uncommented();
         let reading = read(&text, Path::new("marple.toml"));
         let of_example = |key: &&String| key.starts_with("rule[1].");
-        let unset: Vec<_> = reading.report.unset.iter().filter(|key| !of_example(key)).collect();
+        let unset: Vec<_> =
+            reading.context.missing_keys.iter().filter(|key| !of_example(key)).collect();
         assert!(unset.is_empty(), "{unset:?}");
-        let told = reading.into_result().expect_err("a token and its file exclude each other");
-        let told = told.to_string();
+        let error = reading.into_result().expect_err("a token and its file exclude each other");
+        let message = error.to_string();
         for pair in ["http.token_file", "http.capture_token_file", "http.read_token_file"] {
-            assert_eq!(told.matches(pair).count(), 1, "{told}");
+            assert_eq!(message.matches(pair).count(), 1, "{message}");
         }
         // Likewise `below` and the other three conditions.
-        assert_eq!(told.matches("rule[0].below").count(), 2, "{told}");
-        assert_eq!(told.matches("marple.toml:").count(), 5, "{told}");
+        assert_eq!(message.matches("rule[0].below").count(), 2, "{message}");
+        assert_eq!(message.matches("marple.toml:").count(), 5, "{message}");
     }
 }

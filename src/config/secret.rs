@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_recognised_by_its_text_and_by_its_digest() {
+    fn secret_matches_text_and_sha256() {
         let hex = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
         assert_eq!(Secret::from_sha256(hex), Some(Secret::new("secret")));
         assert_eq!(format!("{:?}", Secret::new("secret")), "(secret)");

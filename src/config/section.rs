@@ -18,51 +18,51 @@ use super::validate::Finding;
 use super::{Error, validate};
 
 /// Result of a parser with the signature of serde's `deserialize_with`.
-pub(super) type Read<T> = Result<T, toml::de::Error>;
+pub(super) type ParseResult<T> = Result<T, toml::de::Error>;
 
 /// Maximum number of problems kept. A binary file opened as a configuration has one per byte.
 const MAX_PROBLEMS: usize = 100;
 
 /// State of reading one text.
-pub(super) struct Report<'t> {
+pub(super) struct ParseContext<'t> {
     text: &'t str,
     problems: Vec<Problem>,
     /// Number of problems beyond [`MAX_PROBLEMS`].
-    more: usize,
+    omitted: usize,
     /// Byte offset of each key's value. Sections and rules are listed by their paths.
-    places: BTreeMap<String, usize>,
+    value_offsets: BTreeMap<String, usize>,
     /// Keys whose slot does not hold the value of the file. Findings about them are dropped.
-    unread: BTreeSet<String>,
+    invalid_keys: BTreeSet<String>,
     /// Keys that were read but are missing in the file.
-    pub(super) unset: BTreeSet<String>,
+    pub(super) missing_keys: BTreeSet<String>,
     /// Lines with syntax errors.
-    broken: BTreeSet<usize>,
+    broken_lines: BTreeSet<usize>,
 }
 
-impl<'t> Report<'t> {
+impl<'t> ParseContext<'t> {
     pub(super) fn new(text: &'t str) -> Self {
         Self {
             text,
             problems: Vec::new(),
-            more: 0,
-            places: BTreeMap::new(),
-            unread: BTreeSet::new(),
-            unset: BTreeSet::new(),
-            broken: BTreeSet::new(),
+            omitted: 0,
+            value_offsets: BTreeMap::new(),
+            invalid_keys: BTreeSet::new(),
+            missing_keys: BTreeSet::new(),
+            broken_lines: BTreeSet::new(),
         }
     }
 
     /// Records syntax errors: the first of each line, because later ones follow from it.
-    pub(super) fn syntax(&mut self, errors: &[toml::de::Error]) {
+    pub(super) fn add_syntax_errors(&mut self, errors: &[toml::de::Error]) {
         for error in errors {
-            if self.is_full() {
+            if self.count_if_full() {
                 continue;
             }
             let offset = error.span().map_or(self.text.len(), |span| span.start);
             let message = error.message().to_owned();
-            let problem = Problem::at(self.text, offset, String::new(), message);
-            if let Some((line, _)) = problem.place
-                && self.broken.insert(line)
+            let problem = Problem::at_offset(self.text, offset, String::new(), message);
+            if let Some((line, _)) = problem.position
+                && self.broken_lines.insert(line)
             {
                 self.problems.push(problem);
             }
@@ -70,64 +70,66 @@ impl<'t> Report<'t> {
     }
 
     /// Returns `true` if the list of problems is full, and counts the problem.
-    fn is_full(&mut self) -> bool {
+    fn count_if_full(&mut self) -> bool {
         let full = self.problems.len() >= MAX_PROBLEMS;
-        self.more += usize::from(full);
+        self.omitted += usize::from(full);
         full
     }
 
-    fn problem(&mut self, offset: usize, key: String, message: String) {
-        if self.is_full() {
+    fn add_problem(&mut self, offset: usize, key: String, message: String) {
+        if self.count_if_full() {
             return;
         }
-        let problem = Problem::at(self.text, offset, key, message);
-        if problem.place.is_none_or(|(line, _)| !self.broken.contains(&line)) {
+        let problem = Problem::at_offset(self.text, offset, key, message);
+        if problem.position.is_none_or(|(line, _)| !self.broken_lines.contains(&line)) {
             self.problems.push(problem);
         }
     }
 
     /// Records a problem of valid values. Drops it if it involves a value that could not be read,
     /// or if the file has syntax errors: a missing key may only be unparsed.
-    fn finding(&mut self, finding: Finding) {
-        if !self.broken.is_empty() || finding.keys.iter().any(|key| self.unread.contains(key)) {
+    fn add_finding(&mut self, finding: Finding) {
+        if !self.broken_lines.is_empty()
+            || finding.keys.iter().any(|key| self.invalid_keys.contains(key))
+        {
             return;
         }
         let Some(key) = finding.keys.into_iter().next() else { return };
         let section = key.rsplit_once('.').map_or("", |(section, _)| section);
-        let offset = self.places.get(&key).or_else(|| self.places.get(section));
-        self.problem(offset.copied().unwrap_or(0), key, finding.message);
+        let offset = self.value_offsets.get(&key).or_else(|| self.value_offsets.get(section));
+        self.add_problem(offset.copied().unwrap_or(0), key, finding.message);
     }
 
     /// Validates `settings`, which were read with this report.
-    pub(super) fn conclude(
+    pub(super) fn into_settings(
         mut self,
         origin: PathBuf,
         settings: Settings,
     ) -> Result<Settings, Error> {
         for finding in validate::findings(&settings) {
-            self.finding(finding);
+            self.add_finding(finding);
         }
         if self.problems.is_empty() {
             Ok(settings)
         } else {
-            Err(Problems::new(Some(&origin), self.problems).and(self.more).into())
+            Err(Problems::new(Some(&origin), self.problems).with_omitted(self.omitted).into())
         }
     }
 }
 
 /// One table of the file.
 pub(super) struct Section<'r, 't> {
-    report: &'r mut Report<'t>,
+    context: &'r mut ParseContext<'t>,
     /// Path with a trailing dot; empty for the root table.
     prefix: String,
     table: &'r DeTable<'t>,
-    known: Vec<&'static str>,
+    known_keys: Vec<&'static str>,
 }
 
 impl<'r, 't> Section<'r, 't> {
     /// Returns the root table.
-    pub(super) fn root(report: &'r mut Report<'t>, table: &'r DeTable<'t>) -> Self {
-        Self { report, prefix: String::new(), table, known: Vec::new() }
+    pub(super) fn root(context: &'r mut ParseContext<'t>, table: &'r DeTable<'t>) -> Self {
+        Self { context, prefix: String::new(), table, known_keys: Vec::new() }
     }
 
     /// Returns `true` if `key` is present.
@@ -136,26 +138,26 @@ impl<'r, 't> Section<'r, 't> {
     }
 
     /// Records a problem with `key`.
-    pub(super) fn refuse(&mut self, key: &str, message: String) {
+    pub(super) fn reject(&mut self, key: &str, message: String) {
         let path = self.path(key);
-        self.report.finding(Finding { keys: vec![path.clone()], message });
-        self.report.unread.insert(path);
+        self.context.add_finding(Finding { keys: vec![path.clone()], message });
+        self.context.invalid_keys.insert(path);
     }
 
     /// Excludes `key` from the findings of validation.
     pub(super) fn ignore(&mut self, key: &str) {
-        self.report.unread.insert(self.path(key));
+        self.context.invalid_keys.insert(self.path(key));
     }
 
     /// Reads `key` into `slot`. Returns `true` if it was present and valid.
     pub(super) fn read<T, S: From<T>>(
         &mut self,
         key: &'static str,
-        reader: impl FnOnce(ValueDeserializer<'t>) -> Read<T>,
+        parser: impl FnOnce(ValueDeserializer<'t>) -> ParseResult<T>,
         slot: &mut S,
     ) -> bool {
-        let Some(value) = self.take(key) else { return false };
-        match reader(ValueDeserializer::from(value.clone())) {
+        let Some(value) = self.take_value(key) else { return false };
+        match parser(ValueDeserializer::from(value.clone())) {
             Ok(read) => {
                 *slot = read.into();
                 true
@@ -163,8 +165,8 @@ impl<'r, 't> Section<'r, 't> {
             Err(error) => {
                 let offset = error.span().unwrap_or(value.span()).start;
                 let path = self.path(key);
-                self.report.unread.insert(path.clone());
-                self.report.problem(offset, path, error.message().to_owned());
+                self.context.invalid_keys.insert(path.clone());
+                self.context.add_problem(offset, path, error.message().to_owned());
                 false
             }
         }
@@ -172,33 +174,33 @@ impl<'r, 't> Section<'r, 't> {
 
     /// Reads the table `[key]` if it is present.
     pub(super) fn section(&mut self, key: &'static str, read: impl FnOnce(&mut Section<'_, 't>)) {
-        let Some(value) = self.take(key) else { return };
+        let Some(value) = self.take_value(key) else { return };
         match value.get_ref() {
-            DeValue::Table(table) => self.nested(self.path(key), value, table, read),
-            _ => self.misplaced(self.path(key), value, &format!("[{key}]")),
+            DeValue::Table(table) => self.read_nested(self.path(key), value, table, read),
+            _ => self.report_wrong_type(self.path(key), value, &format!("[{key}]")),
         }
     }
 
     /// Reads each of the tables `[key.NAME]`, with any name.
-    pub(super) fn named(
+    pub(super) fn named_sections(
         &mut self,
         key: &'static str,
         mut read: impl FnMut(&str, &mut Section<'_, 't>),
     ) {
-        let Some(value) = self.take(key) else { return };
+        let Some(value) = self.take_value(key) else { return };
         let path = self.path(key);
-        let head = format!("[{path}.NAME]");
+        let header = format!("[{path}.NAME]");
         let DeValue::Table(tables) = value.get_ref() else {
-            return self.misplaced(path, value, &head);
+            return self.report_wrong_type(path, value, &header);
         };
         for (name, value) in tables {
             let name: &str = name.get_ref();
             let path = format!("{path}.{name}");
             match value.get_ref() {
                 DeValue::Table(table) => {
-                    self.nested(path, value, table, |section| read(name, section));
+                    self.read_nested(path, value, table, |section| read(name, section));
                 }
-                _ => self.misplaced(path, value, &head),
+                _ => self.report_wrong_type(path, value, &header),
             }
         }
     }
@@ -209,15 +211,15 @@ impl<'r, 't> Section<'r, 't> {
         key: &'static str,
         mut read: impl FnMut(&mut Section<'_, 't>),
     ) {
-        let Some(value) = self.take(key) else { return };
+        let Some(value) = self.take_value(key) else { return };
         let DeValue::Array(list) = value.get_ref() else {
-            return self.misplaced(self.path(key), value, &format!("[[{key}]] over each"));
+            return self.report_wrong_type(self.path(key), value, &format!("[[{key}]] over each"));
         };
         for (index, value) in list.iter().enumerate() {
             let path = format!("{}[{index}]", self.path(key));
             match value.get_ref() {
-                DeValue::Table(table) => self.nested(path, value, table, &mut read),
-                _ => self.misplaced(path, value, &format!("[[{key}]] over each")),
+                DeValue::Table(table) => self.read_nested(path, value, table, &mut read),
+                _ => self.report_wrong_type(path, value, &format!("[[{key}]] over each")),
             }
         }
     }
@@ -225,25 +227,29 @@ impl<'r, 't> Section<'r, 't> {
     /// Reports the keys that were not read. Does nothing if the file has syntax errors: a key may
     /// be in this section only because the header of its section could not be parsed.
     pub(super) fn finish(self) {
-        if !self.report.broken.is_empty() {
+        if !self.context.broken_lines.is_empty() {
             return;
         }
-        let known = &self.known;
+        let known_keys = &self.known_keys;
         for (key, _) in self.table {
             let name: &str = key.get_ref();
-            if known.contains(&name) {
+            if known_keys.contains(&name) {
                 continue;
             }
-            let near = nearest(name, known);
-            let advice = match near {
-                Some(near) => format!("did you mean `{near}`?"),
-                None => format!("known here: {}", known.join(", ")),
+            let suggestion = nearest(name, known_keys);
+            let advice = match suggestion {
+                Some(suggestion) => format!("did you mean `{suggestion}`?"),
+                None => format!("known here: {}", known_keys.join(", ")),
             };
-            if let Some(near) = near {
-                self.report.unread.insert(self.path(near));
+            if let Some(suggestion) = suggestion {
+                self.context.invalid_keys.insert(self.path(suggestion));
             }
             let Range { start, .. } = key.span();
-            self.report.problem(start, self.path(name), format!("unknown key `{name}`: {advice}"));
+            self.context.add_problem(
+                start,
+                self.path(name),
+                format!("unknown key `{name}`: {advice}"),
+            );
         }
     }
 
@@ -252,34 +258,38 @@ impl<'r, 't> Section<'r, 't> {
     }
 
     /// Returns the value of `key` and records the key as known.
-    fn take(&mut self, key: &'static str) -> Option<&'r Spanned<DeValue<'t>>> {
-        self.known.push(key);
+    fn take_value(&mut self, key: &'static str) -> Option<&'r Spanned<DeValue<'t>>> {
+        self.known_keys.push(key);
         let path = self.path(key);
         let value = self.table.get(key);
         match value {
-            Some(value) => self.report.places.insert(path, value.span().start).is_some(),
-            None => self.report.unset.insert(path),
+            Some(value) => self.context.value_offsets.insert(path, value.span().start).is_some(),
+            None => self.context.missing_keys.insert(path),
         };
         value
     }
 
-    fn misplaced(&mut self, path: String, value: &Spanned<DeValue<'t>>, head: &str) {
+    fn report_wrong_type(&mut self, path: String, value: &Spanned<DeValue<'t>>, header: &str) {
         let kind = value.get_ref().type_str();
-        self.report.unread.insert(path.clone());
-        let message = format!("a value of type {kind} where a section must stand: write {head}");
-        self.report.problem(value.span().start, path, message);
+        self.context.invalid_keys.insert(path.clone());
+        let message = format!("a value of type {kind} where a section must stand: write {header}");
+        self.context.add_problem(value.span().start, path, message);
     }
 
-    fn nested(
+    fn read_nested(
         &mut self,
         path: String,
         value: &Spanned<DeValue<'t>>,
         table: &DeTable<'t>,
         read: impl FnOnce(&mut Section<'_, 't>),
     ) {
-        self.report.places.insert(path.clone(), value.span().start);
-        let mut section =
-            Section { report: self.report, prefix: format!("{path}."), table, known: Vec::new() };
+        self.context.value_offsets.insert(path.clone(), value.span().start);
+        let mut section = Section {
+            context: self.context,
+            prefix: format!("{path}."),
+            table,
+            known_keys: Vec::new(),
+        };
         read(&mut section);
         section.finish();
     }
@@ -292,7 +302,7 @@ fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
         .iter()
         .map(distance)
         .min()
-        .filter(|&(far, key)| far <= key.chars().count().max(3) / 3)
+        .filter(|&(distance, key)| distance <= key.chars().count().max(3) / 3)
         .map(|(_, key)| key)
 }
 
@@ -300,11 +310,11 @@ fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
 fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.chars().count()).collect();
     for (i, from) in a.chars().enumerate() {
-        let mut corner = i;
+        let mut diagonal = i;
         let mut left = i + 1;
         for (cell, to) in row.iter_mut().skip(1).zip(b.chars()) {
-            let best = (corner + usize::from(from != to)).min(left + 1).min(*cell + 1);
-            corner = std::mem::replace(cell, best);
+            let best = (diagonal + usize::from(from != to)).min(left + 1).min(*cell + 1);
+            diagonal = std::mem::replace(cell, best);
             left = best;
         }
         if let Some(first) = row.first_mut() {
@@ -319,7 +329,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_distance_is_levenshteins() {
+    fn distance_is_levenshtein() {
         for (a, b, far) in [
             ("", "", 0),
             ("", "abs", 3),
@@ -332,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_near_key_is_suggested() {
+    fn suggests_only_similar_key() {
         let known = ["interval", "dir", "max_age"];
         assert_eq!(nearest("intervall", &known), Some("interval"));
         assert_eq!(nearest("max-age", &known), Some("max_age"));

@@ -18,7 +18,7 @@ pub struct Settings {
     pub service: String,
     /// Deployment location (region, cluster or pod), also part of every artifact's name. Default:
     /// the host name.
-    pub domain: String,
+    pub instance: String,
     /// Directory of the incidents. Default: `captures` in the working directory.
     pub dir: PathBuf,
     /// Interval at which the vitals are read and the rules evaluated. Default: 250 ms.
@@ -39,7 +39,7 @@ pub struct Settings {
     pub trace: TraceSettings,
     /// Dumps of threads and tasks.
     pub stacks: StacksSettings,
-    /// The rules, in the order of evaluation. Default: [`default_rules`](super::default_rules).
+    /// The rules, in the order of evaluation. Default: [`default_rules`](fn@super::default_rules).
     pub rules: Vec<Rule>,
 }
 
@@ -69,14 +69,14 @@ pub struct BudgetSettings {
     pub min_between_incidents: Duration,
     /// Time after an incident's opening in which another rule that fires joins it. Default: 30
     /// seconds.
-    pub join: Duration,
+    pub join_window: Duration,
     /// Maximum number of on-demand captures (`/debug/pprof/`) in any 24 hours. Beyond it clients
     /// get the time of the next one. A client that fetches three profiles every 15 seconds takes
     /// 17,280. Default: 100,000.
-    pub streams_per_day: usize,
+    pub on_demand_captures_per_day: usize,
     /// Share of the CPU limit above which expensive captures are skipped. `None` turns this off.
     /// Default: `None`.
-    pub cpu_ceiling: Option<Percent>,
+    pub skip_cpu_profile_above: Option<Percent>,
 }
 
 /// Limits of the store. When a limit is exceeded, closed incidents are deleted: expired ones first,
@@ -91,11 +91,11 @@ pub struct StoreSettings {
     /// Maximum age of an incident. Default: 14 days.
     pub max_age: Duration,
     /// Space of the file system that is left to others. Default: 5 %.
-    pub keep_free: DiskReserve,
+    pub min_free_space: DiskReserve,
     /// Maximum size of the files of one incident. Beyond it, files between the first and the last
     /// of their form are deleted, except the largest. If that is not enough, no more files are
     /// written. Default: 512 MiB.
-    pub max_incident_bytes: Bytes,
+    pub max_bytes_per_incident: Bytes,
     /// `true` lets members of the directory's group read incidents, for a sidecar that ships them:
     /// modes 0750 and 0640 instead of 0700 and 0600. Applies to files and directories created
     /// afterwards. Default: `false`.
@@ -171,7 +171,7 @@ pub struct HttpSettings {
     pub read_token: Option<Secret>,
     /// Accepted host names, without ports. Default: empty, which accepts any name if a token is
     /// set, and otherwise `localhost`, loopback addresses and the address in `listen`.
-    pub hosts: Vec<String>,
+    pub allowed_hosts: Vec<String>,
     /// Maximum duration of a capture over HTTP. Default: 5 minutes.
     pub max_duration: Duration,
     /// Maximum mean number of requests, and of new connections, per second: 1 to 1000000. Excess
@@ -207,14 +207,14 @@ pub struct CpuSettings {
     /// Kind of sampling: by CPU time, or all threads by wall-clock time. Default: CPU time.
     pub mode: CpuMode,
     /// Samples per second of each thread in wall-clock mode. Default: 19 Hz.
-    pub wall_frequency: Hertz,
+    pub wall_frequency_hz: Hertz,
     /// Samples per second of CPU time. Default: 99 Hz.
-    pub frequency: Hertz,
+    pub frequency_hz: Hertz,
     /// Sampling engine. Default: the best one that the machine permits.
     pub engine: CpuEngine,
     /// Samples per second of CPU time for the look-back, while no capture runs; 0 turns it off.
     /// Default: 19 Hz.
-    pub lookback_frequency: Hertz,
+    pub lookback_frequency_hz: Hertz,
     /// Time span of the look-back: each capture includes a profile of this time before it. Default:
     /// 30 s.
     pub lookback: Duration,
@@ -249,7 +249,7 @@ pub struct TraceSettings {
     /// stall is inferred from runtime counters. It is reported once two stacks show the same poll
     /// ([`ThreadsMode::Full`]). This takes at most twice the threshold if the poll sleeps, and at
     /// least 310 ms if it computes.
-    pub stall: Option<Duration>,
+    pub stall_threshold: Option<Duration>,
 }
 
 /// Settings of thread and task dumps.

@@ -15,17 +15,17 @@ use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, Unexpected, Vi
 use super::secret::Secret;
 use super::settings::{DiskReserve, Listen, RuleChoice, TasksMode, ThreadsMode, ToggleSignal};
 use crate::base::{Bytes, Hertz, Percent, spare};
-use crate::model::{Again, CpuEngine, CpuMode, Holds, Mode, TraceMode, Unit};
+use crate::model::{CpuEngine, CpuMode, HoldDurations, Mode, Refire, TraceMode, Unit};
 
 /// A visitor for a value that is written as a number or as a text.
-struct Friendly<T, N, S> {
+struct NumberOrText<T, N, S> {
     expected: &'static str,
     number: N,
     text: S,
-    kind: std::marker::PhantomData<T>,
+    marker: std::marker::PhantomData<T>,
 }
 
-impl<T, N, S> Visitor<'_> for Friendly<T, N, S>
+impl<T, N, S> Visitor<'_> for NumberOrText<T, N, S>
 where
     N: Fn(f64) -> Option<T>,
     S: Fn(&str) -> Option<T>,
@@ -50,14 +50,14 @@ where
 }
 
 /// Parses a number or a text. A function returns `None` to reject the value.
-fn friendly<'de, D: Deserializer<'de>, T>(
+fn number_or_text<'de, D: Deserializer<'de>, T>(
     deserializer: D,
     expected: &'static str,
     number: impl Fn(f64) -> Option<T>,
     text: impl Fn(&str) -> Option<T>,
 ) -> Result<T, D::Error> {
-    let kind = std::marker::PhantomData;
-    deserializer.deserialize_any(Friendly { expected, number, text, kind })
+    let marker = std::marker::PhantomData;
+    deserializer.deserialize_any(NumberOrText { expected, number, text, marker })
 }
 
 /// A text inside a list or a table; the string describes the valid form for errors.
@@ -67,7 +67,7 @@ impl<'de> DeserializeSeed<'de> for Text {
     type Value = String;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
-        friendly(deserializer, self.0, |_| None, |text| Some(text.to_owned()))
+        number_or_text(deserializer, self.0, |_| None, |text| Some(text.to_owned()))
     }
 }
 
@@ -87,14 +87,14 @@ fn finite(n: f64) -> Option<f64> {
 }
 
 /// Returns `n` if it is a whole number that `f64` holds exactly (at most 2^53).
-fn whole(n: f64) -> Option<u64> {
+fn whole_number(n: f64) -> Option<u64> {
     (n.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(&n)).then_some(n as u64)
 }
 
 /// Parses `"250ms"`, `"1m 30s"`, `"14d"`.
 pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let expected = "a duration such as \"250ms\", \"1m 30s\" or \"14d\"";
-    friendly(deserializer, expected, |_| None, parse_duration)
+    number_or_text(deserializer, expected, |_| None, parse_duration)
 }
 
 /// Parses a duration or `"off"`.
@@ -105,27 +105,29 @@ pub(super) fn duration_or_off<'de, D: Deserializer<'de>>(
         "off" => Some(None),
         _ => parse_duration(text).map(Some),
     };
-    friendly(deserializer, "a duration such as \"100ms\", or \"off\"", |_| None, text)
+    number_or_text(deserializer, "a duration such as \"100ms\", or \"off\"", |_| None, text)
 }
 
 /// Parses `"2s"` for every condition, or `{ abs = "1s", diff = "5s", forecast = "2s" }`.
-pub(super) fn holds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Holds, D::Error> {
-    struct Each;
+pub(super) fn hold_durations<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<HoldDurations, D::Error> {
+    struct HoldVisitor;
 
-    impl<'de> Visitor<'de> for Each {
-        type Value = Holds;
+    impl<'de> Visitor<'de> for HoldVisitor {
+        type Value = HoldDurations;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("a duration such as \"2s\", or one for each condition: { abs = \"2s\" }")
         }
 
-        fn visit_str<E: de::Error>(self, text: &str) -> Result<Holds, E> {
-            let all = parse_duration(text).map(Holds::from);
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<HoldDurations, E> {
+            let all = parse_duration(text).map(HoldDurations::from);
             all.ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
         }
 
-        fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Holds, A::Error> {
-            let mut holds = Holds::default();
+        fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<HoldDurations, A::Error> {
+            let mut holds = HoldDurations::default();
             while let Some(key) = map.next_key::<String>()? {
                 let slot = match key.as_str() {
                     "abs" => &mut holds.abs,
@@ -145,19 +147,21 @@ pub(super) fn holds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Holds,
         }
     }
 
-    deserializer.deserialize_any(Each)
+    deserializer.deserialize_any(HoldVisitor)
 }
 
 /// Parses `"worse"` or `"cooldown"`.
-pub(super) fn again<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Again, D::Error> {
-    let text = |text: &str| [Again::Worse, Again::Cooldown].into_iter().find(|a| a.name() == text);
-    friendly(deserializer, "\"worse\" or \"cooldown\"", |_| None, text)
+pub(super) fn refire<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Refire, D::Error> {
+    let text = |text: &str| {
+        [Refire::OnWorsening, Refire::AfterCooldown].into_iter().find(|a| a.name() == text)
+    };
+    number_or_text(deserializer, "\"worse\" or \"cooldown\"", |_| None, text)
 }
 
 /// Parses `"capture"` or `"dry-run"`.
 pub(super) fn mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mode, D::Error> {
     let text = |text: &str| [Mode::Capture, Mode::DryRun].into_iter().find(|m| m.name() == text);
-    friendly(deserializer, "\"capture\" or \"dry-run\"", |_| None, text)
+    number_or_text(deserializer, "\"capture\" or \"dry-run\"", |_| None, text)
 }
 
 /// Parses `"default"` or `"own"`.
@@ -167,11 +171,11 @@ pub(super) fn rules<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RuleCh
         "own" => Some(RuleChoice::Own),
         _ => None,
     };
-    friendly(deserializer, "\"default\" or \"own\"", |_| None, text)
+    number_or_text(deserializer, "\"default\" or \"own\"", |_| None, text)
 }
 
 /// Parses `"90%"` or `"off"`.
-pub(super) fn ceiling<'de, D: Deserializer<'de>>(
+pub(super) fn percent_or_off<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Percent>, D::Error> {
     let text = |text: &str| match text {
@@ -180,24 +184,24 @@ pub(super) fn ceiling<'de, D: Deserializer<'de>>(
     };
     let number = |n| finite(n).map(|n| Some((n, true)));
     let expected = "a share of the CPU limit such as \"90%\", or \"off\"";
-    let read = friendly(deserializer, expected, number, text)?;
-    read.map(|percent| whole_percent(percent).map(Percent)).transpose()
+    let read = number_or_text(deserializer, expected, number, text)?;
+    read.map(|percent| reject_bare_fraction(percent).map(Percent)).transpose()
 }
 
 /// Parses a text.
 pub(super) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    friendly(deserializer, "a text in quotes", |_| None, |text| Some(text.to_owned()))
+    number_or_text(deserializer, "a text in quotes", |_| None, |text| Some(text.to_owned()))
 }
 
 /// Parses a path.
 pub(super) fn path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
-    friendly(deserializer, "a path in quotes", |_| None, |text| Some(text.into()))
+    number_or_text(deserializer, "a path in quotes", |_| None, |text| Some(text.into()))
 }
 
 /// Parses a whole number.
 pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
-    let number = |n| usize::try_from(whole(n)?).ok();
-    friendly(deserializer, "a whole number", number, |_| None)
+    let number = |n| usize::try_from(whole_number(n)?).ok();
+    number_or_text(deserializer, "a whole number", number, |_| None)
 }
 
 /// Parses the form of thread dumps.
@@ -205,7 +209,7 @@ pub(super) fn threads_mode<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<ThreadsMode, D::Error> {
     let mode = |text: &str| ThreadsMode::ALL.into_iter().find(|mode| mode.name() == text);
-    friendly(deserializer, "\"full\", \"proc-only\" or \"off\"", |_| None, mode)
+    number_or_text(deserializer, "\"full\", \"proc-only\" or \"off\"", |_| None, mode)
 }
 
 /// Parses the form of task dumps.
@@ -213,29 +217,31 @@ pub(super) fn tasks_mode<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<TasksMode, D::Error> {
     let mode = |text: &str| TasksMode::ALL.into_iter().find(|mode| mode.name() == text);
-    friendly(deserializer, "\"full\", \"list-only\" or \"off\"", |_| None, mode)
+    number_or_text(deserializer, "\"full\", \"list-only\" or \"off\"", |_| None, mode)
 }
 
 /// Parses a frequency in Hz.
 pub(super) fn hertz<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Hertz, D::Error> {
-    let number = |n| u32::try_from(whole(n)?).ok().map(Hertz);
-    friendly(deserializer, "a whole number of times a second, such as 99", number, |_| None)
+    let number = |n| u32::try_from(whole_number(n)?).ok().map(Hertz);
+    number_or_text(deserializer, "a whole number of times a second, such as 99", number, |_| None)
 }
 
 /// Parses `"5%"` or `"1GiB"`.
-pub(super) fn room<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DiskReserve, D::Error> {
+pub(super) fn disk_reserve<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<DiskReserve, D::Error> {
     let expected = "a share such as \"5%\" or a size such as \"1GiB\"";
-    let number = |n| whole(n).map(|n| (DiskReserve::Bytes(Bytes(n)), n));
-    let read = friendly(deserializer, expected, number, |text| {
+    let number = |n| whole_number(n).map(|n| (DiskReserve::Bytes(Bytes(n)), n));
+    let read = number_or_text(deserializer, expected, number, |text| {
         let percent = parse_percent(text).map(|n| DiskReserve::Percent(Percent(n)));
-        let room = percent.or_else(|| text.parse().ok().map(DiskReserve::Bytes));
-        room.map(|room| (room, 0))
+        let reserve = percent.or_else(|| text.parse().ok().map(DiskReserve::Bytes));
+        reserve.map(|room| (room, 0))
     })?;
     match read {
         (_, n @ 1..=100) => Err(de::Error::custom(format!(
             "{n} would be {n} bytes; did you mean {n} %? write \"{n}%\", or a size such as \"{n}GiB\""
         ))),
-        (room, _) => Ok(room),
+        (reserve, _) => Ok(reserve),
     }
 }
 
@@ -243,7 +249,7 @@ pub(super) fn room<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DiskRes
 pub(super) fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Listen, D::Error> {
     let expected = "an IP address and a port such as \"127.0.0.1:6060\", or a Unix socket such as \
                     \"unix:/run/service.sock\"";
-    friendly(
+    number_or_text(
         deserializer,
         expected,
         |_| None,
@@ -258,12 +264,12 @@ pub(super) fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Liste
 /// Parses `"auto"`, `"perf"`, `"timer"` or `"pprof"`.
 pub(super) fn engine<'de, D: Deserializer<'de>>(deserializer: D) -> Result<CpuEngine, D::Error> {
     let expected = "\"auto\", \"perf\", \"timer\" or \"pprof\"";
-    friendly(deserializer, expected, |_| None, |text| text.parse().ok())
+    number_or_text(deserializer, expected, |_| None, |text| text.parse().ok())
 }
 
 /// Parses `"cpu"` or `"wall"`.
 pub(super) fn cpu_mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<CpuMode, D::Error> {
-    friendly(deserializer, "\"cpu\" or \"wall\"", |_| None, CpuMode::of)
+    number_or_text(deserializer, "\"cpu\" or \"wall\"", |_| None, CpuMode::from_name)
 }
 
 /// Parses `"SIGUSR1"`, `"SIGUSR2"` or `"off"`.
@@ -278,7 +284,7 @@ pub(super) fn signal<'de, D: Deserializer<'de>>(
             .find(|signal| signal.name() == text)
             .map(Some),
     };
-    friendly(deserializer, expected, |_| None, text)
+    number_or_text(deserializer, expected, |_| None, text)
 }
 
 /// Parses `"always"`, `"on-demand"` or `"off"`.
@@ -287,7 +293,7 @@ pub(super) fn trace_mode<'de, D: Deserializer<'de>>(
 ) -> Result<TraceMode, D::Error> {
     let expected = "\"always\", \"on-demand\" or \"off\"";
     let text = |text: &str| TraceMode::ALL.into_iter().find(|mode| mode.name() == text);
-    friendly(deserializer, expected, |_| None, text)
+    number_or_text(deserializer, expected, |_| None, text)
 }
 
 /// Parses a threshold in the unit of its metric.
@@ -298,7 +304,7 @@ pub(super) fn threshold<'de, D: Deserializer<'de>>(
     match unit {
         Unit::Percent => percent(deserializer),
         Unit::Bytes => Bytes::deserialize(deserializer).map(|bytes| bytes.get() as f64),
-        Unit::Count => friendly(deserializer, "a number", finite, |_| None),
+        Unit::Count => number_or_text(deserializer, "a number", finite, |_| None),
         Unit::Seconds => duration(deserializer).map(|duration| duration.as_secs_f64()),
     }
 }
@@ -306,17 +312,17 @@ pub(super) fn threshold<'de, D: Deserializer<'de>>(
 /// Parses `25` or `"25%"`.
 pub(super) fn percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     let expected = "a number of per cent such as 80 or \"80%\"";
-    friendly(
+    number_or_text(
         deserializer,
         expected,
         |n| finite(n).map(|n| (n, true)),
         |text| parse_percent(text).map(|n| (n, false)),
     )
-    .and_then(whole_percent)
+    .and_then(reject_bare_fraction)
 }
 
 /// Rejects a bare number between 0 and 1: it is most likely a fraction of one, not a percentage.
-fn whole_percent<E: de::Error>((n, is_bare): (f64, bool)) -> Result<f64, E> {
+fn reject_bare_fraction<E: de::Error>((n, is_bare): (f64, bool)) -> Result<f64, E> {
     if is_bare && 0.0 < n && n < 1.0 {
         let meant = n * 100.0;
         return Err(E::custom(format!(
@@ -329,16 +335,16 @@ fn whole_percent<E: de::Error>((n, is_bare): (f64, bool)) -> Result<f64, E> {
 
 /// Parses the SHA-256 of a token. The token itself does not belong in a file that is copied,
 /// committed and widely readable. An error does not repeat the value.
-pub(super) fn token<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
-    let wrong = || {
+pub(super) fn token_sha256<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
+    let invalid = || {
         de::Error::custom(
             "expected \"sha256:\" and 64 hexadecimal digits, which `printf %s TOKEN | sha256sum` \
              prints; the token itself belongs into a file of its own, named by the key that ends in \
              `_file`",
         )
     };
-    let text = String::deserialize(deserializer).map_err(|_| wrong())?;
-    text.strip_prefix("sha256:").and_then(Secret::from_sha256).ok_or_else(wrong)
+    let text = String::deserialize(deserializer).map_err(|_| invalid())?;
+    text.strip_prefix("sha256:").and_then(Secret::from_sha256).ok_or_else(invalid)
 }
 
 /// Reads the token from a file that belongs to this user or root and that others cannot read. The
@@ -346,37 +352,37 @@ pub(super) fn token<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret
 /// group-readable.
 pub(super) fn token_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
     /// Limit of a token file: far more than any token, and a bound on the cost of a wrong path.
-    const MAX: u64 = 64 << 10;
+    const MAX_TOKEN_FILE_BYTES: u64 = 64 << 10;
 
     let path = path(deserializer)?;
     let shown = path.display();
-    let refuse = |what: String| Err(de::Error::custom(format!("`{shown}` {what}")));
+    let reject = |reason: String| Err(de::Error::custom(format!("`{shown}` {reason}")));
     // One descriptor, so the file that is checked is the one that is read. Opening a pipe does not
     // block. Symbolic links are followed: a Kubernetes secret is one.
     let mut open = File::options();
     open.read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
-    let file =
-        spare::with(|| open.open(&path)).and_then(|file| file.metadata().map(|meta| (file, meta)));
+    let file = spare::open_with_retry(|| open.open(&path))
+        .and_then(|file| file.metadata().map(|meta| (file, meta)));
     let (file, meta) = match file {
         Ok(opened) => opened,
-        Err(error) => return refuse(format!("cannot be read: {error}")),
+        Err(error) => return reject(format!("cannot be read: {error}")),
     };
     if !meta.is_file() {
-        return refuse("is not a regular file".to_owned());
+        return reject("is not a regular file".to_owned());
     }
-    let (owner, us) = (meta.uid(), rustix::process::geteuid().as_raw());
-    if owner != us && owner != 0 {
-        return refuse(format!(
-            "belongs to user {owner}, who knows the token and can change it: `chown {us}` it"
+    let (owner, uid) = (meta.uid(), rustix::process::geteuid().as_raw());
+    if owner != uid && owner != 0 {
+        return reject(format!(
+            "belongs to user {owner}, who knows the token and can change it: `chown {uid}` it"
         ));
     }
     let mode = meta.permissions().mode() & 0o777;
     if mode & 0o007 != 0 {
-        return refuse(format!("is open to everybody (mode {mode:03o}): run `chmod 600 {shown}`"));
+        return reject(format!("is open to everybody (mode {mode:03o}): run `chmod 600 {shown}`"));
     }
     let mut text = String::new();
-    match file.take(MAX).read_to_string(&mut text) {
+    match file.take(MAX_TOKEN_FILE_BYTES).read_to_string(&mut text) {
         Ok(_) => Ok(Secret::new(text.trim_end_matches(['\n', '\r']))),
-        Err(error) => refuse(format!("cannot be read: {error}")),
+        Err(error) => reject(format!("cannot be read: {error}")),
     }
 }

@@ -14,13 +14,13 @@
 //!   kind of event does no harm.
 //! - A change is reported after its quiet time. Empty settings are valid and mean "no rules".
 //!   However, an empty file is usually the first half of a slow write, so its quiet time is longer.
-//! - One thread checks all files, at most once in [`PACE`] at any event rate, and every [`POLL`]
+//! - One thread checks all files, at most once in [`MIN_CHECK_INTERVAL`] at any event rate, and every [`POLL_INTERVAL`]
 //!   without events. This covers directories that were deleted and created again, links into
 //!   unwatched directories, and network file systems without events.
 //! - The cost does not depend on other activity in these directories. notify wakes its thread for
 //!   every write to every file of a directory (version 8 has no event mask). Above the limit of
 //!   `event_rate.rs` notify is therefore stopped for a while, and the files are polled every
-//!   [`POLL_WITHOUT_EVENTS`]. The same applies if no inotify instance is left.
+//!   [`POLL_INTERVAL_WITHOUT_EVENTS`]. The same applies if no inotify instance is left.
 //!
 //! Cost without a change: one wake-up per second, and a `stat` for each file and each directory. It
 //! is 75 microseconds in a debug build for settings and a trigger in one directory, by the thread's
@@ -37,17 +37,17 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 
 use super::Error;
 use super::event_rate::{EventBudget, EventPauses};
-use super::watched::{File, FileChange, FileIdentity, QUIET, WatchedFile};
-use crate::base::{Clock, OfProcess, SystemClock, panics};
+use super::watched::{FileChange, FileIdentity, QUIET_TIME, WatchedFile, WatchedFileState};
+use crate::base::{Clock, ProcessBound, SystemClock, panics};
 
-const THREAD: &str = "marple-watch";
+const THREAD_NAME: &str = "marple-watch";
 
 /// Minimum time between two checks.
-const PACE: Duration = Duration::from_millis(25);
+const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(25);
 /// Maximum time between two checks.
-const POLL: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// The same without events. With the quiet time, a change is reported within half a second.
-const POLL_WITHOUT_EVENTS: Duration = Duration::from_millis(250);
+const POLL_INTERVAL_WITHOUT_EVENTS: Duration = Duration::from_millis(250);
 
 const TOO_MANY_EVENTS: &str = "too many file system events in the directories of the watched files; keep logs and data elsewhere";
 
@@ -56,23 +56,23 @@ const TOO_MANY_EVENTS: &str = "too many file system events in the directories of
 #[derive(Debug)]
 pub struct FileWatcher {
     shared: Arc<WatchState>,
-    thread: OfProcess<JoinHandle<()>>,
+    thread: ProcessBound<JoinHandle<()>>,
 }
 
 #[derive(Debug, Default)]
 struct WatchState {
-    orders: Mutex<WatchCommands>,
-    changed: Condvar,
+    commands: Mutex<WatchCommands>,
+    wakeup: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct WatchCommands {
     dirty: bool,
     /// `true` if the event rate exceeds its limit.
-    storm: bool,
+    too_many_events: bool,
     stop: bool,
-    files: Option<Vec<File>>,
-    without_events: Option<String>,
+    files: Option<Vec<WatchedFileState>>,
+    polling_reason: Option<String>,
 }
 
 impl FileWatcher {
@@ -86,7 +86,7 @@ impl FileWatcher {
     /// # Errors
     ///
     /// If the thread cannot be started. Without file system events (see
-    /// [`FileWatcher::without_events`]) the files are polled four times a second.
+    /// [`FileWatcher::polling_reason`]) the files are polled four times a second.
     pub fn new(
         files: impl IntoIterator<Item = WatchedFile>,
         on_change: impl FnMut(FileChange) + Send + 'static,
@@ -102,49 +102,49 @@ impl FileWatcher {
     /// The same as for [`FileWatcher::new`].
     pub fn with_thread_hook(
         files: impl IntoIterator<Item = WatchedFile>,
-        on_thread: fn(),
+        on_thread_start: fn(),
         mut on_change: impl FnMut(FileChange) + Send + 'static,
     ) -> Result<Self, Error> {
-        let files: Vec<File> = files.into_iter().map(File::new).collect();
+        let files: Vec<WatchedFileState> = files.into_iter().map(WatchedFileState::new).collect();
         let shared = Arc::new(WatchState::default());
-        let mut looker = WatchThread {
+        let mut watch_thread = WatchThread {
             shared: Arc::clone(&shared),
             files,
-            on_thread,
+            on_thread_start,
             events: None,
             directories: Vec::new(),
             pauses: EventPauses::new(),
-            resume: Instant::now(),
+            resume_at: Instant::now(),
         };
         let (ready, started) = std::sync::mpsc::sync_channel(1);
         let thread = thread::Builder::new()
-            .name(THREAD.to_owned())
+            .name(THREAD_NAME.to_owned())
             .spawn(move || {
-                on_thread();
-                looker.watch_directories();
+                on_thread_start();
+                watch_thread.watch_directories();
                 let _ = ready.send(());
-                looker.run(&mut on_change);
+                watch_thread.run(&mut on_change);
             })
-            .map_err(Error::NoThread)?;
-        // `without_events` is set from here on. A closed channel means that the thread panicked.
+            .map_err(Error::ThreadStart)?;
+        // `polling_reason` is set from here on. A closed channel means that the thread panicked.
         let _ = started.recv();
-        Ok(Self { shared, thread: OfProcess::new(thread) })
+        Ok(Self { shared, thread: ProcessBound::new(thread) })
     }
 
     /// Replaces the watched files. The state of files that were watched before is kept.
-    pub fn watch(&self, files: impl IntoIterator<Item = WatchedFile>) {
-        let files = files.into_iter().map(File::new).collect();
-        self.shared.order(|orders| {
-            orders.files = Some(files);
-            orders.dirty = true;
+    pub fn set_files(&self, files: impl IntoIterator<Item = WatchedFile>) {
+        let files = files.into_iter().map(WatchedFileState::new).collect();
+        self.shared.send(|commands| {
+            commands.files = Some(files);
+            commands.dirty = true;
         });
     }
 
     /// Returns the reason why the files are polled four times a second instead of watched, or
     /// `None` if events work. Either no inotify instance is left, or other files in the directories
     /// cause too many events.
-    pub fn without_events(&self) -> Option<String> {
-        self.shared.lock().without_events.clone()
+    pub fn polling_reason(&self) -> Option<String> {
+        self.shared.lock().polling_reason.clone()
     }
 }
 
@@ -154,7 +154,7 @@ impl Drop for FileWatcher {
         if self.thread.is_inherited() {
             return;
         }
-        self.shared.order(|orders| orders.stop = true);
+        self.shared.send(|commands| commands.stop = true);
         if let Some(thread) = self.thread.take()
             && thread.thread().id() != thread::current().id()
         {
@@ -165,45 +165,50 @@ impl Drop for FileWatcher {
 
 impl WatchState {
     fn lock(&self) -> std::sync::MutexGuard<'_, WatchCommands> {
-        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn order(&self, give: impl FnOnce(&mut WatchCommands)) {
-        give(&mut self.lock());
-        self.changed.notify_one();
+    fn send(&self, change: impl FnOnce(&mut WatchCommands)) {
+        change(&mut self.lock());
+        self.wakeup.notify_one();
     }
 
     /// Records an event. Only the first event since the last check wakes the thread.
     fn mark_dirty(&self) {
         if !std::mem::replace(&mut self.lock().dirty, true) {
-            self.changed.notify_one();
+            self.wakeup.notify_one();
         }
     }
 
     /// Waits until `latest`, or until `earliest` after an event. Returns `None` if the watcher is
     /// stopped.
     fn wait(&self, earliest: Instant, latest: Instant) -> Option<WatchCommands> {
-        let mut orders = self.lock();
+        let mut commands = self.lock();
         loop {
-            if orders.stop {
+            if commands.stop {
                 return None;
             }
-            let until = if orders.storm {
+            let deadline = if commands.too_many_events {
                 Instant::now()
-            } else if orders.dirty {
+            } else if commands.dirty {
                 earliest
             } else {
                 latest
             };
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let files = orders.files.take();
-                let dirty = std::mem::take(&mut orders.dirty);
-                let storm = std::mem::take(&mut orders.storm);
-                return Some(WatchCommands { dirty, storm, files, ..WatchCommands::default() });
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            if remaining.is_zero() {
+                let files = commands.files.take();
+                let dirty = std::mem::take(&mut commands.dirty);
+                let too_many_events = std::mem::take(&mut commands.too_many_events);
+                return Some(WatchCommands {
+                    dirty,
+                    too_many_events,
+                    files,
+                    ..WatchCommands::default()
+                });
             }
-            let waited = self.changed.wait_timeout(orders, left);
-            (orders, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            let waited = self.wakeup.wait_timeout(commands, remaining);
+            (commands, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -211,37 +216,38 @@ impl WatchState {
 /// State of the watching thread.
 struct WatchThread {
     shared: Arc<WatchState>,
-    files: Vec<File>,
-    on_thread: fn(),
+    files: Vec<WatchedFileState>,
+    on_thread_start: fn(),
     events: Option<Events>,
     /// The watched directories, with their identity when the watch was added.
     directories: Vec<(PathBuf, FileIdentity)>,
     pauses: EventPauses,
     /// Time of the next attempt to receive events.
-    resume: Instant,
+    resume_at: Instant,
 }
 
 /// A running notify watcher.
 struct Events {
     watcher: RecommendedWatcher,
-    since: Instant,
+    started_at: Instant,
 }
 
 impl Events {
-    fn new(shared: &Arc<WatchState>, on_thread: fn()) -> notify::Result<Self> {
-        let since = Instant::now();
+    fn new(shared: &Arc<WatchState>, on_thread_start: fn()) -> notify::Result<Self> {
+        let started_at = Instant::now();
         let shared = Arc::clone(shared);
-        let (mut budget, mut is_first, mut is_over) = (EventBudget::new(since), true, false);
+        let (mut budget, mut is_first, mut is_exhausted) =
+            (EventBudget::new(started_at), true, false);
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             if std::mem::take(&mut is_first) {
-                on_thread();
+                on_thread_start();
             }
-            if is_over {
+            if is_exhausted {
                 return;
             }
-            if !budget.take(Instant::now()) {
-                is_over = true;
-                shared.order(|orders| orders.storm = true);
+            if !budget.try_consume(Instant::now()) {
+                is_exhausted = true;
+                shared.send(|commands| commands.too_many_events = true);
                 return;
             }
             // Reading a file is an event too, and must not cause another check.
@@ -253,72 +259,77 @@ impl Events {
                 shared.mark_dirty();
             }
         })?;
-        Ok(Self { watcher, since })
+        Ok(Self { watcher, started_at })
     }
 }
 
 impl WatchThread {
     fn run(mut self, on_change: &mut dyn FnMut(FileChange)) {
-        let mut read = true;
+        let mut force_read = true;
         loop {
-            let is_new = panics::fence_and_record(THREAD, || self.watch_directories());
-            read |= is_new.unwrap_or(true);
+            let was_added =
+                panics::catch_and_record_panic(THREAD_NAME, || self.watch_directories());
+            force_read |= was_added.unwrap_or(true);
             for file in &mut self.files {
-                panics::fence_and_record(THREAD, || {
-                    if let Some(change) = file.look(SystemClock.now(), read) {
+                panics::catch_and_record_panic(THREAD_NAME, || {
+                    if let Some(change) = file.check(SystemClock.now(), force_read) {
                         on_change(change);
                     }
                 });
             }
-            let looked = Instant::now();
-            let pause = if self.files.iter().any(File::is_unsettled) {
-                QUIET
+            let checked_at = Instant::now();
+            let pause = if self.files.iter().any(WatchedFileState::is_pending) {
+                QUIET_TIME
             } else if self.events.is_some() {
-                POLL
+                POLL_INTERVAL
             } else {
-                POLL_WITHOUT_EVENTS
+                POLL_INTERVAL_WITHOUT_EVENTS
             };
-            let Some(orders) = self.shared.wait(looked + PACE, looked + pause) else { return };
-            read = orders.dirty;
-            if orders.storm
+            let Some(commands) =
+                self.shared.wait(checked_at + MIN_CHECK_INTERVAL, checked_at + pause)
+            else {
+                return;
+            };
+            force_read = commands.dirty;
+            if commands.too_many_events
                 && let Some(events) = self.events.take()
             {
-                self.pause(events.since.elapsed(), TOO_MANY_EVENTS.to_owned());
-                read = true;
+                self.pause_events(events.started_at.elapsed(), TOO_MANY_EVENTS.to_owned());
+                force_read = true;
             }
-            if let Some(files) = orders.files {
-                self.replace(files);
+            if let Some(files) = commands.files {
+                self.replace_files(files);
             }
         }
     }
 
     /// Stops events for a while, after they were received for `received`.
-    fn pause(&mut self, received: Duration, why: String) {
+    fn pause_events(&mut self, active_time: Duration, reason: String) {
         self.directories.clear();
-        self.resume = Instant::now() + self.pauses.begin(received);
-        self.shared.lock().without_events = Some(why);
+        self.resume_at = Instant::now() + self.pauses.next_pause(active_time);
+        self.shared.lock().polling_reason = Some(reason);
     }
 
     /// Starts events if the pause is over.
-    fn resume(&mut self) {
-        if self.events.is_some() || Instant::now() < self.resume {
+    fn resume_events(&mut self) {
+        if self.events.is_some() || Instant::now() < self.resume_at {
             return;
         }
-        match Events::new(&self.shared, self.on_thread) {
+        match Events::new(&self.shared, self.on_thread_start) {
             Ok(events) => {
                 self.events = Some(events);
-                let mut orders = self.shared.lock();
-                (orders.storm, orders.without_events) = (false, None);
+                let mut commands = self.shared.lock();
+                (commands.too_many_events, commands.polling_reason) = (false, None);
             }
-            Err(error) => self.pause(Duration::ZERO, error.to_string()),
+            Err(error) => self.pause_events(Duration::ZERO, error.to_string()),
         }
     }
 
-    fn replace(&mut self, files: Vec<File>) {
+    fn replace_files(&mut self, files: Vec<WatchedFileState>) {
         let old = std::mem::take(&mut self.files);
         self.files = files;
         for file in old {
-            if let Some(same) = self.files.iter_mut().find(|same| same.watched == file.watched) {
+            if let Some(same) = self.files.iter_mut().find(|same| same.file == file.file) {
                 *same = file;
             }
         }
@@ -327,9 +338,9 @@ impl WatchThread {
     /// Watches exactly the directories of the files, including those that were replaced. Returns
     /// `true` if a watch was added: earlier changes in that directory are unknown.
     fn watch_directories(&mut self) -> bool {
-        self.resume();
+        self.resume_events();
         let Some(Events { watcher: events, .. }) = &mut self.events else { return false };
-        let mut found = false;
+        let mut added = false;
         let mut directories = Vec::new();
         for file in &self.files {
             let path = file.directory();
@@ -337,7 +348,7 @@ impl WatchThread {
                 continue;
             }
             let Ok(meta) = fs::metadata(path) else { continue };
-            let identity = FileIdentity::of(&meta);
+            let identity = FileIdentity::from_metadata(&meta);
             let same = |(known, old): &(PathBuf, FileIdentity)| known == path && *old == identity;
             if !self.directories.iter().any(same) {
                 // The kernel has removed the watch of a deleted directory, but notify still has its
@@ -348,16 +359,16 @@ impl WatchThread {
                 }
                 // Causes an event, so that notify's thread calls `on_thread` first.
                 let _ = fs::File::open(path);
-                found = true;
+                added = true;
             }
             directories.push((path.to_owned(), identity));
         }
-        for (gone, _) in &self.directories {
-            if !directories.iter().any(|(path, _)| path == gone) {
-                let _ = events.unwatch(gone);
+        for (old_path, _) in &self.directories {
+            if !directories.iter().any(|(path, _)| path == old_path) {
+                let _ = events.unwatch(old_path);
             }
         }
         self.directories = directories;
-        found
+        added
     }
 }

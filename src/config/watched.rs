@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Error, Settings, judge, read_bounded};
+use super::{Error, Settings, parse_contents, read_bounded};
 use crate::base::Moment;
 use crate::config::debounce::Debouncer;
 
 /// Quiet time: a change must be stable for this time.
-pub(super) const QUIET: Duration = Duration::from_millis(100);
+pub(super) const QUIET_TIME: Duration = Duration::from_millis(100);
 /// The same for a configuration that has become empty.
-const QUIET_IF_EMPTY: Duration = Duration::from_millis(700);
+const QUIET_TIME_IF_EMPTY: Duration = Duration::from_millis(700);
 
 /// A file to watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ pub(super) struct FileIdentity {
 }
 
 impl FileIdentity {
-    pub(super) fn of(meta: &Metadata) -> Self {
+    pub(super) fn from_metadata(meta: &Metadata) -> Self {
         Self { device: meta.dev(), inode: meta.ino() }
     }
 }
@@ -69,22 +69,22 @@ impl FileIdentity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FileStamp {
     identity: FileIdentity,
-    modified: (i64, i64),
+    mtime: (i64, i64),
     /// For settings, the time of the last change of any kind, which programs cannot set. `None` for
     /// a trigger, because `chmod` is not a touch.
-    changed: Option<(i64, i64)>,
+    ctime: Option<(i64, i64)>,
     size: u64,
 }
 
 impl FileStamp {
-    fn of(watched: &WatchedFile) -> Option<Self> {
-        let meta = fs::metadata(watched.path()).ok()?;
-        let modified = (meta.mtime(), meta.mtime_nsec());
-        let changed = match watched {
+    fn read(file: &WatchedFile) -> Option<Self> {
+        let meta = fs::metadata(file.path()).ok()?;
+        let mtime = (meta.mtime(), meta.mtime_nsec());
+        let ctime = match file {
             WatchedFile::Config(_) => Some((meta.ctime(), meta.ctime_nsec())),
             WatchedFile::Trigger(_) => None,
         };
-        Some(Self { identity: FileIdentity::of(&meta), modified, changed, size: meta.len() })
+        Some(Self { identity: FileIdentity::from_metadata(&meta), mtime, ctime, size: meta.len() })
     }
 }
 
@@ -93,28 +93,28 @@ type FileContent = Result<Arc<[u8]>, (io::ErrorKind, String)>;
 
 /// A watched file and its state.
 #[derive(Debug)]
-pub(super) struct File {
-    pub(super) watched: WatchedFile,
+pub(super) struct WatchedFileState {
+    pub(super) file: WatchedFile,
     stamp: Option<FileStamp>,
     content: Option<FileContent>,
-    contents: Debouncer<FileContent>,
-    touches: Debouncer<FileStamp>,
+    content_debouncer: Debouncer<FileContent>,
+    touch_debouncer: Debouncer<FileStamp>,
 }
 
-impl File {
-    pub(super) fn new(watched: WatchedFile) -> Self {
-        let stamp = FileStamp::of(&watched);
-        let content = match &watched {
+impl WatchedFileState {
+    pub(super) fn new(file: WatchedFile) -> Self {
+        let stamp = FileStamp::read(&file);
+        let content = match &file {
             WatchedFile::Config(path) => read_content(path),
             WatchedFile::Trigger(_) => None,
         };
-        let contents = Debouncer::new(content.clone());
-        Self { watched, stamp, content, contents, touches: Debouncer::new(stamp) }
+        let content_debouncer = Debouncer::new(content.clone());
+        Self { file, stamp, content, content_debouncer, touch_debouncer: Debouncer::new(stamp) }
     }
 
     /// Returns the directory of the file.
     pub(super) fn directory(&self) -> &Path {
-        let path = self.watched.path();
+        let path = self.file.path();
         match path.parent() {
             Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
             Some(parent) => parent,
@@ -123,32 +123,32 @@ impl File {
     }
 
     /// Returns `true` if a change waits for its quiet time.
-    pub(super) fn is_unsettled(&self) -> bool {
-        self.contents.is_unsettled() || self.touches.is_unsettled()
+    pub(super) fn is_pending(&self) -> bool {
+        self.content_debouncer.is_pending() || self.touch_debouncer.is_pending()
     }
 
     /// Checks the file. Reads its contents if its stamp differs or `read` is set by an event.
-    pub(super) fn look(&mut self, now: Moment, read: bool) -> Option<FileChange> {
-        let stamp = FileStamp::of(&self.watched);
-        match &self.watched {
+    pub(super) fn check(&mut self, now: Moment, force_read: bool) -> Option<FileChange> {
+        let stamp = FileStamp::read(&self.file);
+        match &self.file {
             WatchedFile::Trigger(path) => {
-                self.touches.look(now, stamp, QUIET)?;
+                self.touch_debouncer.update(now, stamp, QUIET_TIME)?;
                 Some(FileChange::Trigger { path: path.clone() })
             }
             WatchedFile::Config(path) => {
                 // Two writes within one clock tick of the file system have equal stamps, so it is
                 // read until stable.
-                if read || stamp != self.stamp || self.is_unsettled() {
+                if force_read || stamp != self.stamp || self.is_pending() {
                     self.stamp = stamp;
                     self.content = read_content(path);
                 }
-                let empty = matches!(&self.content, Some(Ok(content)) if content.is_empty());
-                let quiet = if empty { QUIET_IF_EMPTY } else { QUIET };
-                let content = self.contents.look(now, self.content.clone(), quiet)?;
+                let is_empty = matches!(&self.content, Some(Ok(content)) if content.is_empty());
+                let quiet = if is_empty { QUIET_TIME_IF_EMPTY } else { QUIET_TIME };
+                let content = self.content_debouncer.update(now, self.content.clone(), quiet)?;
                 let content = content
                     .map(|content| content.to_vec())
-                    .map_err(|(kind, why)| io::Error::new(kind, why));
-                let settings = judge(path, content).map(Box::new);
+                    .map_err(|(kind, message)| io::Error::new(kind, message));
+                let settings = parse_contents(path, content).map(Box::new);
                 Some(FileChange::Config { path: path.clone(), settings })
             }
         }
@@ -171,59 +171,62 @@ mod tests {
     const TEXT: &str = "interval = \"2s\"";
 
     /// Checks `file` as the thread does after an event. Returns `true` if there is a change.
-    fn changed(file: &mut File, millis: u64) -> bool {
-        file.look(Moment::from_nanos(millis * 1_000_000), true).is_some()
+    fn has_change(file: &mut WatchedFileState, millis: u64) -> bool {
+        file.check(Moment::from_nanos(millis * 1_000_000), true).is_some()
     }
 
     #[test]
-    fn a_file_is_judged_when_it_was_quiet_for_a_tenth_of_a_second() {
+    fn file_is_parsed_after_100_ms_without_change() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("marple.toml");
         fs::write(&path, "").unwrap();
-        let mut file = File::new(WatchedFile::Config(path.clone()));
-        for half in 1..TEXT.len() {
-            fs::write(&path, &TEXT[..half]).unwrap();
-            let at = half as u64 * 99;
-            assert!(!changed(&mut file, at) && !changed(&mut file, at + 98), "half: {half}");
+        let mut file = WatchedFileState::new(WatchedFile::Config(path.clone()));
+        for length in 1..TEXT.len() {
+            fs::write(&path, &TEXT[..length]).unwrap();
+            let at = length as u64 * 99;
+            assert!(
+                !has_change(&mut file, at) && !has_change(&mut file, at + 98),
+                "half: {length}"
+            );
         }
         fs::write(&path, TEXT).unwrap();
-        assert!(!changed(&mut file, 10_000) && !changed(&mut file, 10_099));
-        assert!(changed(&mut file, 10_100) && !changed(&mut file, 10_200));
+        assert!(!has_change(&mut file, 10_000) && !has_change(&mut file, 10_099));
+        assert!(has_change(&mut file, 10_100) && !has_change(&mut file, 10_200));
     }
 
     #[test]
-    fn a_write_that_restores_size_and_modification_time_is_seen_without_an_event() {
+    fn detects_write_with_same_size_and_mtime_without_event() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("marple.toml");
         fs::write(&path, TEXT).unwrap();
         let modified = fs::metadata(&path).unwrap().modified().unwrap();
-        let mut file = File::new(WatchedFile::Config(path.clone()));
+        let mut file = WatchedFileState::new(WatchedFile::Config(path.clone()));
         fs::write(&path, TEXT.replace('2', "3")).unwrap();
         fs::File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
-        let mut polled = |millis: u64| file.look(Moment::from_nanos(millis * 1_000_000), false);
+        let mut polled = |millis: u64| file.check(Moment::from_nanos(millis * 1_000_000), false);
         assert!(polled(0).is_none() && polled(100).is_some());
     }
 
     #[test]
-    fn an_emptied_file_is_given_longer() {
+    fn emptied_file_has_longer_quiet_time() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("marple.toml");
         fs::write(&path, TEXT).unwrap();
-        let mut file = File::new(WatchedFile::Config(path.clone()));
+        let mut file = WatchedFileState::new(WatchedFile::Config(path.clone()));
         fs::write(&path, "").unwrap();
-        assert!(!changed(&mut file, 0) && !changed(&mut file, 699));
-        assert!(changed(&mut file, 700) && !changed(&mut file, 1400));
+        assert!(!has_change(&mut file, 0) && !has_change(&mut file, 699));
+        assert!(has_change(&mut file, 700) && !has_change(&mut file, 1400));
     }
 
     #[test]
-    fn a_trigger_made_in_several_steps_is_one_touch() {
+    fn trigger_written_in_several_steps_is_one_touch() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("trigger");
-        let mut file = File::new(WatchedFile::Trigger(path.clone()));
+        let mut file = WatchedFileState::new(WatchedFile::Trigger(path.clone()));
         fs::write(&path, "").unwrap();
-        assert!(!changed(&mut file, 0));
+        assert!(!has_change(&mut file, 0));
         fs::write(&path, "now").unwrap();
-        assert!(!changed(&mut file, 99) && !changed(&mut file, 198));
-        assert!(changed(&mut file, 199) && !changed(&mut file, 300));
+        assert!(!has_change(&mut file, 99) && !has_change(&mut file, 198));
+        assert!(has_change(&mut file, 199) && !has_change(&mut file, 300));
     }
 }

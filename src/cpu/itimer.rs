@@ -13,7 +13,7 @@
 //! warm-up, which reads debug information once: 0.1 to 0.4 s, and 30 to 50 MB of heap that stay.
 //!
 //! Measured on a program of 2 MB resident: 120 MB in the first session, 190 MB after its end
-//! (glibc's malloc keeps the memory). [`MEMORY`] lets callers check for it. Later starts take under
+//! (glibc's malloc keeps the memory). [`REQUIRED_MEMORY`] lets callers check for it. Later starts take under
 //! 1 ms, stops 2 to 20 ms. Evicted table entries go to a file in `TMPDIR`, 4 KiB for each distinct
 //! stack, removed when the session ends. The crate creates the next, empty file at once; it remains
 //! after the process ends.
@@ -21,7 +21,7 @@
 //! # Effects on the host, and countermeasures
 //!
 //! - *It replaces the SIGPROF handler.* The engine does not start if the process has a SIGPROF
-//!   handler other than the crate's ([`Error::SignalTaken`]). If the host installs one during a
+//!   handler other than the crate's ([`Error::SigprofInUse`]). If the host installs one during a
 //!   session, the host's handler is used, the session gets no samples, and the handler is lost when
 //!   the session ends.
 //! - *A signal may be pending at the stop.* Version 0.15.0 stops the timer and then ignores
@@ -38,7 +38,7 @@
 //!   registered tables has its own lock.
 //! - *Its handler writes the scratch file* if the table overflows, and allocates if that write
 //!   fails. A full `TMPDIR` while the interrupted code is in `malloc` can deadlock. A directory
-//!   that is not writable is detected before the start ([`Error::Scratch`]), because the crate
+//!   that is not writable is detected before the start ([`Error::ScratchFile`]), because the crate
 //!   would cache the failure permanently.
 //! - *Its handler places several copies of a 4 KiB entry on the interrupted thread's stack* and
 //!   does not use an alternate stack. A thread with the smallest stack size may overflow.
@@ -76,20 +76,21 @@ use crate::os;
 use crate::os::proc::process::cpu_time;
 
 /// Engine name in manifests.
-pub(super) const NAME: &str = "pprof";
+pub(super) const ENGINE_NAME: &str = "pprof";
 
 /// Below 1 Hz a session ends before its first sample; above 1 kHz the kernel's tick yields no more
 /// samples.
-const LOWEST: Hertz = Hertz(1);
-const HIGHEST: Hertz = Hertz(1000);
+const MIN_FREQUENCY: Hertz = Hertz(1);
+const MAX_FREQUENCY: Hertz = Hertz(1000);
 
-const SAMPLES: ValueType = ValueType { name: "samples", unit: "count" };
-const CPU: ValueType = ValueType { name: "cpu", unit: "nanoseconds" };
+const SAMPLES_TYPE: ValueType = ValueType { name: "samples", unit: "count" };
+const CPU_TYPE: ValueType = ValueType { name: "cpu", unit: "nanoseconds" };
 
-const MISSING: &str = "CPU samples missing: signals merged, or in code the engine skips";
+const MISSING_SAMPLES_CAUSE: &str =
+    "CPU samples missing: signals merged, or in code the engine skips";
 
 /// Free memory that makes a session harmless: two tables and the warm-up.
-pub(super) const MEMORY: Bytes = Bytes::mib(192);
+pub(super) const REQUIRED_MEMORY: Bytes = Bytes::mib(192);
 
 pub(super) struct ItimerEngine {
     guard: ProfilerGuard<'static>,
@@ -98,55 +99,70 @@ pub(super) struct ItimerEngine {
     /// Time of the first possible sample.
     started: Moment,
     /// CPU time of the process at `started`.
-    cpu_time: Duration,
+    cpu_time_at_start: Duration,
 }
 
 impl ItimerEngine {
     /// Starts a session if it cannot harm the host.
     pub(super) fn start(frequency: Hertz, anchor: TimeAnchor) -> Result<Self, Error> {
-        if !(LOWEST..=HIGHEST).contains(&frequency) {
-            return Err(Error::Frequency { asked: frequency, lowest: LOWEST, highest: HIGHEST });
+        if !(MIN_FREQUENCY..=MAX_FREQUENCY).contains(&frequency) {
+            return Err(Error::Frequency {
+                asked: frequency,
+                lowest: MIN_FREQUENCY,
+                highest: MAX_FREQUENCY,
+            });
         }
         if cfg!(target_os = "linux") {
-            if os::sigprof::is_handled()? {
-                return Err(Error::SignalTaken);
+            if os::sigprof::is_sigprof_handled()? {
+                return Err(Error::SigprofInUse);
             }
-            if !os::sigprof::unwinder_takes_no_lock()? {
+            if !os::sigprof::is_unwinder_lock_free()? {
                 return Err(Error::UnsafeUnwinder);
             }
         }
         let scratch = std::env::temp_dir();
         rustix::fs::access(&scratch, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)
-            .map_err(|source| Error::Scratch { path: scratch, source: source.into() })?;
-        let called = Instant::now();
+            .map_err(|source| Error::ScratchFile { path: scratch, source: source.into() })?;
+        let build_started = Instant::now();
         let guard = ProfilerGuardBuilder::default()
             .frequency(frequency.get() as i32)
             .blocklist(&["libgcc", "vdso"])
             .build()
-            .map_err(failed)?;
-        let started = anchor.moment + called.elapsed();
-        Ok(Self { guard, frequency, anchor, started, cpu_time: cpu_time() })
+            .map_err(engine_error)?;
+        let started = anchor.moment + build_started.elapsed();
+        Ok(Self { guard, frequency, anchor, started, cpu_time_at_start: cpu_time() })
     }
 }
 
 impl ItimerEngine {
     /// Stops the recording at `now` and returns the profile.
     pub(super) fn stop(self, now: Moment) -> Result<Profile, Error> {
-        let cpu_time = cpu_time().saturating_sub(self.cpu_time);
-        let report = self.guard.report().build_unresolved().map_err(failed)?;
+        let cpu_time = cpu_time().saturating_sub(self.cpu_time_at_start);
+        let report = self.guard.report().build_unresolved().map_err(engine_error)?;
         let period = 1_000_000_000 / i64::from(self.frequency.get());
-        let mut profile =
-            Profile::new(&[SAMPLES, CPU], CPU, period, self.anchor.wall_at(self.started));
-        profile.default_sample_type = CPU.name;
+        let mut profile = Profile::new(
+            &[SAMPLES_TYPE, CPU_TYPE],
+            CPU_TYPE,
+            period,
+            self.anchor.wall_at(self.started),
+        );
+        profile.default_sample_type = CPU_TYPE.name;
         profile.duration = now.since(self.started);
         profile.comments.push(format!(
-            "recorded by the engine `{NAME}`, ITIMER_PROF at {}; addresses are true to the function, \
+            "recorded by the engine `{ENGINE_NAME}`, ITIMER_PROF at {}; addresses are true to the function, \
              not to the line",
             self.frequency
         ));
-        let got = add_samples(&mut profile, &report);
-        accounting::tell(&mut profile, cpu_time, self.frequency, got, 0, MISSING);
-        match os::images::seen() {
+        let recorded = add_samples(&mut profile, &report);
+        accounting::report_losses(
+            &mut profile,
+            cpu_time,
+            self.frequency,
+            recorded,
+            0,
+            MISSING_SAMPLES_CAUSE,
+        );
+        match os::images::loaded_and_unloaded() {
             Ok(images) => profile.attach_mappings(images),
             Err(error) => profile.comments.push(format!("addresses without files: {error}")),
         }
@@ -154,28 +170,30 @@ impl ItimerEngine {
     }
 }
 
-fn failed(source: pprof::Error) -> Error {
-    Error::Engine { engine: NAME, source: source.into() }
+fn engine_error(source: pprof::Error) -> Error {
+    Error::Engine { engine: ENGINE_NAME, source: source.into() }
 }
 
 /// Adds the recorded samples to `profile` in a deterministic order and returns their number.
 fn add_samples(profile: &mut Profile, report: &UnresolvedReport) -> u64 {
     let handler = os::sigprof::pprof_handler();
     let mut counts: BTreeMap<(String, Vec<u64>), i64> = BTreeMap::new();
-    for (seen, &count) in &report.data {
+    for (unresolved, &count) in &report.data {
         let count = i64::try_from(count).unwrap_or(i64::MAX);
-        let frames =
-            seen.frames.iter().map(|frame| (frame.ip() as u64, frame.symbol_address() as u64));
-        let stack = Stack::of(frames, handler);
-        if seen.frames.len() >= MAX_DEPTH {
+        let frames = unresolved
+            .frames
+            .iter()
+            .map(|frame| (frame.ip() as u64, frame.symbol_address() as u64));
+        let stack = Stack::from_frames(frames, handler);
+        if unresolved.frames.len() >= MAX_DEPTH {
             profile.losses.add("outermost frames of CPU samples deeper than 126", count as u64);
         }
-        if !stack.cut {
+        if !stack.handler_removed {
             profile.losses.add("CPU samples with the profiler's own frames on top", count as u64);
         }
-        let name = seen.thread_name.get(..seen.thread_name_length).unwrap_or_default();
+        let name = unresolved.thread_name.get(..unresolved.thread_name_length).unwrap_or_default();
         let thread = if name.is_empty() {
-            seen.thread_id.to_string()
+            unresolved.thread_id.to_string()
         } else {
             String::from_utf8_lossy(name).into_owned()
         };
@@ -195,7 +213,7 @@ fn add_samples(profile: &mut Profile, report: &UnresolvedReport) -> u64 {
 struct Stack {
     addresses: Vec<u64>,
     /// `true` if the handler's frames were found and removed.
-    cut: bool,
+    handler_removed: bool,
 }
 
 impl Stack {
@@ -208,18 +226,18 @@ impl Stack {
     /// the interrupted code         instruction pointer: kept unchanged
     /// callers                      return addresses: ip - 1 lies in the call instruction
     /// ```
-    fn of(frames: impl Iterator<Item = (u64, u64)> + Clone, handler: u64) -> Self {
+    fn from_frames(frames: impl Iterator<Item = (u64, u64)> + Clone, handler: u64) -> Self {
         let handler = frames.clone().position(|(_, function)| function == handler);
-        let own = handler.map_or(0, |position| position + 2);
+        let handler_frames = handler.map_or(0, |position| position + 2);
         let addresses = frames
-            .skip(own)
+            .skip(handler_frames)
             .map(|(ip, _)| ip)
             // The outermost frame of some threads has no caller; its ip is 0.
             .take_while(|&ip| ip != 0)
             .enumerate()
             .map(|(depth, ip)| if depth == 0 { ip } else { ip - 1 })
             .collect();
-        Self { addresses, cut: handler.is_some() }
+        Self { addresses, handler_removed: handler.is_some() }
     }
 }
 
@@ -230,22 +248,28 @@ mod tests {
     const HANDLER: u64 = 0x100;
 
     fn stack(frames: &[(u64, u64)]) -> Stack {
-        Stack::of(frames.iter().copied(), HANDLER)
+        Stack::from_frames(frames.iter().copied(), HANDLER)
     }
 
     #[test]
-    fn the_handlers_frames_go_and_callers_point_into_their_call() {
+    fn handler_frames_are_removed_and_callers_point_into_call() {
         let walk = (0x210, 0x200);
         let frames = [walk, (0x120, HANDLER), (0x300, 0x2ff), (0x415, 0x400), (0x520, 0x500)];
-        assert_eq!(stack(&frames), Stack { addresses: vec![0x415, 0x51f], cut: true });
-        assert_eq!(stack(&frames[1..]), Stack { addresses: vec![0x415, 0x51f], cut: true });
+        assert_eq!(stack(&frames), Stack { addresses: vec![0x415, 0x51f], handler_removed: true });
+        assert_eq!(
+            stack(&frames[1..]),
+            Stack { addresses: vec![0x415, 0x51f], handler_removed: true }
+        );
     }
 
     #[test]
-    fn a_walk_that_ended_early_or_found_no_handler_is_told() {
-        assert_eq!(stack(&[(0x120, HANDLER)]), Stack { addresses: vec![], cut: true });
-        assert_eq!(stack(&[]), Stack { addresses: vec![], cut: false });
+    fn short_walk_or_missing_handler_is_reported() {
+        assert_eq!(stack(&[(0x120, HANDLER)]), Stack { addresses: vec![], handler_removed: true });
+        assert_eq!(stack(&[]), Stack { addresses: vec![], handler_removed: false });
         let foreign = [(0x415, 0x400), (0x520, 0x500), (0, 0)];
-        assert_eq!(stack(&foreign), Stack { addresses: vec![0x415, 0x51f], cut: false });
+        assert_eq!(
+            stack(&foreign),
+            Stack { addresses: vec![0x415, 0x51f], handler_removed: false }
+        );
     }
 }

@@ -3,7 +3,7 @@
 //! A [`CpuSession`] samples the process until it is stopped and returns a [`Profile`] of addresses,
 //! not yet symbolized. At most one session runs at a time. A [`Lookback`] always samples, at a low
 //! rate, into a window of the last seconds. A session that starts while a look-back runs takes the
-//! window's content ([`CpuSession::take_before`]); the window stays empty until the session stops.
+//! window's content ([`CpuSession::take_lookback`]); the window stays empty until the session stops.
 //!
 //! ```text
 //! engine  how it samples                                       where
@@ -29,7 +29,7 @@
 //!
 //! The recorder compares the kernel's thread count whenever it reads samples: every four sample
 //! periods, within 10 ms to 200 ms (40 ms at 99 Hz, 0.2 s in a look-back at 19 Hz). A thread-start
-//! hook of tokio (`trace::Hooks::tell_of_threads`) triggers the check at once.
+//! hook of tokio (`trace::Hooks::notify_thread_starts`) triggers the check at once.
 //!
 //! # Threads that use less than a period
 //!
@@ -50,7 +50,7 @@
 //! of the task being polled at that moment; `span` is the innermost `tracing` span entered then.
 //!
 //! Sampled threads do no work for these labels. The profile keeps the thread and time of each
-//! sample ([`Profile::timed`]; the first 65,536 samples of a session, 8,192 of each sixth of the
+//! sample ([`Profile::timed_samples`]; the first 65,536 samples of a session, 8,192 of each sixth of the
 //! look-back). The agent joins them with the polls and spans of the trace
 //! (`agent/capture/labels.rs`). The labels are missing:
 //!
@@ -75,7 +75,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
-use crate::base::{Bytes, Hertz, Moment, OfProcess, TimeAnchor};
+use crate::base::{Bytes, Hertz, Moment, ProcessBound, TimeAnchor};
 use crate::model::{CpuEngine, CpuMode, Profile};
 use crate::os;
 use itimer::ItimerEngine;
@@ -100,7 +100,7 @@ pub enum Error {
     },
     /// The system does not allow this engine.
     #[error("the CPU engine `{engine}` cannot run here: {why}")]
-    Refused {
+    EngineUnavailable {
         /// Name of the engine.
         engine: &'static str,
         /// Reason given by the system.
@@ -108,13 +108,13 @@ pub enum Error {
     },
     /// The threads of the process cannot be listed.
     #[error("cannot list /proc/self/task: {source}; CPU profiles need a mounted /proc")]
-    Tasks {
+    ThreadList {
         /// Cause.
         source: std::io::Error,
     },
     /// The recording thread cannot be started.
     #[error("cannot start the thread `marple-cpu`: {source}")]
-    Thread {
+    SpawnThread {
         /// Cause.
         source: std::io::Error,
     },
@@ -126,7 +126,7 @@ pub enum Error {
         "this process handles SIGPROF itself (another profiler?); \
          its handler would be lost, so no CPU profile is taken"
     )]
-    SignalTaken,
+    SigprofInUse,
     /// Unwinding in a signal handler could deadlock the process.
     #[error(
         "the unwinder of this process takes locks, so that a profile could hang it; \
@@ -135,7 +135,7 @@ pub enum Error {
     UnsafeUnwinder,
     /// The engine's scratch file cannot be created.
     #[error("{path}: the CPU profiler cannot make its scratch file here: {source}; set TMPDIR")]
-    Scratch {
+    ScratchFile {
         /// Directory of the scratch file.
         path: PathBuf,
         /// Cause.
@@ -159,8 +159,8 @@ pub enum Error {
 
 /// Below 1 Hz a session ends before its first sample; above 1 kHz sampling itself shows up in the
 /// profile.
-const LOWEST: Hertz = Hertz(1);
-const HIGHEST: Hertz = Hertz(1000);
+const MIN_FREQUENCY: Hertz = Hertz(1);
+const MAX_FREQUENCY: Hertz = Hertz(1000);
 
 /// Settings of a session and of the look-back.
 #[derive(Clone, Debug)]
@@ -168,7 +168,7 @@ pub struct Options {
     /// Kind of time that a session samples. The look-back always samples CPU time.
     pub mode: CpuMode,
     /// `true` if threads may be interrupted by a signal to copy their stacks, in [`CpuMode::Wall`].
-    pub signals: bool,
+    pub allow_signals: bool,
     /// Engine, in [`CpuMode::Cpu`].
     pub engine: CpuEngine,
     /// Samples per second of CPU time, or of each thread's wall time, in a session.
@@ -179,7 +179,7 @@ pub struct Options {
     pub lookback: Duration,
     /// Function that the recording thread calls first. The returned value is dropped when the
     /// thread ends.
-    pub guard: fn() -> Box<dyn Any>,
+    pub on_thread_start: fn() -> Box<dyn Any>,
 }
 
 impl Default for Options {
@@ -187,21 +187,25 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             mode: CpuMode::Cpu,
-            signals: true,
+            allow_signals: true,
             engine: CpuEngine::Auto,
             frequency: Hertz(99),
             lookback_frequency: Hertz(0),
             lookback: Duration::from_secs(30),
-            guard: || Box::new(()),
+            on_thread_start: || Box::new(()),
         }
     }
 }
 
 impl Options {
-    fn check(&self) -> Result<(), Error> {
-        for asked in [self.frequency, self.lookback_frequency.max(LOWEST)] {
-            if !(LOWEST..=HIGHEST).contains(&asked) {
-                return Err(Error::Frequency { asked, lowest: LOWEST, highest: HIGHEST });
+    fn validate(&self) -> Result<(), Error> {
+        for frequency in [self.frequency, self.lookback_frequency.max(MIN_FREQUENCY)] {
+            if !(MIN_FREQUENCY..=MAX_FREQUENCY).contains(&frequency) {
+                return Err(Error::Frequency {
+                    asked: frequency,
+                    lowest: MIN_FREQUENCY,
+                    highest: MAX_FREQUENCY,
+                });
             }
         }
         Ok(())
@@ -216,31 +220,31 @@ static RECORDER: Mutex<Weak<CpuRecorder>> = Mutex::new(Weak::new());
 ///
 /// A forked child has no recorder: the recording thread does not exist there and its lock may stay
 /// locked forever.
-struct RecorderHandle(OfProcess<Arc<CpuRecorder>>);
+struct RecorderHandle(ProcessBound<Arc<CpuRecorder>>);
 
 impl RecorderHandle {
-    fn of(options: &Options) -> Result<Self, Error> {
-        let mut place = RECORDER.lock().unwrap_or_else(PoisonError::into_inner);
-        let recorder = match place.upgrade() {
+    fn get_or_start(options: &Options) -> Result<Self, Error> {
+        let mut recorder_slot = RECORDER.lock().unwrap_or_else(PoisonError::into_inner);
+        let recorder = match recorder_slot.upgrade() {
             Some(recorder) if !recorder.is_inherited() => recorder,
             inherited => {
                 std::mem::forget(inherited);
                 Arc::new(CpuRecorder::start(options)?)
             }
         };
-        *place = Arc::downgrade(&recorder);
-        Ok(Self(OfProcess::new(recorder)))
+        *recorder_slot = Arc::downgrade(&recorder);
+        Ok(Self(ProcessBound::new(recorder)))
     }
 
     /// Returns a handle to the running recorder, or `None`.
     fn existing() -> Option<Self> {
-        let place = RECORDER.lock().unwrap_or_else(PoisonError::into_inner);
-        let recorder = place.upgrade()?;
+        let recorder_slot = RECORDER.lock().unwrap_or_else(PoisonError::into_inner);
+        let recorder = recorder_slot.upgrade()?;
         if recorder.is_inherited() {
             std::mem::forget(recorder);
             return None;
         }
-        Some(Self(OfProcess::new(recorder)))
+        Some(Self(ProcessBound::new(recorder)))
     }
 
     fn recorder(&self) -> Option<&CpuRecorder> {
@@ -253,7 +257,7 @@ impl Drop for RecorderHandle {
         if self.0.is_inherited() {
             return;
         }
-        let _turn = RECORDER.lock().unwrap_or_else(PoisonError::into_inner);
+        let _lock = RECORDER.lock().unwrap_or_else(PoisonError::into_inner);
         drop(self.0.take());
     }
 }
@@ -272,12 +276,12 @@ impl Lookback {
     ///
     /// If no engine can run on this system.
     pub fn start(options: &Options) -> Result<Option<Self>, Error> {
-        options.check()?;
+        options.validate()?;
         let is_off = options.lookback_frequency == Hertz(0) || options.lookback.is_zero();
         if is_off || options.engine == CpuEngine::Pprof || cfg!(not(target_os = "linux")) {
             return Ok(None);
         }
-        Ok(Some(Self(RecorderHandle::of(options)?)))
+        Ok(Some(Self(RecorderHandle::get_or_start(options)?)))
     }
 
     /// Returns the engine and the reason for its selection: `timer: perf_event_open refused
@@ -290,25 +294,25 @@ impl Lookback {
 /// A running CPU profile. Dropping it stops the recording and discards the samples.
 #[must_use = "a session that is dropped records nothing"]
 pub struct CpuSession {
-    running: OfProcess<RunningSampler>,
+    running: ProcessBound<RunningSampler>,
     engine: String,
-    before: Option<Box<Profile>>,
+    lookback: Option<Box<Profile>>,
     // Declared after `running`: the token is released only when the engine has stopped.
-    _place: SessionToken,
+    _token: SessionToken,
 }
 
 enum RunningSampler {
-    Live(RecorderHandle),
+    Recorder(RecorderHandle),
     Itimer(ItimerEngine),
     Wall(WallRecorder),
 }
 
 impl CpuSession {
     /// Returns the free memory that a session of `engine` needs to be harmless.
-    pub const fn memory(engine: CpuEngine) -> Bytes {
+    pub const fn required_memory(engine: CpuEngine) -> Bytes {
         match engine {
-            CpuEngine::Pprof => itimer::MEMORY,
-            _ if cfg!(not(target_os = "linux")) => itimer::MEMORY,
+            CpuEngine::Pprof => itimer::REQUIRED_MEMORY,
+            _ if cfg!(not(target_os = "linux")) => itimer::REQUIRED_MEMORY,
             // Rings, table and the resulting profile, all full. Typical use is a tenth of it.
             _ => Bytes::mib(16),
         }
@@ -319,9 +323,9 @@ impl CpuSession {
     ///
     /// # Errors
     ///
-    /// Same as [`CpuSession::with`].
+    /// Same as [`CpuSession::start_with_options`].
     pub fn start(frequency: Hertz, anchor: TimeAnchor) -> Result<Self, Error> {
-        Self::with(&Options { frequency, ..Options::default() }, anchor)
+        Self::start_with_options(&Options { frequency, ..Options::default() }, anchor)
     }
 
     /// Starts recording the whole process with `options`. Blocks the caller, not the process, for
@@ -330,29 +334,29 @@ impl CpuSession {
     /// # Errors
     ///
     /// [`Error::Busy`] if another session runs; other errors if no engine can run on this system.
-    pub fn with(options: &Options, anchor: TimeAnchor) -> Result<Self, Error> {
-        options.check()?;
-        let place = SessionToken::claim().ok_or(Error::Busy)?;
-        let (engine, before, running);
+    pub fn start_with_options(options: &Options, anchor: TimeAnchor) -> Result<Self, Error> {
+        options.validate()?;
+        let token = SessionToken::try_acquire().ok_or(Error::Busy)?;
+        let (engine, lookback, running);
         if options.mode == CpuMode::Wall {
             // The look-back continues: it samples CPU time with its own engine.
-            let wall = WallRecorder::start(options, anchor)?;
-            let window = |share: RecorderHandle| share.recorder()?.take_window(anchor);
-            before = RecorderHandle::existing().and_then(window).map(Box::new);
+            let recorder = WallRecorder::start(options, anchor)?;
+            let window = |handle: RecorderHandle| handle.recorder()?.take_window(anchor);
+            lookback = RecorderHandle::existing().and_then(window).map(Box::new);
             engine = WallRecorder::engine(options);
-            running = RunningSampler::Wall(wall);
+            running = RunningSampler::Wall(recorder);
         } else if options.engine == CpuEngine::Pprof || cfg!(not(target_os = "linux")) {
             running = RunningSampler::Itimer(ItimerEngine::start(options.frequency, anchor)?);
-            (engine, before) = (itimer::NAME.to_owned(), None);
+            (engine, lookback) = (itimer::ENGINE_NAME.to_owned(), None);
         } else {
-            let alone = Options { lookback_frequency: Hertz(0), ..options.clone() };
-            let share = RecorderHandle::of(&alone)?;
-            let recorder = share.recorder().ok_or(Error::Busy)?;
-            before = recorder.begin(options.frequency, anchor)?.map(Box::new);
+            let session_options = Options { lookback_frequency: Hertz(0), ..options.clone() };
+            let handle = RecorderHandle::get_or_start(&session_options)?;
+            let recorder = handle.recorder().ok_or(Error::Busy)?;
+            lookback = recorder.begin_session(options.frequency, anchor)?.map(Box::new);
             engine = recorder.engine();
-            running = RunningSampler::Live(share);
+            running = RunningSampler::Recorder(handle);
         }
-        Ok(Self { running: OfProcess::new(running), engine, before, _place: place })
+        Ok(Self { running: ProcessBound::new(running), engine, lookback, _token: token })
     }
 
     /// Returns the engine and the reason for its selection.
@@ -362,8 +366,8 @@ impl CpuSession {
 
     /// Takes the look-back's profile from before this session. Returns `None` if there was no
     /// look-back, and on every call after the first.
-    pub fn take_before(&mut self) -> Option<Profile> {
-        self.before.take().map(|profile| *profile)
+    pub fn take_lookback(&mut self) -> Option<Profile> {
+        self.lookback.take().map(|profile| *profile)
     }
 
     /// Stops the recording at `now` and returns the profile: addresses with their mappings, to be
@@ -379,8 +383,8 @@ impl CpuSession {
         match self.running.take() {
             Some(RunningSampler::Itimer(itimer)) => itimer.stop(now),
             Some(RunningSampler::Wall(wall)) => wall.stop(now),
-            Some(RunningSampler::Live(share)) => {
-                share.recorder().and_then(|recorder| recorder.end(now)).ok_or(Error::Busy)
+            Some(RunningSampler::Recorder(handle)) => {
+                handle.recorder().and_then(|recorder| recorder.end_session(now)).ok_or(Error::Busy)
             }
             None => Err(Error::Busy),
         }
@@ -389,8 +393,8 @@ impl CpuSession {
 
 impl Drop for CpuSession {
     fn drop(&mut self) {
-        if let Some(RunningSampler::Live(share)) = self.running.take() {
-            let _ = share.recorder().and_then(|recorder| recorder.end(Moment::default()));
+        if let Some(RunningSampler::Recorder(handle)) = self.running.take() {
+            let _ = handle.recorder().and_then(|recorder| recorder.end_session(Moment::default()));
         }
     }
 }
@@ -398,18 +402,18 @@ impl Drop for CpuSession {
 /// Exclusive permission to run a session in this process.
 struct SessionToken(());
 
-static TAKEN: AtomicBool = AtomicBool::new(false);
+static SESSION_RUNNING: AtomicBool = AtomicBool::new(false);
 
 impl SessionToken {
-    fn claim() -> Option<Self> {
+    fn try_acquire() -> Option<Self> {
         // Not `then_some`, whose argument would be made and dropped in any case.
-        if TAKEN.swap(true, Ordering::Acquire) { None } else { Some(Self(())) }
+        if SESSION_RUNNING.swap(true, Ordering::Acquire) { None } else { Some(Self(())) }
     }
 }
 
 impl Drop for SessionToken {
     fn drop(&mut self) {
-        TAKEN.store(false, Ordering::Release);
+        SESSION_RUNNING.store(false, Ordering::Release);
     }
 }
 
@@ -418,12 +422,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refused_claims_do_not_release_the_session_token() {
-        let token = SessionToken::claim();
+    fn failed_acquire_does_not_release_session_token() {
+        let token = SessionToken::try_acquire();
         assert!(token.is_some());
-        assert!(SessionToken::claim().is_none());
-        assert!(SessionToken::claim().is_none());
+        assert!(SessionToken::try_acquire().is_none());
+        assert!(SessionToken::try_acquire().is_none());
         drop(token);
-        assert!(SessionToken::claim().is_some());
+        assert!(SessionToken::try_acquire().is_some());
     }
 }

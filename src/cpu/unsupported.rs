@@ -8,7 +8,10 @@ pub(super) enum CpuRecorder {}
 
 impl CpuRecorder {
     pub(super) fn start(_: &Options) -> Result<Self, Error> {
-        Err(Error::Refused { engine: "perf and timer", why: "they are Linux's".to_owned() })
+        Err(Error::EngineUnavailable {
+            engine: "perf and timer",
+            why: "they are Linux's".to_owned(),
+        })
     }
 
     pub(super) fn is_inherited(&self) -> bool {
@@ -19,11 +22,11 @@ impl CpuRecorder {
         match *self {}
     }
 
-    pub(super) fn begin(&self, _: Hertz, _: TimeAnchor) -> Result<Option<Profile>, Error> {
+    pub(super) fn begin_session(&self, _: Hertz, _: TimeAnchor) -> Result<Option<Profile>, Error> {
         match *self {}
     }
 
-    pub(super) fn end(&self, _: Moment) -> Option<Profile> {
+    pub(super) fn end_session(&self, _: Moment) -> Option<Profile> {
         match *self {}
     }
 
@@ -36,7 +39,7 @@ pub(super) enum WallRecorder {}
 
 impl WallRecorder {
     pub(super) fn start(_: &Options, _: TimeAnchor) -> Result<Self, Error> {
-        Err(Error::Refused { engine: "wall", why: "it is Linux's".to_owned() })
+        Err(Error::EngineUnavailable { engine: "wall", why: "it is Linux's".to_owned() })
     }
 
     pub(super) fn engine(_: &Options) -> String {

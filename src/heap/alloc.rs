@@ -12,8 +12,10 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
-use super::recorder::{forget, insert, may_be_recorded, record, take};
-use super::thread::{give_back, spend};
+use super::recorder::{
+    discard_record, insert_record, may_be_recorded, record_if_sampled, take_record,
+};
+use super::thread::{try_consume, undo_consume};
 
 /// An allocator that samples allocations for heap profiles.
 ///
@@ -46,7 +48,7 @@ impl<A> Allocator<A> {
 unsafe impl<A: GlobalAlloc> GlobalAlloc for Allocator<A> {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if spend(layout.size()) {
+        if try_consume(layout.size()) {
             // SAFETY: same contract and arguments as the caller's.
             unsafe { self.inner.alloc(layout) }
         } else {
@@ -57,7 +59,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Allocator<A> {
 
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        if spend(layout.size()) {
+        if try_consume(layout.size()) {
             // SAFETY: same contract and arguments as the caller's.
             unsafe { self.inner.alloc_zeroed(layout) }
         } else {
@@ -79,13 +81,13 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Allocator<A> {
 
     #[inline]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        let spent = spend(new_size);
-        if spent && !may_be_recorded(block as usize) {
+        let within_budget = try_consume(new_size);
+        if within_budget && !may_be_recorded(block as usize) {
             // SAFETY: same contract and arguments as the caller's.
             unsafe { self.inner.realloc(block, layout, new_size) }
         } else {
             // SAFETY: same contract and arguments as the caller's.
-            unsafe { self.realloc_cold(block, layout, new_size, spent) }
+            unsafe { self.realloc_cold(block, layout, new_size, within_budget) }
         }
     }
 }
@@ -96,7 +98,7 @@ impl<A: GlobalAlloc> Allocator<A> {
     unsafe fn alloc_cold(&self, layout: Layout) -> *mut u8 {
         // SAFETY: same contract and arguments as the caller's.
         let block = unsafe { self.inner.alloc(layout) };
-        settle(block, layout.size());
+        sample_allocation(block, layout.size());
         block
     }
 
@@ -105,7 +107,7 @@ impl<A: GlobalAlloc> Allocator<A> {
     unsafe fn alloc_zeroed_cold(&self, layout: Layout) -> *mut u8 {
         // SAFETY: same contract and arguments as the caller's.
         let block = unsafe { self.inner.alloc_zeroed(layout) };
-        settle(block, layout.size());
+        sample_allocation(block, layout.size());
         block
     }
 
@@ -114,8 +116,8 @@ impl<A: GlobalAlloc> Allocator<A> {
     #[cold]
     #[inline(never)]
     unsafe fn dealloc_cold(&self, block: *mut u8, layout: Layout) {
-        if let Some(taken) = take(block as usize) {
-            forget(&taken);
+        if let Some(block_record) = take_record(block as usize) {
+            discard_record(&block_record);
         }
         // SAFETY: same contract and arguments as the caller's.
         unsafe { self.inner.dealloc(block, layout) }
@@ -130,33 +132,33 @@ impl<A: GlobalAlloc> Allocator<A> {
         block: *mut u8,
         layout: Layout,
         new_size: usize,
-        spent: bool,
+        within_budget: bool,
     ) -> *mut u8 {
-        let taken = take(block as usize);
+        let block_record = take_record(block as usize);
         // SAFETY: same contract and arguments as the caller's.
-        let moved = unsafe { self.inner.realloc(block, layout, new_size) };
-        if let Some(taken) = taken {
-            if moved.is_null() {
+        let new_block = unsafe { self.inner.realloc(block, layout, new_size) };
+        if let Some(block_record) = block_record {
+            if new_block.is_null() {
                 // The program still owns the old block, so no other thread can get its address.
-                insert(block as usize, taken);
+                insert_record(block as usize, block_record);
             } else {
-                forget(&taken);
+                discard_record(&block_record);
             }
         }
-        if !spent {
-            settle(moved, new_size);
+        if !within_budget {
+            sample_allocation(new_block, new_size);
         }
-        moved
+        new_block
     }
 }
 
 /// Completes an allocation after `spend` returned `false`. Always inlined: `record` skips a fixed
 /// number of frames above it.
 #[inline(always)]
-fn settle(block: *mut u8, size: usize) {
+fn sample_allocation(block: *mut u8, size: usize) {
     if block.is_null() {
-        give_back(size);
+        undo_consume(size);
     } else {
-        record(block as usize, size);
+        record_if_sampled(block as usize, size);
     }
 }

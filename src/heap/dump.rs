@@ -3,7 +3,7 @@
 //! A profile is taken when memory may be nearly exhausted, so a dump builds nothing. It passes
 //! samples one by one, straight from the tables, then the frame addresses in ascending order, so
 //! that a symbolizer reads each file's symbols sequentially. Data that must exist at once is
-//! bounded: sums for [`WINDOW`] sites, [`BATCH`] addresses. Anything else (one sum per site, a
+//! bounded: sums for [`SITES_PER_SWEEP`] sites, [`MAX_FRAMES_PER_BATCH`] addresses. Anything else (one sum per site, a
 //! sorted copy of the addresses) would grow with the leak.
 //!
 //! ```text
@@ -18,12 +18,14 @@
 use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::frames::{self, NO_LONGER_KEPT_STACK, NO_ROOM_STACK};
+use super::frames::{self, EVICTED_STACK, TABLE_FULL_STACK};
 use super::live;
-use super::recorder::{BEFORE_EXACT, EVER, LIVE, LOST, SITES, STACKS, effective_rate};
+use super::recorder::{
+    BYTES_BEFORE_EXACT, CUMULATIVE, LIVE_BLOCKS, LOSSES, SITES, STACKS, effective_rate,
+};
 use super::segment::BlockRecord;
-use super::sites::{ANY_SIZE, AllocatedAmount, AllocationSite, NO_ROOM};
-use super::{Error, ProfilerExclusion, exclude_current_thread, installed, rate, thread};
+use super::sites::{ANY_SIZE, AllocatedAmount, AllocationSite, TABLE_FULL_SITE};
+use super::{Error, ProfilerExclusion, exclude_current_thread, is_installed, rate, thread};
 use crate::base::Bytes;
 use crate::model::{Losses, Mapping, Marker, ValueType};
 use crate::os::images;
@@ -31,10 +33,10 @@ use crate::unwind;
 use crate::unwind::MAX_FRAMES;
 
 /// Number of sites summed in one sweep: 384 KiB. A sweep of 100,000 records takes about 1 ms.
-const WINDOW: usize = 1 << 14;
+const SITES_PER_SWEEP: usize = 1 << 14;
 
 /// Maximum number of addresses passed at once.
-pub const BATCH: usize = 4096;
+pub const MAX_FRAMES_PER_BATCH: usize = 4096;
 
 /// Sample types: Go's four, in Go's order.
 pub const SAMPLE_TYPES: [ValueType; 4] = [
@@ -102,7 +104,7 @@ struct Sum {
 
 impl Sum {
     /// Initial value that makes the kernel allocate the pages.
-    const UNLIKELY: Self = Self { amount: AllocatedAmount::UNLIKELY, generation: u32::MAX };
+    const PREFAULT: Self = Self { amount: AllocatedAmount::MAX, generation: u32::MAX };
 
     fn add(&mut self, record: &BlockRecord) {
         if self.generation != record.site.generation {
@@ -110,11 +112,11 @@ impl Sum {
             // freed.
             *self = Self { amount: AllocatedAmount::default(), generation: record.site.generation };
         }
-        self.amount.add(AllocatedAmount::of(record));
+        self.amount.add(AllocatedAmount::from_record(record));
     }
 }
 
-fn values(allocated: AllocatedAmount, in_use: AllocatedAmount) -> [i64; 4] {
+fn sample_values(allocated: AllocatedAmount, in_use: AllocatedAmount) -> [i64; 4] {
     [allocated.objects(), allocated.bytes(), in_use.objects(), in_use.bytes()]
 }
 
@@ -123,25 +125,25 @@ pub struct DumpBuffers {
     sums: Vec<Sum>,
     frames: Vec<u32>,
     /// One bit per frame: set if a sample with the frame was passed.
-    shown: Vec<u64>,
+    referenced_frames: Vec<u64>,
     mappings: Vec<Mapping>,
-    read: Option<u64>,
+    mappings_generation: Option<u64>,
 }
 
 impl DumpBuffers {
     /// Allocates the buffers.
-    pub fn reserve() -> Self {
-        let mut sums = Vec::with_capacity(WINDOW);
+    pub fn preallocate() -> Self {
+        let mut sums = Vec::with_capacity(SITES_PER_SWEEP);
         // Zeroes would map the kernel's shared zero page until the first write.
-        sums.resize(WINDOW, Sum::UNLIKELY);
-        let shown = vec![u64::MAX; (frames::END as usize).div_ceil(64)];
+        sums.resize(SITES_PER_SWEEP, Sum::PREFAULT);
+        let referenced_frames = vec![u64::MAX; (frames::END as usize).div_ceil(64)];
         let frames = Vec::with_capacity(MAX_FRAMES);
-        Self { sums, frames, shown, mappings: Vec::new(), read: None }
+        Self { sums, frames, referenced_frames, mappings: Vec::new(), mappings_generation: None }
     }
 
-    fn show_frames(&mut self) {
+    fn mark_frames_referenced(&mut self) {
         for &number in &self.frames {
-            if let Some(bits) = self.shown.get_mut(number as usize / 64) {
+            if let Some(bits) = self.referenced_frames.get_mut(number as usize / 64) {
                 *bits |= 1 << (number % 64);
             }
         }
@@ -159,21 +161,21 @@ impl DumpBuffers {
     /// [`Error::Images`] if `/proc` cannot be read.
     pub fn begin(&mut self) -> Result<HeapDump<'_>, Error> {
         let excluded = exclude_current_thread();
-        if !installed() {
+        if !is_installed() {
             return Err(Error::NotInstalled);
         }
         // For future stacks; the addresses of recorded stacks do not change.
         unwind::refresh()?;
         let generation = images::generation();
-        if self.read != Some(generation) {
+        if self.mappings_generation != Some(generation) {
             // Blocks may outlive the library that allocated them.
-            self.mappings = images::seen()?;
-            self.read = Some(generation);
+            self.mappings = images::loaded_and_unloaded()?;
+            self.mappings_generation = Some(generation);
         }
-        self.shown.fill(0);
+        self.referenced_frames.fill(0);
         STACKS.frames().begin_dump();
         Ok(HeapDump {
-            room: self,
+            buffers: self,
             in_use: InUse::default(),
             allocated: AllocatedAmount::default(),
             _excluded: excluded,
@@ -194,7 +196,7 @@ pub struct HeapSample<'a> {
 
 /// A profile being written. Other threads are not stopped. Two dumps may run at once.
 pub struct HeapDump<'a> {
-    room: &'a mut DumpBuffers,
+    buffers: &'a mut DumpBuffers,
     in_use: InUse,
     /// Sum of the allocated amounts of all samples.
     allocated: AllocatedAmount,
@@ -210,82 +212,86 @@ impl Drop for HeapDump<'_> {
 impl HeapDump<'_> {
     /// Passes every sample to `see` and stops at the first error. Takes about 0.1 us per sample and
     /// frame.
-    pub fn samples<E>(
+    pub fn visit_samples<E>(
         &mut self,
-        mut see: impl FnMut(&HeapSample<'_>) -> Result<(), E>,
+        mut visit: impl FnMut(&HeapSample<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         self.in_use = InUse::default();
         self.allocated = AllocatedAmount::default();
         let end = SITES.end();
         // At least one window: blocks without a site are summed with the first.
-        for first in (1..end.max(2)).step_by(WINDOW) {
-            let numbers = first..end.min(first + WINDOW as u32);
-            self.sum(first, numbers.len());
+        for first in (1..end.max(2)).step_by(SITES_PER_SWEEP) {
+            let numbers = first..end.min(first + SITES_PER_SWEEP as u32);
+            self.sum_live_records(first, numbers.len());
             for number in numbers {
                 let Some(site) = SITES.hold(number) else { continue };
-                let shown = self.site(first, &site, &mut see);
+                let result = self.visit_site(first, &site, &mut visit);
                 SITES.release(site.id);
-                shown?;
+                result?;
             }
         }
-        let no_room = SITES.without_room();
-        let evicted = SITES.evicted();
+        let table_full = SITES.table_full_amount();
+        let evicted = SITES.evicted_amount();
         // A site evicted after it was passed is in both sums.
-        let mut rest = EVER.allocated();
-        rest.subtract(self.allocated);
-        rest.subtract(no_room);
-        let evicted = evicted.min(rest);
+        let mut unattributed = CUMULATIVE.allocated();
+        unattributed.subtract(self.allocated);
+        unattributed.subtract(table_full);
+        let evicted = evicted.min(unattributed);
         for (frames, allocated, in_use) in [
-            (NO_ROOM_STACK, no_room, self.in_use.without_room),
-            (NO_LONGER_KEPT_STACK, evicted, AllocatedAmount::default()),
+            (TABLE_FULL_STACK, table_full, self.in_use.table_full),
+            (EVICTED_STACK, evicted, AllocatedAmount::default()),
         ] {
             if allocated != AllocatedAmount::default() {
                 self.allocated.add(allocated);
-                self.room.frames.clear();
-                self.room.frames.extend(frames);
-                self.room.show_frames();
-                let frames = &self.room.frames;
-                see(&HeapSample { frames, size: None, values: values(allocated, in_use) })?;
+                self.buffers.frames.clear();
+                self.buffers.frames.extend(frames);
+                self.buffers.mark_frames_referenced();
+                let frames = &self.buffers.frames;
+                visit(&HeapSample {
+                    frames,
+                    size: None,
+                    values: sample_values(allocated, in_use),
+                })?;
             }
         }
         Ok(())
     }
 
-    fn site<E>(
+    fn visit_site<E>(
         &mut self,
         first: u32,
         site: &AllocationSite,
-        see: &mut impl FnMut(&HeapSample<'_>) -> Result<(), E>,
+        visit: &mut impl FnMut(&HeapSample<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let place = (site.id.number - first) as usize;
-        let sum = self.room.sums.get(place).copied().unwrap_or_default();
+        let index = (site.id.number - first) as usize;
+        let sum = self.buffers.sums.get(index).copied().unwrap_or_default();
         // All blocks of an earlier site with this number are freed.
         let is_same = sum.generation == site.id.generation;
         let in_use = if is_same { sum.amount } else { AllocatedAmount::default() };
-        self.room.frames.clear();
-        self.room.frames.extend(STACKS.get(site.stack).into_iter().flatten());
-        self.room.show_frames();
+        self.buffers.frames.clear();
+        self.buffers.frames.extend(STACKS.get(site.stack).into_iter().flatten());
+        self.buffers.mark_frames_referenced();
         self.allocated.add(site.allocated);
-        see(&HeapSample {
-            frames: &self.room.frames,
+        visit(&HeapSample {
+            frames: &self.buffers.frames,
             size: (site.size != ANY_SIZE).then_some(site.size),
-            values: values(site.allocated, in_use),
+            values: sample_values(site.allocated, in_use),
         })
     }
 
     /// Sums the live records of `count` sites starting at `first`. The first call also sums all
     /// records.
-    fn sum(&mut self, first: u32, count: usize) {
-        let sums = &mut self.room.sums;
+    fn sum_live_records(&mut self, first: u32, count: usize) {
+        let sums = &mut self.buffers.sums;
         sums.clear();
-        sums.resize(count.min(WINDOW), Sum::default());
+        sums.resize(count.min(SITES_PER_SWEEP), Sum::default());
         let totals = &mut self.in_use;
-        LIVE.for_each(|record| {
+        LIVE_BLOCKS.for_each(|record| {
             if first == 1 {
                 totals.add(&record);
             }
-            let place = record.site.number.checked_sub(first).map(|place| place as usize);
-            if let Some(sum) = place.and_then(|place| sums.get_mut(place)) {
+            let index = record.site.number.checked_sub(first).map(|place| place as usize);
+            if let Some(sum) = index.and_then(|place| sums.get_mut(place)) {
                 sum.add(&record);
             }
         });
@@ -294,75 +300,76 @@ impl HeapDump<'_> {
     /// Fills `batch` with the next frames of the passed samples whose address is above `after`, in
     /// ascending order, as (address, number). Addresses are those of [`crate::model::Frame`]. The
     /// batch is empty if no frames remain.
-    pub fn frames_after(&self, after: u64, batch: &mut Vec<(u64, u32)>) {
+    pub fn next_frames(&self, last_address: u64, batch: &mut Vec<(u64, u32)>) {
         batch.clear();
-        let mut below = u64::MAX;
+        let mut upper_bound = u64::MAX;
         for (number, address) in STACKS.frames().iter() {
-            let bits = self.room.shown.get(number as usize / 64).copied().unwrap_or(0);
+            let bits =
+                self.buffers.referenced_frames.get(number as usize / 64).copied().unwrap_or(0);
             let is_shown = bits >> (number % 64) & 1 == 1;
-            if !is_shown || address <= after || address >= below {
+            if !is_shown || address <= last_address || address >= upper_bound {
                 continue;
             }
-            if batch.len() == 2 * BATCH {
-                let (_, middle, _) = batch.select_nth_unstable(BATCH);
-                below = middle.0;
-                batch.retain(|&(address, _)| address < below);
+            if batch.len() == 2 * MAX_FRAMES_PER_BATCH {
+                let (_, middle, _) = batch.select_nth_unstable(MAX_FRAMES_PER_BATCH);
+                upper_bound = middle.0;
+                batch.retain(|&(address, _)| address < upper_bound);
             }
-            if address < below {
+            if address < upper_bound {
                 batch.push((address, number));
             }
         }
         batch.sort_unstable();
         // Frames with equal addresses must be in one batch, so a batch ends between addresses.
-        let last = batch.get(BATCH).map(|&(address, _)| address);
+        let last = batch.get(MAX_FRAMES_PER_BATCH).map(|&(address, _)| address);
         batch.retain(|&(address, _)| last.is_none_or(|last| address < last));
     }
 
     /// Returns the loaded files, the main executable first.
     pub fn mappings(&self) -> &[Mapping] {
-        &self.room.mappings
+        &self.buffers.mappings
     }
 
-    /// Returns the estimated bytes in use. Valid after [`Self::samples`].
+    /// Returns the estimated bytes in use. Valid after [`Self::visit_samples`].
     pub fn in_use(&self) -> Bytes {
         Bytes(self.in_use.bytes as u64)
     }
 
-    /// Passes comments for the reader, one line each, to `see`. Valid after [`Self::samples`].
-    pub fn comments<E>(
+    /// Passes comments for the reader, one line each, to `see`. Valid after [`Self::visit_samples`].
+    pub fn visit_comments<E>(
         &self,
-        mut see: impl FnMut(fmt::Arguments<'_>) -> Result<(), E>,
+        mut visit: impl FnMut(fmt::Arguments<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         match rate() {
-            Bytes(0) => see(format_args!("heap sampling is off"))?,
-            Bytes(1) => see(format_args!(
+            Bytes(0) => visit(format_args!("heap sampling is off"))?,
+            Bytes(1) => visit(format_args!(
                 "heap: every allocation is recorded since the rate is 1; about {} bytes allocated before \
                  were sampled, and of those still in use only samples are known",
-                BEFORE_EXACT.load(Relaxed)
+                BYTES_BEFORE_EXACT.load(Relaxed)
             ))?,
             Bytes(rate) => {
-                see(format_args!("heap: one sample in {rate} bytes allocated, on average"))?;
+                visit(format_args!("heap: one sample in {rate} bytes allocated, on average"))?;
             }
         }
         let coarser = Bytes(effective_rate());
         if coarser != rate() {
-            see(format_args!(
+            visit(format_args!(
                 "heap: the table of live blocks has {} of {} entries, so one sample in {} bytes is \
                  taken instead",
-                LIVE.len(),
-                live::CAP,
+                LIVE_BLOCKS.len(),
+                live::TOTAL_KEYS,
                 coarser.get()
             ))?;
         }
-        let InUse { records, bytes, variance, exact, without_room } = self.in_use;
+        let InUse { records, bytes, variance, exact, table_full: without_room } = self.in_use;
         let error = variance.sqrt();
-        see(format_args!(
+        visit(format_args!(
             "heap: {bytes:.0} bytes in use, standard error {error:.0} ({:.1} %), \
              from {records} samples",
-            share(error, bytes)
+            percent(error, bytes)
         ))?;
         if rate() == Bytes(1) {
-            see(format_args!(
+            visit(format_args!(
                 "heap: of the bytes in use {} in {} blocks are exact, the others are estimated from samples \
                  of a coarser rate",
                 exact.bytes(),
@@ -370,28 +377,29 @@ impl HeapDump<'_> {
             ))?;
         }
         if without_room.bytes() > 0 {
-            see(format_args!(
+            visit(format_args!(
                 "heap: {} bytes of them are at {}: more stacks than the tables hold have live blocks",
                 without_room.bytes(),
-                Marker::NoRoom.name()
+                Marker::TablesFull.name()
             ))?;
         }
-        let (samples, error) = EVER.told();
+        let (samples, error) = CUMULATIVE.totals();
         let (objects, bytes) = (self.allocated.objects(), self.allocated.bytes());
-        let from = if rate() == Bytes(1) { ", all of it of samples at a coarser rate" } else { "" };
-        see(format_args!(
+        let source_note =
+            if rate() == Bytes(1) { ", all of it of samples at a coarser rate" } else { "" };
+        visit(format_args!(
             "heap: since the program began {objects} blocks and {bytes} bytes allocated, standard error \
-             {error:.0} ({:.1} %){from}, from {samples} samples",
-            share(error, bytes as f64)
+             {error:.0} ({:.1} %){source_note}, from {samples} samples",
+            percent(error, bytes as f64)
         ))?;
-        let (counted, more) = thread::allocated();
-        see(format_args!(
+        let (counted, unreported) = thread::allocated_bytes();
+        visit(format_args!(
             "heap: counted, not sampled: {counted} bytes allocated since the program began, and up to \
-             {more} more that threads have yet to tell of or ended without"
+             {unreported} more that threads have yet to tell of or ended without"
         ))?;
-        match (LOST.dropped.load(Relaxed), LOST.dropped_bytes.load(Relaxed)) {
-            (0, _) => see(format_args!("heap: no sample was dropped"))?,
-            (samples, bytes) => see(format_args!(
+        match (LOSSES.dropped.load(Relaxed), LOSSES.dropped_bytes.load(Relaxed)) {
+            (0, _) => visit(format_args!("heap: no sample was dropped"))?,
+            (samples, bytes) => visit(format_args!(
                 "heap: {samples} samples that stand for {bytes} bytes could not be followed: as much more may \
                  be in use"
             ))?,
@@ -400,40 +408,40 @@ impl HeapDump<'_> {
     }
 
     /// Returns the losses since the program started, as causes and counts.
-    pub fn lost(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        lost()
+    pub fn loss_counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        loss_counts()
     }
 }
 
 /// Returns the losses since the program started.
 pub fn losses() -> Losses {
     let mut losses = Losses::default();
-    lost().for_each(|(cause, count)| losses.add(cause, count));
+    loss_counts().for_each(|(cause, count)| losses.add(cause, count));
     losses
 }
 
-fn lost() -> impl Iterator<Item = (&'static str, u64)> {
+fn loss_counts() -> impl Iterator<Item = (&'static str, u64)> {
     [
-        ("heap samples dropped: no room in the table of live blocks", &LOST.dropped),
-        ("heap stacks unknown: loaded files not read yet", &LOST.stack_not_ready),
-        ("heap stacks unknown: too many threads unwinding at once", &LOST.stack_busy),
+        ("heap samples dropped: no room in the table of live blocks", &LOSSES.dropped),
+        ("heap stacks unknown: loaded files not read yet", &LOSSES.stack_not_ready),
+        ("heap stacks unknown: too many threads unwinding at once", &LOSSES.stack_busy),
         (
             "heap stacks unknown: on a stack that is not the thread's own (a coroutine, a signal stack)",
-            &LOST.stack_foreign,
+            &LOSSES.stack_foreign,
         ),
         (
             "heap stacks unknown: less than 8 KiB of stack left (32 KiB in a debug build)",
-            &LOST.stack_near_end,
+            &LOSSES.stack_near_end,
         ),
-        ("heap stacks unknown: the tables are full of stacks with live blocks", &LOST.tables_full),
+        ("heap stacks unknown: the tables are full of stacks with live blocks", &LOSSES.tables_full),
         ("heap stacks without live blocks made room for others", SITES.evictions()),
         (
             "heap stacks with frames left out in the middle: deeper than 128 frames",
-            &LOST.omitted,
+            &LOSSES.omitted,
         ),
-        ("heap stacks cut at the outer end: deeper than 4096 frames", &LOST.truncated),
-        ("heap stacks cut at the outer end: no unwind information", &LOST.broken),
-        ("heap stacks walked through code without unwind tables", &LOST.inferred),
+        ("heap stacks cut at the outer end: deeper than 4096 frames", &LOSSES.truncated),
+        ("heap stacks cut at the outer end: no unwind information", &LOSSES.no_unwind_info),
+        ("heap stacks walked through code without unwind tables", &LOSSES.used_heuristics),
     ]
     .into_iter()
     .map(|(cause, count)| (cause, count.load(Relaxed)))
@@ -441,8 +449,8 @@ fn lost() -> impl Iterator<Item = (&'static str, u64)> {
 }
 
 /// Returns `part` as a percentage of `whole`.
-fn share(part: f64, whole: f64) -> f64 {
-    if whole > 0.0 { part / whole * 100.0 } else { 0.0 }
+fn percent(part: f64, total: f64) -> f64 {
+    if total > 0.0 { part / total * 100.0 } else { 0.0 }
 }
 
 /// Sums over all live records.
@@ -453,17 +461,17 @@ struct InUse {
     variance: f64,
     /// Blocks with weight 1, which stand for themselves only.
     exact: AllocatedAmount,
-    without_room: AllocatedAmount,
+    table_full: AllocatedAmount,
 }
 
 impl InUse {
     fn add(&mut self, record: &BlockRecord) {
-        let amount = AllocatedAmount::of(record);
+        let amount = AllocatedAmount::from_record(record);
         if record.weight <= 1.0 {
             self.exact.add(amount);
         }
-        if record.site == NO_ROOM {
-            self.without_room.add(amount);
+        if record.site == TABLE_FULL_SITE {
+            self.table_full.add(amount);
         }
         self.records += 1;
         self.bytes += record.size as f64 * record.weight;

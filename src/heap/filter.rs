@@ -16,10 +16,10 @@
 use crate::base::sync::AtomicU8;
 use crate::base::sync::Ordering::Relaxed;
 
-pub(super) const ALL: usize = 1 << 16;
+pub(super) const DEFAULT_COUNTERS: usize = 1 << 16;
 
 /// Low bits of an address that are the offset in a piece of 256 bytes.
-const PIECE: usize = 8;
+const PIECE_BITS: usize = 8;
 
 /// Distance of the counters of two blocks that are 16 MiB apart, the length after which counters
 /// repeat. Odd, so that addresses at regular distances, as in arenas, share a counter only after 1
@@ -27,10 +27,10 @@ const PIECE: usize = 8;
 const SPREAD: u64 = 37;
 
 /// Value at which a counter stays forever. It costs lookups, not correctness.
-const STUCK: u8 = u8::MAX;
+const SATURATED: u8 = u8::MAX;
 
 /// A filter of `COUNTERS` counters.
-pub(crate) struct AddressFilter<const COUNTERS: usize = ALL>([AtomicU8; COUNTERS]);
+pub(crate) struct AddressFilter<const COUNTERS: usize = DEFAULT_COUNTERS>([AtomicU8; COUNTERS]);
 
 impl<const COUNTERS: usize> AddressFilter<COUNTERS> {
     pub(crate) const fn new() -> Self {
@@ -39,7 +39,7 @@ impl<const COUNTERS: usize> AddressFilter<COUNTERS> {
 
     /// Returns `false` if the block at `address` is certainly not recorded.
     #[inline]
-    pub(crate) fn may_hold(&self, address: usize) -> bool {
+    pub(crate) fn may_contain(&self, address: usize) -> bool {
         self.counter(address).load(Relaxed) != 0
     }
 
@@ -52,7 +52,7 @@ impl<const COUNTERS: usize> AddressFilter<COUNTERS> {
     }
 
     fn update(&self, address: usize, next: impl Fn(u8) -> u8) {
-        let step = |count| (count != STUCK).then(|| next(count));
+        let step = |count| (count != SATURATED).then(|| next(count));
         // Fails only for a saturated counter, which stays unchanged.
         let _ = self.counter(address).fetch_update(Relaxed, Relaxed, step);
     }
@@ -61,7 +61,7 @@ impl<const COUNTERS: usize> AddressFilter<COUNTERS> {
     fn counter(&self, address: usize) -> &AtomicU8 {
         // One multiplication, because every free computes this: piece number + SPREAD * (address /
         // 16 MiB). Within 16 MiB the SPREAD term makes pieces 0.14 bytes shorter than 256.
-        let place = (address as u64).wrapping_mul(1 << 16 | SPREAD) >> (16 + PIECE);
-        &self.0[place as usize % COUNTERS]
+        let position = (address as u64).wrapping_mul(1 << 16 | SPREAD) >> (16 + PIECE_BITS);
+        &self.0[position as usize % COUNTERS]
     }
 }

@@ -7,7 +7,7 @@
 //! for another address, except during a dump: a dump writes samples with the number first and its
 //! address later.
 
-use super::index::{HashIndex, Thing};
+use super::index::{HashIndex, Internable};
 use super::sampler::mix;
 use super::slots::BlockSlots;
 use crate::base::sync::Ordering::{Relaxed, SeqCst};
@@ -15,44 +15,50 @@ use crate::base::sync::{AtomicU64, fence};
 use crate::model::Marker;
 
 /// Frames per mapping of 384 KiB.
-const CHUNK: usize = 1 << 14;
+const FRAMES_PER_CHUNK: usize = 1 << 14;
 
 /// 131,072 addresses: ten times the number measured in a service of half a million lines.
-const CHUNKS: usize = 8;
-pub(super) const CAP: u64 = (CHUNK * CHUNKS) as u64;
+const MAX_CHUNKS: usize = 8;
+pub(super) const MAX_ADDRESSES: u64 = (FRAMES_PER_CHUNK * MAX_CHUNKS) as u64;
 
-const PLACES: usize = 1 << 18;
+const INDEX_WORDS: usize = 1 << 18;
 
 /// Numbers of the two frames that belong to no stack of the table.
-const NO_ROOM: u32 = CAP as u32;
-const NO_LONGER_KEPT: u32 = CAP as u32 + 1;
+const TABLE_FULL: u32 = MAX_ADDRESSES as u32;
+const EVICTED: u32 = MAX_ADDRESSES as u32 + 1;
 
 /// Highest number + 1.
-pub(super) const END: u32 = CAP as u32 + 2;
+pub(super) const END: u32 = MAX_ADDRESSES as u32 + 2;
 
 /// Stack of blocks that found the tables full.
-pub(super) const NO_ROOM_STACK: [u32; 1] = [NO_ROOM];
+pub(super) const TABLE_FULL_STACK: [u32; 1] = [TABLE_FULL];
 /// Stack of the counts of evicted stacks.
-pub(super) const NO_LONGER_KEPT_STACK: [u32; 1] = [NO_LONGER_KEPT];
+pub(super) const EVICTED_STACK: [u32; 1] = [EVICTED];
 
 pub(crate) struct FrameSlots {
     index: HashIndex,
-    slots: BlockSlots<1, CHUNK, CHUNKS>,
+    slots: BlockSlots<1, FRAMES_PER_CHUNK, MAX_CHUNKS>,
     /// Number of dumps started, in the upper half; number of running dumps, in the lower half.
     dumps: AtomicU64,
 }
 
-const DUMP_BEGUN: u64 = 1 << 32 | 1;
-const UNDER_WAY: u64 = u32::MAX as u64;
+const DUMP_START_STEP: u64 = 1 << 32 | 1;
+const RUNNING_DUMPS_MASK: u64 = u32::MAX as u64;
 
 impl FrameSlots {
     pub(crate) const fn new() -> Self {
-        Self { index: HashIndex::new(PLACES), slots: BlockSlots::new(), dumps: AtomicU64::new(0) }
+        Self {
+            index: HashIndex::new(INDEX_WORDS),
+            slots: BlockSlots::new(),
+            dumps: AtomicU64::new(0),
+        }
     }
 
     /// Returns the number of `address`, with one more reference; `None` if the table is full.
     pub(crate) fn intern(&self, address: u64) -> Option<u32> {
-        self.index.intern(mix(address), &FrameRecord { frames: self, address }).map(|it| it.number)
+        self.index
+            .intern(mix(address), &FrameRecord { frames: self, address })
+            .map(|interned| interned.number)
     }
 
     /// Drops a reference.
@@ -68,8 +74,8 @@ impl FrameSlots {
     /// Returns the address of a number.
     pub(crate) fn get(&self, number: u32) -> Option<u64> {
         match number {
-            NO_ROOM => Some(Marker::NoRoom.address()),
-            NO_LONGER_KEPT => Some(Marker::NoLongerKept.address()),
+            TABLE_FULL => Some(Marker::TablesFull.address()),
+            EVICTED => Some(Marker::Evicted.address()),
             _ => Some(self.slots.payload(number)?[0].load(Relaxed)),
         }
     }
@@ -78,13 +84,13 @@ impl FrameSlots {
     /// have two numbers. A number being inserted has the address 0. A number that is not in use
     /// keeps its last address.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
-        let markers = [NO_ROOM, NO_LONGER_KEPT];
+        let markers = [TABLE_FULL, EVICTED];
         (1..self.slots.end()).chain(markers).filter_map(|number| Some((number, self.get(number)?)))
     }
 
     /// Keeps numbers from being reused until `end_dump`.
     pub(crate) fn begin_dump(&self) {
-        self.dumps.fetch_add(DUMP_BEGUN, SeqCst);
+        self.dumps.fetch_add(DUMP_START_STEP, SeqCst);
         fence(SeqCst);
     }
 
@@ -95,11 +101,11 @@ impl FrameSlots {
     /// Reuses a free number for `address`. Returns `None` during a dump.
     fn reuse(&self, address: u64) -> Option<u32> {
         let dumps = self.dumps.load(SeqCst);
-        if dumps & UNDER_WAY != 0 {
+        if dumps & RUNNING_DUMPS_MASK != 0 {
             return None;
         }
         let number = self.slots.claim_free()?;
-        self.set(number, address);
+        self.set_address(number, address);
         // A dump that started before this point may have read either address, but has no sample
         // with this number.
         fence(SeqCst);
@@ -110,7 +116,7 @@ impl FrameSlots {
         Some(number)
     }
 
-    fn set(&self, number: u32, address: u64) {
+    fn set_address(&self, number: u32, address: u64) {
         if let Some([word]) = self.slots.payload(number) {
             word.store(address, Relaxed);
         }
@@ -122,7 +128,7 @@ struct FrameRecord<'a> {
     address: u64,
 }
 
-impl Thing for FrameRecord<'_> {
+impl Internable for FrameRecord<'_> {
     fn hold(&self, number: u32) -> bool {
         let slots = &self.frames.slots;
         let is_same = slots.hold(number).map(|_| self.frames.get(number) == Some(self.address));
@@ -136,10 +142,10 @@ impl Thing for FrameRecord<'_> {
         self.frames.release(number);
     }
 
-    fn make(&self) -> Option<u32> {
+    fn create(&self) -> Option<u32> {
         let number = self.frames.reuse(self.address).or_else(|| {
-            let number = self.frames.slots.claim_fresh(CAP)?;
-            self.frames.set(number, self.address);
+            let number = self.frames.slots.claim_fresh(MAX_ADDRESSES)?;
+            self.frames.set_address(number, self.address);
             Some(number)
         })?;
         self.frames.slots.publish(number, 1);

@@ -12,13 +12,13 @@ use crate::base::sync::Ordering::{AcqRel, Acquire, Relaxed};
 use crate::os::mapped_memory::MappedWords;
 
 /// Words per cache line.
-const LINE: usize = 8;
+const WORDS_PER_LINE: usize = 8;
 
 /// Number of lines that may hold an item: at 75 % load, fewer than one item in 100,000 finds all of
 /// them full.
-const LINES: usize = 12;
+const CANDIDATE_LINES: usize = 12;
 
-const NUMBER: u64 = u32::MAX as u64;
+const NUMBER_MASK: u64 = u32::MAX as u64;
 
 pub(crate) struct HashIndex(MappedWords);
 
@@ -30,42 +30,42 @@ impl HashIndex {
 
     /// Returns the number of an item with this hash, held. `None` if no slot can be created or its
     /// lines are full.
-    pub(crate) fn intern(&self, hash: u64, thing: &impl Thing) -> Option<Interned> {
+    pub(crate) fn intern(&self, hash: u64, item: &impl Internable) -> Option<Interned> {
         let words = self.0.get_or_map()?;
-        let tag = hash & !NUMBER;
-        let places = places(words.len(), hash);
-        let mut made = None;
+        let tag = hash & !NUMBER_MASK;
+        let positions = candidate_positions(words.len(), hash);
+        let mut new_number = None;
         loop {
             let mut free = None;
-            for at in places.clone() {
+            for at in positions.clone() {
                 let word = words.get(at)?;
                 let entry = word.load(Acquire);
                 if entry == 0 {
                     free = free.or(Some(word));
                     continue;
                 }
-                let number = (entry & NUMBER) as u32;
-                if entry & !NUMBER != tag || !thing.hold(number) {
+                let number = (entry & NUMBER_MASK) as u32;
+                if entry & !NUMBER_MASK != tag || !item.hold(number) {
                     continue;
                 }
                 // Another thread may have removed the entry and reused the number for an item that
                 // is not inserted yet.
                 if word.load(Acquire) != entry {
-                    thing.release(number);
+                    item.release(number);
                     continue;
                 }
-                if let Some(made) = made {
-                    thing.discard(made);
+                if let Some(unused) = new_number {
+                    item.discard(unused);
                 }
                 return Some(Interned { number, is_new: false });
             }
-            let number = match made {
+            let number = match new_number {
                 Some(number) => number,
-                None => thing.make()?,
+                None => item.create()?,
             };
-            made = Some(number);
+            new_number = Some(number);
             let Some(free) = free else {
-                thing.discard(number);
+                item.discard(number);
                 return None;
             };
             // This word was free during the comparison. A thread that inserted the same item
@@ -80,8 +80,8 @@ impl HashIndex {
     /// Removes the entry of a number.
     pub(crate) fn remove(&self, hash: u64, number: u32) {
         let Some(words) = self.0.get() else { return };
-        let entry = hash & !NUMBER | u64::from(number);
-        for at in places(words.len(), hash) {
+        let entry = hash & !NUMBER_MASK | u64::from(number);
+        for at in candidate_positions(words.len(), hash) {
             let Some(word) = words.get(at) else { continue };
             if word.compare_exchange(entry, 0, AcqRel, Relaxed).is_ok() {
                 return;
@@ -91,7 +91,7 @@ impl HashIndex {
 }
 
 /// An item to find or insert.
-pub(crate) trait Thing {
+pub(crate) trait Internable {
     /// Adds a reference to the slot with this number and returns `true` if it holds the item.
     fn hold(&self, number: u32) -> bool;
 
@@ -99,7 +99,7 @@ pub(crate) trait Thing {
     fn release(&self, number: u32);
 
     /// Creates a slot with the item, held. Returns `None` if there is no space.
-    fn make(&self) -> Option<u32>;
+    fn create(&self) -> Option<u32>;
 
     /// Drops an unused result of `make`.
     fn discard(&self, number: u32) {
@@ -117,11 +117,11 @@ pub(crate) struct Interned {
 
 /// Returns the positions that may hold an item with this hash, in search order. All threads insert
 /// into the first free one, so concurrent insertions of one item meet there.
-fn places(words: usize, hash: u64) -> impl Iterator<Item = usize> + Clone {
-    let lines = words / LINE;
+fn candidate_positions(words: usize, hash: u64) -> impl Iterator<Item = usize> + Clone {
+    let lines = words / WORDS_PER_LINE;
     let (first, step) = (hash as usize, (hash >> 32) as usize | 1);
-    (0..LINES.min(lines / 2)).flat_map(move |nth| {
+    (0..CANDIDATE_LINES.min(lines / 2)).flat_map(move |nth| {
         let line = first.wrapping_add(step.wrapping_mul(nth)) % lines;
-        line * LINE..(line + 1) * LINE
+        line * WORDS_PER_LINE..(line + 1) * WORDS_PER_LINE
     })
 }

@@ -37,16 +37,16 @@ pub enum Error {
         "jemalloc is built without its profiler: add the feature `profiling` to tikv-jemallocator in \
          Cargo.toml (elsewhere: configure jemalloc with --enable-prof)"
     )]
-    NotBuilt,
+    BuiltWithoutProfiler,
     /// jemalloc was started without its profiler.
     #[error(
         "jemalloc's profiler was not asked for: start the program with prof:true in \
          _RJEM_MALLOC_CONF (in MALLOC_CONF where jemalloc's functions have no prefix)"
     )]
-    NotAsked,
+    ProfilingDisabled,
     /// jemalloc returned an error.
     #[error("jemalloc refuses {what}: {error}")]
-    Refused {
+    Mallctl {
         /// Name of the jemalloc setting.
         what: &'static str,
         /// Cause.
@@ -75,37 +75,37 @@ impl Profiler {
     ///
     /// The missing setting.
     pub fn find() -> Result<Self, Error> {
-        let jemalloc = Jemalloc::of_program().ok_or(Error::NotInstalled)?;
-        if !jemalloc.is_on(c"config.prof").map_err(refused("config.prof"))? {
-            return Err(Error::NotBuilt);
+        let jemalloc = Jemalloc::detect().ok_or(Error::NotInstalled)?;
+        if !jemalloc.read_bool(c"config.prof").map_err(mallctl_error("config.prof"))? {
+            return Err(Error::BuiltWithoutProfiler);
         }
-        if !jemalloc.is_on(c"opt.prof").map_err(refused("opt.prof"))? {
-            return Err(Error::NotAsked);
+        if !jemalloc.read_bool(c"opt.prof").map_err(mallctl_error("opt.prof"))? {
+            return Err(Error::ProfilingDisabled);
         }
         Ok(Self(jemalloc))
     }
 
     /// Returns `true` if jemalloc is sampling.
     pub fn is_active(&self) -> Result<bool, Error> {
-        self.0.is_on(c"prof.active").map_err(refused("prof.active"))
+        self.0.read_bool(c"prof.active").map_err(mallctl_error("prof.active"))
     }
 
     /// Returns `true` if jemalloc also keeps cumulative counts.
-    pub fn accumulates(&self) -> Result<bool, Error> {
-        self.0.is_on(c"opt.prof_accum").map_err(refused("opt.prof_accum"))
+    pub fn has_cumulative_counts(&self) -> Result<bool, Error> {
+        self.0.read_bool(c"opt.prof_accum").map_err(mallctl_error("opt.prof_accum"))
     }
 
     /// Turns sampling on while the guard lives. Guards nest.
     pub fn activate(&self) -> Result<Activation, Error> {
-        let mut turned = TURNED.lock().unwrap_or_else(PoisonError::into_inner);
-        if turned.guards == 0 {
-            turned.on = !self.is_active()?;
-            if turned.on {
-                self.0.turn(c"prof.active", true).map_err(refused("prof.active"))?;
+        let mut state = ACTIVATION_STATE.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.guard_count == 0 {
+            state.turned_on = !self.is_active()?;
+            if state.turned_on {
+                self.0.write_bool(c"prof.active", true).map_err(mallctl_error("prof.active"))?;
             }
         }
-        turned.guards += 1;
-        Ok(Activation { profiler: *self, turned_on: turned.on })
+        state.guard_count += 1;
+        Ok(Activation { profiler: *self, turned_on: state.turned_on })
     }
 
     /// Dumps the current profile as jemalloc's text, into a memory file: some hundred bytes per
@@ -115,21 +115,22 @@ impl Profiler {
             .map_err(|error| Error::File(error.into()))?;
         // jemalloc takes a path and opens it.
         let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
-        self.0.dump(&path).map_err(refused("prof.dump"))?;
+        self.0.dump(&path).map_err(mallctl_error("prof.dump"))?;
         Ok(file.into())
     }
 }
 
-fn refused(what: &'static str) -> impl FnOnce(io::Error) -> Error {
-    move |error| Error::Refused { what, error }
+fn mallctl_error(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |error| Error::Mallctl { what, error }
 }
 
-static TURNED: Mutex<Turned> = Mutex::new(Turned { guards: 0, on: false });
+static ACTIVATION_STATE: Mutex<ActivationState> =
+    Mutex::new(ActivationState { guard_count: 0, turned_on: false });
 
-struct Turned {
-    guards: usize,
+struct ActivationState {
+    guard_count: usize,
     /// `true` if the first guard turned sampling on.
-    on: bool,
+    turned_on: bool,
 }
 
 /// A guard that keeps jemalloc sampling. Dropping the last one restores the previous state.
@@ -148,11 +149,11 @@ impl Activation {
 
 impl Drop for Activation {
     fn drop(&mut self) {
-        let mut turned = TURNED.lock().unwrap_or_else(PoisonError::into_inner);
-        turned.guards = turned.guards.saturating_sub(1);
-        if turned.guards == 0 && turned.on {
+        let mut state = ACTIVATION_STATE.lock().unwrap_or_else(PoisonError::into_inner);
+        state.guard_count = state.guard_count.saturating_sub(1);
+        if state.guard_count == 0 && state.turned_on {
             // The same call turned it on. If it fails, sampling continues at its usual cost.
-            let _ = self.profiler.0.turn(c"prof.active", false);
+            let _ = self.profiler.0.write_bool(c"prof.active", false);
         }
     }
 }

@@ -14,25 +14,25 @@ use super::segment::{BlockRecord, RECORD_WORDS, TableSegment};
 use crate::os::mapped_memory::MappedWords;
 
 /// Keys of the first segment: 160 KiB with the records, enough for 2 GiB of heap at 512 KiB.
-const FIRST: usize = 4096;
+const FIRST_SEGMENT_KEYS: usize = 4096;
 
 /// Number of segments. Each doubles the previous: all eight hold a million records in 40 MiB, for
-/// half a terabyte of heap at 512 KiB. [`coarsened`] reduces samples as the table fills up. Records
+/// half a terabyte of heap at 512 KiB. [`coarsened_rate`] reduces samples as the table fills up. Records
 /// without a free key are dropped and counted.
 const SEGMENTS: usize = 8;
 
 /// A table whose first segment has `KEYS` keys.
-pub(crate) struct LiveBlocks<const KEYS: usize = FIRST> {
+pub(crate) struct LiveBlocks<const KEYS: usize = FIRST_SEGMENT_KEYS> {
     segments: [MappedWords; SEGMENTS],
-    records: BlockRecords,
+    record_count: RecordCount,
 }
 
 /// Number of records, on cache lines separate from read-only data.
 #[repr(align(128))]
-struct BlockRecords(AtomicU64);
+struct RecordCount(AtomicU64);
 
 /// Number of keys in all segments.
-pub(crate) const CAP: u64 = (FIRST * ((1 << SEGMENTS) - 1)) as u64;
+pub(crate) const TOTAL_KEYS: u64 = (FIRST_SEGMENT_KEYS * ((1 << SEGMENTS) - 1)) as u64;
 
 impl<const KEYS: usize> LiveBlocks<KEYS> {
     pub(crate) const fn new() -> Self {
@@ -46,47 +46,49 @@ impl<const KEYS: usize> LiveBlocks<KEYS> {
             ));
             i += 1;
         }
-        Self { segments, records: BlockRecords(AtomicU64::new(0)) }
+        Self { segments, record_count: RecordCount(AtomicU64::new(0)) }
     }
 
     /// Inserts a block. Returns `false` if there is no free key.
     pub(crate) fn insert(&self, address: usize, record: BlockRecord) -> bool {
-        let is_in = self.segments.iter().map_while(MappedWords::get_or_map).any(|words| {
-            let segment = TableSegment::of(words);
-            segment.places(address).any(|at| segment.try_insert(at, address as u64, record))
+        let is_inserted = self.segments.iter().map_while(MappedWords::get_or_map).any(|words| {
+            let segment = TableSegment::from_words(words);
+            segment
+                .candidate_positions(address)
+                .any(|at| segment.try_insert(at, address as u64, record))
         });
-        if is_in {
-            self.records.0.fetch_add(1, Relaxed);
+        if is_inserted {
+            self.record_count.0.fetch_add(1, Relaxed);
         }
-        is_in
+        is_inserted
     }
 
     /// Returns the number of records, except those being inserted or removed at this moment.
     pub(crate) fn len(&self) -> u64 {
         // One thread may count a removal before another counts the insertion of the same block.
-        u64::try_from(self.records.0.load(Relaxed) as i64).unwrap_or(0)
+        u64::try_from(self.record_count.0.load(Relaxed) as i64).unwrap_or(0)
     }
 
     /// Removes a block. Returns `None` if it is not in the table.
-    pub(crate) fn take(&self, address: usize) -> Option<BlockRecord> {
+    pub(crate) fn remove(&self, address: usize) -> Option<BlockRecord> {
         let record = self.segments.iter().map_while(MappedWords::get).find_map(|words| {
-            let segment = TableSegment::of(words);
+            let segment = TableSegment::from_words(words);
             segment
-                .lines(address)
+                .candidate_lines(address)
                 .into_iter()
                 .flatten()
                 .find_map(|at| segment.try_take(at, address as u64))
         })?;
-        self.records.0.fetch_sub(1, Relaxed);
+        self.record_count.0.fetch_sub(1, Relaxed);
         Some(record)
     }
 
     /// Passes every record that is in the table during the whole call to `see` exactly once, and
     /// possibly some that are inserted or removed meanwhile.
-    pub(crate) fn for_each(&self, mut see: impl FnMut(BlockRecord)) {
+    pub(crate) fn for_each(&self, mut visit: impl FnMut(BlockRecord)) {
         for words in self.segments.iter().map_while(MappedWords::get) {
-            let segment = TableSegment::of(words);
-            (0..segment.len()).filter_map(|at| segment.read(at)).for_each(&mut see);
+            let segment = TableSegment::from_words(words);
+            (0..segment.len()).filter_map(|at| segment.read(at)).for_each(&mut visit);
         }
     }
 }
@@ -101,13 +103,13 @@ impl<const KEYS: usize> LiveBlocks<KEYS> {
 /// Lines start to reject records at 87 % of the table. A full table would keep the oldest blocks
 /// and none of a leak's. A coarser rate keeps estimates unbiased, because a sample's weight uses
 /// the rate at which it was drawn. The remaining keys cover another 128 GiB.
-pub(crate) fn coarsened(rate: u64, records: u64) -> u64 {
-    let least = match records {
-        _ if records >= CAP / 4 * 3 => 1 << 20,
-        _ if records >= CAP / 8 * 5 => 16 << 10,
+pub(crate) fn coarsened_rate(rate: u64, records: u64) -> u64 {
+    let min_rate = match records {
+        _ if records >= TOTAL_KEYS / 4 * 3 => 1 << 20,
+        _ if records >= TOTAL_KEYS / 8 * 5 => 16 << 10,
         _ => 0,
     };
-    if rate == 0 { 0 } else { rate.max(least) }
+    if rate == 0 { 0 } else { rate.max(min_rate) }
 }
 
 #[cfg(test)]

@@ -13,25 +13,29 @@ use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 use crate::base::Bytes;
 use crate::os::eventfd::WakeFd;
 
-const NO_MARK: i64 = i64::MAX;
+const NO_THRESHOLD: i64 = i64::MAX;
 
 pub(crate) struct LiveBytes {
     in_use: AtomicI64,
-    mark: AtomicI64,
-    wake: WakeFd,
+    threshold: AtomicI64,
+    wake_fd: WakeFd,
 }
 
 impl LiveBytes {
     pub(crate) const fn new() -> Self {
-        Self { in_use: AtomicI64::new(0), mark: AtomicI64::new(NO_MARK), wake: WakeFd::new() }
+        Self {
+            in_use: AtomicI64::new(0),
+            threshold: AtomicI64::new(NO_THRESHOLD),
+            wake_fd: WakeFd::new(),
+        }
     }
 
-    pub(crate) fn rise(&self, bytes: i64) {
-        let level = self.in_use.fetch_add(bytes, SeqCst).saturating_add(bytes);
-        self.compare(level);
+    pub(crate) fn add(&self, bytes: i64) {
+        let in_use = self.in_use.fetch_add(bytes, SeqCst).saturating_add(bytes);
+        self.fire_if_exceeded(in_use);
     }
 
-    pub(crate) fn sink(&self, bytes: i64) {
+    pub(crate) fn sub(&self, bytes: i64) {
         self.in_use.fetch_sub(bytes, SeqCst);
     }
 
@@ -40,27 +44,29 @@ impl LiveBytes {
         Bytes(self.in_use.load(SeqCst).max(0) as u64)
     }
 
-    pub(crate) fn watch(&self, mark: Bytes) {
+    pub(crate) fn arm(&self, threshold: Bytes) {
         // Without a free descriptor no listener can be woken; nothing else is lost.
-        let _ = self.wake.open();
-        self.mark.store(i64::try_from(mark.get()).unwrap_or(NO_MARK), SeqCst);
+        let _ = self.wake_fd.open();
+        self.threshold.store(i64::try_from(threshold.get()).unwrap_or(NO_THRESHOLD), SeqCst);
         // Increases before the store were not compared with this threshold.
-        self.compare(self.in_use.load(SeqCst));
+        self.fire_if_exceeded(self.in_use.load(SeqCst));
     }
 
-    pub(crate) fn unwatch(&self) {
-        self.mark.store(NO_MARK, SeqCst);
+    pub(crate) fn disarm(&self) {
+        self.threshold.store(NO_THRESHOLD, SeqCst);
     }
 
-    pub(crate) fn wake(&self) -> &WakeFd {
-        &self.wake
+    pub(crate) fn wake_fd(&self) -> &WakeFd {
+        &self.wake_fd
     }
 
-    fn compare(&self, level: i64) {
-        let mark = self.mark.load(SeqCst);
+    fn fire_if_exceeded(&self, in_use: i64) {
+        let threshold = self.threshold.load(SeqCst);
         // Of several threads above the threshold, only one removes it and wakes the listener.
-        if level > mark && self.mark.compare_exchange(mark, NO_MARK, SeqCst, SeqCst).is_ok() {
-            self.wake.wake();
+        if in_use > threshold
+            && self.threshold.compare_exchange(threshold, NO_THRESHOLD, SeqCst, SeqCst).is_ok()
+        {
+            self.wake_fd.wake();
         }
     }
 }
@@ -70,30 +76,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mark_is_told_of_once_and_only_from_above() {
-        let level = LiveBytes::new();
-        level.watch(Bytes(100));
-        level.rise(100);
-        assert!(level.wake.hear().is_err(), "at the mark is not above it");
-        level.rise(1);
-        level.rise(1);
-        assert!(level.wake.hear().is_ok());
-        level.sink(50);
-        level.rise(50);
-        assert!(level.wake.hear().is_err(), "it was good for one waking");
-        assert_eq!(level.in_use(), Bytes(102));
+    fn threshold_fires_once_when_exceeded() {
+        let live_bytes = LiveBytes::new();
+        live_bytes.arm(Bytes(100));
+        live_bytes.add(100);
+        assert!(live_bytes.wake_fd.consume().is_err(), "at the mark is not above it");
+        live_bytes.add(1);
+        live_bytes.add(1);
+        assert!(live_bytes.wake_fd.consume().is_ok());
+        live_bytes.sub(50);
+        live_bytes.add(50);
+        assert!(live_bytes.wake_fd.consume().is_err(), "it was good for one waking");
+        assert_eq!(live_bytes.in_use(), Bytes(102));
     }
 
     #[test]
-    fn a_mark_below_the_level_is_told_of_at_once() {
-        let level = LiveBytes::new();
-        level.rise(10);
-        level.watch(Bytes(9));
-        assert!(level.wake.hear().is_ok());
-        level.watch(Bytes(9));
-        level.unwatch();
-        level.wake.hear().unwrap();
-        level.rise(10);
-        assert!(level.wake.hear().is_err(), "nobody watches");
+    fn threshold_below_current_value_fires_at_once() {
+        let live_bytes = LiveBytes::new();
+        live_bytes.add(10);
+        live_bytes.arm(Bytes(9));
+        assert!(live_bytes.wake_fd.consume().is_ok());
+        live_bytes.arm(Bytes(9));
+        live_bytes.disarm();
+        live_bytes.wake_fd.consume().unwrap();
+        live_bytes.add(10);
+        assert!(live_bytes.wake_fd.consume().is_err(), "nobody watches");
     }
 }

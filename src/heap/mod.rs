@@ -3,7 +3,7 @@
 //! [`Allocator`] wraps the program's allocator and samples allocations by a countdown of bytes
 //! (`sampler`, pure). The stack of a sampled block is interned, its site counted, and its record
 //! kept in a lock-free table until the block is freed (`recorder` has a diagram). [`DumpBuffers`]
-//! writes out the tables without allocating; [`snapshot`] builds a value. All tables are mapped
+//! writes out the tables without allocating; [`snapshot`](fn@snapshot) builds a value. All tables are mapped
 //! memory with a size limit, not heap memory.
 //!
 //! Invariants of the allocation path:
@@ -55,8 +55,8 @@ use crate::os::images;
 
 pub use alloc::Allocator;
 pub use dump::{
-    BATCH, DEFAULT_SAMPLE_TYPE, DROP_FRAMES, DumpBuffers, HeapDump, HeapSample, PERIOD_TYPE,
-    SAMPLE_TYPES, losses,
+    DEFAULT_SAMPLE_TYPE, DROP_FRAMES, DumpBuffers, HeapDump, HeapSample, MAX_FRAMES_PER_BATCH,
+    PERIOD_TYPE, SAMPLE_TYPES, losses,
 };
 pub use snapshot::snapshot;
 pub use thread::{ProfilerExclusion, exclude_current_thread};
@@ -84,7 +84,7 @@ pub enum Error {
 /// unbiased.
 pub fn set_rate(rate: Bytes) {
     recorder::set_rate(rate.get());
-    thread::restart(rate.get());
+    thread::redraw_interval(rate.get());
 }
 
 /// Returns the mean number of bytes between two samples. Default: 512 KiB.
@@ -95,19 +95,19 @@ pub fn rate() -> Bytes {
 /// Returns the bytes in use, or `None` if sampling is off. The value is an unbiased estimate from
 /// the samples: the current sum of `inuse_space`. Costs one load.
 pub fn in_use() -> Option<Bytes> {
-    (recorder::INSTALLED.load(Relaxed) && rate() > Bytes(0)).then(|| recorder::LEVEL.in_use())
+    (recorder::INSTALLED.load(Relaxed) && rate() > Bytes(0)).then(|| recorder::LIVE_BYTES.in_use())
 }
 
-/// Sets the threshold for [`crossings`], replacing an earlier one. The thread whose allocation
+/// Sets the threshold for [`threshold_events`], replacing an earlier one. The thread whose allocation
 /// raises [`in_use`] above `mark` wakes the waiting task once. Wakes it at once if the value is
 /// already above.
-pub fn watch(mark: Bytes) {
-    recorder::LEVEL.watch(mark);
+pub fn arm_threshold(threshold: Bytes) {
+    recorder::LIVE_BYTES.arm(threshold);
 }
 
 /// Removes the threshold.
-pub fn unwatch() {
-    recorder::LEVEL.unwatch();
+pub fn disarm_threshold() {
+    recorder::LIVE_BYTES.disarm();
 }
 
 /// Creates a listener that waits for the threshold, on the caller's runtime.
@@ -115,17 +115,17 @@ pub fn unwatch() {
 /// # Errors
 ///
 /// If the system cannot provide an `eventfd`: too many open files, or not Linux.
-pub fn crossings() -> io::Result<EventListener> {
-    EventListener::new(recorder::LEVEL.wake())
+pub fn threshold_events() -> io::Result<EventListener> {
+    EventListener::new(recorder::LIVE_BYTES.wake_fd())
 }
 
 /// Consumes a pending threshold event. Returns `true` if there was one.
-pub fn crossed() -> bool {
-    recorder::LEVEL.wake().hear().is_ok()
+pub fn take_threshold_event() -> bool {
+    recorder::LIVE_BYTES.wake_fd().consume().is_ok()
 }
 
 /// Returns `true` if the program allocates through an [`Allocator`].
-pub fn installed() -> bool {
+pub fn is_installed() -> bool {
     if !recorder::INSTALLED.load(Relaxed) {
         // The first allocation of a thread always sets the flag; this may be the first one.
         drop(black_box(Box::new(0u8)));

@@ -14,9 +14,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use super::filter::AddressFilter;
-use super::live::{LiveBlocks, coarsened};
+use super::live::{LiveBlocks, coarsened_rate};
 use super::segment::BlockRecord;
-use super::sites::{AllocatedAmount, NO_ROOM, NO_STACK, SiteCounts, SiteId, SiteTable};
+use super::sites::{AllocatedAmount, NO_STACK, SiteCounts, SiteId, SiteTable, TABLE_FULL_SITE};
 use super::stacks::StackSlots;
 use super::thread::{self, exclude_current_thread};
 use crate::heap::live_bytes::LiveBytes;
@@ -26,32 +26,32 @@ use crate::unwind::{MAX_FRAMES, UnwindError, WalkEnd, unwind_here};
 /// Go's default.
 const DEFAULT_RATE: u64 = 512 << 10;
 
-/// Frames of the profiler between the unwinder and the allocator's entry: [`record`] and the cold
+/// Frames of the profiler between the unwinder and the allocator's entry: [`record_if_sampled`] and the cold
 /// function of [`super::Allocator`] that calls it.
-const OWN_FRAMES: usize = 2;
+const PROFILER_FRAMES: usize = 2;
 
 /// Maximum sites that one sample evicts: enough for the blocks of the deepest stack.
-const EVICTIONS_AT_ONCE: usize = 32;
+const MAX_EVICTIONS_PER_SAMPLE: usize = 32;
 
 pub(super) static RATE: AtomicU64 = AtomicU64::new(DEFAULT_RATE);
 /// `true` if an [`super::Allocator`] was ever called.
 pub(super) static INSTALLED: AtomicBool = AtomicBool::new(false);
 pub(super) static STACKS: StackSlots = StackSlots::new();
 pub(super) static SITES: SiteTable = SiteTable::new();
-pub(super) static LIVE: LiveBlocks = LiveBlocks::new();
-pub(super) static LOST: LossCounters = LossCounters::new();
-pub(super) static LEVEL: LiveBytes = LiveBytes::new();
-pub(super) static EVER: CumulativeStats = CumulativeStats::new();
+pub(super) static LIVE_BLOCKS: LiveBlocks = LiveBlocks::new();
+pub(super) static LOSSES: LossCounters = LossCounters::new();
+pub(super) static LIVE_BYTES: LiveBytes = LiveBytes::new();
+pub(super) static CUMULATIVE: CumulativeStats = CumulativeStats::new();
 static FILTER: AddressFilter = AddressFilter::new();
 
 /// Bytes allocated before [`RATE`] became 1.
-pub(super) static BEFORE_EXACT: AtomicU64 = AtomicU64::new(0);
+pub(super) static BYTES_BEFORE_EXACT: AtomicU64 = AtomicU64::new(0);
 
 /// Sets the rate for all threads.
 pub(super) fn set_rate(rate: u64) {
     if RATE.swap(rate, Relaxed) != rate && rate == 1 {
-        let (counted, _) = thread::allocated();
-        BEFORE_EXACT.store(counted, Relaxed);
+        let (counted, _) = thread::allocated_bytes();
+        BYTES_BEFORE_EXACT.store(counted, Relaxed);
     }
     thread::set_floor(rate);
 }
@@ -59,7 +59,7 @@ pub(super) fn set_rate(rate: u64) {
 /// Returns the effective sampling rate, which is coarser than [`RATE`] if the table of live blocks
 /// is filling up.
 pub(super) fn effective_rate() -> u64 {
-    coarsened(RATE.load(Relaxed), LIVE.len())
+    coarsened_rate(RATE.load(Relaxed), LIVE_BLOCKS.len())
 }
 
 /// Losses by cause.
@@ -74,8 +74,8 @@ pub(super) struct LossCounters {
     pub(super) tables_full: AtomicU64,
     pub(super) omitted: AtomicU64,
     pub(super) truncated: AtomicU64,
-    pub(super) broken: AtomicU64,
-    pub(super) inferred: AtomicU64,
+    pub(super) no_unwind_info: AtomicU64,
+    pub(super) used_heuristics: AtomicU64,
 }
 
 /// Cumulative statistics of all samples since the start.
@@ -96,7 +96,7 @@ impl CumulativeStats {
     }
 
     fn count(&self, record: &BlockRecord) {
-        self.allocated.add(AllocatedAmount::of(record));
+        self.allocated.add(AllocatedAmount::from_record(record));
         self.samples.fetch_add(1, Relaxed);
         let variance = record.variance();
         if variance > 0.0 {
@@ -113,7 +113,7 @@ impl CumulativeStats {
     }
 
     /// Returns the number of samples and the standard error of the bytes they stand for.
-    pub(super) fn told(&self) -> (u64, f64) {
+    pub(super) fn totals(&self) -> (u64, f64) {
         (self.samples.load(Relaxed), f64::from_bits(self.variance.load(Relaxed)).sqrt())
     }
 }
@@ -130,71 +130,71 @@ impl LossCounters {
             tables_full: AtomicU64::new(0),
             omitted: AtomicU64::new(0),
             truncated: AtomicU64::new(0),
-            broken: AtomicU64::new(0),
-            inferred: AtomicU64::new(0),
+            no_unwind_info: AtomicU64::new(0),
+            used_heuristics: AtomicU64::new(0),
         }
     }
 }
 
 /// Records the block of `size` bytes at `address` if it ends the thread's sampling interval. Called
-/// after [`thread::spend`] returned `false`, before the program receives the block.
+/// after [`thread::try_consume`] returned `false`, before the program receives the block.
 #[inline(never)]
-pub(super) fn record(address: usize, size: usize) {
+pub(super) fn record_if_sampled(address: usize, size: usize) {
     if !INSTALLED.load(Relaxed) {
         INSTALLED.store(true, Relaxed);
     }
-    let Some(weight) = thread::decide(size, effective_rate()) else { return };
+    let Some(weight) = thread::sample_block(size, effective_rate()) else { return };
     // Allocations made by this function must not reenter it.
     let _excluded = exclude_current_thread();
-    fork::notice_from_allocator();
+    fork::warn_if_unwatched_from_allocator();
     let mut frames = [0; MAX_FRAMES];
-    let walk = unwind_here(OWN_FRAMES, &mut frames);
+    let walk = unwind_here(PROFILER_FRAMES, &mut frames);
     let frames = match walk {
         Ok(walk) => {
             if walk.omitted > 0 {
-                count(&LOST.omitted);
+                increment(&LOSSES.omitted);
             }
             match walk.end {
-                WalkEnd::Whole => {}
-                WalkEnd::Truncated | WalkEnd::TooDeep => count(&LOST.truncated),
-                WalkEnd::Broken | WalkEnd::Elsewhere => count(&LOST.broken),
+                WalkEnd::Complete => {}
+                WalkEnd::CopyTooShort | WalkEnd::TooManyFrames => increment(&LOSSES.truncated),
+                WalkEnd::NoUnwindInfo | WalkEnd::OtherStack => increment(&LOSSES.no_unwind_info),
             }
-            if walk.is_inferred {
-                count(&LOST.inferred);
+            if walk.used_heuristics {
+                increment(&LOSSES.used_heuristics);
             }
             frames.get(..walk.depth)
         }
-        Err(unknown) => {
-            count(match unknown {
-                UnwindError::NotReady => &LOST.stack_not_ready,
-                UnwindError::Busy => &LOST.stack_busy,
-                UnwindError::OtherStack => &LOST.stack_foreign,
-                UnwindError::NearEnd => &LOST.stack_near_end,
+        Err(error) => {
+            increment(match error {
+                UnwindError::NotReady => &LOSSES.stack_not_ready,
+                UnwindError::Busy => &LOSSES.stack_busy,
+                UnwindError::ForeignStack => &LOSSES.stack_foreign,
+                UnwindError::NearStackEnd => &LOSSES.stack_near_end,
             });
             None
         }
     };
     let size = size as u64;
-    let site = intern(frames, size).unwrap_or_else(|| {
-        count(&LOST.tables_full);
-        NO_ROOM
+    let site = intern_site(frames, size).unwrap_or_else(|| {
+        increment(&LOSSES.tables_full);
+        TABLE_FULL_SITE
     });
     let record = BlockRecord { site, size, weight };
     // Before the site, so that the sum over sites never exceeds this total.
-    EVER.count(&record);
+    CUMULATIVE.count(&record);
     // Counted before it is inserted as live: a dump reads live blocks first and must not show more
     // bytes in use than allocated.
-    SITES.count(site, AllocatedAmount::of(&record));
-    insert(address, record);
+    SITES.count(site, AllocatedAmount::from_record(&record));
+    insert_record(address, record);
 }
 
 /// Returns the site of `size`-byte blocks at a stack, held. `None` if live blocks fill the tables.
-fn intern(frames: Option<&[u64]>, size: u64) -> Option<SiteId> {
+fn intern_site(frames: Option<&[u64]>, size: u64) -> Option<SiteId> {
     let stack = match frames {
-        Some(frames) => make_room(|| STACKS.intern(frames))?,
+        Some(frames) => retry_with_eviction(|| STACKS.intern(frames))?,
         None => NO_STACK,
     };
-    let site = make_room(|| SITES.intern(stack, size));
+    let site = retry_with_eviction(|| SITES.intern(stack, size));
     // A new site keeps the reference to its stack.
     if !site.is_some_and(|(_, is_new)| is_new) {
         STACKS.release(stack);
@@ -203,10 +203,10 @@ fn intern(frames: Option<&[u64]>, size: u64) -> Option<SiteId> {
 }
 
 /// Repeats `attempt`, evicting a site without live blocks after each failure.
-fn make_room<T>(attempt: impl Fn() -> Option<T>) -> Option<T> {
-    for _ in 0..EVICTIONS_AT_ONCE {
-        if let Some(done) = attempt() {
-            return Some(done);
+fn retry_with_eviction<T>(attempt: impl Fn() -> Option<T>) -> Option<T> {
+    for _ in 0..MAX_EVICTIONS_PER_SAMPLE {
+        if let Some(value) = attempt() {
+            return Some(value);
         }
         STACKS.release(SITES.evict()?);
     }
@@ -216,38 +216,38 @@ fn make_room<T>(attempt: impl Fn() -> Option<T>) -> Option<T> {
 /// Returns `false` if the block at `address` is certainly not recorded.
 #[inline]
 pub(super) fn may_be_recorded(address: usize) -> bool {
-    FILTER.may_hold(address)
+    FILTER.may_contain(address)
 }
 
-/// Removes the record of a block that is about to be freed, if any. The caller must call [`forget`]
-/// or [`insert`] with it.
+/// Removes the record of a block that is about to be freed, if any. The caller must call [`discard_record`]
+/// or [`insert_record`] with it.
 #[inline(never)]
-pub(super) fn take(address: usize) -> Option<BlockRecord> {
-    let record = LIVE.take(address)?;
+pub(super) fn take_record(address: usize) -> Option<BlockRecord> {
+    let record = LIVE_BLOCKS.remove(address)?;
     FILTER.remove(address);
-    LEVEL.sink(AllocatedAmount::of(&record).bytes());
+    LIVE_BYTES.sub(AllocatedAmount::from_record(&record).bytes());
     Some(record)
 }
 
 /// Drops a record whose block is freed.
-pub(super) fn forget(record: &BlockRecord) {
+pub(super) fn discard_record(record: &BlockRecord) {
     SITES.release(record.site);
 }
 
 /// Inserts a record. Also reinserts the result of `take` if the block was not freed after all.
-pub(super) fn insert(address: usize, record: BlockRecord) {
+pub(super) fn insert_record(address: usize, record: BlockRecord) {
     FILTER.add(address);
-    if LIVE.insert(address, record) {
-        LEVEL.rise(AllocatedAmount::of(&record).bytes());
+    if LIVE_BLOCKS.insert(address, record) {
+        LIVE_BYTES.add(AllocatedAmount::from_record(&record).bytes());
     } else {
         FILTER.remove(address);
-        count(&LOST.dropped);
-        let bytes = u64::try_from(AllocatedAmount::of(&record).bytes()).unwrap_or(0);
-        LOST.dropped_bytes.fetch_add(bytes, Relaxed);
-        forget(&record);
+        increment(&LOSSES.dropped);
+        let bytes = u64::try_from(AllocatedAmount::from_record(&record).bytes()).unwrap_or(0);
+        LOSSES.dropped_bytes.fetch_add(bytes, Relaxed);
+        discard_record(&record);
     }
 }
 
-fn count(lost: &AtomicU64) {
-    lost.fetch_add(1, Relaxed);
+fn increment(counter: &AtomicU64) {
+    counter.fetch_add(1, Relaxed);
 }

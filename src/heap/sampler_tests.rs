@@ -15,7 +15,7 @@ fn seeded(seed: u64, rate: u64) -> AllocationSampler {
 }
 
 fn allocate(sampler: &AllocationSampler, size: usize, rate: u64) -> Option<f64> {
-    if sampler.spend(size, 0) { None } else { sampler.decide(size, rate) }
+    if sampler.try_consume(size, 0) { None } else { sampler.sample(size, rate) }
 }
 
 /// Returns estimates of the bytes in these blocks and of their variance.
@@ -53,7 +53,7 @@ fn trials(blocks: &[usize], rate: u64, count: u32) -> Trials {
 }
 
 #[test]
-fn sums_are_unbiased_and_their_reported_error_is_the_observed_one() {
+fn sums_are_unbiased_and_reported_error_matches_observed() {
     let mixed: Vec<usize> = (0..400).map(|i| 16 << (i % 12)).collect();
     let lists: [(&str, Vec<usize>); 3] = [
         ("ten of 240 KiB", vec![240 << 10; 10]),
@@ -73,7 +73,7 @@ fn sums_are_unbiased_and_their_reported_error_is_the_observed_one() {
 }
 
 #[test]
-fn blocks_far_above_the_rate_are_all_seen_and_stand_for_themselves() {
+fn blocks_far_above_rate_are_sampled_with_weight_one() {
     let sampler = seeded(1, RATE);
     for _ in 0..10_000 {
         assert_eq!(allocate(&sampler, 20 << 20, RATE), Some(1.0));
@@ -83,22 +83,30 @@ fn blocks_far_above_the_rate_are_all_seen_and_stand_for_themselves() {
 #[test]
 fn rate_one_records_everything_and_rate_zero_nothing() {
     let (all, none) = (seeded(1, 1), seeded(1, 0));
-    for size in [1, 2, 16, GRANT as usize - 1, GRANT as usize, GRANT as usize + 1, 1 << 30] {
+    for size in [
+        1,
+        2,
+        16,
+        REFILL_BYTES as usize - 1,
+        REFILL_BYTES as usize,
+        REFILL_BYTES as usize + 1,
+        1 << 30,
+    ] {
         assert_eq!(allocate(&all, size, 1), Some(1.0), "{size}");
         assert_eq!(allocate(&none, size, 0), None, "{size}");
     }
 }
 
 #[test]
-fn every_byte_passes_once_whatever_becomes_of_it() {
+fn every_allocated_byte_is_reported_once() {
     for rate in [0, 1, 300, 64 << 10, 512 << 10] {
         let sampler = AllocationSampler::new();
         // The first block of a thread is refused before the sampler is seeded.
-        assert!(!sampler.spend(100, 0));
+        assert!(!sampler.try_consume(100, 0));
         sampler.seed(mix(8), rate);
         let mut allocated = 100;
-        if !sampler.spend(100, 0) {
-            let _ = sampler.decide(100, rate);
+        if !sampler.try_consume(100, 0) {
+            let _ = sampler.sample(100, rate);
         }
         let mut sum = AllocatedDelta::default();
         for n in 0..20_000usize {
@@ -107,27 +115,30 @@ fn every_byte_passes_once_whatever_becomes_of_it() {
             allocated += size as u64;
             match n % 1000 {
                 // The thread changes the rate itself, is excluded, or fails to allocate a block.
-                500 => sampler.restart(rate),
+                500 => sampler.redraw_interval(rate),
                 600 => {
-                    let left = sampler.pause();
-                    if !sampler.spend(5000, 0) {
-                        sampler.let_pass();
+                    let budget = sampler.pause();
+                    if !sampler.try_consume(5000, 0) {
+                        sampler.allow_unsampled();
                     }
-                    sampler.resume(left);
+                    sampler.resume(budget);
                 }
                 700 => {
-                    let _ = sampler.spend(4000, 0);
-                    sampler.give_back(4000);
+                    let _ = sampler.try_consume(4000, 0);
+                    sampler.undo_consume(4000);
                 }
                 _ => {}
             }
-            let told = sampler.tell();
-            sum.bytes += told.bytes;
-            sum.granted += told.granted;
-            let most = sum.bytes + sum.granted as u64;
-            assert!((sum.bytes..=most).contains(&allocated), "{rate}: {sum:?}, {allocated}");
+            let delta = sampler.take_delta();
+            sum.bytes += delta.bytes;
+            sum.max_unreported += delta.max_unreported;
+            let max_allocated = sum.bytes + sum.max_unreported as u64;
             assert!(
-                sum.granted as u64 <= (sum.bytes / 4).clamp(FIRST_GRANT, GRANT),
+                (sum.bytes..=max_allocated).contains(&allocated),
+                "{rate}: {sum:?}, {allocated}"
+            );
+            assert!(
+                sum.max_unreported as u64 <= (sum.bytes / 4).clamp(MIN_REFILL_BYTES, REFILL_BYTES),
                 "{rate}: {sum:?}"
             );
         }
@@ -135,7 +146,7 @@ fn every_byte_passes_once_whatever_becomes_of_it() {
 }
 
 #[test]
-fn the_rate_may_change_at_any_time_without_bias() {
+fn rate_change_causes_no_bias() {
     let (count, size) = (400_000, 1000usize);
     let rates = [8 << 10, 64 << 10, 300, 512 << 10];
     let sampler = seeded(4, rates[0]);
@@ -147,28 +158,28 @@ fn the_rate_may_change_at_any_time_without_bias() {
 }
 
 #[test]
-fn a_new_rate_is_seen_within_one_grant() {
+fn new_rate_applies_within_one_refill() {
     for (old, new) in [(0, 1), (1 << 40, 1), (0, 1 << 10)] {
         let sampler = seeded(5, old);
         let blocks = (0..).take_while(|_| allocate(&sampler, 16, new).is_none()).take(1 << 20);
-        assert!(blocks.count() as u64 * 16 <= GRANT + 64 * new, "{old} to {new}");
+        assert!(blocks.count() as u64 * 16 <= REFILL_BYTES + 64 * new, "{old} to {new}");
     }
 }
 
 #[test]
-fn what_passes_in_a_pause_belongs_to_no_wait() {
+fn paused_allocations_do_not_consume_interval() {
     let run = |pause: bool| {
         let sampler = seeded(6, 4096);
         (0..5000).fold((Vec::new(), 0), |(mut at, mut passed), block| {
             if pause && block % 7 == 0 {
-                let left = sampler.pause();
+                let budget = sampler.pause();
                 for _ in 0..100 {
-                    if !sampler.spend(2000, 0) {
-                        sampler.let_pass();
+                    if !sampler.try_consume(2000, 0) {
+                        sampler.allow_unsampled();
                         passed += 1;
                     }
                 }
-                sampler.resume(left);
+                sampler.resume(budget);
             }
             at.extend(allocate(&sampler, 100, 4096).map(|_| block));
             (at, passed)
@@ -190,11 +201,11 @@ proptest! {
     }
 
     #[test]
-    fn a_wait_ends_at_the_same_byte_however_it_is_cut(sizes in prop::collection::vec(1usize..200_000, 1..200)) {
+    fn interval_ends_at_same_byte_for_any_block_sizes(sizes in prop::collection::vec(1usize..200_000, 1..200)) {
         // The interval's end is drawn before the blocks are allocated, so its byte position does
         // not depend on their sizes.
-        let (cut, whole) = (seeded(9, 1 << 20), seeded(9, 1 << 20));
-        let end = whole.wait.get() + whole.left.get() as u64;
+        let (cut, reference) = (seeded(9, 1 << 20), seeded(9, 1 << 20));
+        let end = reference.bytes_until_sample.get() + reference.budget.get() as u64;
         let mut position = 0u64;
         for size in sizes {
             let recorded = allocate(&cut, size, 1 << 20).is_some();

@@ -26,7 +26,7 @@ use super::sites::SiteId;
 use crate::base::sync::{AtomicU64, Ordering, fence};
 
 /// Keys per cache line.
-pub(crate) const LINE: usize = 8;
+pub(crate) const KEYS_PER_LINE: usize = 8;
 
 pub(crate) const RECORD_WORDS: usize = 4;
 
@@ -57,7 +57,7 @@ pub(crate) struct TableSegment<'a> {
 
 impl<'a> TableSegment<'a> {
     /// Splits `words` into as many keys and records as fit.
-    pub(crate) fn of(words: &'a [AtomicU64]) -> Self {
+    pub(crate) fn from_words(words: &'a [AtomicU64]) -> Self {
         let (keys, records) = words.split_at(words.len() / (1 + RECORD_WORDS));
         Self { keys, records }
     }
@@ -68,25 +68,29 @@ impl<'a> TableSegment<'a> {
     }
 
     /// Returns the two lines that may contain `address`.
-    pub(crate) fn lines(&self, address: usize) -> [Range<usize>; 2] {
-        let lines = self.keys.len() / LINE;
+    pub(crate) fn candidate_lines(&self, address: usize) -> [Range<usize>; 2] {
+        let lines = self.keys.len() / KEYS_PER_LINE;
         // The hash differs per segment: addresses that collide in one must not collide in the next.
         let hash = mix((address + lines) as u64) as usize;
-        [hash % lines, (hash >> 32) % lines].map(|line| line * LINE..(line + 1) * LINE)
+        [hash % lines, (hash >> 32) % lines]
+            .map(|line| line * KEYS_PER_LINE..(line + 1) * KEYS_PER_LINE)
     }
 
     /// Returns the positions that may contain `address`, those of the emptier line first. Filling
     /// the emptier of two lines avoids overflow until nearly all are full (Azar et al. 1994).
-    pub(crate) fn places(&self, address: usize) -> impl Iterator<Item = usize> + use<> {
+    pub(crate) fn candidate_positions(
+        &self,
+        address: usize,
+    ) -> impl Iterator<Item = usize> + use<> {
         let is_free = |at: &usize| self.keys[*at].load(Ordering::Relaxed) == FREE;
-        let [one, other] = self.lines(address);
+        let [one, other] = self.candidate_lines(address);
         let [free, other_free] = [&one, &other].map(|line| line.clone().filter(is_free).count());
         if free >= other_free { one.chain(other) } else { other.chain(one) }
     }
 
-    pub(crate) fn record(&self, at: usize) -> &'a [AtomicU64; RECORD_WORDS] {
+    pub(crate) fn record_words(&self, at: usize) -> &'a [AtomicU64; RECORD_WORDS] {
         // `at` is below `keys.len()`, and each key has a record.
-        self.records[at * RECORD_WORDS..].first_chunk().unwrap_or(&NOWHERE)
+        self.records[at * RECORD_WORDS..].first_chunk().unwrap_or(&EMPTY_RECORD)
     }
 
     /// Inserts a block at `at` if the key is free.
@@ -97,14 +101,14 @@ impl<'a> TableSegment<'a> {
         {
             return false;
         }
-        let [turn, site, size, weight] = self.record(at);
-        let before = turn.load(Ordering::Relaxed);
-        turn.store(before.wrapping_add(1), Ordering::Relaxed);
+        let [sequence, site, size, weight] = self.record_words(at);
+        let previous = sequence.load(Ordering::Relaxed);
+        sequence.store(previous.wrapping_add(1), Ordering::Relaxed);
         fence(Ordering::Release);
         site.store(record.site.to_word(), Ordering::Relaxed);
         size.store(record.size, Ordering::Relaxed);
         weight.store(record.weight.to_bits(), Ordering::Relaxed);
-        turn.store(before.wrapping_add(2), Ordering::Release);
+        sequence.store(previous.wrapping_add(2), Ordering::Release);
         key.store(address, Ordering::Release);
         true
     }
@@ -115,7 +119,7 @@ impl<'a> TableSegment<'a> {
         if key.load(Ordering::Acquire) != address {
             return None;
         }
-        let [_, site, size, weight] = self.record(at);
+        let [_, site, size, weight] = self.record_words(at);
         let record = BlockRecord {
             site: SiteId::from_word(site.load(Ordering::Relaxed)),
             size: size.load(Ordering::Relaxed),
@@ -130,40 +134,40 @@ impl<'a> TableSegment<'a> {
     /// Returns the record at `at`, or `None` if the key is free or the record changes during the
     /// read.
     pub(crate) fn read(&self, at: usize) -> Option<BlockRecord> {
-        let glance = self.glance(at)?;
-        self.still_holds(at, &glance).then_some(glance.record)
+        let view = self.read_unvalidated(at)?;
+        self.is_unchanged(at, &view).then_some(view.record)
     }
 
-    /// Returns the possibly inconsistent record at `at`; valid only if `still_holds` returns `true`
+    /// Returns the possibly inconsistent record at `at`; valid only if `is_unchanged` returns `true`
     /// afterwards.
-    pub(crate) fn glance(&self, at: usize) -> Option<RecordView> {
+    pub(crate) fn read_unvalidated(&self, at: usize) -> Option<RecordView> {
         let address = self.keys[at].load(Ordering::Acquire);
         if address == FREE || address == CLAIMED {
             return None;
         }
-        let [turn, site, size, weight] = self.record(at);
-        let turn = turn.load(Ordering::Acquire);
+        let [sequence, site, size, weight] = self.record_words(at);
+        let sequence = sequence.load(Ordering::Acquire);
         let record = BlockRecord {
             site: SiteId::from_word(site.load(Ordering::Relaxed)),
             size: size.load(Ordering::Relaxed),
             weight: f64::from_bits(weight.load(Ordering::Relaxed)),
         };
-        Some(RecordView { address, turn, record })
+        Some(RecordView { address, sequence, record })
     }
 
-    pub(crate) fn still_holds(&self, at: usize, glance: &RecordView) -> bool {
+    pub(crate) fn is_unchanged(&self, at: usize, view: &RecordView) -> bool {
         fence(Ordering::Acquire);
-        let [turn, ..] = self.record(at);
-        glance.turn.is_multiple_of(2)
-            && turn.load(Ordering::Relaxed) == glance.turn
-            && self.keys[at].load(Ordering::Relaxed) == glance.address
+        let [sequence, ..] = self.record_words(at);
+        view.sequence.is_multiple_of(2)
+            && sequence.load(Ordering::Relaxed) == view.sequence
+            && self.keys[at].load(Ordering::Relaxed) == view.address
     }
 }
 
 pub(crate) struct RecordView {
     address: u64,
-    turn: u64,
+    sequence: u64,
     record: BlockRecord,
 }
 
-static NOWHERE: [AtomicU64; RECORD_WORDS] = [const { AtomicU64::new(0) }; RECORD_WORDS];
+static EMPTY_RECORD: [AtomicU64; RECORD_WORDS] = [const { AtomicU64::new(0) }; RECORD_WORDS];

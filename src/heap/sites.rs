@@ -10,7 +10,7 @@
 //! one more round. The counts of evicted sites are added to one sum, so the sum over all sites
 //! stays complete. `tests/heap_loom.rs` tests the interleavings.
 
-use super::index::{HashIndex, Interned, Thing};
+use super::index::{HashIndex, Internable, Interned};
 use super::sampler::mix;
 use super::segment::BlockRecord;
 use super::slots::{BlockSlots, Eviction};
@@ -18,22 +18,22 @@ use crate::base::sync::AtomicU64;
 use crate::base::sync::Ordering::{Acquire, Relaxed, Release};
 
 /// Sites per mapping of 768 KiB.
-const CHUNK: usize = 1 << 14;
-const CHUNKS: usize = 6;
-pub(super) const CAP: u64 = (CHUNK * CHUNKS) as u64;
+const SITES_PER_CHUNK: usize = 1 << 14;
+const MAX_CHUNKS: usize = 6;
+pub(super) const MAX_SITES: u64 = (SITES_PER_CHUNK * MAX_CHUNKS) as u64;
 
 /// One third more than the number of sites.
-const PLACES: usize = 1 << 17;
+const INDEX_WORDS: usize = 1 << 17;
 
 /// From this number of sites on, all sizes of a stack share a site: a program that allocates every
 /// size at one stack must not use up the table.
-const SHARED_FROM: u64 = CAP / 4 * 3;
+const SHARED_SITE_THRESHOLD: u64 = MAX_SITES / 4 * 3;
 
 /// Maximum sites that the clock hand passes per sample: a few microseconds.
-const PASSED_AT_ONCE: usize = 256;
+const MAX_SCANNED_PER_EVICTION: usize = 256;
 
 /// Words per site: {stack, size, objects, bytes}.
-const WORDS: usize = 4;
+const SITE_WORDS: usize = 4;
 
 /// Size of a site that is shared by blocks of all sizes.
 pub(crate) const ANY_SIZE: u64 = 0;
@@ -42,7 +42,7 @@ pub(crate) const ANY_SIZE: u64 = 0;
 pub(crate) const NO_STACK: u32 = 0;
 
 /// Site of blocks that found the tables full.
-pub(crate) const NO_ROOM: SiteId = SiteId { number: 0, generation: 0 };
+pub(crate) const TABLE_FULL_SITE: SiteId = SiteId { number: 0, generation: 0 };
 
 /// Number and generation of a site. Numbers are reused with another generation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,10 +70,10 @@ pub(crate) struct AllocatedAmount {
 
 impl AllocatedAmount {
     /// Larger than any real amount.
-    pub(crate) const UNLIKELY: Self = Self { objects_256ths: u64::MAX, bytes: u64::MAX };
+    pub(crate) const MAX: Self = Self { objects_256ths: u64::MAX, bytes: u64::MAX };
 
     /// Returns the amount that a record stands for.
-    pub(crate) fn of(record: &BlockRecord) -> Self {
+    pub(crate) fn from_record(record: &BlockRecord) -> Self {
         Self {
             objects_256ths: (record.weight * 256.0).round() as u64,
             bytes: (record.weight * record.size as f64).round() as u64,
@@ -141,10 +141,10 @@ pub(crate) struct AllocationSite {
 
 pub(crate) struct SiteTable {
     index: HashIndex,
-    rows: BlockSlots<WORDS, CHUNK, CHUNKS>,
+    slots: BlockSlots<SITE_WORDS, SITES_PER_CHUNK, MAX_CHUNKS>,
     /// Number of sites that the clock hand has passed.
-    hand: AtomicU64,
-    no_room: SiteCounts,
+    clock_hand: AtomicU64,
+    table_full: SiteCounts,
     /// Sum of the counts of evicted sites, and their number.
     evicted: SiteCounts,
     evictions: AtomicU64,
@@ -153,10 +153,10 @@ pub(crate) struct SiteTable {
 impl SiteTable {
     pub(crate) const fn new() -> Self {
         Self {
-            index: HashIndex::new(PLACES),
-            rows: BlockSlots::new(),
-            hand: AtomicU64::new(0),
-            no_room: SiteCounts::new(),
+            index: HashIndex::new(INDEX_WORDS),
+            slots: BlockSlots::new(),
+            clock_hand: AtomicU64::new(0),
+            table_full: SiteCounts::new(),
             evicted: SiteCounts::new(),
             evictions: AtomicU64::new(0),
         }
@@ -166,15 +166,15 @@ impl SiteTable {
     /// is new. Returns the stack's shared site if the table is filling up, and `None` if the table
     /// is full. A new site takes over the caller's reference to the stack.
     pub(crate) fn intern(&self, stack: u32, size: u64) -> Option<(SiteId, bool)> {
-        self.intern_exactly(stack, size, SHARED_FROM)
-            .or_else(|| self.intern_exactly(stack, ANY_SIZE, CAP))
+        self.intern_with_limit(stack, size, SHARED_SITE_THRESHOLD)
+            .or_else(|| self.intern_with_limit(stack, ANY_SIZE, MAX_SITES))
     }
 
     /// Adds a block to the cumulative counts of a site that the caller holds.
     pub(crate) fn count(&self, site: SiteId, amount: AllocatedAmount) {
-        if site == NO_ROOM {
-            self.no_room.add(amount);
-        } else if let Some([_, _, objects, bytes]) = self.rows.payload(site.number) {
+        if site == TABLE_FULL_SITE {
+            self.table_full.add(amount);
+        } else if let Some([_, _, objects, bytes]) = self.slots.payload(site.number) {
             // Release: a reader that loads this count also reads the row it belongs to.
             objects.fetch_add(amount.objects_256ths, Release);
             bytes.fetch_add(amount.bytes, Relaxed);
@@ -185,19 +185,19 @@ impl SiteTable {
     pub(crate) fn release(&self, site: SiteId) {
         // The last reference can be dropped here only if another thread has discarded a new row
         // meanwhile.
-        if self.rows.release(site.number, 1) {
-            self.rows.put_back(site.number);
+        if self.slots.release(site.number, 1) {
+            self.slots.put_back(site.number);
         }
     }
 
     /// Evicts a site without live blocks and returns the stack whose reference it had. Returns
     /// `None` if the hand passes no such site.
     pub(crate) fn evict(&self) -> Option<u32> {
-        let sites = u64::from(self.rows.end()).saturating_sub(1).max(1);
+        let sites = u64::from(self.slots.end()).saturating_sub(1).max(1);
         let mut recent = None;
-        for _ in 0..PASSED_AT_ONCE.min(2 * sites as usize) {
-            let number = (self.hand.fetch_add(1, Relaxed) % sites + 1) as u32;
-            match self.rows.evict(number) {
+        for _ in 0..MAX_SCANNED_PER_EVICTION.min(2 * sites as usize) {
+            let number = (self.clock_hand.fetch_add(1, Relaxed) % sites + 1) as u32;
+            match self.slots.evict(number) {
                 Eviction::Evicted => return Some(self.dispose(number)),
                 Eviction::Recent => recent = Some(number),
                 Eviction::InUse => {}
@@ -205,21 +205,21 @@ impl SiteTable {
         }
         // All were used recently: evict the last one.
         let number = recent?;
-        (self.rows.evict(number) == Eviction::Evicted).then(|| self.dispose(number))
+        (self.slots.evict(number) == Eviction::Evicted).then(|| self.dispose(number))
     }
 
     /// Returns the highest number + 1.
     pub(crate) fn end(&self) -> u32 {
-        self.rows.end()
+        self.slots.end()
     }
 
     /// Returns the site with this number and holds it until it is released; `None` if no block is
     /// counted at it. If its first block is being counted at this moment, the site may be missing
     /// or lack the bytes of that block.
     pub(crate) fn hold(&self, number: u32) -> Option<AllocationSite> {
-        let generation = self.rows.hold(number)?;
+        let generation = self.slots.hold(number)?;
         let id = SiteId { number, generation };
-        let site = self.rows.payload(number).and_then(|[stack, size, objects, bytes]| {
+        let site = self.slots.payload(number).and_then(|[stack, size, objects, bytes]| {
             let objects_256ths = objects.load(Acquire);
             let allocated = AllocatedAmount { objects_256ths, bytes: bytes.load(Relaxed) };
             let (stack, size) = (stack.load(Relaxed) as u32, size.load(Relaxed));
@@ -232,12 +232,12 @@ impl SiteTable {
     }
 
     /// Returns the amount allocated while the tables were full.
-    pub(crate) fn without_room(&self) -> AllocatedAmount {
-        self.no_room.get()
+    pub(crate) fn table_full_amount(&self) -> AllocatedAmount {
+        self.table_full.get()
     }
 
     /// Returns the amount allocated at sites that were evicted.
-    pub(crate) fn evicted(&self) -> AllocatedAmount {
+    pub(crate) fn evicted_amount(&self) -> AllocatedAmount {
         self.evicted.get()
     }
 
@@ -246,27 +246,27 @@ impl SiteTable {
         &self.evictions
     }
 
-    fn intern_exactly(&self, stack: u32, size: u64, cap: u64) -> Option<(SiteId, bool)> {
-        let row = SiteRow { sites: self, stack, size, cap };
+    fn intern_with_limit(&self, stack: u32, size: u64, limit: u64) -> Option<(SiteId, bool)> {
+        let row = SiteRow { sites: self, stack, size, limit };
         let Interned { number, is_new } = self.index.intern(hash(stack, size), &row)?;
         if !is_new {
-            self.rows.touch(number);
+            self.slots.mark_recent(number);
         }
-        Some((SiteId { number, generation: self.rows.generation(number) }, is_new))
+        Some((SiteId { number, generation: self.slots.generation(number) }, is_new))
     }
 
     /// Frees a site without references. Returns its stack.
     fn dispose(&self, number: u32) -> u32 {
-        let Some([stack, size, objects, bytes]) = self.rows.payload(number) else {
+        let Some([stack, size, objects, bytes]) = self.slots.payload(number) else {
             return NO_STACK;
         };
         let stack = stack.load(Relaxed) as u32;
         self.index.remove(hash(stack, size.load(Relaxed)), number);
-        let counted =
+        let amount =
             AllocatedAmount { objects_256ths: objects.load(Acquire), bytes: bytes.load(Relaxed) };
-        self.evicted.add(counted);
+        self.evicted.add(amount);
         self.evictions.fetch_add(1, Relaxed);
-        self.rows.put_back(number);
+        self.slots.put_back(number);
         stack
     }
 }
@@ -276,16 +276,16 @@ struct SiteRow<'a> {
     stack: u32,
     size: u64,
     /// Limit for new numbers.
-    cap: u64,
+    limit: u64,
 }
 
-impl Thing for SiteRow<'_> {
+impl Internable for SiteRow<'_> {
     fn hold(&self, number: u32) -> bool {
-        let rows = &self.sites.rows;
-        if rows.hold(number).is_none() {
+        let slots = &self.sites.slots;
+        if slots.hold(number).is_none() {
             return false;
         }
-        let is_same = rows.payload(number).is_some_and(|[stack, size, ..]| {
+        let is_same = slots.payload(number).is_some_and(|[stack, size, ..]| {
             stack.load(Relaxed) == u64::from(self.stack) && size.load(Relaxed) == self.size
         });
         if !is_same {
@@ -298,22 +298,22 @@ impl Thing for SiteRow<'_> {
         self.sites.release(SiteId { number, generation: 0 });
     }
 
-    fn make(&self) -> Option<u32> {
-        let rows = &self.sites.rows;
-        let number = rows.claim_free().or_else(|| rows.claim_fresh(self.cap))?;
-        let [stack, size, objects, bytes] = rows.payload(number)?;
+    fn create(&self) -> Option<u32> {
+        let slots = &self.sites.slots;
+        let number = slots.claim_free().or_else(|| slots.claim_fresh(self.limit))?;
+        let [stack, size, objects, bytes] = slots.payload(number)?;
         stack.store(u64::from(self.stack), Relaxed);
         size.store(self.size, Relaxed);
         objects.store(0, Relaxed);
         bytes.store(0, Relaxed);
         // One for the table, one for the caller.
-        rows.publish(number, 2);
+        slots.publish(number, 2);
         Some(number)
     }
 
     fn discard(&self, number: u32) {
-        if self.sites.rows.release(number, 2) {
-            self.sites.rows.put_back(number);
+        if self.sites.slots.release(number, 2) {
+            self.sites.slots.put_back(number);
         }
     }
 }

@@ -2,47 +2,47 @@ use super::segment::BlockRecord;
 use super::sites::*;
 
 #[test]
-fn a_site_is_a_stack_and_a_size() {
+fn site_is_keyed_by_stack_and_size() {
     let sites = SiteTable::new();
     let id = |stack, size| sites.intern(stack, size).map(|(id, _)| id);
     let (a, b, c) = (id(1, 64), id(1, 65), id(2, 64));
     assert!(a != b && b != c && a != c && a.is_some());
     assert_eq!(sites.intern(1, 64), Some((a.unwrap(), false)));
     let block = BlockRecord { site: a.unwrap(), size: 64, weight: 2.5 };
-    (0..3).for_each(|_| sites.count(block.site, AllocatedAmount::of(&block)));
+    (0..3).for_each(|_| sites.count(block.site, AllocatedAmount::from_record(&block)));
     let site = sites.hold(a.unwrap().number).unwrap();
     assert_eq!((site.stack, site.size), (1, 64));
     assert_eq!((site.allocated.objects(), site.allocated.bytes()), (8, 480));
 }
 
 #[test]
-fn sizes_share_a_site_when_the_table_fills_up() {
+fn sizes_share_one_site_when_table_is_filling_up() {
     let sites = SiteTable::new();
     let id = |stack, size| sites.intern(stack, size).map(|(id, _)| id);
-    let ids: Vec<_> = (1..=CAP).map(|size| id(1, size)).collect();
+    let ids: Vec<_> = (1..=MAX_SITES).map(|size| id(1, size)).collect();
     assert!(ids.iter().all(Option::is_some));
     assert_eq!(ids[ids.len() - 1], ids[ids.len() - 2], "one site for all sizes");
-    assert_ne!(id(2, 64), id(1, CAP), "and one for each stack");
+    assert_ne!(id(2, 64), id(1, MAX_SITES), "and one for each stack");
     assert_eq!(id(1, 64), ids[63], "sites that exist keep their blocks");
-    assert!((3..).take(CAP as usize).any(|stack| sites.intern(stack, 1).is_none()));
+    assert!((3..).take(MAX_SITES as usize).any(|stack| sites.intern(stack, 1).is_none()));
     assert_eq!(sites.evict(), None, "all are held");
 }
 
 #[test]
-fn room_comes_back_from_sites_without_live_blocks() {
+fn sites_without_live_blocks_are_evicted_and_still_counted() {
     let sites = SiteTable::new();
-    let one = |site| AllocatedAmount::of(&BlockRecord { site, size: 64, weight: 1.0 });
+    let one = |site| AllocatedAmount::from_record(&BlockRecord { site, size: 64, weight: 1.0 });
     // Every fourth block stays alive.
     let mut kept = Vec::new();
-    let mut stacks_given_back = 0;
-    for stack in 1..=4 * CAP as u32 {
+    let mut evictions = 0;
+    for stack in 1..=4 * MAX_SITES as u32 {
         let (site, is_new) = loop {
             if let Some(found) = sites.intern(stack, 64) {
                 break found;
             }
-            let gone = sites.evict().unwrap();
-            assert_ne!(gone % 16, 0, "a live block's");
-            stacks_given_back += 1;
+            let evicted_stack = sites.evict().unwrap();
+            assert_ne!(evicted_stack % 16, 0, "a live block's");
+            evictions += 1;
         };
         assert!(is_new);
         sites.count(site, one(site));
@@ -52,8 +52,8 @@ fn room_comes_back_from_sites_without_live_blocks() {
             sites.release(site);
         }
     }
-    assert!(stacks_given_back >= 3 * CAP);
-    let mut sum = sites.evicted();
+    assert!(evictions >= 3 * MAX_SITES);
+    let mut sum = sites.evicted_amount();
     let mut live = 0;
     for number in 1..sites.end() {
         let Some(site) = sites.hold(number) else { continue };
@@ -61,19 +61,22 @@ fn room_comes_back_from_sites_without_live_blocks() {
         sum.add(site.allocated);
     }
     assert_eq!(live, kept.len() as u64);
-    assert_eq!(sum.objects(), 4 * CAP as i64, "whatever was counted is in the sum");
+    assert_eq!(sum.objects(), 4 * MAX_SITES as i64, "whatever was counted is in the sum");
     for &(stack, site) in &kept {
-        assert_eq!(sites.hold(site.number).map(|it| (it.id, it.stack)), Some((site, stack)));
+        assert_eq!(sites.hold(site.number).map(|row| (row.id, row.stack)), Some((site, stack)));
     }
 }
 
 #[test]
-fn a_site_that_is_used_again_outlives_those_that_are_not() {
+fn recently_used_site_is_not_evicted() {
     let sites = SiteTable::new();
     let (often, _) = sites.intern(1, 64).unwrap();
-    sites.count(often, AllocatedAmount::of(&BlockRecord { site: often, size: 64, weight: 1.0 }));
+    sites.count(
+        often,
+        AllocatedAmount::from_record(&BlockRecord { site: often, size: 64, weight: 1.0 }),
+    );
     sites.release(often);
-    for stack in 2..=3 * CAP as u32 {
+    for stack in 2..=3 * MAX_SITES as u32 {
         while sites.intern(stack, 64).map(|(site, _)| sites.release(site)).is_none() {
             sites.evict().unwrap();
         }

@@ -23,14 +23,14 @@ use crate::model::{Profile, Sample};
 /// [`Error::Images`] if `/proc` cannot be read.
 pub fn snapshot(now: Timestamp) -> Result<Profile, Error> {
     let _excluded = super::exclude_current_thread();
-    let mut room = DumpBuffers::reserve();
-    let mut shown = room.begin()?;
+    let mut buffers = DumpBuffers::preallocate();
+    let mut heap_dump = buffers.begin()?;
     let (types, period_type) = (&dump::SAMPLE_TYPES, dump::PERIOD_TYPE);
     let mut profile = Profile::new(types, period_type, rate().get() as i64, now);
     profile.default_sample_type = dump::DEFAULT_SAMPLE_TYPE;
     profile.drop_frames = dump::DROP_FRAMES.to_owned();
     let mut addresses = Vec::new();
-    let Ok(()) = shown.samples::<std::convert::Infallible>(|sample| {
+    let Ok(()) = heap_dump.visit_samples::<std::convert::Infallible>(|sample| {
         addresses.clear();
         addresses.extend(sample.frames.iter().filter_map(|&frame| STACKS.frames().get(frame)));
         let stack = profile.intern_stack(&addresses);
@@ -39,9 +39,9 @@ pub fn snapshot(now: Timestamp) -> Result<Profile, Error> {
         profile.samples.push(Sample { stack, values: sample.values.to_vec(), labels });
         Ok(())
     });
-    profile.attach_mappings(shown.mappings().to_vec());
+    profile.attach_mappings(heap_dump.mappings().to_vec());
     profile.losses = dump::losses();
-    let Ok(()) = shown.comments::<std::convert::Infallible>(|comment| {
+    let Ok(()) = heap_dump.visit_comments::<std::convert::Infallible>(|comment| {
         profile.comments.push(comment.to_string());
         Ok(())
     });

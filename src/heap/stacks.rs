@@ -8,48 +8,52 @@
 //! references to frames.
 
 use super::frames::{self, FrameSlots};
-use super::index::{HashIndex, Thing};
+use super::index::{HashIndex, Internable};
 use super::sampler::mix;
 use super::slots::BlockSlots;
 use crate::base::sync::Ordering::Relaxed;
 
 /// Blocks per mapping of 512 KiB.
-pub(super) const CHUNK: usize = 1 << 13;
+pub(super) const BLOCKS_PER_CHUNK: usize = 1 << 13;
 
 /// 16 MiB: 87,000 stacks of 45 frames, 65,000 of 60.
-const CHUNKS: usize = 32;
-pub(super) const CAP: u64 = (CHUNK * CHUNKS) as u64;
+const MAX_CHUNKS: usize = 32;
+pub(super) const MAX_BLOCKS: u64 = (BLOCKS_PER_CHUNK * MAX_CHUNKS) as u64;
 
-const PLACES: usize = 1 << 17;
+const INDEX_WORDS: usize = 1 << 17;
 
 /// Payload of a block: a word with the next block (low half) and the length of the stack (high
 /// half), then frames.
-const PAYLOAD: usize = 1 + FRAME_WORDS;
+const PAYLOAD_WORDS: usize = 1 + FRAME_WORDS;
 const FRAME_WORDS: usize = 5;
 /// Frames per block.
-pub(super) const IN_BLOCK: usize = IN_WORD * FRAME_WORDS;
-const IN_WORD: usize = 3;
+pub(super) const FRAMES_PER_BLOCK: usize = FRAMES_PER_WORD * FRAME_WORDS;
+const FRAMES_PER_WORD: usize = 3;
 /// Bits per frame number.
-const BITS: usize = 21;
-const _: () = assert!(frames::END < 1 << BITS);
+const FRAME_BITS: usize = 21;
+const _: () = assert!(frames::END < 1 << FRAME_BITS);
 
-const NEXT: u64 = u32::MAX as u64;
+const NEXT_BLOCK_MASK: u64 = u32::MAX as u64;
 
 pub(crate) struct StackSlots {
     frames: FrameSlots,
     index: HashIndex,
-    blocks: BlockSlots<PAYLOAD, CHUNK, CHUNKS>,
+    blocks: BlockSlots<PAYLOAD_WORDS, BLOCKS_PER_CHUNK, MAX_CHUNKS>,
 }
 
 impl StackSlots {
     pub(crate) const fn new() -> Self {
-        Self { frames: FrameSlots::new(), index: HashIndex::new(PLACES), blocks: BlockSlots::new() }
+        Self {
+            frames: FrameSlots::new(),
+            index: HashIndex::new(INDEX_WORDS),
+            blocks: BlockSlots::new(),
+        }
     }
 
     /// Returns the id of these addresses, with one more reference; `None` if the table is full.
     pub(crate) fn intern(&self, addresses: &[u64]) -> Option<u32> {
         let stack = StackRecord { stacks: self, addresses };
-        self.index.intern(hash(addresses.iter().copied()), &stack).map(|it| it.number)
+        self.index.intern(hash(addresses.iter().copied()), &stack).map(|interned| interned.number)
     }
 
     /// Drops a reference. Id 0 means no stack and is ignored.
@@ -68,13 +72,15 @@ impl StackSlots {
         let length = (first.load(Relaxed) >> 32) as usize;
         let mut block = id;
         Some((0..length).map(move |at| {
-            if at > 0 && at % IN_BLOCK == 0 {
-                block = self.next(block);
+            if at > 0 && at % FRAMES_PER_BLOCK == 0 {
+                block = self.next_block(block);
             }
-            let word =
-                self.blocks.payload(block).and_then(|it| it.get(1 + at % IN_BLOCK / IN_WORD));
+            let word = self
+                .blocks
+                .payload(block)
+                .and_then(|words| words.get(1 + at % FRAMES_PER_BLOCK / FRAMES_PER_WORD));
             let word = word.map_or(0, |word| word.load(Relaxed));
-            (word >> (at % IN_WORD * BITS) & ((1 << BITS) - 1)) as u32
+            (word >> (at % FRAMES_PER_WORD * FRAME_BITS) & ((1 << FRAME_BITS) - 1)) as u32
         }))
     }
 
@@ -85,22 +91,25 @@ impl StackSlots {
 
     /// Stores the addresses in blocks that are not published yet.
     fn store(&self, addresses: &[u64]) -> Option<u32> {
-        let id = self.claim()?;
+        let id = self.claim_block()?;
         let mut block = id;
         for (at, &address) in addresses.iter().enumerate() {
             let is_stored = (|| {
-                if at > 0 && at % IN_BLOCK == 0 {
-                    let next = self.claim()?;
+                if at > 0 && at % FRAMES_PER_BLOCK == 0 {
+                    let next = self.claim_block()?;
                     let [link, ..] = self.blocks.payload(block)?;
-                    link.store(link.load(Relaxed) & !NEXT | u64::from(next), Relaxed);
+                    link.store(link.load(Relaxed) & !NEXT_BLOCK_MASK | u64::from(next), Relaxed);
                     block = next;
                 }
                 let frame = u64::from(self.frames.intern(address)?);
-                let word = self.blocks.payload(block)?.get(1 + at % IN_BLOCK / IN_WORD)?;
-                let before = if at.is_multiple_of(IN_WORD) { 0 } else { word.load(Relaxed) };
-                word.store(before | frame << (at % IN_WORD * BITS), Relaxed);
+                let word =
+                    self.blocks.payload(block)?.get(1 + at % FRAMES_PER_BLOCK / FRAMES_PER_WORD)?;
+                let packed =
+                    if at.is_multiple_of(FRAMES_PER_WORD) { 0 } else { word.load(Relaxed) };
+                word.store(packed | frame << (at % FRAMES_PER_WORD * FRAME_BITS), Relaxed);
                 let [length, ..] = self.blocks.payload(id)?;
-                length.store(length.load(Relaxed) & NEXT | (at as u64 + 1) << 32, Relaxed);
+                length
+                    .store(length.load(Relaxed) & NEXT_BLOCK_MASK | (at as u64 + 1) << 32, Relaxed);
                 Some(())
             })();
             if is_stored.is_none() {
@@ -111,8 +120,8 @@ impl StackSlots {
         Some(id)
     }
 
-    fn claim(&self) -> Option<u32> {
-        let id = self.blocks.claim_free().or_else(|| self.blocks.claim_fresh(CAP))?;
+    fn claim_block(&self) -> Option<u32> {
+        let id = self.blocks.claim_free().or_else(|| self.blocks.claim_fresh(MAX_BLOCKS))?;
         let [first, ..] = self.blocks.payload(id)?;
         first.store(0, Relaxed);
         Some(id)
@@ -123,15 +132,17 @@ impl StackSlots {
         self.get(id).into_iter().flatten().for_each(|frame| self.frames.release(frame));
         let mut block = id;
         while block != 0 {
-            let next = self.next(block);
+            let next = self.next_block(block);
             self.blocks.put_back(block);
             block = next;
         }
     }
 
     /// Returns the next block of the chain, or 0.
-    fn next(&self, block: u32) -> u32 {
-        self.blocks.payload(block).map_or(0, |[link, ..]| (link.load(Relaxed) & NEXT) as u32)
+    fn next_block(&self, block: u32) -> u32 {
+        self.blocks
+            .payload(block)
+            .map_or(0, |[link, ..]| (link.load(Relaxed) & NEXT_BLOCK_MASK) as u32)
     }
 }
 
@@ -140,7 +151,7 @@ struct StackRecord<'a> {
     addresses: &'a [u64],
 }
 
-impl Thing for StackRecord<'_> {
+impl Internable for StackRecord<'_> {
     fn hold(&self, id: u32) -> bool {
         if self.stacks.blocks.hold(id).is_none() {
             return false;
@@ -158,7 +169,7 @@ impl Thing for StackRecord<'_> {
         self.stacks.release(id);
     }
 
-    fn make(&self) -> Option<u32> {
+    fn create(&self) -> Option<u32> {
         let id = self.stacks.store(self.addresses)?;
         self.stacks.blocks.publish(id, 1);
         Some(id)

@@ -1,14 +1,14 @@
 //! Tests of the table of stacks, with one thread and with several.
 
 use super::frames;
-use super::stacks::{CAP, CHUNK, IN_BLOCK, StackSlots};
+use super::stacks::{BLOCKS_PER_CHUNK, FRAMES_PER_BLOCK, MAX_BLOCKS, StackSlots};
 
 fn read(stacks: &StackSlots, id: u32) -> Vec<u64> {
     stacks.get(id).unwrap().map(|frame| stacks.frames().get(frame).unwrap()).collect()
 }
 
 #[test]
-fn a_stack_has_one_id_and_reads_back() {
+fn equal_stacks_have_one_id_and_read_back() {
     let stacks = StackSlots::new();
     let (long, short, none) =
         (stacks.intern(&[1, 2, 3]).unwrap(), stacks.intern(&[1, 2]).unwrap(), stacks.intern(&[]));
@@ -32,27 +32,27 @@ fn threads_agree_on_ids_across_chunks() {
     for (n, &id) in all[0].iter().enumerate() {
         assert_eq!(read(&stacks, id), stack(n as u64));
     }
-    assert!(*all[0].iter().max().unwrap() as usize > CHUNK, "one chunk held it all");
+    assert!(*all[0].iter().max().unwrap() as usize > BLOCKS_PER_CHUNK, "one chunk held it all");
 }
 
 #[test]
-fn a_full_table_refuses_and_keeps_what_it_has() {
+fn full_table_rejects_new_stacks_and_keeps_existing() {
     let stacks = StackSlots::new();
     let stack = |n: u64| [n; 1000];
     let first = stacks.intern(&stack(0)).unwrap();
-    let held = 1 + (1..).take_while(|&n| stacks.intern(&stack(n)).is_some()).count();
-    assert_eq!(held, (CAP as usize - 1) / 1000_usize.div_ceil(IN_BLOCK));
+    let interned = 1 + (1..).take_while(|&n| stacks.intern(&stack(n)).is_some()).count();
+    assert_eq!(interned, (MAX_BLOCKS as usize - 1) / 1000_usize.div_ceil(FRAMES_PER_BLOCK));
     assert_eq!(stacks.intern(&stack(0)), Some(first));
 }
 
 /// Inserts and drops stacks of all lengths; kept stacks read back, and neither blocks nor frames
 /// run out.
 #[test]
-fn room_comes_back_from_stacks_that_are_released() {
+fn released_stacks_free_blocks_and_frames() {
     let stacks = StackSlots::new();
     let stack = |n: u64| (n << 8..(n << 8) + n % 129).collect::<Vec<u64>>();
     let mut kept = Vec::new();
-    for n in 1..5 * frames::CAP / 129 {
+    for n in 1..5 * frames::MAX_ADDRESSES / 129 {
         let id = stacks.intern(&stack(n)).unwrap_or_else(|| panic!("no room for {n}"));
         if n % 100 == 0 {
             kept.push((n, id));
@@ -67,7 +67,7 @@ fn room_comes_back_from_stacks_that_are_released() {
 }
 
 #[test]
-fn threads_that_intern_and_release_the_same_stacks_agree_on_frames() {
+fn concurrent_intern_and_release_leak_no_frames() {
     let stacks = StackSlots::new();
     let stack = |n: u64| (n..n + 2 + n % 50).collect::<Vec<_>>();
     std::thread::scope(|scope| {
@@ -84,5 +84,7 @@ fn threads_that_intern_and_release_the_same_stacks_agree_on_frames() {
         }
     });
     // Nothing is left: all frames can be numbered again.
-    assert!((1..frames::CAP).all(|address| stacks.frames().intern(address << 20).is_some()));
+    assert!(
+        (1..frames::MAX_ADDRESSES).all(|address| stacks.frames().intern(address << 20).is_some())
+    );
 }

@@ -13,23 +13,23 @@ use super::sampler::{AllocatedDelta, AllocationSampler, EXACT_FLOOR, mix};
 
 struct HeapThread {
     sampler: AllocationSampler,
-    excluded: Cell<u32>,
+    exclusions: Cell<u32>,
     /// Rest of the sampler's grant when the exclusion started.
-    left: Cell<i64>,
+    paused_budget: Cell<i64>,
 }
 
 thread_local! {
     static THREAD: HeapThread = const {
-        HeapThread { sampler: AllocationSampler::new(), excluded: Cell::new(0), left: Cell::new(0) }
+        HeapThread { sampler: AllocationSampler::new(), exclusions: Cell::new(0), paused_budget: Cell::new(0) }
     };
 }
 
 /// 0, or [`EXACT_FLOOR`] at rate 1. Every allocation reads it and only a change of rate writes it,
 /// so it shares its cache lines with nothing that is written more often.
-static FLOOR: StackFloor = StackFloor(AtomicI64::new(0));
+static FLOOR: SamplingFloor = SamplingFloor(AtomicI64::new(0));
 
 #[repr(align(128))]
-struct StackFloor(AtomicI64);
+struct SamplingFloor(AtomicI64);
 
 /// Makes every allocation of all threads take the slow path if the rate is 1.
 pub(super) fn set_floor(rate: u64) {
@@ -37,16 +37,16 @@ pub(super) fn set_floor(rate: u64) {
 }
 
 /// Counts `size` bytes. Returns `true` if the block is not sampled. If `false`, the caller must
-/// call `decide` or `give_back`.
+/// call `decide` or `undo_consume`.
 #[inline]
-pub(super) fn spend(size: usize) -> bool {
+pub(super) fn try_consume(size: usize) -> bool {
     let floor = FLOOR.0.load(Relaxed);
-    THREAD.with(|thread| thread.sampler.spend(size, floor))
+    THREAD.with(|thread| thread.sampler.try_consume(size, floor))
 }
 
 /// Reverts a `spend` that returned `false`.
-pub(super) fn give_back(size: usize) {
-    THREAD.with(|thread| thread.sampler.give_back(size));
+pub(super) fn undo_consume(size: usize) {
+    THREAD.with(|thread| thread.sampler.undo_consume(size));
 }
 
 /// Bytes requested and reported by all threads, except excluded ones.
@@ -54,56 +54,56 @@ static ALLOCATED: AtomicU64 = AtomicU64::new(0);
 /// Bytes that threads may request before their next report. Includes threads that have ended: no
 /// code of marple runs at the end of a thread, so its last bytes stay unreported. A bound that
 /// covers only live threads would be too low.
-static UNTOLD: AtomicI64 = AtomicI64::new(0);
-static THREADS: AtomicU64 = AtomicU64::new(0);
+static MAX_UNREPORTED: AtomicI64 = AtomicI64::new(0);
+static SEEDED_THREADS: AtomicU64 = AtomicU64::new(0);
 
 /// Returns the bytes requested since the program started, recorded or not, and the maximum of
 /// unreported bytes: for each thread a quarter of its reported bytes, within 1 and 64 KiB. Neither
 /// includes a block that is being allocated at this moment.
-pub(super) fn allocated() -> (u64, u64) {
+pub(super) fn allocated_bytes() -> (u64, u64) {
     // Read first: a thread adds its bytes before it lowers its unreported maximum.
-    let untold = UNTOLD.load(Acquire);
-    (ALLOCATED.load(Relaxed), u64::try_from(untold).unwrap_or(0))
+    let max_unreported = MAX_UNREPORTED.load(Acquire);
+    (ALLOCATED.load(Relaxed), u64::try_from(max_unreported).unwrap_or(0))
 }
 
-fn tell(sampler: &AllocationSampler) {
-    let AllocatedDelta { bytes, granted } = sampler.tell();
+fn publish_delta(sampler: &AllocationSampler) {
+    let AllocatedDelta { bytes, max_unreported } = sampler.take_delta();
     if bytes > 0 {
         ALLOCATED.fetch_add(bytes, Relaxed);
     }
-    if granted != 0 {
-        UNTOLD.fetch_add(granted, Release);
+    if max_unreported != 0 {
+        MAX_UNREPORTED.fetch_add(max_unreported, Release);
     }
 }
 
 /// Decides on a block after `spend` returned `false`: returns its weight if it must be recorded.
-pub(super) fn decide(size: usize, rate: u64) -> Option<f64> {
+pub(super) fn sample_block(size: usize, rate: u64) -> Option<f64> {
     THREAD.with(|thread| {
         let sampler = &thread.sampler;
-        if thread.excluded.get() > 0 {
-            sampler.let_pass();
+        if thread.exclusions.get() > 0 {
+            sampler.allow_unsampled();
             return None;
         }
-        if sampler.is_new() {
-            sampler.seed(entropy(thread), rate);
+        if sampler.needs_seed() {
+            sampler.seed(unique_seed(thread), rate);
             // The first interval starts before this block, so it also decides on this block.
-            if sampler.spend(size, 0) {
-                tell(sampler);
+            if sampler.try_consume(size, 0) {
+                publish_delta(sampler);
                 return None;
             }
         }
-        let weight = sampler.decide(size, rate);
-        tell(sampler);
+        let weight = sampler.sample(size, rate);
+        publish_delta(sampler);
         weight
     })
 }
 
 /// Draws a new interval at this rate.
-pub(super) fn restart(rate: u64) {
+pub(super) fn redraw_interval(rate: u64) {
     THREAD.with(|thread| {
-        if thread.excluded.get() == 0 && !thread.sampler.is_new() {
-            thread.sampler.restart(rate);
-            tell(&thread.sampler);
+        if thread.exclusions.get() == 0 && !thread.sampler.needs_seed() {
+            thread.sampler.redraw_interval(rate);
+            publish_delta(&thread.sampler);
         }
     });
 }
@@ -119,11 +119,11 @@ pub struct ProfilerExclusion(PhantomData<*const ()>);
 /// on the guard excludes the thread permanently.
 pub fn exclude_current_thread() -> ProfilerExclusion {
     THREAD.with(|thread| {
-        let excluded = thread.excluded.get();
-        if excluded == 0 {
-            thread.left.set(thread.sampler.pause());
+        let exclusions = thread.exclusions.get();
+        if exclusions == 0 {
+            thread.paused_budget.set(thread.sampler.pause());
         }
-        thread.excluded.set(excluded.saturating_add(1));
+        thread.exclusions.set(exclusions.saturating_add(1));
     });
     ProfilerExclusion(PhantomData)
 }
@@ -131,20 +131,20 @@ pub fn exclude_current_thread() -> ProfilerExclusion {
 impl Drop for ProfilerExclusion {
     fn drop(&mut self) {
         THREAD.with(|thread| {
-            let excluded = thread.excluded.get().saturating_sub(1);
-            thread.excluded.set(excluded);
-            if excluded == 0 {
-                thread.sampler.resume(thread.left.get());
+            let exclusions = thread.exclusions.get().saturating_sub(1);
+            thread.exclusions.set(exclusions);
+            if exclusions == 0 {
+                thread.sampler.resume(thread.paused_budget.get());
             }
         });
     }
 }
 
 /// Returns a seed that is unique among threads and runs.
-fn entropy(thread: &HeapThread) -> u64 {
-    let number = THREADS.fetch_add(1, Relaxed);
-    let place = (&raw const *thread) as u64;
+fn unique_seed(thread: &HeapThread) -> u64 {
+    let number = SEEDED_THREADS.fetch_add(1, Relaxed);
+    let address = (&raw const *thread) as u64;
     // Uses libc's clock: under valgrind the clock that bypasses libc reads an unmapped address.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64);
-    mix(mix(number) ^ place.rotate_left(32) ^ now)
+    mix(mix(number) ^ address.rotate_left(32) ^ now)
 }

@@ -51,11 +51,11 @@ pub(super) struct RequestOrigin {
 
 /// The transport a request arrived on.
 #[derive(Clone, Debug)]
-enum Entrance {
+enum EntryPoint {
     /// A router in the service's server, at addresses that only the service has.
     Nested,
     /// The listener of marple.
-    Own(Listen),
+    Listener(Listen),
 }
 
 impl AccessRole {
@@ -82,7 +82,7 @@ pub(super) struct Access {
     /// `None` if every caller that passes the other checks has every role.
     tokens: Option<Vec<(AccessRole, [u8; 32])>>,
     hosts: Hosts,
-    entrance: Entrance,
+    entry_point: EntryPoint,
 }
 
 #[derive(Clone, Debug)]
@@ -94,22 +94,22 @@ enum Hosts {
 
 impl Access {
     /// Returns access control that checks the origin only, for a router that the service protects.
-    pub(super) fn open() -> Self {
-        Self { tokens: None, hosts: Hosts::Any, entrance: Entrance::Nested }
+    pub(super) fn with_origin_check_only() -> Self {
+        Self { tokens: None, hosts: Hosts::Any, entry_point: EntryPoint::Nested }
     }
 
     /// Returns access control for a router nested in the service's server. `settings.listen` is
     /// ignored.
-    pub(super) fn nested(settings: &HttpSettings) -> Self {
-        Self::new(settings, Entrance::Nested)
+    pub(super) fn for_nested_router(settings: &HttpSettings) -> Self {
+        Self::new(settings, EntryPoint::Nested)
     }
 
     /// Returns access control for the listener of marple.
-    pub(super) fn own(settings: &HttpSettings) -> Self {
-        Self::new(settings, Entrance::Own(settings.listen.clone()))
+    pub(super) fn for_listener(settings: &HttpSettings) -> Self {
+        Self::new(settings, EntryPoint::Listener(settings.listen.clone()))
     }
 
-    fn new(settings: &HttpSettings, entrance: Entrance) -> Self {
+    fn new(settings: &HttpSettings, entry_point: EntryPoint) -> Self {
         let digest = |role, token: &Option<Secret>| Some((role, *token.as_ref()?.sha256()));
         let tokens: Vec<_> = [
             digest(AccessRole::Control, &settings.token),
@@ -119,13 +119,14 @@ impl Access {
         .into_iter()
         .flatten()
         .collect();
-        let hosts = settings.hosts.iter().map(|host| host.to_ascii_lowercase()).collect::<Vec<_>>();
+        let hosts =
+            settings.allowed_hosts.iter().map(|host| host.to_ascii_lowercase()).collect::<Vec<_>>();
         // No browser opens a Unix socket.
-        let any = hosts.is_empty() && (entrance.is_unix() || !tokens.is_empty());
+        let accepts_any_host = hosts.is_empty() && (entry_point.is_unix() || !tokens.is_empty());
         Self {
             tokens: (!tokens.is_empty()).then_some(tokens),
-            hosts: if any { Hosts::Any } else { Hosts::Only(hosts) },
-            entrance,
+            hosts: if accepts_any_host { Hosts::Any } else { Hosts::Only(hosts) },
+            entry_point,
         }
     }
 
@@ -143,16 +144,16 @@ impl Access {
             return Err(AccessDenied::CrossSite);
         }
         let Some(tokens) = &self.tokens else {
-            let is_proven = self.entrance.is_unix() || is_same_site(&request.headers);
+            let is_proven = self.entry_point.is_unix() || is_same_origin_or_user(&request.headers);
             return Ok(RequestOrigin { role: AccessRole::Control, is_proven });
         };
-        let given = bearer(&request.headers);
-        let digest = Sha256::digest(given.unwrap_or_default());
+        let token = bearer_token(&request.headers);
+        let digest = Sha256::digest(token.unwrap_or_default());
         let mut role = None;
-        for (of, expected) in tokens {
-            let right = bool::from(digest.as_slice().ct_eq(&expected[..]));
-            if right & given.is_some() {
-                role = role.max(Some(*of));
+        for (token_role, expected) in tokens {
+            let is_match = bool::from(digest.as_slice().ct_eq(&expected[..]));
+            if is_match & token.is_some() {
+                role = role.max(Some(*token_role));
             }
         }
         role.map(|role| RequestOrigin { role, is_proven: true }).ok_or(AccessDenied::Token)
@@ -160,48 +161,48 @@ impl Access {
 
     fn allows_host(&self, request: &Parts) -> bool {
         let Hosts::Only(names) = &self.hosts else { return true };
-        let mut given = request.headers.get_all(HOST).iter();
-        let host = given.next().and_then(|host| host.to_str().ok());
+        let mut host_headers = request.headers.get_all(HOST).iter();
+        let host = host_headers.next().and_then(|host| host.to_str().ok());
         let host = match (host, request.uri.authority()) {
             // A request for `http://name/path` is for that name, whatever its header says.
             (_, Some(authority)) => authority.as_str(),
             (Some(host), None) => host,
             (None, None) => return false,
         };
-        if given.next().is_some() {
+        if host_headers.next().is_some() {
             return false;
         }
-        let name = without_port(host).to_ascii_lowercase();
+        let name = strip_port(host).to_ascii_lowercase();
         let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
         name == "localhost"
-            || address.is_ok_and(|ip| self.entrance.is_own_address(ip.to_canonical()))
+            || address.is_ok_and(|ip| self.entry_point.allows_address(ip.to_canonical()))
             || names.contains(&name)
     }
 }
 
-impl Entrance {
+impl EntryPoint {
     fn is_unix(&self) -> bool {
-        matches!(self, Self::Own(Listen::Unix(_)))
+        matches!(self, Self::Listener(Listen::Unix(_)))
     }
 
     /// Returns `true` if a request for `ip` can reach this entrance without DNS rebinding.
-    fn is_own_address(&self, ip: IpAddr) -> bool {
+    fn allows_address(&self, ip: IpAddr) -> bool {
         match self {
             _ if ip.is_unspecified() => false,
             // The service binds these addresses, and they are not configured here.
             Self::Nested => true,
-            Self::Own(Listen::Unix(_)) => ip.is_loopback(),
-            Self::Own(Listen::Tcp(own)) => {
-                let own = own.ip().to_canonical();
+            Self::Listener(Listen::Unix(_)) => ip.is_loopback(),
+            Self::Listener(Listen::Tcp(address)) => {
+                let listen_ip = address.ip().to_canonical();
                 // A listener on all addresses is reachable under every address of the machine.
-                ip.is_loopback() || ip == own || own.is_unspecified()
+                ip.is_loopback() || ip == listen_ip || listen_ip.is_unspecified()
             }
         }
     }
 }
 
 /// Removes the port: `[::1]:80` becomes `[::1]`, `name:80` becomes `name`.
-fn without_port(host: &str) -> &str {
+fn strip_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
@@ -210,10 +211,10 @@ fn without_port(host: &str) -> &str {
 
 /// Returns `true` if a browser states that a page of the same origin, or the user, caused the
 /// request. A prefetch does not count: it runs before the user clicks.
-fn is_same_site(headers: &HeaderMap) -> bool {
+fn is_same_origin_or_user(headers: &HeaderMap) -> bool {
     let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
-    let is_ahead = headers.contains_key("sec-purpose") || headers.contains_key("purpose");
-    !is_ahead && matches!(site, Some(b"same-origin" | b"none"))
+    let is_prefetch = headers.contains_key("sec-purpose") || headers.contains_key("purpose");
+    !is_prefetch && matches!(site, Some(b"same-origin" | b"none"))
 }
 
 /// Returns `true` if a browser sent the request on behalf of another site.
@@ -232,9 +233,9 @@ fn is_cross_site(headers: &HeaderMap) -> bool {
 }
 
 /// Returns the bearer token if there is exactly one well-formed `Authorization` header.
-fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
-    let mut given = headers.get_all(AUTHORIZATION).iter();
-    let (first, second) = (given.next()?, given.next());
+fn bearer_token(headers: &HeaderMap) -> Option<&[u8]> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let (first, second) = (values.next()?, values.next());
     let (scheme, token) = first.as_bytes().split_at_checked(7)?;
     (second.is_none() && scheme.eq_ignore_ascii_case(b"Bearer ")).then_some(token)
 }
@@ -245,7 +246,7 @@ mod tests {
 
     use super::*;
 
-    fn role(access: &Access, headers: &[(&str, &str)]) -> Result<AccessRole, AccessDenied> {
+    fn check_role(access: &Access, headers: &[(&str, &str)]) -> Result<AccessRole, AccessDenied> {
         let mut request = Request::builder().uri("/status");
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -254,7 +255,7 @@ mod tests {
     }
 
     fn with_tokens() -> Access {
-        Access::own(&HttpSettings {
+        Access::for_listener(&HttpSettings {
             token: Some(Secret::new("all")),
             capture_token: Some(Secret::new("take")),
             read_token: Some(Secret::new("look")),
@@ -263,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_worth_its_role_and_everything_else_is_worth_nothing() {
+    fn token_grants_its_role_and_malformed_tokens_are_refused() {
         for (header, expected) in [
             ("Bearer all", Ok(AccessRole::Control)),
             ("bearer take", Ok(AccessRole::Capture)),
@@ -277,17 +278,22 @@ mod tests {
             ("all", Err(AccessDenied::Token)),
             ("", Err(AccessDenied::Token)),
         ] {
-            assert_eq!(role(&with_tokens(), &[("authorization", header)]), expected, "{header}");
+            assert_eq!(
+                check_role(&with_tokens(), &[("authorization", header)]),
+                expected,
+                "{header}"
+            );
         }
         let twice = [("authorization", "Bearer all"), ("authorization", "Bearer all")];
-        assert_eq!(role(&with_tokens(), &twice), Err(AccessDenied::Token));
-        assert_eq!(role(&with_tokens(), &[]), Err(AccessDenied::Token));
+        assert_eq!(check_role(&with_tokens(), &twice), Err(AccessDenied::Token));
+        assert_eq!(check_role(&with_tokens(), &[]), Err(AccessDenied::Token));
     }
 
     #[test]
-    fn without_a_token_only_our_own_names_are_answered() {
+    fn without_token_only_local_and_configured_hosts_are_accepted() {
         let hosts = vec!["Orders.internal".to_owned()];
-        let access = Access::own(&HttpSettings { hosts, ..HttpSettings::default() });
+        let access =
+            Access::for_listener(&HttpSettings { allowed_hosts: hosts, ..HttpSettings::default() });
         for (host, allowed) in [
             ("localhost", true),
             ("LOCALHOST:6060", true),
@@ -310,15 +316,15 @@ mod tests {
             ("0", false),
             ("", false),
         ] {
-            assert_eq!(role(&access, &[("host", host)]).is_ok(), allowed, "{host}");
+            assert_eq!(check_role(&access, &[("host", host)]).is_ok(), allowed, "{host}");
         }
-        assert_eq!(role(&access, &[]), Err(AccessDenied::Host));
+        assert_eq!(check_role(&access, &[]), Err(AccessDenied::Host));
         let twice = [("host", "localhost"), ("host", "evil.example")];
-        assert_eq!(role(&access, &twice), Err(AccessDenied::Host));
+        assert_eq!(check_role(&access, &twice), Err(AccessDenied::Host));
     }
 
     #[test]
-    fn what_another_site_has_a_browser_send_is_refused_even_with_the_token() {
+    fn cross_site_requests_are_refused_even_with_valid_token() {
         let token = ("authorization", "Bearer all");
         for (header, allowed) in [
             (("origin", "http://orders:6060"), true),
@@ -332,13 +338,13 @@ mod tests {
             (("sec-fetch-site", "cross-site"), false),
             (("sec-fetch-site", "?"), false),
         ] {
-            let got = role(&with_tokens(), &[token, ("host", "orders:6060"), header]);
+            let got = check_role(&with_tokens(), &[token, ("host", "orders:6060"), header]);
             assert_eq!(got == Ok(AccessRole::Control), allowed, "{header:?}: {got:?}");
             assert!(allowed || got == Err(AccessDenied::CrossSite));
         }
     }
     #[test]
-    fn an_address_in_host_is_accepted_only_where_it_leads_here() {
+    fn host_address_must_match_listen_address() {
         let token = Some(Secret::new("all"));
         let listen = |address: &str| Listen::Tcp(address.parse().unwrap());
         let hosts = vec!["orders.internal".to_owned()];
@@ -354,11 +360,12 @@ mod tests {
             (Listen::Unix("/x".into()), "0.0.0.0", false),
         ] {
             let (token, hosts) = (token.clone(), hosts.clone());
-            let settings = HttpSettings { listen, token, hosts, ..HttpSettings::default() };
+            let settings =
+                HttpSettings { listen, token, allowed_hosts: hosts, ..HttpSettings::default() };
             let headers = [("host", host), ("authorization", "Bearer all")];
-            let own = role(&Access::own(&settings), &headers);
+            let own = check_role(&Access::for_listener(&settings), &headers);
             assert_eq!(own.is_ok(), allowed, "{} {host}", settings.listen);
-            let nested = role(&Access::nested(&settings), &headers);
+            let nested = check_role(&Access::for_nested_router(&settings), &headers);
             assert_eq!(
                 nested.is_ok(),
                 !host.contains("0.0.0.0") && !host.contains("[::]"),
@@ -368,16 +375,16 @@ mod tests {
     }
 
     #[test]
-    fn only_a_caller_that_no_foreign_page_can_be_is_proven() {
-        let own = |listen: &str| {
+    fn is_proven_requires_token_unix_socket_or_same_origin() {
+        let access_for = |listen: &str| {
             let listen = match listen.strip_prefix("unix:") {
                 Some(path) => Listen::Unix(path.into()),
                 None => Listen::Tcp(listen.parse().unwrap()),
             };
-            Access::own(&HttpSettings { listen, ..HttpSettings::default() })
+            Access::for_listener(&HttpSettings { listen, ..HttpSettings::default() })
         };
-        let (tcp, unix) = (own("127.0.0.1:1"), own("unix:/x"));
-        let (open, token) = (Access::open(), with_tokens());
+        let (tcp, unix) = (access_for("127.0.0.1:1"), access_for("unix:/x"));
+        let (open, token) = (Access::with_origin_check_only(), with_tokens());
         let host = ("host", "localhost");
         let site = |site| ("sec-fetch-site", site);
         for (access, headers, expected) in [

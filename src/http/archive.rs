@@ -14,12 +14,12 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use tar::{Builder, Header};
 
-use super::chunks::{CHUNK, ChunkSource};
+use super::chunks::{CHUNK_BYTES, ChunkSource};
 use crate::base::IncidentId;
 use crate::store::{self, IncidentEntry, Location};
 
 /// Tar block size in bytes. File contents are padded to a multiple of it.
-const BLOCK: u64 = 512;
+const TAR_BLOCK_BYTES: u64 = 512;
 
 /// An archive that is being streamed.
 pub(super) struct IncidentArchive {
@@ -28,16 +28,16 @@ pub(super) struct IncidentArchive {
     /// Directory that prefixes every name in the archive.
     folder: String,
     queue: VecDeque<String>,
-    current: Option<Packed>,
+    current: Option<CurrentFile>,
     out: Option<Builder<GzEncoder<Vec<u8>>>>,
 }
 
 /// A file that is being added to the archive.
-struct Packed {
+struct CurrentFile {
     file: File,
-    left: u64,
+    remaining: u64,
     /// Number of padding zeros after the contents.
-    fill: u64,
+    padding: u64,
 }
 
 impl IncidentArchive {
@@ -50,7 +50,7 @@ impl IncidentArchive {
             location: location.clone(),
             id: entry.id,
             folder: folder.unwrap_or_else(|| entry.id.to_string()),
-            queue: [store::MANIFEST.to_owned()].into_iter().chain(files).collect(),
+            queue: [store::MANIFEST_FILE.to_owned()].into_iter().chain(files).collect(),
             current: None,
             out: Some(Builder::new(out)),
         }
@@ -58,13 +58,13 @@ impl IncidentArchive {
 
     /// Adds the next chunk or header. Returns `false` at the end of the archive.
     fn advance(&mut self, out: &mut Builder<GzEncoder<Vec<u8>>>) -> io::Result<bool> {
-        if let Some(packed) = &mut self.current {
-            let mut chunk = vec![0; packed.left.min(CHUNK as u64) as usize];
-            packed.file.read_exact(&mut chunk)?;
+        if let Some(current) = &mut self.current {
+            let mut chunk = vec![0; current.remaining.min(CHUNK_BYTES as u64) as usize];
+            current.file.read_exact(&mut chunk)?;
             out.get_mut().write_all(&chunk)?;
-            packed.left -= chunk.len() as u64;
-            if packed.left == 0 {
-                io::copy(&mut io::repeat(0).take(packed.fill), out.get_mut())?;
+            current.remaining -= chunk.len() as u64;
+            if current.remaining == 0 {
+                io::copy(&mut io::repeat(0).take(current.padding), out.get_mut())?;
                 self.current = None;
             }
             return Ok(true);
@@ -74,11 +74,15 @@ impl IncidentArchive {
         // useful.
         if let Ok(file) = self.location.open_artifact(self.id, &name) {
             let meta = file.metadata()?;
-            let left = meta.len();
-            let mut header = header(left, meta.mtime());
+            let size = meta.len();
+            let mut header = header(size, meta.mtime());
             // Writes only the header, plus the extension records of a long name or a large size.
             out.append_data(&mut header, format!("{}/{name}", self.folder), io::empty())?;
-            self.current = Some(Packed { file, left, fill: left.next_multiple_of(BLOCK) - left });
+            self.current = Some(CurrentFile {
+                file,
+                remaining: size,
+                padding: size.next_multiple_of(TAR_BLOCK_BYTES) - size,
+            });
         }
         Ok(true)
     }
@@ -98,7 +102,7 @@ fn header(size: u64, mtime: i64) -> Header {
 impl ChunkSource for IncidentArchive {
     fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
         let Some(mut out) = self.out.take() else { return Ok(None) };
-        while out.get_ref().get_ref().len() < CHUNK {
+        while out.get_ref().get_ref().len() < CHUNK_BYTES {
             if !self.advance(&mut out)? {
                 return out.into_inner()?.finish().map(Some);
             }
@@ -114,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_of_8_gib_and_more_fit_into_a_header() {
+    fn sizes_of_8_gib_and_more_fit_into_tar_header() {
         for size in [0, (8 << 30) - 1, 8 << 30, 1 << 40] {
             let header = header(size, -1);
             assert_eq!((header.size().unwrap(), header.mtime().unwrap()), (size, 0));

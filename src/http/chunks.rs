@@ -16,7 +16,7 @@ use http_body::Frame;
 use tokio::task::JoinHandle;
 
 /// Maximum bytes per read.
-pub(super) const CHUNK: usize = 64 << 10;
+pub(super) const CHUNK_BYTES: usize = 64 << 10;
 
 /// A blocking source of chunks.
 pub(super) trait ChunkSource: Send + Unpin + 'static {
@@ -26,14 +26,14 @@ pub(super) trait ChunkSource: Send + Unpin + 'static {
 
 /// Returns a body that reads `source` on blocking threads.
 pub(super) fn body(source: impl ChunkSource) -> Body {
-    Body::new(FileChunks { source: Some(source), job: None })
+    Body::new(FileChunks { source: Some(source), pending_read: None })
 }
 
 type FileRead<S> = JoinHandle<(S, io::Result<Option<Vec<u8>>>)>;
 
 struct FileChunks<S> {
     source: Option<S>,
-    job: Option<FileRead<S>>,
+    pending_read: Option<FileRead<S>>,
 }
 
 impl<S: ChunkSource> http_body::Body for FileChunks<S> {
@@ -45,17 +45,17 @@ impl<S: ChunkSource> http_body::Body for FileChunks<S> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         let this = &mut *self;
-        if this.job.is_none() {
+        if this.pending_read.is_none() {
             let Some(mut source) = this.source.take() else { return Poll::Ready(None) };
-            this.job = Some(tokio::task::spawn_blocking(move || {
+            this.pending_read = Some(tokio::task::spawn_blocking(move || {
                 let read = source.next();
                 (source, read)
             }));
         }
-        let Some(job) = this.job.as_mut() else { return Poll::Ready(None) };
-        let done = ready!(Pin::new(job).poll(context));
-        this.job = None;
-        Poll::Ready(match done {
+        let Some(pending_read) = this.pending_read.as_mut() else { return Poll::Ready(None) };
+        let result = ready!(Pin::new(pending_read).poll(context));
+        this.pending_read = None;
+        Poll::Ready(match result {
             Ok((source, Ok(Some(chunk)))) => {
                 this.source = Some(source);
                 Some(Ok(Frame::data(chunk.into())))

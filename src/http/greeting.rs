@@ -22,20 +22,20 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time;
 
 /// Total time for the response to another protocol.
-const PATIENCE: Duration = Duration::from_secs(2);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum bytes read from such a client.
-const MAX_READ: usize = 32 << 10;
+const MAX_READ_BYTES: usize = 32 << 10;
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const STARTS: [(&[u8], Protocol); 4] = [
-    (PREFACE, Protocol::Http2),
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const PROTOCOL_PREFIXES: [(&[u8], Protocol); 4] = [
+    (HTTP2_PREFACE, Protocol::Http2),
     (b"\x16\x03", Protocol::Tls),
     (b"PROXY ", Protocol::Proxy),
     (b"\r\n\r\n\0\r\nQUIT\n", Protocol::Proxy),
 ];
-const LONGEST_START: usize = PREFACE.len();
+const MAX_PREFIX_BYTES: usize = HTTP2_PREFACE.len();
 
-const WORDS: &str = "this endpoint speaks HTTP/1.1 only";
+const HTTP1_ONLY_MESSAGE: &str = "this endpoint speaks HTTP/1.1 only";
 
 /// A protocol that is not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,20 +65,25 @@ impl Protocol {
 
 /// Reads until the protocol of `stream` is known. Returns the stream with those bytes unread, and
 /// the protocol if it is not HTTP/1.1.
-pub(super) async fn read<S: AsyncRead + Unpin>(
+pub(super) async fn detect_protocol<S: AsyncRead + Unpin>(
     mut stream: S,
 ) -> io::Result<(RewoundStream<S>, Option<Protocol>)> {
-    let mut read = Vec::with_capacity(LONGEST_START);
+    let mut prefix = Vec::with_capacity(MAX_PREFIX_BYTES);
     loop {
-        if let Some((_, protocol)) = STARTS.iter().find(|(start, _)| read.starts_with(start)) {
-            return Ok((RewoundStream { read, at: 0, stream }, Some(*protocol)));
+        if let Some((_, protocol)) =
+            PROTOCOL_PREFIXES.iter().find(|(start, _)| prefix.starts_with(start))
+        {
+            return Ok((RewoundStream { prefix, position: 0, stream }, Some(*protocol)));
         }
-        let is_open = STARTS.iter().any(|(start, _)| start.starts_with(&read));
-        if !is_open
-            || (&mut stream).take((LONGEST_START - read.len()) as u64).read_buf(&mut read).await?
+        let may_match = PROTOCOL_PREFIXES.iter().any(|(start, _)| start.starts_with(&prefix));
+        if !may_match
+            || (&mut stream)
+                .take((MAX_PREFIX_BYTES - prefix.len()) as u64)
+                .read_buf(&mut prefix)
+                .await?
                 == 0
         {
-            return Ok((RewoundStream { read, at: 0, stream }, None));
+            return Ok((RewoundStream { prefix, position: 0, stream }, None));
         }
     }
 }
@@ -86,18 +91,22 @@ pub(super) async fn read<S: AsyncRead + Unpin>(
 /// Sends a readable error response and closes the connection.
 pub(super) async fn refuse(stream: impl AsyncRead + AsyncWrite + Unpin, protocol: Protocol) {
     // The client may be gone.
-    let _ = time::timeout(PATIENCE, answer(stream, protocol)).await;
+    let _ = time::timeout(RESPONSE_TIMEOUT, send_error(stream, protocol)).await;
 }
 
-async fn answer(
+async fn send_error(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     protocol: Protocol,
 ) -> io::Result<()> {
     let text = match protocol {
-        Protocol::Http2 => return answer_http2(stream).await,
-        Protocol::Tls => format!("{WORDS}, without TLS: use http:// instead of https://\n"),
+        Protocol::Http2 => return send_http2_error(stream).await,
+        Protocol::Tls => {
+            format!("{HTTP1_ONLY_MESSAGE}, without TLS: use http:// instead of https://\n")
+        }
         Protocol::Proxy => {
-            format!("{WORDS}, without a PROXY header: turn it off in the load balancer\n")
+            format!(
+                "{HTTP1_ONLY_MESSAGE}, without a PROXY header: turn it off in the load balancer\n"
+            )
         }
     };
     let head = format!(
@@ -106,11 +115,11 @@ async fn answer(
         text.len()
     );
     stream.write_all(format!("{head}{text}").as_bytes()).await?;
-    finish(stream).await
+    shutdown_and_drain(stream).await
 }
 
 /// Responds to the first request of an HTTP/2 client with 505 (RFC 9113).
-async fn answer_http2(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+async fn send_http2_error(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
     const DATA: u8 = 0;
     const HEADERS: u8 = 1;
     const SETTINGS: u8 = 4;
@@ -121,35 +130,35 @@ async fn answer_http2(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Re
     const HTTP_1_1_REQUIRED: u32 = 13;
     // HPACK: `:status` is entry 8 of the static table, `content-type` is entry 31, each with a
     // literal value.
-    const BLOCK: &[u8] = b"\x48\x03505\x5f\x0atext/plain";
+    const HEADER_BLOCK: &[u8] = b"\x48\x03505\x5f\x0atext/plain";
 
-    stream.read_exact(&mut [0; PREFACE.len()]).await?;
+    stream.read_exact(&mut [0; HTTP2_PREFACE.len()]).await?;
     stream.write_all(&frame(SETTINGS, 0, 0, b"")).await?;
-    let mut left = MAX_READ;
-    let id = loop {
+    let mut remaining = MAX_READ_BYTES;
+    let stream_id = loop {
         let mut head = [0; 9];
         stream.read_exact(&mut head).await?;
         let [a, b, c, kind, _, d, e, f, g] = head;
         let length = u32::from_be_bytes([0, a, b, c]) as usize;
-        let Some(rest) = left.checked_sub(head.len() + length) else {
+        let Some(after_frame) = remaining.checked_sub(head.len() + length) else {
             return Err(io::ErrorKind::InvalidData.into());
         };
-        left = rest;
+        remaining = after_frame;
         stream.read_exact(&mut vec![0; length]).await?;
         if kind == HEADERS {
             break u32::from_be_bytes([d, e, f, g]) & 0x7fff_ffff;
         }
     };
-    let text = format!("{WORDS}: ask without --http2-prior-knowledge\n");
-    let mut answer = frame(SETTINGS, ACK, 0, b"");
-    answer.extend(frame(HEADERS, END_HEADERS, id, BLOCK));
-    answer.extend(frame(DATA, END_STREAM, id, text.as_bytes()));
-    let mut goodbye = id.to_be_bytes().to_vec();
-    goodbye.extend(HTTP_1_1_REQUIRED.to_be_bytes());
-    goodbye.extend(WORDS.as_bytes());
-    answer.extend(frame(GOAWAY, 0, 0, &goodbye));
-    stream.write_all(&answer).await?;
-    finish(stream).await
+    let text = format!("{HTTP1_ONLY_MESSAGE}: ask without --http2-prior-knowledge\n");
+    let mut response = frame(SETTINGS, ACK, 0, b"");
+    response.extend(frame(HEADERS, END_HEADERS, stream_id, HEADER_BLOCK));
+    response.extend(frame(DATA, END_STREAM, stream_id, text.as_bytes()));
+    let mut goaway = stream_id.to_be_bytes().to_vec();
+    goaway.extend(HTTP_1_1_REQUIRED.to_be_bytes());
+    goaway.extend(HTTP1_ONLY_MESSAGE.as_bytes());
+    response.extend(frame(GOAWAY, 0, 0, &goaway));
+    stream.write_all(&response).await?;
+    shutdown_and_drain(stream).await
 }
 
 /// Encodes an HTTP/2 frame. `payload` is at most a few hundred bytes.
@@ -163,16 +172,16 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 /// Shuts down the write side, then drains the read side. Closing with unread bytes resets the
 /// connection, and the client could lose the response.
-async fn finish(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+async fn shutdown_and_drain(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
     stream.shutdown().await?;
-    tokio::io::copy(&mut stream.take(MAX_READ as u64), &mut tokio::io::sink()).await?;
+    tokio::io::copy(&mut stream.take(MAX_READ_BYTES as u64), &mut tokio::io::sink()).await?;
     Ok(())
 }
 
 /// A stream that returns bytes read earlier before it reads on.
 pub(super) struct RewoundStream<S> {
-    read: Vec<u8>,
-    at: usize,
+    prefix: Vec<u8>,
+    position: usize,
     stream: S,
 }
 
@@ -182,13 +191,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for RewoundStream<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let again = self.read.get(self.at..).unwrap_or_default();
-        if again.is_empty() {
+        let unread = self.prefix.get(self.position..).unwrap_or_default();
+        if unread.is_empty() {
             return Pin::new(&mut self.stream).poll_read(context, buffer);
         }
-        let n = again.len().min(buffer.remaining());
-        buffer.put_slice(again.get(..n).unwrap_or_default());
-        self.at += n;
+        let n = unread.len().min(buffer.remaining());
+        buffer.put_slice(unread.get(..n).unwrap_or_default());
+        self.position += n;
         Poll::Ready(Ok(()))
     }
 }
@@ -229,18 +238,18 @@ mod tests {
 
     /// Returns the protocol of a client that sends `bytes` one by one, and the bytes that can be
     /// read afterwards.
-    async fn greeted(bytes: &[u8]) -> (Option<Protocol>, Vec<u8>) {
+    async fn detect_bytewise(bytes: &[u8]) -> (Option<Protocol>, Vec<u8>) {
         let (mut client, server) = tokio::io::duplex(1);
         let bytes = bytes.to_vec();
         tokio::spawn(async move { client.write_all(&bytes).await });
-        let (mut stream, protocol) = read(server).await.unwrap();
+        let (mut stream, protocol) = detect_protocol(server).await.unwrap();
         let mut all = Vec::new();
         stream.read_to_end(&mut all).await.unwrap();
         (protocol, all)
     }
 
     #[tokio::test]
-    async fn protocols_are_known_by_their_first_bytes_and_nothing_is_lost() {
+    async fn detects_protocol_by_prefix_and_preserves_bytes() {
         for (bytes, expected) in [
             (&b"GET / HTTP/1.1\r\n\r\n"[..], None),
             (b"POST / HTTP/1.1\r\n\r\n", None),
@@ -256,40 +265,40 @@ mod tests {
             (b"\r\n\r\n\0\r\nQUIT\n\x21", Some(Protocol::Proxy)),
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04", Some(Protocol::Http2)),
         ] {
-            assert_eq!(greeted(bytes).await, (expected, bytes.to_vec()), "{bytes:?}");
+            assert_eq!(detect_bytewise(bytes).await, (expected, bytes.to_vec()), "{bytes:?}");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_http2_client_gets_505_on_the_stream_it_used() {
+    async fn http2_client_gets_505_on_its_stream() {
         let (mut client, server) = tokio::io::duplex(1 << 10);
         tokio::spawn(refuse(server, Protocol::Http2));
         let headers = frame(1, 5, 7, b"\x82\x86\x84");
-        let sent = [PREFACE, &frame(4, 0, 0, b""), &headers].concat();
+        let sent = [HTTP2_PREFACE, &frame(4, 0, 0, b""), &headers].concat();
         client.write_all(&sent).await.unwrap();
         let mut got = Vec::new();
         client.read_to_end(&mut got).await.unwrap();
         let text = String::from_utf8_lossy(&got);
-        assert!(text.contains("505") && text.contains(WORDS), "{text}");
+        assert!(text.contains("505") && text.contains(HTTP1_ONLY_MESSAGE), "{text}");
         assert!(got.starts_with(&frame(4, 0, 0, b"")));
-        let answer = frame(1, 4, 7, b"\x48\x03505\x5f\x0atext/plain");
-        assert!(got.windows(answer.len()).any(|window| window == answer), "{got:?}");
+        let response = frame(1, 4, 7, b"\x48\x03505\x5f\x0atext/plain");
+        assert!(got.windows(response.len()).any(|window| window == response), "{got:?}");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_sends_no_request_is_ended() {
+    async fn http2_client_without_request_is_disconnected() {
         let (mut client, server) = tokio::io::duplex(1 << 10);
         let serving = tokio::spawn(async move {
-            let began = time::Instant::now();
+            let started = time::Instant::now();
             refuse(server, Protocol::Http2).await;
-            began.elapsed()
+            started.elapsed()
         });
-        client.write_all(PREFACE).await.unwrap();
-        assert!(serving.await.unwrap() <= PATIENCE);
+        client.write_all(HTTP2_PREFACE).await.unwrap();
+        assert!(serving.await.unwrap() <= RESPONSE_TIMEOUT);
         // An endless sequence of frames without a request.
         let (mut client, server) = tokio::io::duplex(1 << 10);
         let serving = tokio::spawn(refuse(server, Protocol::Http2));
-        let _ = client.write_all(PREFACE).await;
+        let _ = client.write_all(HTTP2_PREFACE).await;
         while client.write_all(&frame(6, 0, 0, b"12345678")).await.is_ok() {}
         serving.await.unwrap();
     }

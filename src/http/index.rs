@@ -57,35 +57,38 @@ background:#f2f2f2;padding:.1em .3em}pre{padding:.6em .8em;overflow-x:auto}.bad{
 code,pre{background:#24272d}.dim{color:#999}.bad{color:#ff8a80}a{color:#8ab4f8}}";
 
 /// Returns the page. `status` is `None` if the agent has stopped; the page then reports that first.
-pub(super) fn page(status: Option<&Status>, asked: &Parts) -> Response {
-    let here = here(asked);
+pub(super) fn page(status: Option<&Status>, request: &Parts) -> Response {
+    let base_url = base_url(request);
     let mut rows = String::new();
-    for (name, query, what) in PROFILES {
-        rows += &format!("<tr><td><a href=\"{name}{query}\">{name}</a></td><td>{what}</td></tr>\n");
+    for (name, query, description) in PROFILES {
+        rows += &format!(
+            "<tr><td><a href=\"{name}{query}\">{name}</a></td><td>{description}</td></tr>\n"
+        );
     }
-    let mut now = String::new();
+    let mut status_html = String::new();
     match status {
-        Some(status) => present(&mut now, status),
+        Some(status) => write_status(&mut status_html, status),
         None => {
-            now += "<p class=\"bad\">The agent has stopped: nothing is captured any more.</p>\n"
+            status_html +=
+                "<p class=\"bad\">The agent has stopped: nothing is captured any more.</p>\n"
         }
     }
     let page = format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width\">\n<title>/debug/pprof/</title>\n\
-         <style>{STYLE}</style>\n</head>\n<body>\n<h1>/debug/pprof/</h1>\n{now}\
+         <style>{STYLE}</style>\n</head>\n<body>\n<h1>/debug/pprof/</h1>\n{status_html}\
          <p><a href=\"goroutine?debug=2\">where every thread and task stands</a> · \
          <a href=\"../../incidents\">incidents</a> · <a href=\"../../status\">status</a> · \
          <a href=\"../../metrics\">metrics</a></p>\n<h2>Types of profiles available</h2>\n\
          <table>\n{rows}</table>\n\
          <p class=\"dim\">Set debug=1 as a query parameter to export in legacy text format.</p>\n\
          <h2>From a shell</h2>\n<pre># what burns CPU\n\
-         go tool pprof -http=: '{here}/debug/pprof/profile?seconds=10'\n\
+         go tool pprof -http=: '{base_url}/debug/pprof/profile?seconds=10'\n\
          # what holds memory, and what makes it grow\n\
-         go tool pprof -http=: '{here}/debug/pprof/heap'\n\
-         go tool pprof -http=: '{here}/debug/pprof/heap?seconds=30'\n\
+         go tool pprof -http=: '{base_url}/debug/pprof/heap'\n\
+         go tool pprof -http=: '{base_url}/debug/pprof/heap?seconds=30'\n\
          # capture everything, to the disk; again to stop\n\
-         curl -X POST '{here}/monitor/notify'</pre>\n</body>\n</html>\n"
+         curl -X POST '{base_url}/monitor/notify'</pre>\n</body>\n</html>\n"
     );
     let mut response = ([NOSNIFF], page).into_response();
     let headers = response.headers_mut();
@@ -98,26 +101,27 @@ pub(super) fn page(status: Option<&Status>, asked: &Parts) -> Response {
 
 /// Returns the base URL of the request, for commands to be copied into a shell. If it contains
 /// characters that are special to a shell, it is replaced by a placeholder.
-fn here(asked: &Parts) -> String {
-    let path = asked.extensions.get::<OriginalUri>().map_or(asked.uri.path(), |it| it.path());
-    let host = asked.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let plain = |c: char| c.is_ascii_alphanumeric() || ".:-_/~[]".contains(c);
-    let well = !host.is_empty() && host.chars().chain(path.chars()).all(plain);
-    let (host, path) = if well { (host, path) } else { ("HOST", "/debug/pprof/") };
+fn base_url(request: &Parts) -> String {
+    let path = request.extensions.get::<OriginalUri>().map_or(request.uri.path(), |uri| uri.path());
+    let host = request.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let is_shell_safe_char = |c: char| c.is_ascii_alphanumeric() || ".:-_/~[]".contains(c);
+    let is_shell_safe =
+        !host.is_empty() && host.chars().chain(path.chars()).all(is_shell_safe_char);
+    let (host, path) = if is_shell_safe { (host, path) } else { ("HOST", "/debug/pprof/") };
     format!("http://{host}{}", path.trim_end_matches("/debug/pprof/"))
 }
 
 /// Writes the service, its vitals and its open incidents. Writing into a `String` cannot fail.
-fn present(out: &mut String, status: &Status) {
+fn write_status(out: &mut String, status: &Status) {
     let (service, domain) = (EscapedHtml(&status.service), EscapedHtml(&status.domain));
-    let since = status.started.strftime("%Y-%m-%d %H:%M:%SZ");
+    let started = status.started.strftime("%Y-%m-%d %H:%M:%SZ");
     let _ = writeln!(
         out,
-        "<p><b>{service}</b> in {domain} <span class=\"dim\">· watched since {since} by marple {}</span></p>",
+        "<p><b>{service}</b> in {domain} <span class=\"dim\">· watched since {started} by marple {}</span></p>",
         status.version
     );
     let value = |name: &str| status.vitals.values.get(name).copied();
-    let shown = [
+    let readings = [
         ("memory", value("memory").map(|share| format!("{share:.0} % of the limit"))),
         ("rss", value("memory.rss").map(|bytes| format!("{:.0} MiB", bytes / f64::from(1 << 20)))),
         ("cpu", value("cpu").map(|share| format!("{share:.0} % of the limit"))),
@@ -125,9 +129,9 @@ fn present(out: &mut String, status: &Status) {
         ("tasks", value("tasks").map(|count| count.to_string())),
         ("runtime lag", value("runtime.lag").map(|lag| format!("{:.0} ms", lag * 1e3))),
     ];
-    let shown =
-        shown.iter().filter_map(|(name, value)| Some(format!("{name} {}", value.as_ref()?)));
-    let _ = writeln!(out, "<p>{}</p>", shown.collect::<Vec<_>>().join(" · "));
+    let readings =
+        readings.iter().filter_map(|(name, value)| Some(format!("{name} {}", value.as_ref()?)));
+    let _ = writeln!(out, "<p>{}</p>", readings.collect::<Vec<_>>().join(" · "));
     for incident in &status.incidents {
         let opened = incident.opened.strftime("%H:%M:%SZ");
         let _ = writeln!(
@@ -146,8 +150,8 @@ fn present(out: &mut String, status: &Status) {
             writeln!(out, "<p>{}: {}</p>", EscapedHtml(&rule.name), EscapedHtml(&rule.explanation));
     }
     for stream in &status.streams {
-        let (take, by) = (stream.take, EscapedHtml(&stream.by));
-        let _ = writeln!(out, "<p>Being captured: {take}, for {by}</p>");
+        let (kind, client) = (stream.take, EscapedHtml(&stream.owner));
+        let _ = writeln!(out, "<p>Being captured: {kind}, for {client}</p>");
     }
     if let Some(failure) = &status.last_failure {
         let _ = writeln!(out, "<p class=\"bad\">Last failure: {}</p>", EscapedHtml(failure));
@@ -174,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_holds_where_the_page_is_and_nothing_else() {
+    fn shell_commands_use_request_url_only_if_shell_safe() {
         for (uri, host, expected) in [
             ("/debug/pprof/", "127.0.0.1:6060", "http://127.0.0.1:6060"),
             ("/ops/debug/pprof/", "[::1]:1", "http://[::1]:1/ops"),
@@ -182,13 +186,17 @@ mod tests {
             ("/a';b/debug/pprof/", "x", "http://HOST"),
             ("/debug/pprof/", "", "http://HOST"),
         ] {
-            let asked = axum::http::Request::builder().uri(uri).header(HOST, host);
-            assert_eq!(here(&asked.body(()).unwrap().into_parts().0), expected, "{uri} {host}");
+            let request = axum::http::Request::builder().uri(uri).header(HOST, host);
+            assert_eq!(
+                base_url(&request.body(()).unwrap().into_parts().0),
+                expected,
+                "{uri} {host}"
+            );
         }
     }
 
     #[test]
-    fn a_name_is_no_markup() {
+    fn html_special_characters_are_escaped() {
         let text = "<script src=\"x\">&";
         assert_eq!(EscapedHtml(text).to_string(), "&lt;script src=&quot;x&quot;&gt;&amp;");
     }

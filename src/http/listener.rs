@@ -21,7 +21,7 @@ use tokio::net::TcpSocket;
 use tokio::time;
 
 use super::pace::RateLimiter;
-use super::{Peer, connection, own};
+use super::{Peer, connection, listener_router};
 use crate::agent::{AgentHandle, NotInherited, Service};
 use crate::base::retry::RetryBackoff;
 use crate::base::spare::{self, DescriptorNeed, OpenError};
@@ -31,18 +31,18 @@ use crate::http::connection_slots::ConnectionSlots;
 
 /// Maximum number of connections. Each takes about 30 KiB while it is served and one descriptor of
 /// the process; scrapers and users need ten.
-const CONNECTIONS: usize = 128;
+const MAX_CONNECTIONS: usize = 128;
 
 /// Send buffer of a connection in bytes, half of it for the kernel's bookkeeping. The kernel's
 /// default grows to 4 MiB a connection, which is charged to the container. At 256 KiB an archive
 /// still arrives at 2.5 MB/s over a round trip of 0.1 s.
-const SEND_BUFFER: u32 = 256 << 10;
+const SEND_BUFFER_BYTES: u32 = 256 << 10;
 
 /// Pause after a failed `accept`.
-const PAUSE: Duration = Duration::from_millis(50);
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Topic of the warning while the endpoint is unavailable.
-const TOPIC: &str = "http.listen";
+const WARNING_TOPIC: &str = "http.listen";
 
 /// A listener on the address in `[http]`; it does nothing without one.
 ///
@@ -99,13 +99,13 @@ impl Service for Listener {
         Ok(())
     }
 
-    fn place(&self) -> Option<String> {
+    fn endpoint(&self) -> Option<String> {
         let listen = &self.settings.as_ref()?.listen;
         Some(match self.bound.as_ref().map(|socket| &socket.listening) {
             None => format!("{listen} (not yet)"),
-            Some(BoundListener::Tcp(socket)) => {
-                socket.local_addr().map_or_else(|_| listen.to_string(), |it| it.to_string())
-            }
+            Some(BoundListener::Tcp(socket)) => socket
+                .local_addr()
+                .map_or_else(|_| listen.to_string(), |address| address.to_string()),
             Some(BoundListener::Unix(..)) => listen.to_string(),
         })
     }
@@ -114,23 +114,26 @@ impl Service for Listener {
         Box::pin(async move {
             let Self { settings, mut bound } = *self;
             let Some(settings) = settings else { return };
-            let routes = own(&agent, &settings);
+            let routes = listener_router(&agent, &settings);
             loop {
                 let socket = match bound.take() {
                     Some(socket) => socket,
-                    None => wait_for_address(&settings.listen).await,
+                    None => bind_with_retry(&settings.listen).await,
                 };
-                warnings::clear(TOPIC);
-                let Err(error) = accept(socket, routes.clone(), &settings).await;
-                warnings::set(TOPIC, format!("the endpoint has ended: {error}; it is begun again"));
-                time::sleep(RetryBackoff::FIRST).await;
+                warnings::clear(WARNING_TOPIC);
+                let Err(error) = accept_connections(socket, routes.clone(), &settings).await;
+                warnings::set(
+                    WARNING_TOPIC,
+                    format!("the endpoint has ended: {error}; it is begun again"),
+                );
+                time::sleep(RetryBackoff::INITIAL_DELAY).await;
             }
         })
     }
 }
 
 /// Retries `bind` until it succeeds.
-async fn wait_for_address(listen: &Listen) -> Socket {
+async fn bind_with_retry(listen: &Listen) -> Socket {
     let mut backoff = RetryBackoff::new();
     loop {
         match bind(listen) {
@@ -139,13 +142,13 @@ async fn wait_for_address(listen: &Listen) -> Socket {
                 return socket;
             }
             Err(error) => warnings::set(
-                TOPIC,
+                WARNING_TOPIC,
                 format!(
                     "no endpoint: cannot listen on {listen}: {error}; tried again every few seconds"
                 ),
             ),
         }
-        time::sleep(backoff.delay()).await;
+        time::sleep(backoff.next_delay()).await;
     }
 }
 
@@ -154,7 +157,7 @@ fn bind(listen: &Listen) -> io::Result<Socket> {
     let listening = match listen {
         Listen::Tcp(address) => {
             let socket = TcpListener::bind(address)?;
-            bound_send_buffers(&socket)?;
+            limit_send_buffers(&socket)?;
             set_nonblocking(&socket)?;
             BoundListener::Tcp(socket)
         }
@@ -167,19 +170,23 @@ fn bind(listen: &Listen) -> io::Result<Socket> {
     Ok(Socket { not_inherited: NotInherited::new(descriptor), listening })
 }
 
-/// Limits the send buffers of all connections that `socket` accepts to [`SEND_BUFFER`]: they
+/// Limits the send buffers of all connections that `socket` accepts to [`SEND_BUFFER_BYTES`]: they
 /// inherit its options.
-fn bound_send_buffers(socket: &TcpListener) -> io::Result<()> {
+fn limit_send_buffers(socket: &TcpListener) -> io::Result<()> {
     // Only tokio's `TcpSocket` has the option, and it can be made from any descriptor.
-    let same = OwnedFd::from(socket.try_clone()?);
-    TcpSocket::from_std_stream(same.into()).set_send_buffer_size(SEND_BUFFER)
+    let duplicate = OwnedFd::from(socket.try_clone()?);
+    TcpSocket::from_std_stream(duplicate.into()).set_send_buffer_size(SEND_BUFFER_BYTES)
 }
 
 /// Accepts connections until the listening socket fails. Errors of a single connection are ignored.
-async fn accept(socket: Socket, routes: Router, settings: &HttpSettings) -> io::Result<Infallible> {
-    let places = ConnectionSlots::new(CONNECTIONS);
-    let longest = settings.max_duration;
-    let pace = RateLimiter::new(settings.max_requests_per_second);
+async fn accept_connections(
+    socket: Socket,
+    routes: Router,
+    settings: &HttpSettings,
+) -> io::Result<Infallible> {
+    let slots = ConnectionSlots::new(MAX_CONNECTIONS);
+    let max_capture_duration = settings.max_duration;
+    let rate_limiter = RateLimiter::new(settings.max_requests_per_second);
     let Socket { not_inherited, listening } = socket;
     match listening {
         BoundListener::Tcp(socket) => {
@@ -187,23 +194,29 @@ async fn accept(socket: Socket, routes: Router, settings: &HttpSettings) -> io::
             // Locals are dropped in reverse order, so this is dropped before the socket.
             let _not_inherited = not_inherited;
             loop {
-                pace.turn().await;
+                rate_limiter.acquire().await;
                 let accepted = socket.accept().await;
-                let Some((stream, peer)) = pause_if_failed(accepted).await else { continue };
+                let Some((stream, peer)) = accepted_or_pause(accepted).await else { continue };
                 let _ = stream.set_nodelay(true);
-                admit(&places, stream, Peer(peer.to_string()), &routes, longest);
+                spawn_connection(
+                    &slots,
+                    stream,
+                    Peer(peer.to_string()),
+                    &routes,
+                    max_capture_duration,
+                );
             }
         }
         BoundListener::Unix(socket, _file) => {
             let socket = tokio::net::UnixListener::from_std(socket)?;
             let _not_inherited = not_inherited;
             loop {
-                pace.turn().await;
+                rate_limiter.acquire().await;
                 let accepted = socket.accept().await;
-                let Some((stream, _)) = pause_if_failed(accepted).await else { continue };
-                let pid = stream.peer_cred().ok().and_then(|it| it.pid());
+                let Some((stream, _)) = accepted_or_pause(accepted).await else { continue };
+                let pid = stream.peer_cred().ok().and_then(|credentials| credentials.pid());
                 let peer = pid.map_or("the socket".to_owned(), |pid| format!("process {pid}"));
-                admit(&places, stream, Peer(peer), &routes, longest);
+                spawn_connection(&slots, stream, Peer(peer), &routes, max_capture_duration);
             }
         }
     }
@@ -212,14 +225,14 @@ async fn accept(socket: Socket, routes: Router, settings: &HttpSettings) -> io::
 /// Returns the accepted connection, or `None` after an error. A connection reset before `accept` is
 /// skipped. If no descriptor is free, a reserved one is released for the next attempt. If none is
 /// reserved either, the pause avoids a busy loop.
-async fn pause_if_failed<T>(accepted: io::Result<T>) -> Option<T> {
+async fn accepted_or_pause<T>(accepted: io::Result<T>) -> Option<T> {
     match accepted {
         Ok(accepted) => Some(accepted),
         Err(error) => {
             let has_spare =
                 error.is_out_of_descriptors() && spare::release(DescriptorNeed::Connection);
             if !has_spare && error.kind() != ErrorKind::ConnectionAborted {
-                time::sleep(PAUSE).await;
+                time::sleep(ACCEPT_RETRY_INTERVAL).await;
             }
             None
         }
@@ -240,20 +253,20 @@ impl Drop for CountPanic {
 
 /// Serves a connection if a slot is free or an idle one can be evicted. Otherwise it is closed at
 /// once: in the backlog it would take the slot of a later client.
-fn admit(
-    places: &Arc<ConnectionSlots>,
+fn spawn_connection(
+    slots: &Arc<ConnectionSlots>,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: Peer,
     routes: &Router,
-    longest: Duration,
+    max_capture_duration: Duration,
 ) {
-    let Some(place) = places.take() else { return };
+    let Some(slot) = slots.acquire() else { return };
     let routes = routes.clone();
     tokio::spawn(log::quiet(async move {
-        let _fence = CountPanic;
-        connection::serve(stream, peer, routes, longest, place.seat()).await;
+        let _count_panic = CountPanic;
+        connection::serve(stream, peer, routes, max_capture_duration, slot.state()).await;
         spare::refill();
-        drop(place);
+        drop(slot);
     }));
 }
 
@@ -281,10 +294,10 @@ fn bind_unix(path: &Path) -> io::Result<BoundListener> {
     // bind(2) takes no mode, and the umask applies to the whole process. The socket is therefore
     // bound in a private directory, given its mode, and then moved to its path.
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let private =
+    let private_dir =
         parent.unwrap_or(Path::new(".")).join(format!(".marple-{}", ulid::Ulid::generate()));
-    rustix::fs::mkdir(&private, rustix::fs::Mode::RWXU)?;
-    let staged = private.join("s");
+    rustix::fs::mkdir(&private_dir, rustix::fs::Mode::RWXU)?;
+    let staged = private_dir.join("s");
     let bound = UnixListener::bind(&staged).and_then(|socket| {
         fs::set_permissions(&staged, fs::Permissions::from_mode(0o600))?;
         set_nonblocking(&socket)?;
@@ -295,15 +308,15 @@ fn bind_unix(path: &Path) -> io::Result<BoundListener> {
     if bound.is_err() {
         let _ = fs::remove_file(&staged);
     }
-    let _ = fs::remove_dir(&private);
+    let _ = fs::remove_dir(&private_dir);
     bound
 }
 
 #[cfg(target_os = "linux")]
-const PROBE: SocketFlags = SocketFlags::CLOEXEC;
+const PROBE_FLAGS: SocketFlags = SocketFlags::CLOEXEC;
 /// Some systems have no `SOCK_CLOEXEC`.
 #[cfg(not(target_os = "linux"))]
-const PROBE: SocketFlags = SocketFlags::empty();
+const PROBE_FLAGS: SocketFlags = SocketFlags::empty();
 
 /// Returns an error unless the socket at `path` was left by a process that does not listen on it
 /// any more.
@@ -311,7 +324,7 @@ const PROBE: SocketFlags = SocketFlags::empty();
 /// Never blocks: a stopped or hung process accepts nothing, and once its backlog is full a blocking
 /// `connect` would not return.
 fn check_abandoned(path: &Path) -> io::Result<()> {
-    let probe = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, PROBE, None)?;
+    let probe = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, PROBE_FLAGS, None)?;
     rustix::io::ioctl_fionbio(&probe, true)?;
     let in_use = |why| Err(io::Error::new(ErrorKind::AddrInUse, why));
     match net::connect(&probe, &SocketAddrUnix::new(path)?) {
@@ -331,19 +344,22 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_kernel_keeps_a_bounded_part_of_an_answer() {
+    async fn accepted_connections_inherit_send_buffer_limit() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-        bound_send_buffers(&socket).unwrap();
+        limit_send_buffers(&socket).unwrap();
         let _client = std::net::TcpStream::connect(socket.local_addr().unwrap()).unwrap();
         let (accepted, _) = socket.accept().unwrap();
-        let kept = TcpSocket::from_std_stream(accepted).send_buffer_size().unwrap();
-        assert!(kept <= 2 * SEND_BUFFER, "{kept}");
+        let buffer_bytes = TcpSocket::from_std_stream(accepted).send_buffer_size().unwrap();
+        assert!(buffer_bytes <= 2 * SEND_BUFFER_BYTES, "{buffer_bytes}");
     }
 
     /// Returns a connection with a large response, of which the first bytes were read.
-    async fn asks(places: &Arc<ConnectionSlots>, routes: &Router) -> tokio::io::DuplexStream {
+    async fn start_slow_response(
+        slots: &Arc<ConnectionSlots>,
+        routes: &Router,
+    ) -> tokio::io::DuplexStream {
         let (mut client, server) = tokio::io::duplex(1 << 10);
-        admit(places, server, Peer("test".into()), routes, Duration::ZERO);
+        spawn_connection(slots, server, Peer("test".into()), routes, Duration::ZERO);
         client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
         let mut buffer = [0; 12];
         client.read_exact(&mut buffer).await.unwrap();
@@ -351,24 +367,27 @@ mod tests {
         client
     }
 
-    fn large() -> Router {
+    fn large_response_routes() -> Router {
         Router::new().route("/", axum::routing::get(|| async { vec![b'x'; 1 << 20] }))
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_does_not_take_its_answer_gives_its_place_up() {
-        let (places, routes) = (ConnectionSlots::new(1), large());
-        let mut slow = asks(&places, &routes).await;
-        while places.count() == 1 {
+    async fn slow_reader_is_disconnected_and_frees_its_slot() {
+        let (slots, routes) = (ConnectionSlots::new(1), large_response_routes());
+        let mut slow = start_slow_response(&slots, &routes).await;
+        while slots.count() == 1 {
             slow.read_exact(&mut [0]).await.unwrap();
             time::sleep(Duration::from_secs(1)).await;
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_asks_gets_the_place_of_one_that_takes_its_answer_slowly() {
-        let (places, routes) = (ConnectionSlots::new(2), large());
-        let mut slow = [asks(&places, &routes).await, asks(&places, &routes).await];
+    async fn active_client_gets_slot_of_slow_reader() {
+        let (slots, routes) = (ConnectionSlots::new(2), large_response_routes());
+        let mut slow = [
+            start_slow_response(&slots, &routes).await,
+            start_slow_response(&slots, &routes).await,
+        ];
         for second in 0..20 {
             time::sleep(Duration::from_secs(1)).await;
             // The fastest rate that does not end the connection.
@@ -376,16 +395,16 @@ mod tests {
                 let _ = slow.read_exact(&mut [0; 4 << 10]).await;
             }
             let (mut client, server) = tokio::io::duplex(1 << 10);
-            admit(&places, server, Peer("test".into()), &routes, Duration::ZERO);
+            spawn_connection(&slots, server, Peer("test".into()), &routes, Duration::ZERO);
             client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-            let mut answer = vec![0; 1 << 20];
-            client.read_exact(&mut answer).await.unwrap();
-            assert!(answer.starts_with(b"HTTP/1.1 200"), "second {second}");
+            let mut response = vec![0; 1 << 20];
+            client.read_exact(&mut response).await.unwrap();
+            assert!(response.starts_with(b"HTTP/1.1 200"), "second {second}");
             drop(client);
-            while places.count() > 1 {
+            while slots.count() > 1 {
                 time::sleep(Duration::from_millis(1)).await;
             }
-            slow[0] = asks(&places, &routes).await;
+            slow[0] = start_slow_response(&slots, &routes).await;
         }
     }
 }

@@ -13,12 +13,12 @@ use crate::store::StoreUsage;
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Returns the text, about 4 KiB.
-pub(super) fn text(status: &Status) -> String {
+pub(super) fn render(status: &Status) -> String {
     let mut page = MetricsPage(String::with_capacity(8 << 10));
     process(&mut page, status);
     vitals(&mut page, status);
-    own(&mut page, status);
-    work(&mut page, status);
+    custom_metrics(&mut page, status);
+    activity(&mut page, status);
     rules(&mut page, status);
     requests(&mut page);
     page.0
@@ -31,7 +31,7 @@ fn process(page: &mut MetricsPage, status: &Status) {
         ("domain", status.domain.as_str()),
     ];
     page.family("marple_build_info", "gauge", "What is watched, and by which marple.");
-    page.row("marple_build_info", &info, 1.0);
+    page.sample("marple_build_info", &info, 1.0);
     let started = status.started.as_millisecond() as f64 / 1e3;
     page.gauge("marple_start_time_seconds", "When the agent started.", Some(started));
     let rejected = f64::from(u8::from(status.config.rejected.is_some()));
@@ -44,16 +44,16 @@ fn process(page: &mut MetricsPage, status: &Status) {
 
 fn vitals(page: &mut MetricsPage, status: &Status) {
     let value = |name: &str| status.vitals.values.get(name).copied();
-    let share = |name: &str| value(name).map(|percent| percent / 100.0);
+    let ratio = |name: &str| value(name).map(|percent| percent / 100.0);
     for (name, help, value) in [
         (
             "marple_memory_used_ratio",
             "Working set as a share of the memory limit.",
-            share("memory"),
+            ratio("memory"),
         ),
         ("marple_memory_working_set_bytes", "Working set.", value("memory.working_set")),
         ("marple_memory_rss_bytes", "Resident set.", value("memory.rss")),
-        ("marple_cpu_used_ratio", "CPU time as a share of the CPU limit.", share("cpu")),
+        ("marple_cpu_used_ratio", "CPU time as a share of the CPU limit.", ratio("cpu")),
         ("marple_tasks", "Tasks alive on the observed runtimes.", value("tasks")),
         ("marple_threads", "Threads of the process.", value("threads")),
         ("marple_open_fds", "Open file descriptors.", value("fds")),
@@ -61,7 +61,7 @@ fn vitals(page: &mut MetricsPage, status: &Status) {
         (
             "marple_runtime_stalled_ratio",
             "Share of the last ten seconds in which a runtime ran what was ready more than 100 ms late.",
-            share("runtime.stalled"),
+            ratio("runtime.stalled"),
         ),
         (
             "marple_memory_time_to_limit_seconds",
@@ -78,49 +78,53 @@ fn vitals(page: &mut MetricsPage, status: &Status) {
 }
 
 /// Writes the metrics that the service registered.
-fn own(page: &mut MetricsPage, status: &Status) {
+fn custom_metrics(page: &mut MetricsPage, status: &Status) {
     let values = || status.vitals.values.iter().map(|(name, value)| (name.as_str(), *value));
     let gauges = values().filter_map(|(name, value)| Some((name.strip_prefix("gauge.")?, value)));
     let name = "marple_service_value";
-    page.labelled(name, "gauge", "A number the service sets.", "name", gauges);
+    page.labelled_family(name, "gauge", "A number the service sets.", "name", gauges);
     let counters = values().filter_map(|(name, value)| {
         Some((name.strip_prefix("counter.")?.strip_suffix(".total")?, value))
     });
     let name = "marple_service_total";
-    page.labelled(name, "counter", "A number the service adds to.", "name", counters);
+    page.labelled_family(name, "counter", "A number the service adds to.", "name", counters);
     let name = "marple_service_distribution";
     if !status.histograms.is_empty() {
         page.family(name, "histogram", "Values the service records; the sum is within 1.6 %.");
     }
-    for it in &status.histograms {
-        for bucket in &it.buckets {
-            let le = bucket.below.to_string();
-            let labels = [("name", it.name.as_str()), ("le", le.as_str())];
-            page.row(&format!("{name}_bucket"), &labels, bucket.count as f64);
+    for histogram in &status.histograms {
+        for bucket in &histogram.buckets {
+            let le = bucket.upper_bound.to_string();
+            let labels = [("name", histogram.name.as_str()), ("le", le.as_str())];
+            page.sample(&format!("{name}_bucket"), &labels, bucket.count as f64);
         }
-        let labels = [("name", it.name.as_str()), ("le", "+Inf")];
-        page.row(&format!("{name}_bucket"), &labels, it.count as f64);
-        let labels = [("name", it.name.as_str())];
-        page.row(&format!("{name}_sum"), &labels, it.sum);
-        page.row(&format!("{name}_count"), &labels, it.count as f64);
+        let labels = [("name", histogram.name.as_str()), ("le", "+Inf")];
+        page.sample(&format!("{name}_bucket"), &labels, histogram.count as f64);
+        let labels = [("name", histogram.name.as_str())];
+        page.sample(&format!("{name}_sum"), &labels, histogram.sum);
+        page.sample(&format!("{name}_count"), &labels, histogram.count as f64);
     }
 }
 
-fn work(page: &mut MetricsPage, status: &Status) {
-    let it = &status.counters;
+fn activity(page: &mut MetricsPage, status: &Status) {
+    let counters = &status.counters;
     for (name, help, count) in [
-        ("marple_ticks_total", "Times the vitals were read.", it.ticks),
-        ("marple_rules_fired_total", "Times a rule fired.", it.fired),
-        ("marple_incidents_total", "Incidents opened.", it.incidents),
-        ("marple_incidents_closed_total", "Incidents that are over.", it.incidents_closed),
-        ("marple_captures_total", "Captures that ended well.", it.captures),
+        ("marple_ticks_total", "Times the vitals were read.", counters.ticks),
+        ("marple_rules_fired_total", "Times a rule fired.", counters.fired),
+        ("marple_incidents_total", "Incidents opened.", counters.incidents),
+        ("marple_incidents_closed_total", "Incidents that are over.", counters.incidents_closed),
+        ("marple_captures_total", "Captures that ended well.", counters.captures),
         (
             "marple_captures_failed_total",
             "Captures that did not start or did not end well.",
-            it.captures_failed,
+            counters.captures_failed,
         ),
-        ("marple_artifacts_total", "Files written.", it.artifacts),
-        ("marple_artifact_bytes_total", "Bytes of the files written.", it.artifact_bytes.get()),
+        ("marple_artifacts_total", "Files written.", counters.artifacts),
+        (
+            "marple_artifact_bytes_total",
+            "Bytes of the files written.",
+            counters.artifact_bytes.get(),
+        ),
         (
             "marple_incidents_removed_total",
             "Incidents removed to make room.",
@@ -131,15 +135,15 @@ fn work(page: &mut MetricsPage, status: &Status) {
             "Files removed, to make room, from incidents that stay.",
             status.store.artifacts_removed,
         ),
-        ("marple_streams_total", "Captures handed over without a file.", it.streams),
-        ("marple_stream_bytes_total", "Bytes of those captures.", it.stream_bytes.get()),
+        ("marple_streams_total", "Captures handed over without a file.", counters.streams),
+        ("marple_stream_bytes_total", "Bytes of those captures.", counters.stream_bytes.get()),
     ] {
         page.family(name, "counter", help);
-        page.row(name, &[], count as f64);
+        page.sample(name, &[], count as f64);
     }
     let failures = status.failures.iter().map(|loss| (&*loss.cause, loss.count as f64));
     let help = "What went wrong, by cause.";
-    page.labelled("marple_failures_total", "counter", help, "cause", failures);
+    page.labelled_family("marple_failures_total", "counter", help, "cause", failures);
 
     let StoreUsage { bytes, max_bytes, free, memory_left, .. } = status.store;
     for (name, help, value) in [
@@ -172,13 +176,13 @@ fn work(page: &mut MetricsPage, status: &Status) {
     };
     let running = CaptureKind::ALL.into_iter().map(running);
     let help = "Whether an incident captures this kind.";
-    page.labelled("marple_capture_running", "gauge", help, "kind", running);
+    page.labelled_family("marple_capture_running", "gauge", help, "kind", running);
 }
 
 fn rules(page: &mut MetricsPage, status: &Status) {
     let values = status.rules.iter().filter_map(|rule| Some((rule.name.as_str(), rule.value?)));
     let help = "The last value a rule saw, in its metric's unit.";
-    page.labelled("marple_rule_value", "gauge", help, "rule", values);
+    page.labelled_family("marple_rule_value", "gauge", help, "rule", values);
     if !status.rules.is_empty() {
         page.family(
             "marple_rule_decision",
@@ -188,12 +192,12 @@ fn rules(page: &mut MetricsPage, status: &Status) {
     }
     for rule in &status.rules {
         let labels = [("rule", rule.name.as_str()), ("decision", rule.decision)];
-        page.row("marple_rule_decision", &labels, 1.0);
+        page.sample("marple_rule_decision", &labels, 1.0);
     }
 }
 
 fn requests(page: &mut MetricsPage) {
-    let mut counts = audit::counts().peekable();
+    let mut counts = audit::request_counts().peekable();
     if counts.peek().is_some() {
         let help = "Requests answered; 499 is a client that went away.";
         page.family("marple_http_requests_total", "counter", help);
@@ -201,7 +205,7 @@ fn requests(page: &mut MetricsPage) {
     for (route, code, count) in counts {
         let code = code.to_string();
         let labels = [("route", route), ("code", code.as_str())];
-        page.row("marple_http_requests_total", &labels, count as f64);
+        page.sample("marple_http_requests_total", &labels, count as f64);
     }
 }
 
@@ -213,11 +217,11 @@ impl MetricsPage {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    fn row(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
         self.0.push_str(name);
         for (index, (label, text)) in labels.iter().enumerate() {
-            let before = if index == 0 { '{' } else { ',' };
-            let _ = write!(self.0, "{before}{label}=\"{}\"", EscapedLabel(text));
+            let separator = if index == 0 { '{' } else { ',' };
+            let _ = write!(self.0, "{separator}{label}=\"{}\"", EscapedLabel(text));
         }
         let close = if labels.is_empty() { "" } else { "}" };
         let _ = match value {
@@ -229,11 +233,11 @@ impl MetricsPage {
     fn gauge(&mut self, name: &str, help: &str, value: Option<f64>) {
         if let Some(value) = value {
             self.family(name, "gauge", help);
-            self.row(name, &[], value);
+            self.sample(name, &[], value);
         }
     }
 
-    fn labelled<'a>(
+    fn labelled_family<'a>(
         &mut self,
         name: &str,
         kind: &str,
@@ -246,7 +250,7 @@ impl MetricsPage {
             self.family(name, kind, help);
         }
         for (text, value) in rows {
-            self.row(name, &[(label, text)], value);
+            self.sample(name, &[(label, text)], value);
         }
     }
 }

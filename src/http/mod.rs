@@ -186,20 +186,24 @@ use route::Route;
 /// # }
 /// ```
 pub fn router(agent: &AgentHandle) -> Router {
-    routes(&Arc::new(HttpEndpoint { agent: agent.clone(), access: Access::open(), limits: None }))
+    routes(&Arc::new(HttpEndpoint {
+        agent: agent.clone(),
+        access: Access::with_origin_check_only(),
+        limits: None,
+    }))
 }
 
 /// Returns the routes behind the tokens and host names of `settings`; `settings.listen` is ignored.
 /// Unknown paths below the prefix get the same checks as existing ones, so an unauthorized client
 /// cannot find out which paths exist.
 pub fn guarded(agent: &AgentHandle, settings: &HttpSettings) -> Router {
-    let access = Access::nested(settings);
-    all_paths(HttpEndpoint { agent: agent.clone(), access, limits: None })
+    let access = Access::for_nested_router(settings);
+    router_with_fallback(HttpEndpoint { agent: agent.clone(), access, limits: None })
 }
 
 /// Returns the routes of the listener.
-fn own(agent: &AgentHandle, settings: &HttpSettings) -> Router {
-    let access = Access::own(settings);
+fn listener_router(agent: &AgentHandle, settings: &HttpSettings) -> Router {
+    let access = Access::for_listener(settings);
     match &settings.listen {
         Listen::Tcp(address) if !access.has_tokens() => {
             let text = format!(
@@ -210,15 +214,17 @@ fn own(agent: &AgentHandle, settings: &HttpSettings) -> Router {
         }
         _ => warnings::clear("http.token"),
     }
-    let pace = RateLimiter::new(settings.max_requests_per_second);
-    let limits = Some(HttpLimits { pace, refusals: RefusalPenalty::default() });
-    all_paths(HttpEndpoint { agent: agent.clone(), access, limits })
+    let rate_limiter = RateLimiter::new(settings.max_requests_per_second);
+    let limits = Some(HttpLimits { rate_limiter, refusals: RefusalPenalty::default() });
+    router_with_fallback(HttpEndpoint { agent: agent.clone(), access, limits })
 }
 
-fn all_paths(endpoint: HttpEndpoint) -> Router {
+fn router_with_fallback(endpoint: HttpEndpoint) -> Router {
     let endpoint = Arc::new(endpoint);
-    let others = Arc::clone(&endpoint);
-    routes(&endpoint).fallback(move |request| answer(Arc::clone(&others), Route::Unknown, request))
+    let fallback_endpoint = Arc::clone(&endpoint);
+    routes(&endpoint).fallback(move |request| {
+        handle_request(Arc::clone(&fallback_endpoint), Route::Unknown, request)
+    })
 }
 
 struct HttpEndpoint {
@@ -230,7 +236,7 @@ struct HttpEndpoint {
 
 /// Rate limits of the listener.
 struct HttpLimits {
-    pace: RateLimiter,
+    rate_limiter: RateLimiter,
     refusals: RefusalPenalty,
 }
 
@@ -241,31 +247,35 @@ struct Peer(String);
 fn routes(endpoint: &Arc<HttpEndpoint>) -> Router {
     Route::ALL.into_iter().fold(Router::new(), |router, (route, path)| {
         let endpoint = Arc::clone(endpoint);
-        router.route(path, any(move |request| answer(Arc::clone(&endpoint), route, request)))
+        router
+            .route(path, any(move |request| handle_request(Arc::clone(&endpoint), route, request)))
     })
 }
 
 /// Serves a request within the limits of the endpoint.
-async fn answer(endpoint: Arc<HttpEndpoint>, route: Route, mut request: Request) -> Response {
+async fn handle_request(
+    endpoint: Arc<HttpEndpoint>,
+    route: Route,
+    mut request: Request,
+) -> Response {
     let Some(limits) = &endpoint.limits else { return dispatch(&endpoint, route, request).await };
-    let seat = request.extensions_mut().remove::<Arc<SlotState>>();
-    let peer =
-        request.extensions().get().map_or(String::new(), |Peer(peer)| pace::shared_name(peer));
+    let slot = request.extensions_mut().remove::<Arc<SlotState>>();
+    let peer = request.extensions().get().map_or(String::new(), |Peer(peer)| pace::peer_key(peer));
     // The body of a POST has yet to arrive from the client.
-    let is_work = matches!(*request.method(), Method::GET | Method::HEAD);
-    let waiting = |wait: bool| match &seat {
-        Some(seat) if wait => seat.waits(),
-        Some(seat) if is_work => seat.works(),
+    let is_request_complete = matches!(*request.method(), Method::GET | Method::HEAD);
+    let set_waiting = |is_waiting: bool| match &slot {
+        Some(slot) if is_waiting => slot.mark_waiting(),
+        Some(slot) if is_request_complete => slot.mark_busy(),
         _ => {}
     };
-    waiting(true);
-    limits.pace.turn().await;
-    waiting(false);
+    set_waiting(true);
+    limits.rate_limiter.acquire().await;
+    set_waiting(false);
     let mut response = dispatch(&endpoint, route, request).await;
     let is_refusal = response.status().is_client_error() || response.status().is_server_error();
-    if is_refusal && limits.refusals.count(&peer) {
-        waiting(true);
-        tokio::time::sleep(limits.pace.penalty()).await;
+    if is_refusal && limits.refusals.record_refusal(&peer) {
+        set_waiting(true);
+        tokio::time::sleep(limits.rate_limiter.refusal_delay()).await;
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -273,79 +283,81 @@ async fn answer(endpoint: Arc<HttpEndpoint>, route: Route, mut request: Request)
 
 async fn dispatch(endpoint: &HttpEndpoint, route: Route, request: Request) -> Response {
     let (mut parts, body) = request.into_parts();
-    let who = who(&parts);
-    let mut audit = AuditRecord::new(route, parts.method.as_str(), &who);
+    let client = client_name(&parts);
+    let mut audit = AuditRecord::new(route, parts.method.as_str(), &client);
     // A path whose escapes are not UTF-8 has no parameters, and no resource has such a name.
-    let names = Path::<HashMap<String, String>>::from_request_parts(&mut parts, &()).await;
-    let names = names.map(|Path(names)| names).unwrap_or_default();
-    let name = |key: &str| names.get(key).map_or("", String::as_str);
+    let path_params = Path::<HashMap<String, String>>::from_request_parts(&mut parts, &()).await;
+    let path_params = path_params.map(|Path(names)| names).unwrap_or_default();
+    let name = |key: &str| path_params.get(key).map_or("", String::as_str);
     let query = parts.uri.query().unwrap_or_default().to_owned();
     let action = Action::parse(&QueryParams::parse(&query));
 
-    let needed = route.role(name("name"), action == Some(Action::Tell));
-    let caller = match admit(&endpoint.access, &parts, route, needed, &mut audit) {
+    let required_role = route.role(name("name"), action == Some(Action::Status));
+    let caller = match authorize(&endpoint.access, &parts, route, required_role, &mut audit) {
         Ok(caller) => caller,
         Err(refusal) => {
-            audit.answered(refusal.status().as_u16());
+            audit.finish(refusal.status().as_u16());
             return *refusal;
         }
     };
     let location = endpoint.agent.location();
     let response = match route {
         Route::Notify => {
-            let may_get = caller.is_proven || endpoint.agent.http().compat_get_toggle;
-            notify::notify(&endpoint.agent, &parts.method, action, may_get).await
+            let allow_get = caller.is_proven || endpoint.agent.http_settings().compat_get_toggle;
+            notify::notify(&endpoint.agent, &parts.method, action, allow_get).await
         }
         Route::Status => status(&endpoint.agent).await,
         Route::Metrics => metrics(&endpoint.agent).await,
         Route::Incidents => incidents::list(location).await,
-        Route::Incident => incidents::one(location, name("id"), &parts.headers).await,
+        Route::Incident => {
+            incidents::manifest_or_archive(location, name("id"), &parts.headers).await
+        }
         Route::Artifact => {
             incidents::file(location, name("id"), name("file"), &parts.headers).await
         }
-        Route::PprofRoot => to_index(&parts),
+        Route::PprofRoot => redirect_to_index(&parts),
         Route::Index => index::page(endpoint.agent.status().await.ok().as_deref(), &parts),
         Route::Pprof => {
-            let asked = pprof::PprofRequest {
+            let pprof_request = pprof::PprofRequest {
                 agent: &endpoint.agent,
                 method: &parts.method,
                 name: name("name"),
                 query: &query,
-                who: &who,
+                client: &client,
             };
-            pprof::profile(asked, body).await
+            pprof::profile(pprof_request, body).await
         }
         Route::Unknown => responses::not_found(),
     };
-    audit.answered(response.status().as_u16());
+    audit.finish(response.status().as_u16());
     response
 }
 
 /// Checks the caller, then its role, then the method. A caller that fails one check gets no
 /// information about the later ones.
-fn admit(
+fn authorize(
     access: &Access,
     parts: &Parts,
     route: Route,
-    needed: AccessRole,
+    required_role: AccessRole,
     audit: &mut AuditRecord,
 ) -> Result<RequestOrigin, Box<Response>> {
-    let caller = access.check(parts).map_err(responses::denied)?;
-    audit.allowed(caller.role);
+    let caller = access.check(parts).map_err(responses::access_denied)?;
+    audit.set_role(caller.role);
     if route == Route::Unknown {
         return Ok(caller);
     }
-    if caller.role < needed {
-        return Err(responses::lacks(needed).into());
+    if caller.role < required_role {
+        return Err(responses::insufficient_role(required_role).into());
     }
-    if !route.takes(&parts.method) {
-        return Err(responses::wrong_method(route.methods()).into());
+    if !route.allows_method(&parts.method) {
+        return Err(responses::method_not_allowed(route.methods()).into());
     }
     Ok(caller)
 }
 
 /// Returns the name of the client, shown to other clients while it uses an engine.
-fn who(parts: &Parts) -> String {
+fn client_name(parts: &Parts) -> String {
     use axum::extract::ConnectInfo;
     use std::net::SocketAddr;
 
@@ -360,32 +372,32 @@ fn who(parts: &Parts) -> String {
 
 async fn status(agent: &AgentHandle) -> Response {
     match agent.status().await {
-        Ok(status) => responses::readable(&status),
-        Err(error) => responses::failure(&error),
+        Ok(status) => responses::pretty_json(&status),
+        Err(error) => responses::agent_error(&error),
     }
 }
 
 async fn metrics(agent: &AgentHandle) -> Response {
     match agent.status().await {
         Ok(status) => {
-            let mut response = ([responses::NOSNIFF], metrics::text(&status)).into_response();
+            let mut response = ([responses::NOSNIFF], metrics::render(&status)).into_response();
             let kind = HeaderValue::from_static(metrics::CONTENT_TYPE);
             response.headers_mut().insert(CONTENT_TYPE, kind);
             response
         }
-        Err(error) => responses::failure(&error),
+        Err(error) => responses::agent_error(&error),
     }
 }
 
 /// Redirects `/debug/pprof` to `/debug/pprof/` with the text of Go's mux. Relative links on the
 /// page need the slash.
-fn to_index(parts: &Parts) -> Response {
-    let path = parts.extensions.get::<OriginalUri>().map_or(parts.uri.path(), |it| it.path());
-    let Ok(place) = HeaderValue::try_from(format!("{path}/")) else {
+fn redirect_to_index(parts: &Parts) -> Response {
+    let path = parts.extensions.get::<OriginalUri>().map_or(parts.uri.path(), |uri| uri.path());
+    let Ok(target) = HeaderValue::try_from(format!("{path}/")) else {
         return responses::not_found();
     };
     let text = format!("<a href=\"{}/\">Temporary Redirect</a>.\n\n", index::EscapedHtml(path));
     let kind = HeaderValue::from_static("text/html; charset=utf-8");
-    let headers = [(LOCATION, place), (CONTENT_TYPE, kind)];
+    let headers = [(LOCATION, target), (CONTENT_TYPE, kind)];
     (StatusCode::TEMPORARY_REDIRECT, headers, text).into_response()
 }

@@ -7,15 +7,15 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::query::QueryParams;
-use crate::agent::{AgentHandle, ToggleAction, Toggled};
-use crate::http::responses::{failure, needs_post, refusal};
+use crate::agent::{AgentHandle, ToggleAction, ToggleStatus};
+use crate::http::responses::{agent_error, error_response, post_required};
 use crate::model::Origin;
 
 /// The action that a request names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
-    Do(ToggleAction),
-    Tell,
+    Apply(ToggleAction),
+    Status,
 }
 
 impl Action {
@@ -24,13 +24,13 @@ impl Action {
         if query.keys().any(|key| key != "action") || query.keys().count() > 1 {
             return None;
         }
-        let named = query.keys().next().is_some();
+        let has_action = query.keys().next().is_some();
         match query.first("action") {
-            "start" => Some(Self::Do(ToggleAction::Start)),
-            "stop" => Some(Self::Do(ToggleAction::Stop)),
-            "toggle" => Some(Self::Do(ToggleAction::Flip)),
-            "" if !named => Some(Self::Do(ToggleAction::Flip)),
-            "status" => Some(Self::Tell),
+            "start" => Some(Self::Apply(ToggleAction::Start)),
+            "stop" => Some(Self::Apply(ToggleAction::Stop)),
+            "toggle" => Some(Self::Apply(ToggleAction::Flip)),
+            "" if !has_action => Some(Self::Apply(ToggleAction::Flip)),
+            "status" => Some(Self::Status),
             _ => None,
         }
     }
@@ -41,32 +41,32 @@ struct NotifyResponse {
     code: u16,
     msg: &'static str,
     #[serde(flatten)]
-    toggled: Toggled,
+    toggled: ToggleStatus,
 }
 
-/// Handles a request. `may_get` permits a GET of this caller to change the toggle.
+/// Handles a request. `allow_get` permits a GET of this caller to change the toggle.
 pub(super) async fn notify(
     agent: &AgentHandle,
     method: &Method,
     action: Option<Action>,
-    may_get: bool,
+    allow_get: bool,
 ) -> Response {
     let Some(action) = action else {
-        let right = "the one parameter is action=start, stop, toggle (without it) or status";
-        return refusal(StatusCode::BAD_REQUEST, right);
+        let message = "the one parameter is action=start, stop, toggle (without it) or status";
+        return error_response(StatusCode::BAD_REQUEST, message);
     };
     let toggled = match action {
-        Action::Do(_) if method != Method::POST && !may_get => {
+        Action::Apply(_) if method != Method::POST && !allow_get => {
             // A link, an image or a prefetch on any page sends a GET.
-            return needs_post();
+            return post_required();
         }
-        Action::Do(action) => agent.toggle_from(Origin::Http, action).await,
-        Action::Tell => agent.status().await.map(|status| status.toggle),
+        Action::Apply(action) => agent.toggle_from(Origin::Http, action).await,
+        Action::Status => agent.status().await.map(|status| status.toggle),
     };
     match toggled {
         Ok(toggled) => {
             Json(NotifyResponse { code: 0, msg: "notify success", toggled }).into_response()
         }
-        Err(error) => failure(&error),
+        Err(error) => agent_error(&error),
     }
 }

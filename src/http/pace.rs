@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | requests per second, all clients | `http.max_requests_per_second` | delay |
 //! | new connections per second, all clients | the same | wait in the kernel's queue |
-//! | refusals of one peer | [`FREE_REFUSALS`], and one more every [`REFILL`] | delay, then close |
+//! | refusals of one peer | [`FREE_REFUSALS`], and one more every [`REFILL_INTERVAL`] | delay, then close |
 //!
 //! Requests are admitted in the order of arrival, and a connection waits for one admission at a
 //! time. A client that floods on `n` connections thus leaves one in `n + 1` admissions to another.
@@ -26,9 +26,9 @@ const BURST: u32 = 100;
 const FREE_REFUSALS: f64 = 32.0;
 /// Time in which a peer regains one refusal. A scraper that is refused every 15 seconds is never
 /// delayed.
-const REFILL: Duration = Duration::from_secs(2);
+const REFILL_INTERVAL: Duration = Duration::from_secs(2);
 /// Delay of a refusal beyond the free ones, in intervals: half a second at the default rate.
-const PENALTY_TURNS: u32 = 50;
+const REFUSAL_DELAY_INTERVALS: u32 = 50;
 /// Maximum number of peers counted separately. All others share one count.
 const MAX_PEERS: usize = 64;
 
@@ -47,51 +47,52 @@ impl RateLimiter {
     }
 
     /// Waits for the caller's admission. A caller that is dropped before then leaves the queue.
-    pub(super) async fn turn(&self) {
+    pub(super) async fn acquire(&self) {
         let mut next = self.next.lock().await;
         let earliest = Instant::now().checked_sub(self.interval * BURST);
-        let turn = (*next).max(earliest);
-        if let Some(turn) = turn.filter(|turn| *turn > Instant::now()) {
-            time::sleep_until(turn).await;
+        let admitted_at = (*next).max(earliest);
+        if let Some(admitted_at) = admitted_at.filter(|turn| *turn > Instant::now()) {
+            time::sleep_until(admitted_at).await;
         }
-        *next = Some(turn.unwrap_or_else(Instant::now) + self.interval);
+        *next = Some(admitted_at.unwrap_or_else(Instant::now) + self.interval);
     }
 
     /// Returns the delay of a refusal beyond the free ones.
-    pub(super) fn penalty(&self) -> Duration {
-        self.interval * PENALTY_TURNS
+    pub(super) fn refusal_delay(&self) -> Duration {
+        self.interval * REFUSAL_DELAY_INTERVALS
     }
 }
 
 /// A bounded table of refusal counts by peer.
 #[derive(Debug, Default)]
-pub(super) struct RefusalPenalty(Mutex<Vec<RateExceeded>>);
+pub(super) struct RefusalPenalty(Mutex<Vec<PeerRefusals>>);
 
 #[derive(Debug)]
-struct RateExceeded {
+struct PeerRefusals {
     /// Empty for the entry shared by peers beyond [`MAX_PEERS`].
     peer: String,
-    free: f64,
-    as_of: Instant,
+    remaining: f64,
+    refilled_at: Instant,
 }
 
-impl RateExceeded {
+impl PeerRefusals {
     fn refill(&mut self, now: Instant) {
-        let gained = now.duration_since(self.as_of).as_secs_f64() / REFILL.as_secs_f64();
-        self.free = (self.free + gained).min(FREE_REFUSALS);
-        self.as_of = now;
+        let refilled =
+            now.duration_since(self.refilled_at).as_secs_f64() / REFILL_INTERVAL.as_secs_f64();
+        self.remaining = (self.remaining + refilled).min(FREE_REFUSALS);
+        self.refilled_at = now;
     }
 }
 
 impl RefusalPenalty {
     /// Counts a refusal of `peer`. Returns `true` if `peer` has no free refusals left.
-    pub(super) fn count(&self, peer: &str) -> bool {
+    pub(super) fn record_refusal(&self, peer: &str) -> bool {
         let now = Instant::now();
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         table.iter_mut().for_each(|entry| entry.refill(now));
         if !table.iter().any(|entry| entry.peer == peer) {
             // A full entry is equivalent to no entry.
-            table.retain(|entry| entry.free < FREE_REFUSALS);
+            table.retain(|entry| entry.remaining < FREE_REFUSALS);
         }
         let is_full = table.len() >= MAX_PEERS;
         let name = match table.iter().any(|entry| entry.peer == peer) {
@@ -99,20 +100,24 @@ impl RefusalPenalty {
             _ => peer,
         };
         if !table.iter().any(|entry| entry.peer == name) {
-            table.push(RateExceeded { peer: name.to_owned(), free: FREE_REFUSALS, as_of: now });
+            table.push(PeerRefusals {
+                peer: name.to_owned(),
+                remaining: FREE_REFUSALS,
+                refilled_at: now,
+            });
         }
         let Some(entry) = table.iter_mut().find(|entry| entry.peer == name) else { return true };
-        if entry.free < 1.0 {
+        if entry.remaining < 1.0 {
             return true;
         }
-        entry.free -= 1.0;
+        entry.remaining -= 1.0;
         false
     }
 }
 
 /// Returns the part of a peer's name that its connections share: the address without the port, or
 /// the process.
-pub(super) fn shared_name(peer: &str) -> String {
+pub(super) fn peer_key(peer: &str) -> String {
     match peer.parse::<SocketAddr>() {
         Ok(address) => address.ip().to_string(),
         Err(_) => peer.chars().take(64).collect(),
@@ -126,74 +131,74 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn turns_come_at_the_rate_after_a_burst() {
-        let (pace, began) = (RateLimiter::new(10), Instant::now());
+    async fn admits_at_configured_rate_after_burst() {
+        let (limiter, started) = (RateLimiter::new(10), Instant::now());
         for _ in 0..BURST {
-            pace.turn().await;
+            limiter.acquire().await;
         }
-        assert!(began.elapsed() <= Duration::from_millis(1), "{:?}", began.elapsed());
+        assert!(started.elapsed() <= Duration::from_millis(1), "{:?}", started.elapsed());
         for _ in 0..100 {
-            pace.turn().await;
+            limiter.acquire().await;
         }
-        let took = began.elapsed();
-        assert!((9..=11).contains(&took.as_secs()), "{took:?}");
+        let elapsed = started.elapsed();
+        assert!((9..=11).contains(&elapsed.as_secs()), "{elapsed:?}");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_beside_a_flood_gets_its_turn() {
-        let pace = Arc::new(RateLimiter::new(10));
+    async fn client_is_admitted_during_flood_from_others() {
+        let limiter = Arc::new(RateLimiter::new(10));
         for _ in 0..20 {
-            let pace = Arc::clone(&pace);
+            let limiter = Arc::clone(&limiter);
             tokio::spawn(async move {
                 loop {
-                    pace.turn().await;
+                    limiter.acquire().await;
                 }
             });
         }
         time::sleep(Duration::from_secs(30)).await;
-        let began = Instant::now();
-        pace.turn().await;
-        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+        let started = Instant::now();
+        limiter.acquire().await;
+        assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_waiting_request_that_is_dropped_leaves_the_queue() {
-        let pace = RateLimiter::new(1);
+    async fn dropped_waiting_request_leaves_the_queue() {
+        let limiter = RateLimiter::new(1);
         for _ in 0..=BURST {
-            pace.turn().await;
+            limiter.acquire().await;
         }
-        let waited = time::timeout(Duration::from_millis(10), pace.turn());
+        let waited = time::timeout(Duration::from_millis(10), limiter.acquire());
         assert!(waited.await.is_err());
-        assert!(time::timeout(Duration::from_secs(2), pace.turn()).await.is_ok());
+        assert!(time::timeout(Duration::from_secs(2), limiter.acquire()).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_waits_after_its_free_refusals_and_gains_new_ones() {
+    async fn peer_is_delayed_after_free_refusals_until_refill() {
         let refusals = RefusalPenalty::default();
-        let free = (0..100).take_while(|_| !refusals.count("10.0.0.1")).count();
+        let free = (0..100).take_while(|_| !refusals.record_refusal("10.0.0.1")).count();
         assert_eq!(free, FREE_REFUSALS as usize);
-        assert!(!refusals.count("10.0.0.2"), "another peer does not wait");
-        time::advance(REFILL).await;
-        assert!(!refusals.count("10.0.0.1"));
-        assert!(refusals.count("10.0.0.1"));
+        assert!(!refusals.record_refusal("10.0.0.2"), "another peer does not wait");
+        time::advance(REFILL_INTERVAL).await;
+        assert!(!refusals.record_refusal("10.0.0.1"));
+        assert!(refusals.record_refusal("10.0.0.1"));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_table_of_peers_is_bounded_and_the_rest_share_one_count() {
+    async fn peer_table_is_bounded_and_overflow_shares_one_entry() {
         let refusals = RefusalPenalty::default();
-        let free = (0..10_000).filter(|n| !refusals.count(&format!("peer {n}"))).count();
+        let free = (0..10_000).filter(|n| !refusals.record_refusal(&format!("peer {n}"))).count();
         assert_eq!(free, MAX_PEERS + FREE_REFUSALS as usize);
         assert_eq!(refusals.0.lock().unwrap().len(), MAX_PEERS + 1);
-        time::advance(REFILL * 2).await;
-        assert!(!refusals.count("late"), "old entries make room");
+        time::advance(REFILL_INTERVAL * 2).await;
+        assert!(!refusals.record_refusal("late"), "old entries make room");
     }
 
     #[test]
-    fn connections_of_one_peer_share_a_name() {
+    fn connections_of_one_peer_share_a_key() {
         for (peer, name) in
             [("127.0.0.1:5", "127.0.0.1"), ("[::1]:80", "::1"), ("process 12", "process 12")]
         {
-            assert_eq!(shared_name(peer), name);
+            assert_eq!(peer_key(peer), name);
         }
     }
 }

@@ -9,7 +9,7 @@
 pub(super) struct QueryParams(Vec<(String, String)>);
 
 /// Maximum number of pairs; further ones are ignored. No route has more than four parameters.
-const MOST: usize = 64;
+const MAX_PAIRS: usize = 64;
 
 impl QueryParams {
     pub(super) fn parse(text: &str) -> Self {
@@ -18,18 +18,18 @@ impl QueryParams {
             (!pair.contains(';')).then_some(())?;
             Some((decode(key)?, decode(value)?))
         };
-        let pairs = text.split('&').filter(|pair| !pair.is_empty()).take(MOST);
+        let pairs = text.split('&').filter(|pair| !pair.is_empty()).take(MAX_PAIRS);
         Self(pairs.filter_map(pair).collect())
     }
 
     /// Returns the first value of `key`, or an empty string if there is none, as Go does.
     pub(super) fn first(&self, key: &str) -> &str {
-        self.0.iter().find(|(known, _)| known == key).map_or("", |(_, value)| value)
+        self.0.iter().find(|(name, _)| name == key).map_or("", |(_, value)| value)
     }
 
     /// Parses the value of `key` as Go's `strconv.Atoi`. Returns 0 if it is not a number, as Go's
     /// handlers do.
-    pub(super) fn flag(&self, key: &str) -> i64 {
+    pub(super) fn integer(&self, key: &str) -> i64 {
         self.first(key).parse().unwrap_or(0)
     }
 
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn queries_are_read_as_go_reads_them() {
+    fn queries_are_parsed_like_go() {
         for (text, key, value) in [
             ("seconds=5", "seconds", "5"),
             ("seconds=5&seconds=6", "seconds", "5"),
@@ -77,7 +77,7 @@ mod tests {
         ] {
             assert_eq!(QueryParams::parse(text).first(key), value, "{text}");
         }
-        assert_eq!(QueryParams::parse("gc=x&debug=2").flag("gc"), 0);
-        assert_eq!(QueryParams::parse("gc=x&debug=2").flag("debug"), 2);
+        assert_eq!(QueryParams::parse("gc=x&debug=2").integer("gc"), 0);
+        assert_eq!(QueryParams::parse("gc=x&debug=2").integer("debug"), 2);
     }
 }

@@ -15,43 +15,45 @@ use crate::base::Error;
 pub(super) const NOSNIFF: (&str, &str) = ("x-content-type-options", "nosniff");
 
 /// Returns an error response in the JSON form of `/monitor/notify`; `code` is the HTTP status.
-pub(super) fn refusal(status: StatusCode, msg: &str) -> Response {
+pub(super) fn error_response(status: StatusCode, msg: &str) -> Response {
     (status, [NOSNIFF], Json(json!({ "code": status.as_u16(), "msg": msg }))).into_response()
 }
 
 /// Returns `value` as indented JSON, which a browser shows unchanged.
-pub(super) fn readable(value: &impl Serialize) -> Response {
+pub(super) fn pretty_json(value: &impl Serialize) -> Response {
     match serde_json::to_vec_pretty(value) {
         Ok(text) => {
             let kind = (CONTENT_TYPE, HeaderValue::from_static("application/json"));
             ([NOSNIFF], [kind], text).into_response()
         }
-        Err(error) => refusal(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+        Err(error) => error_response(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
 }
 
 /// Returns the 404 for any path, incident or file that does not exist, and for invalid names.
 pub(super) fn not_found() -> Response {
-    refusal(StatusCode::NOT_FOUND, "there is nothing here")
+    error_response(StatusCode::NOT_FOUND, "there is nothing here")
 }
 
 /// Returns the 503 for a request that the agent could not serve.
-pub(super) fn failure(error: &Error) -> Response {
-    refusal(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
+pub(super) fn agent_error(error: &Error) -> Response {
+    error_response(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
 }
 
-pub(super) fn denied(why: AccessDenied) -> Response {
-    match why {
-        AccessDenied::Host => refusal(
+pub(super) fn access_denied(reason: AccessDenied) -> Response {
+    match reason {
+        AccessDenied::Host => error_response(
             StatusCode::FORBIDDEN,
             "this host does not answer to that name or address: call it by 127.0.0.1, or put the name into http.hosts",
         ),
         AccessDenied::CrossSite => {
-            refusal(StatusCode::FORBIDDEN, "a browser asked on behalf of another site")
+            error_response(StatusCode::FORBIDDEN, "a browser asked on behalf of another site")
         }
         AccessDenied::Token => {
-            let mut response =
-                refusal(StatusCode::UNAUTHORIZED, "bring the token as Authorization: Bearer");
+            let mut response = error_response(
+                StatusCode::UNAUTHORIZED,
+                "bring the token as Authorization: Bearer",
+            );
             let scheme = HeaderValue::from_static("Bearer");
             response.headers_mut().insert(WWW_AUTHENTICATE, scheme);
             response
@@ -59,21 +61,22 @@ pub(super) fn denied(why: AccessDenied) -> Response {
     }
 }
 
-pub(super) fn lacks(needed: AccessRole) -> Response {
-    let msg = format!("this token is not enough: it takes one with the role `{}`", needed.name());
-    refusal(StatusCode::FORBIDDEN, &msg)
+pub(super) fn insufficient_role(required: AccessRole) -> Response {
+    let msg = format!("this token is not enough: it takes one with the role `{}`", required.name());
+    error_response(StatusCode::FORBIDDEN, &msg)
 }
 
-pub(super) fn wrong_method(allowed: &'static str) -> Response {
-    let mut response = refusal(StatusCode::METHOD_NOT_ALLOWED, &format!("this takes {allowed}"));
+pub(super) fn method_not_allowed(allowed: &'static str) -> Response {
+    let mut response =
+        error_response(StatusCode::METHOD_NOT_ALLOWED, &format!("this takes {allowed}"));
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
     response
 }
 
 /// Returns the 405 for a GET that would change the toggle.
-pub(super) fn needs_post() -> Response {
+pub(super) fn post_required() -> Response {
     let msg = "this takes POST (curl -X POST), or a GET with a token; http.compat_get_toggle = true lets every GET do it";
-    let mut response = refusal(StatusCode::METHOD_NOT_ALLOWED, msg);
+    let mut response = error_response(StatusCode::METHOD_NOT_ALLOWED, msg);
     response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
     response
 }
@@ -95,7 +98,7 @@ pub(super) fn pprof_error(status: StatusCode, text: &str) -> Response {
 /// | 404 | disabled by the settings or the build; in Go a profile that does not exist |
 /// | 429 | the daily quota of on-demand captures is used up |
 /// | 500 | Go's status if a profiler cannot be started; scrapers retry at their next interval |
-pub(super) fn stream_error(what: &str, error: &ProfileError) -> Response {
+pub(super) fn capture_error(context: &str, error: &ProfileError) -> Response {
     let (status, wait) = match error {
         ProfileError::Absent(_) => (StatusCode::NOT_FOUND, None),
         ProfileError::Spent { wait, .. } => (StatusCode::TOO_MANY_REQUESTS, Some(*wait)),
@@ -104,7 +107,7 @@ pub(super) fn stream_error(what: &str, error: &ProfileError) -> Response {
             (StatusCode::INTERNAL_SERVER_ERROR, None)
         }
     };
-    let mut response = pprof_error(status, &format!("{what}: {error}"));
+    let mut response = pprof_error(status, &format!("{context}: {error}"));
     if let Some(wait) = wait {
         let seconds = HeaderValue::from(wait.as_secs() + 1);
         response.headers_mut().insert(RETRY_AFTER, seconds);

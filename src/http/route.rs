@@ -54,8 +54,8 @@ impl Route {
         }
     }
 
-    pub(super) fn takes(self, method: &Method) -> bool {
-        self.methods().split(", ").any(|known| known == method.as_str())
+    pub(super) fn allows_method(self, method: &Method) -> bool {
+        self.methods().split(", ").any(|allowed| allowed == method.as_str())
     }
 
     /// Returns the role that a request needs. `name` is the profile; reading the toggle's state

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::chunks::{self, CHUNK, ChunkSource};
+use super::chunks::{self, CHUNK_BYTES, ChunkSource};
 use crate::base::{Bytes, IncidentId};
 use crate::http::responses::NOSNIFF;
 use crate::model::{CaptureKind, IncidentState};
@@ -48,11 +48,16 @@ impl From<IncidentEntry> for Row {
             manifest.as_ref().and_then(|manifest| manifest.closed),
             manifest.as_ref().map(|manifest| manifest.state),
         );
-        let reason = manifest.as_ref().and_then(|it| Some(it.reasons.first()?.text.clone()));
+        let reason =
+            manifest.as_ref().and_then(|manifest| Some(manifest.reasons.first()?.text.clone()));
         let files: Vec<FileRow> = manifest
             .into_iter()
             .flat_map(|manifest| manifest.artifacts)
-            .map(|it| FileRow { file: it.file, kind: it.kind, bytes: it.bytes })
+            .map(|artifact| FileRow {
+                file: artifact.file,
+                kind: artifact.kind,
+                bytes: artifact.bytes,
+            })
             .collect();
         let bytes = Bytes(files.iter().map(|file| file.bytes.get()).sum());
         Self { id, name, opened, closed, state, reason, files, bytes, error }
@@ -78,20 +83,20 @@ impl Rows {
         if self.entries.is_none() {
             return ([NOSNIFF], [kind], first).into_response();
         }
-        let body = chunks::body(AfterFirst { first: Some(first), rows: self });
+        let body = chunks::body(PrefixedRows { first: Some(first), rows: self });
         ([NOSNIFF], [kind], body).into_response()
     }
 
     /// Appends the next incident. Returns `false` after the last one.
-    fn add(&mut self, text: &mut Vec<u8>) -> io::Result<bool> {
+    fn append_next(&mut self, text: &mut Vec<u8>) -> io::Result<bool> {
         let entry = self.entries.as_mut().and_then(Iterator::next);
-        let begins = std::mem::take(&mut self.is_first);
+        let is_first = std::mem::take(&mut self.is_first);
         let Some(entry) = entry else {
-            text.extend_from_slice(if begins { b"[]" } else { b"\n]" });
+            text.extend_from_slice(if is_first { b"[]" } else { b"\n]" });
             self.entries = None;
             return Ok(false);
         };
-        text.extend_from_slice(if begins { b"[\n" } else { b",\n" });
+        text.extend_from_slice(if is_first { b"[\n" } else { b",\n" });
         serde_json::to_writer_pretty(text, &Row::from(entry))?;
         Ok(true)
     }
@@ -103,17 +108,17 @@ impl ChunkSource for Rows {
             return Ok(None);
         }
         let mut text = Vec::new();
-        while text.len() < CHUNK && self.add(&mut text)? {}
+        while text.len() < CHUNK_BYTES && self.append_next(&mut text)? {}
         Ok(Some(text))
     }
 }
 
-struct AfterFirst {
+struct PrefixedRows {
     first: Option<Vec<u8>>,
     rows: Rows,
 }
 
-impl ChunkSource for AfterFirst {
+impl ChunkSource for PrefixedRows {
     fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
         match self.first.take() {
             Some(first) => Ok(Some(first)),

@@ -16,35 +16,35 @@ pub(super) const MAX_BODIES: usize = 16;
 /// Maximum addresses in a request. `go tool pprof` sends those of one profile, a few thousand.
 pub(super) const MAX_ADDRESSES: usize = 50_000;
 /// Maximum bytes of a body: `50_000 * (18 + 1)` = 950,000, rounded up.
-const MAX_BYTES: usize = 1 << 20;
+const MAX_BODY_BYTES: usize = 1 << 20;
 /// Maximum characters of a number. Longer ones are not addresses.
 const MAX_DIGITS: usize = 80;
 
-static BODIES: Semaphore = Semaphore::const_new(MAX_BODIES);
+static BODY_PERMITS: Semaphore = Semaphore::const_new(MAX_BODIES);
 
 /// Reason for which a list was rejected.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum AddressRefused {
+pub(super) enum AddressListError {
     #[error("{MAX_BODIES} requests are being read already; retry later")]
     Busy,
-    #[error("reading request: more than {MAX_BYTES} bytes, or cut off")]
+    #[error("reading request: more than {MAX_BODY_BYTES} bytes, or cut off")]
     Body,
     #[error("more than {MAX_ADDRESSES} addresses; send fewer at once")]
     TooMany,
 }
 
 /// Reads the addresses from a request's body.
-pub(super) async fn read_body(mut body: Body) -> Result<Vec<u64>, AddressRefused> {
-    let _permit = BODIES.try_acquire().map_err(|_| AddressRefused::Busy)?;
-    let (mut list, mut left) = (AddressList::default(), MAX_BYTES);
+pub(super) async fn read_body(mut body: Body) -> Result<Vec<u64>, AddressListError> {
+    let _permit = BODY_PERMITS.try_acquire().map_err(|_| AddressListError::Busy)?;
+    let (mut list, mut remaining) = (AddressList::default(), MAX_BODY_BYTES);
     loop {
         let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
         match frame {
             None => return list.finish(),
-            Some(Err(_)) => return Err(AddressRefused::Body),
+            Some(Err(_)) => return Err(AddressListError::Body),
             Some(Ok(frame)) => {
                 let bytes = frame.into_data().unwrap_or_default();
-                left = left.checked_sub(bytes.len()).ok_or(AddressRefused::Body)?;
+                remaining = remaining.checked_sub(bytes.len()).ok_or(AddressListError::Body)?;
                 list.push(&bytes)?;
             }
         }
@@ -52,7 +52,7 @@ pub(super) async fn read_body(mut body: Body) -> Result<Vec<u64>, AddressRefused
 }
 
 /// Reads the addresses from a request's query.
-pub(super) fn read_query(query: &str) -> Result<Vec<u64>, AddressRefused> {
+pub(super) fn read_query(query: &str) -> Result<Vec<u64>, AddressListError> {
     let mut list = AddressList::default();
     list.push(query.as_bytes())?;
     list.finish()
@@ -63,35 +63,35 @@ pub(super) fn read_query(query: &str) -> Result<Vec<u64>, AddressRefused> {
 struct AddressList {
     addresses: Vec<u64>,
     /// The number that may continue in the next piece.
-    open: Vec<u8>,
+    partial: Vec<u8>,
 }
 
 impl AddressList {
-    fn push(&mut self, bytes: &[u8]) -> Result<(), AddressRefused> {
+    fn push(&mut self, bytes: &[u8]) -> Result<(), AddressListError> {
         for &byte in bytes {
             if byte == b'+' {
                 self.end_number()?;
-            } else if self.open.len() <= MAX_DIGITS {
-                self.open.push(byte);
+            } else if self.partial.len() <= MAX_DIGITS {
+                self.partial.push(byte);
             }
         }
         Ok(())
     }
 
-    fn end_number(&mut self) -> Result<(), AddressRefused> {
-        let is_short = self.open.len() <= MAX_DIGITS;
-        let text = std::str::from_utf8(&self.open).ok().filter(|_| is_short);
-        if let Some(address) = text.and_then(address) {
+    fn end_number(&mut self) -> Result<(), AddressListError> {
+        let is_short = self.partial.len() <= MAX_DIGITS;
+        let text = std::str::from_utf8(&self.partial).ok().filter(|_| is_short);
+        if let Some(address) = text.and_then(parse_address) {
             if self.addresses.len() == MAX_ADDRESSES {
-                return Err(AddressRefused::TooMany);
+                return Err(AddressListError::TooMany);
             }
             self.addresses.push(address);
         }
-        self.open.clear();
+        self.partial.clear();
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Vec<u64>, AddressRefused> {
+    fn finish(mut self) -> Result<Vec<u64>, AddressListError> {
         self.end_number()?;
         Ok(self.addresses)
     }
@@ -99,7 +99,7 @@ impl AddressList {
 
 /// Parses a number as Go's `strconv.ParseUint(text, 0, 64)`. Returns `None` for 0, which is not an
 /// address.
-fn address(text: &str) -> Option<u64> {
+fn parse_address(text: &str) -> Option<u64> {
     let text = text.trim_end_matches(['\r', '\n']);
     let prefixed = |prefix: [&str; 2], radix| {
         let digits = prefix.iter().find_map(|prefix| text.strip_prefix(prefix))?;
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_read_as_go_reads_them() {
+    fn addresses_are_parsed_like_go() {
         for (text, expected) in [
             ("0x55d0", Some(0x55d0)),
             ("0X55D0", Some(0x55d0)),
@@ -136,44 +136,44 @@ mod tests {
             ("main", None),
             ("0x1ffffffffffffffff", None),
         ] {
-            assert_eq!(address(text), expected, "{text}");
+            assert_eq!(parse_address(text), expected, "{text}");
         }
     }
 
-    fn list(pieces: &[&[u8]]) -> Result<Vec<u64>, AddressRefused> {
+    fn parse_list(pieces: &[&[u8]]) -> Result<Vec<u64>, AddressListError> {
         let mut list = AddressList::default();
         pieces.iter().try_for_each(|piece| list.push(piece))?;
         list.finish()
     }
 
     #[test]
-    fn a_list_reads_the_same_however_it_is_cut() {
+    fn list_parses_the_same_across_chunk_boundaries() {
         let text = b"0x10+main+\xff+17++0x20\n";
-        for at in 0..text.len() {
-            let (first, second) = text.split_at(at);
-            assert_eq!(list(&[first, second]).unwrap(), [0x10, 17, 0x20], "{at}");
+        for split_index in 0..text.len() {
+            let (first, second) = text.split_at(split_index);
+            assert_eq!(parse_list(&[first, second]).unwrap(), [0x10, 17, 0x20], "{split_index}");
         }
-        assert_eq!(list(&[]).unwrap(), [] as [u64; 0]);
+        assert_eq!(parse_list(&[]).unwrap(), [] as [u64; 0]);
         let long = [b"0x".as_slice(), &[b'0'; MAX_DIGITS], b"1+7"].concat();
-        assert_eq!(list(&[&long]).unwrap(), [7]);
+        assert_eq!(parse_list(&[&long]).unwrap(), [7]);
     }
 
     #[test]
-    fn a_list_has_so_many_addresses() {
-        let many = |n: usize| list(&["1+".repeat(n).as_bytes()]);
+    fn list_is_limited_to_max_addresses() {
+        let many = |n: usize| parse_list(&["1+".repeat(n).as_bytes()]);
         assert_eq!(many(MAX_ADDRESSES).unwrap().len(), MAX_ADDRESSES);
-        assert_eq!(many(MAX_ADDRESSES + 1), Err(AddressRefused::TooMany));
+        assert_eq!(many(MAX_ADDRESSES + 1), Err(AddressListError::TooMany));
     }
 
     #[tokio::test]
-    async fn a_body_is_admitted_before_it_is_read() {
-        let held = BODIES.acquire_many(MAX_BODIES as u32).await.unwrap();
-        assert_eq!(read_body(Body::from("1")).await, Err(AddressRefused::Busy));
-        drop(held);
+    async fn returns_busy_when_too_many_bodies_are_being_read() {
+        let permits = BODY_PERMITS.acquire_many(MAX_BODIES as u32).await.unwrap();
+        assert_eq!(read_body(Body::from("1")).await, Err(AddressListError::Busy));
+        drop(permits);
         assert_eq!(read_body(Body::from("1+2")).await.unwrap(), [1, 2]);
         assert_eq!(
-            read_body(Body::from(vec![b'x'; MAX_BYTES + 1])).await,
-            Err(AddressRefused::Body)
+            read_body(Body::from(vec![b'x'; MAX_BODY_BYTES + 1])).await,
+            Err(AddressListError::Body)
         );
     }
 }

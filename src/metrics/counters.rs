@@ -38,17 +38,17 @@ impl Counters {
 
     /// Updates `readings` from the last call, which was `passed` ago. Allocates only for new
     /// counters.
-    pub(crate) fn follow(
+    pub(crate) fn update(
         &self,
-        passed: Option<Duration>,
+        elapsed: Option<Duration>,
         readings: &mut Vec<(Arc<str>, CounterReading)>,
     ) {
         let counters = self.0.lock();
         for ((_, counter), (_, reading)) in counters.iter().zip(readings.iter_mut()) {
             let total = counter.get();
-            let added = total.wrapping_sub(reading.total) as f64;
-            let seconds = passed.map(|passed| passed.as_secs_f64()).filter(|&it| it > 0.0);
-            *reading = CounterReading { total, rate: seconds.map(|seconds| added / seconds) };
+            let increments = total.wrapping_sub(reading.total) as f64;
+            let seconds = elapsed.map(|passed| passed.as_secs_f64()).filter(|&it| it > 0.0);
+            *reading = CounterReading { total, rate: seconds.map(|seconds| increments / seconds) };
         }
         let known = readings.len();
         readings.extend(counters.iter().skip(known).map(|(name, counter)| {
@@ -78,25 +78,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_added_is_told_in_a_second() {
+    fn counter_rate_is_increments_per_second() {
         let counters = Counters::new();
         let orders = counters.counter("orders").unwrap();
         orders.add(5);
         let mut readings = Vec::new();
-        let mut follow = |millis: Option<u64>| {
-            counters.follow(millis.map(Duration::from_millis), &mut readings);
+        let mut update = |millis: Option<u64>| {
+            counters.update(millis.map(Duration::from_millis), &mut readings);
             readings.iter().map(|(_, it)| (it.total, it.rate)).collect::<Vec<_>>()
         };
-        assert_eq!(follow(None), [(5, None)], "nobody knows for how long");
+        assert_eq!(update(None), [(5, None)], "nobody knows for how long");
         orders.add(3);
-        assert_eq!(follow(Some(1500)), [(8, Some(2.0))]);
-        assert_eq!(follow(Some(1000)), [(8, Some(0.0))]);
+        assert_eq!(update(Some(1500)), [(8, Some(2.0))]);
+        assert_eq!(update(Some(1000)), [(8, Some(0.0))]);
         counters.counter("refused").unwrap().add(1);
         orders.add(1);
-        assert_eq!(follow(Some(500)), [(9, Some(2.0)), (1, None)]);
+        assert_eq!(update(Some(500)), [(9, Some(2.0)), (1, None)]);
         orders.add(u64::MAX);
-        assert_eq!(follow(Some(0)), [(8, None), (1, None)]);
+        assert_eq!(update(Some(0)), [(8, None), (1, None)]);
         orders.add(4);
-        assert_eq!(follow(Some(1000)), [(12, Some(4.0)), (1, Some(0.0))]);
+        assert_eq!(update(Some(1000)), [(12, Some(4.0)), (1, Some(0.0))]);
     }
 }

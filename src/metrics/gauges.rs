@@ -57,9 +57,9 @@ impl Gauge {
 
     /// Adds `amount`.
     pub fn add(&self, amount: f64) {
-        let more = |bits| Some((f64::from_bits(bits) + amount).to_bits());
+        let add_to_bits = |bits| Some((f64::from_bits(bits) + amount).to_bits());
         // The closure always returns `Some`, so this cannot fail.
-        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add_to_bits);
     }
 
     /// Subtracts `amount`.
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_name_is_the_same_gauge() {
+    fn gauges_with_equal_names_share_a_value() {
         let gauges = Gauges::new();
         let (first, second) = (gauges.gauge("queue").unwrap(), gauges.gauge("queue").unwrap());
         first.set(5.0);
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn adding_from_many_threads_loses_nothing() {
+    fn concurrent_adds_are_not_lost() {
         let gauges = Gauges::new();
         std::thread::scope(|scope| {
             for _ in 0..4 {
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_is_left_out_until_it_is_one() {
+    fn non_finite_gauge_is_omitted_until_finite() {
         let gauges = Gauges::new();
         let gauge = gauges.gauge("n").unwrap();
         for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {

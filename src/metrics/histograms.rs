@@ -35,17 +35,17 @@ use crate::model::HistogramReading;
 const MAX_HISTOGRAMS: usize = 64;
 
 /// Lowest and highest distinct exponents of two.
-const LOWEST: i32 = -20;
-const HIGHEST: i32 = 40;
-const DOUBLINGS: usize = (HIGHEST - LOWEST) as usize;
+const MIN_EXPONENT: i32 = -20;
+const MAX_EXPONENT: i32 = 40;
+const DOUBLINGS: usize = (MAX_EXPONENT - MIN_EXPONENT) as usize;
 /// Ranges per doubling.
-const RANGES: usize = 32;
+const RANGES_PER_DOUBLING: usize = 32;
 /// Bits of a float below those that select the range: 52 bits of fraction minus five.
-const SHIFT: u32 = 52 - 5;
-/// Bits above `SHIFT` of a value just above 2^`LOWEST`.
-const BASE: u64 = (((1023 + LOWEST) as u64) << 52) >> SHIFT;
+const RANGE_SHIFT: u32 = 52 - 5;
+/// Bits above `RANGE_SHIFT` of a value just above 2^`MIN_EXPONENT`.
+const FIRST_RANGE_BITS: u64 = (((1023 + MIN_EXPONENT) as u64) << 52) >> RANGE_SHIFT;
 /// Number of counters: two more than ranges, for smaller and larger values.
-const SLOTS: usize = DOUBLINGS * RANGES + 2;
+const SLOT_COUNT: usize = DOUBLINGS * RANGES_PER_DOUBLING + 2;
 
 /// Histograms of one agent.
 #[derive(Clone, Debug, Default)]
@@ -77,25 +77,25 @@ impl Histograms {
 
 /// A histogram of the service. Clones refer to the same histogram.
 #[derive(Clone, Debug, Default)]
-pub struct Histogram(Arc<Slots>);
+pub struct Histogram(Arc<HistogramCounts>);
 
-struct Slots {
-    counts: [AtomicU64; SLOTS],
+struct HistogramCounts {
+    counts: [AtomicU64; SLOT_COUNT],
     /// Bitmap of the doublings that were ever used.
-    used: AtomicU64,
+    used_doublings: AtomicU64,
     refused: AtomicU64,
 }
 
-impl Default for Slots {
+impl Default for HistogramCounts {
     fn default() -> Self {
-        let counts = [const { AtomicU64::new(0) }; SLOTS];
-        Self { counts, used: AtomicU64::new(0), refused: AtomicU64::new(0) }
+        let counts = [const { AtomicU64::new(0) }; SLOT_COUNT];
+        Self { counts, used_doublings: AtomicU64::new(0), refused: AtomicU64::new(0) }
     }
 }
 
-impl fmt::Debug for Slots {
+impl fmt::Debug for HistogramCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Slots").field("used", &self.used).finish_non_exhaustive()
+        f.debug_struct("Slots").field("used", &self.used_doublings).finish_non_exhaustive()
     }
 }
 
@@ -103,14 +103,14 @@ impl Histogram {
     /// Records `value`, in a unit of the service's choice: seconds, bytes, rows. A value below zero
     /// or not finite is counted as refused.
     pub fn record(&self, value: f64) {
-        let Slots { counts, used, refused } = &*self.0;
-        let place = slot(value);
-        let Some(count) = place.and_then(|place| counts.get(place)) else {
+        let HistogramCounts { counts, used_doublings: used, refused } = &*self.0;
+        let index = slot_index(value);
+        let Some(count) = index.and_then(|place| counts.get(place)) else {
             refused.fetch_add(1, Ordering::Relaxed);
             return;
         };
         count.fetch_add(1, Ordering::Relaxed);
-        let bit = place.map_or(0, |place| 1 << doubling(place));
+        let bit = index.map_or(0, |place| 1 << slot_doubling(place));
         if used.load(Ordering::Relaxed) & bit == 0 {
             used.fetch_or(bit, Ordering::Relaxed);
         }
@@ -118,30 +118,31 @@ impl Histogram {
 
     /// Returns the slots that may not be empty, with their counts.
     fn counts(&self) -> impl Iterator<Item = (usize, u64)> {
-        let used = self.0.used.load(Ordering::Relaxed);
-        let slots = (0..=DOUBLINGS + 1).filter(move |bit| used >> bit & 1 == 1).flat_map(slots_of);
+        let used = self.0.used_doublings.load(Ordering::Relaxed);
+        let slots =
+            (0..=DOUBLINGS + 1).filter(move |bit| used >> bit & 1 == 1).flat_map(doubling_slots);
         slots.filter_map(|slot| Some((slot, self.0.counts.get(slot)?.load(Ordering::Relaxed))))
     }
 
     fn distribution(&self, name: &Arc<str>) -> Distribution {
-        let mut told = Distribution {
+        let mut distribution = Distribution {
             name: name.to_string(),
             count: 0,
             sum: 0.0,
             refused: self.0.refused.load(Ordering::Relaxed),
             buckets: Vec::new(),
         };
-        for (place, count) in self.counts() {
-            told.count += count;
-            told.sum += middle(place) * count as f64;
-            let below = f64::powi(2.0, LOWEST + doubling(place) as i32);
-            match told.buckets.last_mut() {
-                Some(last) if last.below >= below => last.count = told.count,
-                _ if doubling(place) > DOUBLINGS => {}
-                _ => told.buckets.push(Bucket { below, count: told.count }),
+        for (index, count) in self.counts() {
+            distribution.count += count;
+            distribution.sum += slot_midpoint(index) * count as f64;
+            let upper_bound = f64::powi(2.0, MIN_EXPONENT + slot_doubling(index) as i32);
+            match distribution.buckets.last_mut() {
+                Some(last) if last.upper_bound >= upper_bound => last.count = distribution.count,
+                _ if slot_doubling(index) > DOUBLINGS => {}
+                _ => distribution.buckets.push(Bucket { upper_bound, count: distribution.count }),
             }
         }
-        told
+        distribution
     }
 }
 
@@ -165,7 +166,7 @@ pub struct Distribution {
 pub struct Bucket {
     /// Upper bound, inclusive.
     #[serde(rename = "le")]
-    pub below: f64,
+    pub upper_bound: f64,
     /// Number of values at or below the bound.
     pub count: u64,
 }
@@ -174,179 +175,183 @@ pub struct Bucket {
 #[derive(Debug, Default)]
 pub(crate) struct HistogramDelta {
     /// Counts of each histogram at the last call.
-    before: Vec<Box<[u64]>>,
+    previous: Vec<Box<[u64]>>,
     /// Increments of one histogram's counters, in the order of the slots.
-    added: Vec<(usize, u64)>,
+    increments: Vec<(usize, u64)>,
     pub(crate) readings: Vec<(Arc<str>, HistogramReading)>,
 }
 
 impl HistogramDelta {
     /// Updates the readings to the values recorded since the last call. Allocates only for new
     /// histograms.
-    pub(crate) fn follow(&mut self, histograms: &Histograms) {
+    pub(crate) fn update(&mut self, histograms: &Histograms) {
         let histograms = histograms.0.lock();
         let known = self.readings.len();
         for (name, _) in histograms.iter().skip(known) {
-            self.before.push(vec![0; SLOTS].into_boxed_slice());
+            self.previous.push(vec![0; SLOT_COUNT].into_boxed_slice());
             self.readings.push((name.clone(), HistogramReading::default()));
-            self.added.reserve(SLOTS);
+            self.increments.reserve(SLOT_COUNT);
         }
-        let followed = self.before.iter_mut().zip(&mut self.readings);
+        let followed = self.previous.iter_mut().zip(&mut self.readings);
         for ((_, histogram), (before, (_, reading))) in histograms.iter().zip(followed) {
-            self.added.clear();
-            for (place, count) in histogram.counts() {
-                let Some(before) = before.get_mut(place) else { continue };
-                let added = count.wrapping_sub(std::mem::replace(before, count));
-                if added > 0 {
-                    self.added.push((place, added));
+            self.increments.clear();
+            for (index, count) in histogram.counts() {
+                let Some(previous) = before.get_mut(index) else { continue };
+                let increment = count.wrapping_sub(std::mem::replace(previous, count));
+                if increment > 0 {
+                    self.increments.push((index, increment));
                 }
             }
-            *reading = read(&self.added);
+            *reading = compute_reading(&self.increments);
         }
     }
 }
 
 /// Returns the reading for the values in `added`, which are in the order of the slots.
-fn read(added: &[(usize, u64)]) -> HistogramReading {
-    let count = added.iter().map(|(_, count)| count).sum::<u64>();
-    let at = |hundredths: u64| {
+fn compute_reading(increments: &[(usize, u64)]) -> HistogramReading {
+    let count = increments.iter().map(|(_, count)| count).sum::<u64>();
+    let percentile = |hundredths: u64| {
         let rank = (u128::from(count) * u128::from(hundredths)).div_ceil(100) as u64;
         let mut seen = 0;
         let reaches = |(_, count): &&(usize, u64)| {
             seen += count;
             seen >= rank
         };
-        added.iter().find(reaches).map_or(0.0, |(place, _)| middle(*place))
+        increments.iter().find(reaches).map_or(0.0, |(place, _)| slot_midpoint(*place))
     };
-    HistogramReading { count, p50: at(50), p99: at(99), max: at(100) }
+    HistogramReading { count, p50: percentile(50), p99: percentile(99), max: percentile(100) }
 }
 
 /// Returns the slot of `value`, or `None` if it is negative or not finite.
-fn slot(value: f64) -> Option<usize> {
+fn slot_index(value: f64) -> Option<usize> {
     if !(value.is_finite() && value >= 0.0) {
         return None;
     }
     // One less, because a range includes its upper end.
-    let range = (value.abs().to_bits().saturating_sub(1) >> SHIFT).checked_sub(BASE);
-    Some(range.map_or(0, |range| usize::try_from(range + 1).map_or(SLOTS, |it| it.min(SLOTS - 1))))
+    let range =
+        (value.abs().to_bits().saturating_sub(1) >> RANGE_SHIFT).checked_sub(FIRST_RANGE_BITS);
+    Some(range.map_or(0, |range| {
+        usize::try_from(range + 1).map_or(SLOT_COUNT, |it| it.min(SLOT_COUNT - 1))
+    }))
 }
 
 /// Returns the middle of a slot's range.
-fn middle(slot: usize) -> f64 {
-    let end = |slot: usize| f64::from_bits((BASE + slot as u64) << SHIFT);
+fn slot_midpoint(slot: usize) -> f64 {
+    let end = |slot: usize| f64::from_bits((FIRST_RANGE_BITS + slot as u64) << RANGE_SHIFT);
     match slot.checked_sub(1) {
         None => 0.0,
-        Some(low) if slot == SLOTS - 1 => end(low),
+        Some(low) if slot == SLOT_COUNT - 1 => end(low),
         Some(low) => f64::midpoint(end(low), end(slot)),
     }
 }
 
 /// Returns the doubling of a slot: 0 for the smallest values, `DOUBLINGS` + 1 for the largest.
-const fn doubling(slot: usize) -> usize {
-    slot.div_ceil(RANGES)
+const fn slot_doubling(slot: usize) -> usize {
+    slot.div_ceil(RANGES_PER_DOUBLING)
 }
 
 /// Returns the slots of a doubling.
-fn slots_of(doubling: usize) -> std::ops::Range<usize> {
-    let end = (doubling * RANGES + 1).min(SLOTS);
-    end.saturating_sub(if doubling > DOUBLINGS { 1 } else { RANGES.min(end) })..end
+fn doubling_slots(doubling: usize) -> std::ops::Range<usize> {
+    let end = (doubling * RANGES_PER_DOUBLING + 1).min(SLOT_COUNT);
+    end.saturating_sub(if doubling > DOUBLINGS { 1 } else { RANGES_PER_DOUBLING.min(end) })..end
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn told(values: impl IntoIterator<Item = f64>) -> (HistogramReading, Distribution) {
+    fn record_all(values: impl IntoIterator<Item = f64>) -> (HistogramReading, Distribution) {
         let histograms = Histograms::new();
         let histogram = histograms.histogram("h").unwrap();
         values.into_iter().for_each(|value| histogram.record(value));
-        let mut followed = HistogramDelta::default();
-        followed.follow(&histograms);
-        (followed.readings[0].1, histograms.distributions().remove(0))
+        let mut delta = HistogramDelta::default();
+        delta.update(&histograms);
+        (delta.readings[0].1, histograms.distributions().remove(0))
     }
 
     #[test]
-    fn every_value_has_its_slot_and_is_told_within_a_64th() {
-        let (least, most) = (f64::powi(2.0, LOWEST), f64::powi(2.0, HIGHEST));
+    fn slot_midpoint_is_within_1_64th_of_value() {
+        let (lowest, highest) = (f64::powi(2.0, MIN_EXPONENT), f64::powi(2.0, MAX_EXPONENT));
         let mut last = 0;
-        let mut value = least * 1.000_001;
-        while value < most {
-            let place = slot(value).unwrap();
-            assert!((1..SLOTS - 1).contains(&place) && place >= last, "{value}");
-            assert!((middle(place) / value - 1.0).abs() <= 1.0 / 64.0, "{value}");
-            assert!(slots_of(doubling(place)).contains(&place), "{value}");
-            last = place;
+        let mut value = lowest * 1.000_001;
+        while value < highest {
+            let index = slot_index(value).unwrap();
+            assert!((1..SLOT_COUNT - 1).contains(&index) && index >= last, "{value}");
+            assert!((slot_midpoint(index) / value - 1.0).abs() <= 1.0 / 64.0, "{value}");
+            assert!(doubling_slots(slot_doubling(index)).contains(&index), "{value}");
+            last = index;
             value *= 1.003;
         }
         for (value, place) in [
             (0.0, Some(0)),
             (-0.0, Some(0)),
             (f64::MIN_POSITIVE, Some(0)),
-            (least, Some(0)),
-            (least.next_up(), Some(1)),
-            (most, Some(SLOTS - 2)),
-            (most.next_up(), Some(SLOTS - 1)),
-            (f64::MAX, Some(SLOTS - 1)),
+            (lowest, Some(0)),
+            (lowest.next_up(), Some(1)),
+            (highest, Some(SLOT_COUNT - 2)),
+            (highest.next_up(), Some(SLOT_COUNT - 1)),
+            (f64::MAX, Some(SLOT_COUNT - 1)),
             (-1.0, None),
             (f64::NAN, None),
             (f64::INFINITY, None),
         ] {
-            assert_eq!(slot(value), place, "{value}");
+            assert_eq!(slot_index(value), place, "{value}");
         }
-        assert_eq!((middle(0), middle(SLOTS - 1)), (0.0, most));
-        let all = (0..=DOUBLINGS + 1).flat_map(slots_of);
-        assert!(all.eq(0..SLOTS), "each slot is of one doubling");
+        assert_eq!((slot_midpoint(0), slot_midpoint(SLOT_COUNT - 1)), (0.0, highest));
+        let all = (0..=DOUBLINGS + 1).flat_map(doubling_slots);
+        assert!(all.eq(0..SLOT_COUNT), "each slot is of one doubling");
     }
 
     #[test]
-    fn percentiles_are_those_of_the_values() {
-        let near = |told: f64, value: f64| (told / value - 1.0).abs() <= 1.0 / 64.0;
-        let (reading, _) = told((1..=1000).rev().map(f64::from));
+    fn percentiles_match_recorded_values() {
+        let near = |reported: f64, value: f64| (reported / value - 1.0).abs() <= 1.0 / 64.0;
+        let (reading, _) = record_all((1..=1000).rev().map(f64::from));
         assert_eq!(reading.count, 1000);
         assert!(near(reading.p50, 500.0) && near(reading.p99, 990.0), "{reading:?}");
         assert!(near(reading.max, 1000.0), "{reading:?}");
-        let (reading, _) = told((0..99).map(|_| 0.001).chain([5.0]));
+        let (reading, _) = record_all((0..99).map(|_| 0.001).chain([5.0]));
         assert!(near(reading.p99, 0.001) && near(reading.max, 5.0), "{reading:?}");
-        let (reading, _) = told((0..98).map(|_| 0.001).chain([5.0, 5.0]));
+        let (reading, _) = record_all((0..98).map(|_| 0.001).chain([5.0, 5.0]));
         assert!(near(reading.p50, 0.001) && near(reading.p99, 5.0), "{reading:?}");
-        let (reading, _) = told([7.0]);
+        let (reading, _) = record_all([7.0]);
         assert!(near(reading.p50, 7.0) && near(reading.max, 7.0), "{reading:?}");
-        assert_eq!(told([]).0, HistogramReading::default());
+        assert_eq!(record_all([]).0, HistogramReading::default());
     }
 
     #[test]
-    fn a_reading_is_of_what_came_since_the_last() {
+    fn reading_covers_values_since_last_update() {
         let histograms = Histograms::new();
         let first = histograms.histogram("first").unwrap();
-        let mut followed = HistogramDelta::default();
-        let mut follow = || {
-            followed.follow(&histograms);
-            followed.readings.iter().map(|(_, reading)| reading.count).collect::<Vec<_>>()
+        let mut delta = HistogramDelta::default();
+        let mut update = || {
+            delta.update(&histograms);
+            delta.readings.iter().map(|(_, reading)| reading.count).collect::<Vec<_>>()
         };
         first.record(1.0);
-        assert_eq!(follow(), [1]);
-        assert_eq!(follow(), [0]);
+        assert_eq!(update(), [1]);
+        assert_eq!(update(), [0]);
         let second = histograms.histogram("second").unwrap();
         second.record(1.0);
         (0..5).for_each(|n| first.record(f64::from(n)));
-        assert_eq!(follow(), [5, 1]);
-        assert_eq!(follow(), [0, 0]);
+        assert_eq!(update(), [5, 1]);
+        assert_eq!(update(), [0, 0]);
     }
 
     #[test]
-    fn a_bound_counts_all_at_or_below_it() {
-        let (_, all) = told([0.0, 0.5, 1.0, 1.1, 2.0, 3.0, 1e300, f64::NAN, -1.0]);
-        let buckets: Vec<(f64, u64)> = all.buckets.iter().map(|it| (it.below, it.count)).collect();
-        let least = f64::powi(2.0, LOWEST);
+    fn bucket_counts_values_at_or_below_its_bound() {
+        let (_, all) = record_all([0.0, 0.5, 1.0, 1.1, 2.0, 3.0, 1e300, f64::NAN, -1.0]);
+        let buckets: Vec<(f64, u64)> =
+            all.buckets.iter().map(|it| (it.upper_bound, it.count)).collect();
+        let lowest = f64::powi(2.0, MIN_EXPONENT);
         assert_eq!((all.count, all.refused), (7, 2));
         // 0.5 is the upper end of its doubling, and so is 1.
-        assert_eq!(buckets, [(least, 1), (0.5, 2), (1.0, 3), (2.0, 5), (4.0, 6)]);
-        let (_, all) = told((1..=100).map(f64::from));
+        assert_eq!(buckets, [(lowest, 1), (0.5, 2), (1.0, 3), (2.0, 5), (4.0, 6)]);
+        let (_, all) = record_all((1..=100).map(f64::from));
         assert!((all.sum / 5050.0 - 1.0).abs() <= 1.0 / 64.0, "{}", all.sum);
     }
 
     #[test]
-    fn recording_from_many_threads_loses_nothing() {
+    fn concurrent_records_are_not_lost() {
         let histograms = Histograms::new();
         std::thread::scope(|scope| {
             for thread in 0..4 {

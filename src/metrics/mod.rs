@@ -23,26 +23,26 @@ pub(crate) use reader::MetricsReader;
 pub enum Error {
     /// The name cannot be used in a rule, a file and a URL alike.
     #[error(
-        "`{name}` is not a {what}'s name: write 1 to 64 lower-case letters, digits, `_` and `.`, \
+        "`{name}` is not a {kind}'s name: write 1 to 64 lower-case letters, digits, `_` and `.`, \
          such as \"queue.length\""
     )]
     Name {
         /// The kind of metric: `gauge`, `counter` or `histogram`.
-        what: &'static str,
+        kind: &'static str,
         /// The name, truncated if it is very long.
         name: String,
     },
     /// The limit of metrics of this kind is reached.
     #[error(
-        "{what} `{name}` is one too many: there are {most} already; make them at start, not one for \
+        "{kind} `{name}` is one too many: there are {limit} already; make them at start, not one for \
          each request or user"
     )]
     TooMany {
         /// The kind of metric: `gauge`, `counter` or `histogram`.
-        what: &'static str,
+        kind: &'static str,
         /// The name.
         name: String,
         /// The limit.
-        most: usize,
+        limit: usize,
     },
 }

@@ -16,6 +16,6 @@ static HOOK: Once = Once::new();
 /// changed.
 pub fn count_panics() {
     if !std::thread::panicking() {
-        HOOK.call_once(panics::put_hook);
+        HOOK.call_once(panics::chain_hook);
     }
 }

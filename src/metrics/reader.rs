@@ -30,34 +30,35 @@ impl From<Gauges> for Metrics {
 /// The reader's state of the metrics.
 #[derive(Debug, Default)]
 pub(crate) struct MetricsReader {
-    numbers: Metrics,
+    metrics: Metrics,
     counters: Vec<(Arc<str>, CounterReading)>,
     histograms: HistogramDelta,
-    followed: Option<Moment>,
+    last_update: Option<Moment>,
 }
 
 impl MetricsReader {
-    pub(crate) fn new(numbers: Metrics) -> Self {
-        Self { numbers, ..Self::default() }
+    pub(crate) fn new(metrics: Metrics) -> Self {
+        Self { metrics, ..Self::default() }
     }
 
     /// Updates the counters and histograms with the changes since the last call; called once a
     /// second.
-    pub(crate) fn follow(&mut self, now: Moment) {
-        let passed: Option<Duration> = self.followed.replace(now).map(|before| now.since(before));
-        self.numbers.counters.follow(passed, &mut self.counters);
-        self.histograms.follow(&self.numbers.histograms);
+    pub(crate) fn update(&mut self, now: Moment) {
+        let elapsed: Option<Duration> =
+            self.last_update.replace(now).map(|before| now.since(before));
+        self.metrics.counters.update(elapsed, &mut self.counters);
+        self.histograms.update(&self.metrics.histograms);
     }
 
     /// Writes the current gauges, and the counters and histograms of the last second, into
     /// `vitals`.
     pub(crate) fn write(&self, vitals: &mut Vitals) {
-        self.numbers.gauges.read_into(&mut vitals.gauges);
+        self.metrics.gauges.read_into(&mut vitals.gauges);
         vitals.counters.clone_from(&self.counters);
         vitals.histograms.clone_from(&self.histograms.readings);
     }
 
     pub(crate) fn distributions(&self) -> Vec<Distribution> {
-        self.numbers.histograms.distributions()
+        self.metrics.histograms.distributions()
     }
 }

@@ -7,7 +7,7 @@ use crate::base::sync::Mutex;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use crate::metrics::Error;
-use crate::model::{MAX_OWN_NAME, is_own_name};
+use crate::model::{MAX_CUSTOM_NAME_LEN, is_valid_custom_name};
 
 /// Metrics of one kind. Clones refer to the same list.
 #[derive(Clone, Debug)]
@@ -24,21 +24,21 @@ impl<T> Default for MetricRegistry<T> {
 impl<T: Clone + Default> MetricRegistry<T> {
     /// Returns the metric `name`, and creates it if it does not exist. `what` and `most` are the
     /// kind and the maximum number for errors.
-    pub(crate) fn get(&self, name: &str, what: &'static str, most: usize) -> Result<T, Error> {
-        if !is_own_name(name) {
-            let name = name.chars().take(2 * MAX_OWN_NAME).collect();
-            return Err(Error::Name { what, name });
+    pub(crate) fn get(&self, name: &str, kind: &'static str, limit: usize) -> Result<T, Error> {
+        if !is_valid_custom_name(name) {
+            let name = name.chars().take(2 * MAX_CUSTOM_NAME_LEN).collect();
+            return Err(Error::Name { kind, name });
         }
         let mut list = self.lock();
         if let Some((_, known)) = list.iter().find(|(known, _)| **known == *name) {
             return Ok(known.clone());
         }
-        if list.len() >= most {
-            return Err(Error::TooMany { what, name: name.to_owned(), most });
+        if list.len() >= limit {
+            return Err(Error::TooMany { kind, name: name.to_owned(), limit });
         }
-        let made = T::default();
-        list.push((name.into(), made.clone()));
-        Ok(made)
+        let created = T::default();
+        list.push((name.into(), created.clone()));
+        Ok(created)
     }
 }
 
@@ -55,18 +55,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_name_is_the_same_number_and_the_list_ends() {
-        let named = MetricRegistry::<Arc<()>>::default();
-        let get = |name: &str| named.get(name, "thing", 3);
+    fn same_name_returns_same_metric_and_limit_is_enforced() {
+        let metrics = MetricRegistry::<Arc<()>>::default();
+        let get = |name: &str| metrics.get(name, "thing", 3);
         let first = get("a").unwrap();
         assert!(Arc::ptr_eq(&first, &get("a").unwrap()));
         assert!(!Arc::ptr_eq(&first, &get("b").unwrap()));
         get("c").unwrap();
-        let refused = Error::TooMany { what: "thing", name: "d".to_owned(), most: 3 };
+        let refused = Error::TooMany { kind: "thing", name: "d".to_owned(), limit: 3 };
         assert_eq!(get("d").unwrap_err(), refused);
         assert!(get("b").is_ok(), "one that is there is still given");
         for name in ["", "Queue", "a b", "ä"] {
-            let refused = Error::Name { what: "thing", name: name.to_owned() };
+            let refused = Error::Name { kind: "thing", name: name.to_owned() };
             assert_eq!(get(name).unwrap_err(), refused);
         }
     }

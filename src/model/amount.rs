@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn amounts_print_in_their_unit() {
+    fn amount_displays_in_its_unit() {
         for (unit, value, text) in [
             (Unit::Percent, 81.23, "81.2 %"),
             (Unit::Bytes, 1_610_612_736.0, "1.5 GiB"),

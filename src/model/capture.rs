@@ -25,7 +25,7 @@ pub enum CaptureKind {
     /// Files of custom collectors.
     ///
     /// Not a member of a [`CaptureSet`]: the rules of an incident select them by
-    /// [`Collect`](super::Collect), independently of its other captures.
+    /// [`CollectorSelection`](super::CollectorSelection), independently of its other captures.
     Custom,
 }
 
@@ -57,7 +57,7 @@ impl CaptureKind {
 
     /// Returns `true` if the capture costs the service almost nothing, so that it also runs above
     /// `cpu_ceiling`.
-    pub const fn is_cheap(self) -> bool {
+    pub const fn has_low_overhead(self) -> bool {
         !matches!(self, Self::Cpu)
     }
 
@@ -69,7 +69,7 @@ impl CaptureKind {
 
 /// A file format of evidence. Some kinds of capture write several files, each in another form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Form {
+pub enum ArtifactFormat {
     /// A Perfetto trace.
     RuntimeTrace,
     /// The threads as text.
@@ -94,7 +94,7 @@ pub enum Form {
     Custom,
 }
 
-impl Form {
+impl ArtifactFormat {
     /// All built-in forms, grouped by kind, the main form of each kind first.
     pub const ALL: [Self; 10] = [
         Self::RuntimeTrace,
@@ -110,11 +110,11 @@ impl Form {
     ];
 
     /// Returns the forms in which evidence of `kind` is written, the main form first.
-    pub fn of(kind: CaptureKind) -> impl Iterator<Item = Self> {
+    pub fn for_kind(kind: CaptureKind) -> impl Iterator<Item = Self> {
         Self::ALL.into_iter().filter(move |form| form.kind() == kind)
     }
 
-    /// Returns the suffix of the file name. For [`Form::Custom`] it is the prefix of the
+    /// Returns the suffix of the file name. For [`ArtifactFormat::Custom`] it is the prefix of the
     /// collector's own file name.
     pub const fn extension(self) -> &'static str {
         match self {
@@ -148,7 +148,7 @@ impl Form {
 }
 
 /// Returns the main form of a kind.
-impl From<CaptureKind> for Form {
+impl From<CaptureKind> for ArtifactFormat {
     fn from(kind: CaptureKind) -> Self {
         match kind {
             CaptureKind::Trace => Self::RuntimeTrace,
@@ -236,12 +236,12 @@ impl CaptureSet {
     }
 
     /// Returns the difference `self - other`.
-    pub const fn without(self, other: Self) -> Self {
+    pub const fn difference(self, other: Self) -> Self {
         Self(self.0 & !other.0)
     }
 
     /// Returns the intersection of both sets.
-    pub const fn and(self, other: Self) -> Self {
+    pub const fn intersection(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 /// Maximum length of a name. The full file name (service, domain, number, `custom.` and this name)
 /// stays below the 255 bytes that file systems allow.
-const MAX_LEN: usize = 64;
+const MAX_NAME_LEN: usize = 64;
 
 /// The file name of a custom collector, such as `running_queries.txt`.
 ///
@@ -32,7 +32,7 @@ impl fmt::Display for FileName {
 /// An error from parsing a [`FileName`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is no name for a file of the service's own: write 1 to {MAX_LEN} letters, digits, `-`, `_` or \
+    "`{0}` is no name for a file of the service's own: write 1 to {MAX_NAME_LEN} letters, digits, `-`, `_` or \
      `.`, without a `.` at either end and without `.part` at the end"
 )]
 pub struct ParseFileNameError(String);
@@ -41,31 +41,31 @@ impl FromStr for FileName {
     type Err = ParseFileNameError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let letter = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        let well = (1..=MAX_LEN).contains(&text.len())
-            && text.chars().all(letter)
+        let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let is_valid = (1..=MAX_NAME_LEN).contains(&text.len())
+            && text.chars().all(is_allowed)
             && !text.starts_with('.')
             && !text.ends_with('.')
             && !text.ends_with(".part");
-        well.then(|| Self(text.into())).ok_or_else(|| ParseFileNameError(text.to_owned()))
+        is_valid.then(|| Self(text.into())).ok_or_else(|| ParseFileNameError(text.to_owned()))
     }
 }
 
 /// A selection of custom collectors for an incident.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Collect {
+pub enum CollectorSelection {
     /// All registered collectors.
     All,
     /// The collectors of these file names.
     Only(BTreeSet<FileName>),
 }
 
-impl Collect {
+impl CollectorSelection {
     /// The empty selection.
-    pub const NONE: Self = Self::Only(BTreeSet::new());
+    pub const EMPTY: Self = Self::Only(BTreeSet::new());
 
     /// Returns `true` if the selection is empty.
-    pub fn is_none(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         matches!(self, Self::Only(names) if names.is_empty())
     }
 
@@ -77,7 +77,7 @@ impl Collect {
         }
     }
 
-    /// Returns the names selected individually. The iterator is empty for [`Collect::All`].
+    /// Returns the names selected individually. The iterator is empty for [`CollectorSelection::All`].
     pub fn names(&self) -> impl Iterator<Item = &FileName> {
         match self {
             Self::All => None,
@@ -97,7 +97,7 @@ impl Collect {
     }
 }
 
-impl FromIterator<FileName> for Collect {
+impl FromIterator<FileName> for CollectorSelection {
     fn from_iter<I: IntoIterator<Item = FileName>>(names: I) -> Self {
         Self::Only(names.into_iter().collect())
     }
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_plain() {
+    fn file_names_are_validated() {
         for name in ["a", "running_queries.txt", "pool-2.json", "a..b", &"x".repeat(64)] {
             assert_eq!(name.parse::<FileName>().unwrap().as_str(), name);
         }
@@ -131,16 +131,16 @@ mod tests {
     }
 
     #[test]
-    fn what_several_want_is_what_any_wants() {
+    fn adding_selections_gives_their_union() {
         let name = |text: &str| text.parse::<FileName>().unwrap();
-        let mut wanted = Collect::NONE;
-        assert!(wanted.is_none() && !wanted.includes(&name("a")));
-        wanted.add(&Collect::from_iter([name("a")]));
-        wanted.add(&Collect::from_iter([name("b")]));
+        let mut wanted = CollectorSelection::EMPTY;
+        assert!(wanted.is_empty() && !wanted.includes(&name("a")));
+        wanted.add(&CollectorSelection::from_iter([name("a")]));
+        wanted.add(&CollectorSelection::from_iter([name("b")]));
         assert!(wanted.includes(&name("a")) && wanted.includes(&name("b")));
-        assert!(!wanted.includes(&name("c")) && !wanted.is_none());
-        wanted.add(&Collect::All);
-        wanted.add(&Collect::NONE);
-        assert_eq!(wanted, Collect::All);
+        assert!(!wanted.includes(&name("c")) && !wanted.is_empty());
+        wanted.add(&CollectorSelection::All);
+        wanted.add(&CollectorSelection::EMPTY);
+        assert_eq!(wanted, CollectorSelection::All);
     }
 }

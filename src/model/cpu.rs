@@ -61,7 +61,7 @@ impl CpuMode {
     }
 
     /// Returns the mode called `name`, or `None` if there is no such mode.
-    pub fn of(name: &str) -> Option<Self> {
+    pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|mode| mode.name() == name)
     }
 }

@@ -1,12 +1,12 @@
 //! Custom metrics of the service: names and readings.
 
 /// Maximum length of a name in bytes. Names appear in rules, CSV headers and track names.
-pub const MAX_OWN_NAME: usize = 64;
+pub const MAX_CUSTOM_NAME_LEN: usize = 64;
 
 /// Returns `true` if `name` is valid for a custom metric: usable in a rule, a file and a URL alike.
-pub fn is_own_name(name: &str) -> bool {
-    let letter = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.');
-    (1..=MAX_OWN_NAME).contains(&name.len()) && name.bytes().all(letter)
+pub fn is_valid_custom_name(name: &str) -> bool {
+    let is_allowed = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.');
+    (1..=MAX_CUSTOM_NAME_LEN).contains(&name.len()) && name.bytes().all(is_allowed)
 }
 
 /// A value derived from a counter.
@@ -110,14 +110,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_those_a_rule_can_hold() {
-        let longest = "a".repeat(MAX_OWN_NAME);
+    fn custom_names_are_validated() {
+        let longest = "a".repeat(MAX_CUSTOM_NAME_LEN);
         for name in ["a", "queue.length_2", longest.as_str()] {
-            assert!(is_own_name(name), "{name}");
+            assert!(is_valid_custom_name(name), "{name}");
         }
-        let too_long = "a".repeat(MAX_OWN_NAME + 1);
+        let too_long = "a".repeat(MAX_CUSTOM_NAME_LEN + 1);
         for name in ["", "Queue", "a b", "a-b", "ä", "a\n", too_long.as_str()] {
-            assert!(!is_own_name(name), "{name}");
+            assert!(!is_valid_custom_name(name), "{name}");
         }
     }
 }

@@ -20,7 +20,7 @@ pub struct DescriptorCount {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DescriptorDump {
     /// Wall-clock time of the dump.
-    pub taken: Timestamp,
+    pub taken_at: Timestamp,
     /// Number of open descriptors.
     pub open: u64,
     /// Soft limit of open descriptors (`RLIMIT_NOFILE`), or `None` if unlimited.

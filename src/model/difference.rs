@@ -23,24 +23,25 @@ impl Profile {
     /// this profile are kept.
     ///
     /// A heap profile that evicted stacks in between counts their cumulative values under
-    /// [`Marker::NoLongerKept`]. Cumulative values that would be negative at a stack are subtracted
+    /// [`Marker::Evicted`]. Cumulative values that would be negative at a stack are subtracted
     /// from that row instead.
     ///
     /// Temporarily allocates the memory of one of the two profiles again.
     pub fn subtract(&mut self, earlier: &Self) {
-        let mut before: HashMap<RowKey, Vec<i64>> = HashMap::with_capacity(earlier.samples.len());
+        let mut earlier_values: HashMap<RowKey, Vec<i64>> =
+            HashMap::with_capacity(earlier.samples.len());
         for sample in &earlier.samples {
-            let sum = before.entry(earlier.key(sample)).or_default();
+            let sum = earlier_values.entry(earlier.sample_key(sample)).or_default();
             sum.resize(sum.len().max(sample.values.len()), 0);
             sum.iter_mut().zip(&sample.values).for_each(|(sum, value)| *sum += value);
         }
         let mut samples = std::mem::take(&mut self.samples);
         for sample in &mut samples {
-            if let Some(before) = before.remove(&self.key(sample)) {
+            if let Some(before) = earlier_values.remove(&self.sample_key(sample)) {
                 sample.values.iter_mut().zip(before).for_each(|(now, before)| *now -= before);
             }
         }
-        for ((addresses, labels), values) in before {
+        for ((addresses, labels), values) in earlier_values {
             let stack = self.intern_stack(&addresses);
             let label = |(key, content): (String, Content)| match content {
                 Content::Text(text) => self.text_label(&key, &text),
@@ -56,7 +57,7 @@ impl Profile {
         self.fold_evicted(&mut samples);
         samples.retain(|sample| sample.values.iter().any(|value| *value != 0));
         self.samples = samples;
-        self.timed.clear();
+        self.timed_samples.clear();
         self.duration = self.started.duration_since(earlier.started).unsigned_abs();
     }
 
@@ -65,26 +66,28 @@ impl Profile {
         let is_evicted = |sample: &Sample| {
             let mut frames = self.stacks.frames(sample.stack);
             let address = frames.next().map(|frame| self.frames.get(frame).address);
-            address == Some(Marker::NoLongerKept.address())
+            address == Some(Marker::Evicted.address())
         };
         let Some(evicted) = samples.iter().position(is_evicted) else { return };
         for (column, kind) in self.sample_types.iter().enumerate() {
             if !kind.name.starts_with("alloc_") {
                 continue;
             }
-            let mut below = 0;
+            let mut negative_sum = 0;
             for sample in samples.iter_mut() {
                 if let Some(value) = sample.values.get_mut(column).filter(|value| **value < 0) {
-                    below += std::mem::take(value);
+                    negative_sum += std::mem::take(value);
                 }
             }
-            if let Some(value) = samples.get_mut(evicted).and_then(|it| it.values.get_mut(column)) {
-                *value += below;
+            if let Some(value) =
+                samples.get_mut(evicted).and_then(|sample| sample.values.get_mut(column))
+            {
+                *value += negative_sum;
             }
         }
     }
 
-    fn key(&self, sample: &Sample) -> RowKey {
+    fn sample_key(&self, sample: &Sample) -> RowKey {
         let addresses = self.stacks.frames(sample.stack);
         let text = |handle| self.strings.get(handle).to_owned();
         let labels = sample.labels.iter().map(|label| {
@@ -121,14 +124,14 @@ mod tests {
         let mut values: Vec<_> = profile
             .samples
             .iter()
-            .map(|sample| (profile.key(sample).0, sample.values.clone()))
+            .map(|sample| (profile.sample_key(sample).0, sample.values.clone()))
             .collect();
         values.sort();
         values
     }
 
     #[test]
-    fn what_stayed_the_same_goes_and_the_rest_is_the_change() {
+    fn subtract_removes_unchanged_samples() {
         let earlier = profile(&[(&[9, 1], 8, [5, 5]), (&[7], 8, [3, 3]), (&[4], 8, [2, 1])]);
         let mut later = profile(&[
             (&[7], 8, [3, 3]),
@@ -151,8 +154,8 @@ mod tests {
     }
 
     #[test]
-    fn counts_of_stacks_that_made_room_are_in_the_row_for_those_and_sums_stay() {
-        let kept_no_longer = [Marker::NoLongerKept.address()];
+    fn negative_counts_move_to_evicted_row_and_sums_stay() {
+        let evicted = [Marker::Evicted.address()];
         let heap = |samples: &[(&[u64], i64, [i64; 2])]| {
             let mut profile = profile(samples);
             (profile.sample_types[0].name, profile.sample_types[1].name) =
@@ -162,22 +165,19 @@ mod tests {
         // Stack 7 was evicted; 9 was evicted and sampled again; 4 kept its total and lost live
         // bytes.
         let earlier = [(&[7][..], 8, [30, 2]), (&[9], 8, [50, 5]), (&[4], 8, [6, 6])];
-        let later = [(&[9][..], 8, [10, 5]), (&[4], 8, [6, 1]), (&kept_no_longer, 8, [85, 0])];
+        let later = [(&[9][..], 8, [10, 5]), (&[4], 8, [6, 1]), (&evicted, 8, [85, 0])];
         let mut difference = heap(&later);
         difference.subtract(&heap(&earlier));
-        let expected = [
-            (vec![4], vec![0, -5]),
-            (vec![7], vec![0, -2]),
-            (kept_no_longer.to_vec(), vec![15, 0]),
-        ];
+        let expected =
+            [(vec![4], vec![0, -5]), (vec![7], vec![0, -2]), (evicted.to_vec(), vec![15, 0])];
         assert_eq!(values(&difference), expected);
-        let mut of_others = profile(&later);
-        of_others.subtract(&profile(&earlier));
-        assert!(values(&of_others).contains(&(vec![7], vec![-30, -2])), "other counts may shrink");
+        let mut other = profile(&later);
+        other.subtract(&profile(&earlier));
+        assert!(values(&other).contains(&(vec![7], vec![-30, -2])), "other counts may shrink");
     }
 
     #[test]
-    fn nothing_is_left_of_a_profile_without_itself() {
+    fn profile_minus_itself_is_empty() {
         let mut later = profile(&[(&[7], 8, [3, 3]), (&[], 8, [1, 1])]);
         later.subtract(&later.clone());
         assert!(later.samples.is_empty());

@@ -56,16 +56,16 @@ pub struct TaskDump {
     pub runtime_tasks: u64,
     /// Tasks alive on the observed runtimes that were not spawned through marple, or `None` if
     /// unknown.
-    pub unwrapped: Option<u64>,
+    pub unwrapped_tasks: Option<u64>,
     /// Time taken to collect the dumps of all tasks.
-    pub took: Duration,
+    pub duration: Duration,
     /// Stacks of the threads that are running tasks, by thread id.
     pub threads: BTreeMap<u32, StackHandle>,
 }
 
 impl TaskDump {
     /// Returns the wall-clock time of the dump.
-    pub fn taken(&self) -> Timestamp {
+    pub fn taken_at(&self) -> Timestamp {
         self.profile.started
     }
 
@@ -89,7 +89,7 @@ impl TaskDump {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SiteCount {
     /// The spawn site.
-    pub spawned: Spawned,
+    pub location: SpawnLocation,
     /// Task name. Empty if the tasks are unnamed.
     pub name: &'static str,
     /// Number of tasks.
@@ -98,7 +98,7 @@ pub struct SiteCount {
 
 /// The source location at which a task was created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Spawned {
+pub struct SpawnLocation {
     /// Source file.
     pub file: &'static str,
     /// Line in the source file.
@@ -111,7 +111,7 @@ pub enum TaskState {
     /// Waiting at the leaf futures shown by its stacks.
     Waiting,
     /// Waiting at a leaf that registered no waker, so the location is unknown.
-    WaitingUnseen,
+    WaitingWithoutWaker,
     /// Being polled by this thread. The poll did not end before the dump timed out.
     Running {
         /// Kernel thread id.
@@ -120,9 +120,9 @@ pub enum TaskState {
     /// Woken, but not polled by a worker before the dump timed out.
     Scheduled,
     /// Never polled.
-    Fresh,
+    NeverPolled,
     /// Not dumped: only a list of tasks was requested.
-    NotAsked,
+    NotDumped,
 }
 
 impl TaskState {
@@ -130,11 +130,11 @@ impl TaskState {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Waiting => "waiting",
-            Self::WaitingUnseen => "waiting (no waker)",
+            Self::WaitingWithoutWaker => "waiting (no waker)",
             Self::Running { .. } => "running",
             Self::Scheduled => "scheduled",
-            Self::Fresh => "not polled yet",
-            Self::NotAsked => "not asked",
+            Self::NeverPolled => "not polled yet",
+            Self::NotDumped => "not asked",
         }
     }
 }
@@ -149,16 +149,16 @@ pub struct TaskRow {
     /// Task name. Empty if the task is unnamed.
     pub name: &'static str,
     /// Source location at which the task was created.
-    pub spawned: Spawned,
+    pub location: SpawnLocation,
     /// State of the task.
     pub state: TaskState,
     /// Time since its last poll started; for a running task, time it has been running. Precision: 4
     /// ms.
-    pub since_poll: Option<Duration>,
+    pub time_since_poll: Option<Duration>,
     /// Stacks of the leaf futures it waits on. `select!` and `join!` have several.
     pub stacks: Vec<StackHandle>,
     /// Number of further leaf futures, whose stacks are not included.
-    pub more_stacks: u32,
+    pub omitted_stacks: u32,
     /// Number of tasks of its spawn site that this row represents: 1, unless the dump is a sample.
     pub weight: u64,
 }

@@ -35,7 +35,7 @@ pub enum Origin {
 
 impl Origin {
     /// Returns a description for reasons and messages.
-    pub const fn words(self) -> &'static str {
+    pub const fn description(self) -> &'static str {
         match self {
             Self::Rule => "a rule",
             Self::Http => "an HTTP request",

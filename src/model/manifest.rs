@@ -73,7 +73,7 @@ pub struct Limits {
 
 impl From<&Vitals> for Limits {
     fn from(vitals: &Vitals) -> Self {
-        let nearest = vitals.memory_wall().map(|wall| wall.limit);
+        let nearest = vitals.nearest_memory_limit().map(|wall| wall.limit);
         let (memory, cpu) =
             (nearest.as_ref().or(vitals.memory_limit.as_ref()), vitals.cpu_limit.as_ref());
         Self {

@@ -11,42 +11,42 @@ pub enum Marker {
     /// Frames in the middle of a deep stack.
     Omitted,
     /// The outer frames: the stack is deeper than its copy.
-    DeeperThanCopy,
+    CopyTooShort,
     /// The outer frames: the stack has more frames than the unwinder walks.
     TooManyFrames,
     /// The outer frames: the code has no unwind information, so the caller is uncertain.
-    NoUnwindInformation,
+    NoUnwindInfo,
     /// The outer frames: a signal handler runs on an alternate stack.
-    OtherStack,
+    AlternateStack,
     /// The whole stack of blocks for which the heap profiler's tables had no space.
-    NoRoom,
+    TablesFull,
     /// The whole stacks of freed blocks that were evicted in favor of others.
-    NoLongerKept,
+    Evicted,
 }
 
 impl Marker {
     const ALL: [Self; 7] = [
         Self::Omitted,
-        Self::DeeperThanCopy,
+        Self::CopyTooShort,
         Self::TooManyFrames,
-        Self::NoUnwindInformation,
-        Self::OtherStack,
-        Self::NoRoom,
-        Self::NoLongerKept,
+        Self::NoUnwindInfo,
+        Self::AlternateStack,
+        Self::TablesFull,
+        Self::Evicted,
     ];
 
     /// Lowest address of a marker. It lies in the kernel's half of the address space, where no code
     /// of a process can be.
-    const FIRST: u64 = u64::MAX - 0xff;
+    const FIRST_ADDRESS: u64 = u64::MAX - 0xff;
 
     /// Returns the address that represents this marker in a list of frames.
     pub const fn address(self) -> u64 {
-        Self::FIRST + self as u64
+        Self::FIRST_ADDRESS + self as u64
     }
 
     /// Returns the marker with this address, or `None` if it is not a marker's.
-    pub fn of(address: u64) -> Option<Self> {
-        let number = usize::try_from(address.checked_sub(Self::FIRST)?).ok()?;
+    pub fn from_address(address: u64) -> Option<Self> {
+        let number = usize::try_from(address.checked_sub(Self::FIRST_ADDRESS)?).ok()?;
         Self::ALL.get(number).copied()
     }
 
@@ -54,12 +54,12 @@ impl Marker {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Omitted => "[frames omitted]",
-            Self::DeeperThanCopy => "[truncated: stack deeper than its copy]",
+            Self::CopyTooShort => "[truncated: stack deeper than its copy]",
             Self::TooManyFrames => "[truncated: too many frames]",
-            Self::NoUnwindInformation => "[truncated: no unwind information]",
-            Self::OtherStack => "[truncated: signal handler on another stack]",
-            Self::NoRoom => "[no room for its stack]",
-            Self::NoLongerKept => "[freed: stack no longer kept]",
+            Self::NoUnwindInfo => "[truncated: no unwind information]",
+            Self::AlternateStack => "[truncated: signal handler on another stack]",
+            Self::TablesFull => "[no room for its stack]",
+            Self::Evicted => "[freed: stack no longer kept]",
         }
     }
 }
@@ -69,12 +69,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn markers_read_back_from_their_addresses() {
+    fn from_address_inverts_address() {
         for marker in Marker::ALL {
-            assert_eq!(Marker::of(marker.address()), Some(marker));
+            assert_eq!(Marker::from_address(marker.address()), Some(marker));
         }
-        for none in [0, 1, 0x7fff_ffff_ffff, Marker::FIRST - 1, Marker::FIRST + 7, u64::MAX] {
-            assert_eq!(Marker::of(none), None, "{none:x}");
+        for address in
+            [0, 1, 0x7fff_ffff_ffff, Marker::FIRST_ADDRESS - 1, Marker::FIRST_ADDRESS + 7, u64::MAX]
+        {
+            assert_eq!(Marker::from_address(address), None, "{address:x}");
         }
     }
 }

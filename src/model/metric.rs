@@ -69,7 +69,7 @@ pub enum Metric {
     /// `tasks.growth`: growth of the number of tasks per second.
     TaskGrowth,
     /// `fds.share`: open file descriptors in percent of their limit.
-    FdShare,
+    FdUtilization,
     /// `runtime.lag_p99`: 99th percentile of the lag over the last minute.
     LagP99,
     /// `runtime.stalled`: percentage of the last ten seconds in which a runtime ran ready tasks
@@ -102,7 +102,7 @@ pub enum Metric {
 }
 
 /// All metrics with a fixed name.
-const FIXED: &[(&str, Metric)] = &[
+const BUILT_IN: &[(&str, Metric)] = &[
     ("memory", Metric::Memory),
     ("memory.working_set", Metric::WorkingSet),
     ("memory.rss", Metric::Rss),
@@ -123,7 +123,7 @@ const FIXED: &[(&str, Metric)] = &[
     ("cpu.pressure", Metric::CpuPressure),
     ("io.pressure", Metric::IoPressure),
     ("tasks.growth", Metric::TaskGrowth),
-    ("fds.share", Metric::FdShare),
+    ("fds.share", Metric::FdUtilization),
     ("runtime.lag_p99", Metric::LagP99),
     ("runtime.stalled", Metric::Stalled),
     ("runtime.blocking_lag", Metric::BlockingLag),
@@ -137,8 +137,8 @@ const FIXED: &[(&str, Metric)] = &[
 
 impl Metric {
     /// Returns all built-in metrics, that is those without a custom name.
-    pub fn fixed() -> impl Iterator<Item = Self> {
-        FIXED.iter().map(|(_, metric)| metric.clone())
+    pub fn built_in() -> impl Iterator<Item = Self> {
+        BUILT_IN.iter().map(|(_, metric)| metric.clone())
     }
 
     /// Returns the unit of its values and thresholds.
@@ -150,7 +150,7 @@ impl Metric {
             | Self::Blocked
             | Self::Throttled
             | Self::Stalled
-            | Self::FdShare
+            | Self::FdUtilization
             | Self::MemoryPressure
             | Self::CpuPressure
             | Self::IoPressure => Unit::Percent,
@@ -199,7 +199,7 @@ impl Metric {
             Self::CpuPressure => vitals.cpu_pressure.map(|percent| percent.get()),
             Self::IoPressure => vitals.io_pressure.map(|percent| percent.get()),
             Self::TaskGrowth => vitals.task_growth,
-            Self::FdShare => vitals.fd_percent().map(|percent| percent.get()),
+            Self::FdUtilization => vitals.fd_percent().map(|percent| percent.get()),
             Self::LagP99 => vitals.lag_p99.map(|lag| lag.as_secs_f64()),
             Self::Stalled => vitals.stalled.map(|percent| percent.get()),
             Self::BlockingLag => vitals.blocking_lag.map(|lag| lag.as_secs_f64()),
@@ -216,7 +216,7 @@ impl Metric {
     }
 
     /// Returns the custom name, or `None` for a built-in metric.
-    pub fn own_name(&self) -> Option<&str> {
+    pub fn custom_name(&self) -> Option<&str> {
         match self {
             Self::Gauge(name) | Self::Counter(name, _) | Self::Histogram(name, _) => Some(name),
             _ => None,
@@ -224,7 +224,7 @@ impl Metric {
     }
 
     /// Returns `true` if smaller values are worse, so that rules over it use `below`.
-    pub const fn is_scarce(&self) -> bool {
+    pub const fn lower_is_worse(&self) -> bool {
         matches!(self, Self::TimeToLimit)
     }
 
@@ -235,14 +235,14 @@ impl Metric {
             Self::Memory
                 | Self::Cpu
                 | Self::CpuDemand
-                | Self::FdShare
+                | Self::FdUtilization
                 | Self::WorkingSet
                 | Self::Rss
         )
     }
 
     /// Returns `true` if it measures the memory of the process or its cgroup.
-    pub const fn is_of_memory(&self) -> bool {
+    pub const fn is_memory_metric(&self) -> bool {
         matches!(
             self,
             Self::Memory | Self::WorkingSet | Self::Rss | Self::MemoryGrowth | Self::TimeToLimit
@@ -253,7 +253,7 @@ impl Metric {
     /// is unknown.
     pub fn limit(&self, vitals: &Vitals) -> Option<f64> {
         match self {
-            Self::Memory | Self::Cpu | Self::CpuDemand | Self::FdShare => Some(100.0),
+            Self::Memory | Self::Cpu | Self::CpuDemand | Self::FdUtilization => Some(100.0),
             Self::WorkingSet | Self::Rss => {
                 vitals.memory_limit.as_ref().map(|limit| limit.value.get() as f64)
             }
@@ -265,17 +265,17 @@ impl Metric {
 impl Metric {
     /// Returns the limit above [`Self::limit`], in its unit: the one at which the kernel kills, if
     /// the lower one only throttles the process. `None` if there is no such limit.
-    pub fn limit_behind(&self, vitals: &Vitals) -> Option<f64> {
+    pub fn hard_limit(&self, vitals: &Vitals) -> Option<f64> {
         let kill = vitals.kill_limit?.get() as f64;
         let soft = vitals.memory_limit.as_ref()?.value.get() as f64;
-        let behind = match self {
-            Self::Memory if vitals.memory_wall()?.limit.value.get() as f64 == soft => {
+        let hard_limit = match self {
+            Self::Memory if vitals.nearest_memory_limit()?.limit.value.get() as f64 == soft => {
                 kill / soft * 100.0
             }
             Self::WorkingSet | Self::Rss => kill,
             _ => return None,
         };
-        (kill > soft && behind.is_finite()).then_some(behind)
+        (kill > soft && hard_limit.is_finite()).then_some(hard_limit)
     }
 }
 
@@ -287,8 +287,10 @@ impl fmt::Display for Metric {
             Self::Histogram(name, part) => return write!(f, "histogram.{name}.{}", part.name()),
             _ => {}
         }
-        let (name, _) =
-            FIXED.iter().find(|(_, metric)| metric == self).expect("every fixed metric is listed");
+        let (name, _) = BUILT_IN
+            .iter()
+            .find(|(_, metric)| metric == self)
+            .expect("every fixed metric is listed");
         f.write_str(name)
     }
 }
@@ -303,7 +305,7 @@ impl fmt::Display for Metric {
 pub struct ParseMetricError(String);
 
 fn known() -> String {
-    let names: Vec<String> = FIXED.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+    let names: Vec<String> = BUILT_IN.iter().map(|(name, _)| format!("\"{name}\"")).collect();
     names.join(", ")
 }
 
@@ -311,16 +313,16 @@ impl FromStr for Metric {
     type Err = ParseMetricError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let fixed = FIXED.iter().find(|(name, _)| *name == text);
+        let fixed = BUILT_IN.iter().find(|(name, _)| *name == text);
         fixed
             .map(|(_, metric)| metric.clone())
-            .or_else(|| own(text))
+            .or_else(|| parse_custom(text))
             .ok_or_else(|| ParseMetricError(text.to_owned()))
     }
 }
 
 /// Parses the name of a custom metric. Names may contain dots; the part is the last component.
-fn own(text: &str) -> Option<Metric> {
+fn parse_custom(text: &str) -> Option<Metric> {
     let (kind, rest) = text.split_once('.')?;
     if kind == "gauge" {
         return (!rest.is_empty()).then(|| Metric::Gauge(rest.into()));
@@ -356,8 +358,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_read_back_as_themselves() {
-        for (name, metric) in FIXED {
+    fn metric_names_round_trip() {
+        for (name, metric) in BUILT_IN {
             assert_eq!(name.parse().as_ref(), Ok(metric));
             assert_eq!(metric.to_string(), *name);
         }
@@ -375,8 +377,8 @@ mod tests {
         for text in
             ["gauge.", "gauge", "counter.orders", "counter..rate", "histogram.p99", "x.y.p99"]
         {
-            let told = text.parse::<Metric>().unwrap_err().to_string();
-            assert!(told.contains("counter.NAME.rate"), "{told}");
+            let error = text.parse::<Metric>().unwrap_err().to_string();
+            assert!(error.contains("counter.NAME.rate"), "{error}");
         }
     }
 }

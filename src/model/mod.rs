@@ -34,14 +34,15 @@ mod trace_mode;
 mod vitals;
 
 pub use amount::Amount;
-pub use capture::{CaptureKind, CaptureSet, Form, ParseCaptureKindError};
-pub use collect::{Collect, FileName, ParseFileNameError};
+pub use capture::{ArtifactFormat, CaptureKind, CaptureSet, ParseCaptureKindError};
+pub use collect::{CollectorSelection, FileName, ParseFileNameError};
 pub use cpu::{CpuEngine, CpuMode, ParseCpuEngineError};
 pub use custom_metrics::{
-    CounterPart, CounterReading, HistogramPart, HistogramReading, MAX_OWN_NAME, is_own_name,
+    CounterPart, CounterReading, HistogramPart, HistogramReading, MAX_CUSTOM_NAME_LEN,
+    is_valid_custom_name,
 };
 pub use descriptors::{DescriptorCount, DescriptorDump};
-pub use dump::{SiteCount, Spawned, TaskDump, TaskRow, TaskState, ThreadDump, ThreadRow};
+pub use dump::{SiteCount, SpawnLocation, TaskDump, TaskRow, TaskState, ThreadDump, ThreadRow};
 pub use incident::{IncidentState, Origin, Reason};
 pub use losses::{Loss, Losses};
 pub use manifest::{
@@ -54,9 +55,10 @@ pub use panics::PanicDump;
 pub use profile::{
     Function, FunctionHandle, Label, LabelValue, Profile, Sample, TimedSample, ValueType,
 };
-pub use rule::{Again, Holds, Mode, Rule};
+pub use rule::{HoldDurations, Mode, Refire, Rule};
 pub use slices::{
-    Activity, Calibration, Dates, OpenSlice, RawKind, RawSlice, RawTask, TaskKey, ThreadSlices,
+    Activity, Calibration, OpenSlice, RawKind, RawSlice, RawTask, TaskKey, ThreadSlices,
+    TickConverter,
 };
 pub use stacks::{
     Frame, FrameHandle, FrameTable, Line, Mapping, MappingHandle, StackHandle, StackTable,
@@ -65,4 +67,4 @@ pub use stall::{Stall, WorkerProgress};
 pub use strings::{StringHandle, StringTable};
 pub use timeline::{ArgValue, EventKind, Timeline, TimelineEvent, Track, TrackHandle, TrackKind};
 pub use trace_mode::TraceMode;
-pub use vitals::{AtLimit, Limit, MemoryWall, Vitals};
+pub use vitals::{Limit, LimitEffect, MemoryLimitUsage, Vitals};

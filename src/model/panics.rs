@@ -3,26 +3,26 @@
 use jiff::Timestamp;
 
 use super::Losses;
-use crate::base::{PanicPlace, RecordedPanics};
+use crate::base::{PanicLocation, RecordedPanics};
 
 /// The panics since the agent's start, grouped by source location.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PanicDump {
     /// Wall-clock time of the dump.
-    pub taken: Timestamp,
+    pub taken_at: Timestamp,
     /// Number of panics.
     pub total: u64,
     /// Panics by source location, the most frequent first.
-    pub places: Vec<PanicPlace>,
+    pub locations: Vec<PanicLocation>,
     /// Panics counted without a source location.
     pub losses: Losses,
 }
 
 impl PanicDump {
     /// Creates a dump of the panics in `recorded`, taken at `taken`.
-    pub fn new(taken: Timestamp, recorded: RecordedPanics) -> Self {
+    pub fn new(taken_at: Timestamp, recorded: RecordedPanics) -> Self {
         let mut losses = Losses::default();
-        losses.add("panics counted without their place", recorded.unplaced);
-        Self { taken, total: recorded.total, places: recorded.places, losses }
+        losses.add("panics counted without their place", recorded.without_location);
+        Self { taken_at, total: recorded.total, locations: recorded.locations, losses }
     }
 }

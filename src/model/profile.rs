@@ -123,7 +123,7 @@ pub struct Profile {
     pub losses: Losses,
     /// Single observations in time order, if recorded: for CPU time only, up to the capacity of the
     /// log.
-    pub timed: Vec<TimedSample>,
+    pub timed_samples: Vec<TimedSample>,
 }
 
 impl Profile {
@@ -150,7 +150,7 @@ impl Profile {
             samples: Vec::new(),
             comments: Vec::new(),
             losses: Losses::default(),
-            timed: Vec::new(),
+            timed_samples: Vec::new(),
         }
     }
 
@@ -159,7 +159,7 @@ impl Profile {
     pub fn intern_stack(&mut self, addresses: &[u64]) -> Option<StackHandle> {
         addresses.iter().rev().fold(None, |parent, &address| {
             let frame = self.frames.intern(address);
-            if let Some(marker) = Marker::of(address) {
+            if let Some(marker) = Marker::from_address(address) {
                 self.name_frame(frame, marker.name());
             }
             Some(self.stacks.intern(parent, frame))
@@ -172,14 +172,14 @@ impl Profile {
             return;
         }
         let name = self.strings.intern(name);
-        let same = |function: &Function| function.system_name == name;
-        let known = self.functions.iter().rposition(same);
-        let place = known.unwrap_or_else(|| {
+        let is_same = |function: &Function| function.system_name == name;
+        let known = self.functions.iter().rposition(is_same);
+        let index = known.unwrap_or_else(|| {
             self.functions.push(Function { name, system_name: name, file: StringHandle::EMPTY });
             self.functions.len() - 1
         });
-        let Ok(place) = u32::try_from(place) else { return };
-        let line = Line { function: FunctionHandle(place), line: 0 };
+        let Ok(index) = u32::try_from(index) else { return };
+        let line = Line { function: FunctionHandle(index), line: 0 };
         self.frames.get_mut(frame).lines.push(line);
     }
 
@@ -203,16 +203,16 @@ impl Profile {
     pub fn attach_mappings(&mut self, images: Vec<Mapping>) {
         let mut by_start: Vec<usize> = (0..images.len()).collect();
         by_start.sort_by_key(|&image| images[image].start);
-        let holder = |address: u64| {
-            let after = by_start.partition_point(|&image| images[image].start <= address);
-            let image = *by_start.get(after.checked_sub(1)?)?;
+        let find_image = |address: u64| {
+            let index = by_start.partition_point(|&image| images[image].start <= address);
+            let image = *by_start.get(index.checked_sub(1)?)?;
             (address < images[image].end).then_some(image)
         };
-        let held: Vec<Option<usize>> =
-            self.frames.iter().map(|frame| holder(frame.address)).collect();
+        let frame_images: Vec<Option<usize>> =
+            self.frames.iter().map(|frame| find_image(frame.address)).collect();
         let mut used = vec![false; images.len()];
         used.iter_mut().take(1).for_each(|first| *first = true);
-        held.iter().flatten().for_each(|&image| used[image] = true);
+        frame_images.iter().flatten().for_each(|&image| used[image] = true);
 
         let mut handles = vec![None; images.len()];
         let rest = by_start.into_iter().filter(|&image| image != 0);
@@ -220,16 +220,16 @@ impl Profile {
         for (handle, image) in (0..).zip(order) {
             handles[image] = Some(MappingHandle(handle));
         }
-        for (frame, image) in self.frames.iter_mut().zip(held) {
+        for (frame, image) in self.frames.iter_mut().zip(frame_images) {
             frame.mapping = image.and_then(|image| handles[image]);
         }
-        let mut kept: Vec<(MappingHandle, Mapping)> = handles
+        let mut used_mappings: Vec<(MappingHandle, Mapping)> = handles
             .into_iter()
             .zip(images)
             .filter_map(|(handle, image)| Some((handle?, image)))
             .collect();
-        kept.sort_by_key(|(handle, _)| handle.index());
-        self.mappings = kept.into_iter().map(|(_, image)| image).collect();
+        used_mappings.sort_by_key(|(handle, _)| handle.index());
+        self.mappings = used_mappings.into_iter().map(|(_, image)| image).collect();
     }
 
     /// Returns the sum of all samples for the type called `name`, or `None` if the profile has no
@@ -245,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stack_of_addresses_reads_back_innermost_first() {
+    fn interned_stack_lists_frames_innermost_first() {
         let cpu = ValueType { name: "cpu", unit: "nanoseconds" };
         let mut profile = Profile::new(&[cpu], cpu, 1, Timestamp::UNIX_EPOCH);
         let stack = profile.intern_stack(&[30, 20, 10]);
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn totals_are_by_type_name() {
+    fn total_sums_values_of_named_type() {
         let (n, bytes) =
             (ValueType { name: "n", unit: "count" }, ValueType { name: "b", unit: "bytes" });
         let mut profile = Profile::new(&[n, bytes], bytes, 1, Timestamp::UNIX_EPOCH);
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_find_their_image_and_unused_images_are_left_out() {
+    fn attach_mappings_assigns_frames_and_drops_unused_images() {
         let cpu = ValueType { name: "cpu", unit: "nanoseconds" };
         let mut profile = Profile::new(&[cpu], cpu, 1, Timestamp::UNIX_EPOCH);
         profile.intern_stack(&[99, 100, 199, 200, 10, 19, 20, 300]);
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn the_main_executable_stays_though_no_frame_is_in_it() {
+    fn main_executable_is_kept_without_frames() {
         let cpu = ValueType { name: "cpu", unit: "nanoseconds" };
         let mut profile = Profile::new(&[cpu], cpu, 1, Timestamp::UNIX_EPOCH);
         profile.attach_mappings(vec![image("main", 100, 200), image("other", 10, 20)]);

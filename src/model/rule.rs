@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::capture::CaptureSet;
-use super::collect::Collect;
+use super::collect::CollectorSelection;
 use super::metric::Metric;
 
 /// Conditions over one metric, the captures to take if one holds, and the pace of captures.
@@ -31,26 +31,26 @@ pub struct Rule {
     pub max: Option<f64>,
     /// Time for which each condition must hold before the rule fires. It may be false for up to a
     /// fifth of that time in total.
-    pub hold: Holds,
+    pub hold: HoldDurations,
     /// The incident ends if no condition holds and the value is at or below this (with `below`: at
     /// or above). `None`: it ends as soon as no condition holds.
     pub clear: Option<f64>,
     /// Time for which the clear condition must hold.
-    pub clear_hold: Duration,
+    pub clear_for: Duration,
     /// Above this value (with `below`: below it) the rule ignores the minimum gap between two
     /// incidents. Four hours after its last capture it also ignores `cooldown` and the budget.
     pub critical: Option<f64>,
     /// Time after a capture of this rule before the next capture that is no worse. It doubles with
-    /// each such incident within 24 hours. Default: 1 h. See [`Again`].
+    /// each such incident within 24 hours. Default: 1 h. See [`Refire`].
     pub cooldown: Duration,
     /// Condition for another capture.
-    pub again: Again,
+    pub refire: Refire,
     /// Action of the rule when it fires.
     pub mode: Mode,
     /// Kinds of captures to take.
     pub capture: CaptureSet,
     /// Files of custom collectors to take in addition.
-    pub collect: Collect,
+    pub collectors: CollectorSelection,
     /// Duration of the captures.
     pub duration: Duration,
 }
@@ -58,13 +58,13 @@ pub struct Rule {
 impl Rule {
     /// Creates a rule over `metric` without conditions and with defaults for all other fields. The
     /// name is the metric's, with dashes in place of characters not allowed in a rule name.
-    pub fn on(metric: Metric) -> Self {
-        let letter = |c: char| match c.to_ascii_lowercase() {
+    pub fn new(metric: Metric) -> Self {
+        let to_name_char = |c: char| match c.to_ascii_lowercase() {
             c @ ('a'..='z' | '0'..='9' | '_') => c,
             _ => '-',
         };
         Self {
-            name: metric.to_string().chars().map(letter).collect(),
+            name: metric.to_string().chars().map(to_name_char).collect(),
             metric,
             min: 0.0,
             diff: None,
@@ -72,15 +72,15 @@ impl Rule {
             below: None,
             forecast: None,
             max: None,
-            hold: Holds::default(),
+            hold: HoldDurations::default(),
             clear: None,
-            clear_hold: Duration::ZERO,
+            clear_for: Duration::ZERO,
             critical: None,
             cooldown: Duration::from_secs(60 * 60),
-            again: Again::Worse,
+            refire: Refire::OnWorsening,
             mode: Mode::Capture,
             capture: CaptureSet::all(),
-            collect: Collect::All,
+            collectors: CollectorSelection::All,
             duration: Duration::from_secs(10),
         }
     }
@@ -93,7 +93,7 @@ impl Rule {
 /// ticks of 250 ms: 32 of 40 in 10 s, 7 of 8 in 2 s, 4 of 4 in 1 s
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Holds {
+pub struct HoldDurations {
     /// Hold time of `abs`.
     pub abs: Duration,
     /// Hold time of `diff`.
@@ -104,7 +104,7 @@ pub struct Holds {
     pub below: Duration,
 }
 
-impl From<Duration> for Holds {
+impl From<Duration> for HoldDurations {
     /// Uses the same hold time for all conditions.
     fn from(hold: Duration) -> Self {
         Self { abs: hold, diff: hold, forecast: hold, below: hold }
@@ -113,7 +113,7 @@ impl From<Duration> for Holds {
 
 /// The condition on which a rule captures again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Again {
+pub enum Refire {
     /// The value has worsened since the last capture: the headroom below the limit has shrunk by a
     /// third. For a metric without a limit: the value has grown by half, or with `below` fallen by
     /// a third. Otherwise the rule does not capture again while the incident is open. Above a limit
@@ -121,18 +121,18 @@ pub enum Again {
     ///
     /// Another incident no worse than all those of the last 24 hours waits for `cooldown`. The wait
     /// doubles with each such incident within 24 hours.
-    Worse,
+    OnWorsening,
     /// The time `cooldown` has passed since the last capture, in this incident or another (the
     /// semantics of holmes).
-    Cooldown,
+    AfterCooldown,
 }
 
-impl Again {
+impl Refire {
     /// Returns the name used in settings.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Worse => "worse",
-            Self::Cooldown => "cooldown",
+            Self::OnWorsening => "worse",
+            Self::AfterCooldown => "cooldown",
         }
     }
 }

@@ -41,7 +41,7 @@ pub enum RawKind {
 }
 
 impl RawKind {
-    const fn of(word: u64) -> Option<Self> {
+    const fn from_word(word: u64) -> Option<Self> {
         match word & 7 {
             1 => Some(Self::Park),
             2 => Some(Self::HookedPoll),
@@ -64,7 +64,7 @@ pub struct TaskKey {
 
 impl TaskKey {
     /// Returns the key with the number truncated to 24 bits, as stored in a slice.
-    pub const fn short(self) -> Self {
+    pub const fn truncated(self) -> Self {
         Self { number: self.number & ((1 << NUMBER_BITS) - 1), ..self }
     }
 }
@@ -77,15 +77,15 @@ impl RawSlice {
     /// Packs a slice from `start` to `end`, in ticks.
     #[inline]
     pub const fn new(kind: RawKind, start: u64, end: u64, task: TaskKey) -> Self {
-        let task = task.short();
-        let duration = pack(end.saturating_sub(start));
-        let who = ((task.site as u64) << NUMBER_BITS) | task.number;
-        Self([(end << 3) | kind as u64, (duration << (SITE_BITS + NUMBER_BITS)) | who])
+        let task = task.truncated();
+        let duration = pack_duration(end.saturating_sub(start));
+        let task_bits = ((task.site as u64) << NUMBER_BITS) | task.number;
+        Self([(end << 3) | kind as u64, (duration << (SITE_BITS + NUMBER_BITS)) | task_bits])
     }
 
     /// Returns the kind, or `None` if the words are not a slice.
     pub const fn kind(self) -> Option<RawKind> {
-        match RawKind::of(self.0[0]) {
+        match RawKind::from_word(self.0[0]) {
             Some(RawKind::Spawned | RawKind::Ended) => None,
             kind => kind,
         }
@@ -98,11 +98,11 @@ impl RawSlice {
 
     /// Returns the start, in ticks. Late by the rounding error of the duration.
     pub const fn start(self) -> u64 {
-        self.end().saturating_sub(unpack(self.0[1] >> (SITE_BITS + NUMBER_BITS)))
+        self.end().saturating_sub(unpack_duration(self.0[1] >> (SITE_BITS + NUMBER_BITS)))
     }
 
     /// Returns the earliest possible start, in ticks, given the rounding of the duration.
-    pub const fn earliest(self) -> u64 {
+    pub const fn earliest_start(self) -> u64 {
         let exponent = self.0[1] >> (SITE_BITS + NUMBER_BITS + MANTISSA_BITS);
         self.start().saturating_sub((1 << exponent) - 1)
     }
@@ -128,7 +128,7 @@ impl RawTask {
 
     /// Returns the kind, or `None` if the words are not a task event.
     pub const fn kind(self) -> Option<RawKind> {
-        match RawKind::of(self.0[0]) {
+        match RawKind::from_word(self.0[0]) {
             kind @ Some(RawKind::Spawned | RawKind::Ended) => kind,
             _ => None,
         }
@@ -147,7 +147,7 @@ impl RawTask {
 }
 
 #[inline]
-const fn pack(ticks: u64) -> u64 {
+const fn pack_duration(ticks: u64) -> u64 {
     // Nearly all durations take this path: their exponent is 0.
     if ticks >> MANTISSA_BITS == 0 {
         return ticks;
@@ -160,7 +160,7 @@ const fn pack(ticks: u64) -> u64 {
     ((shift as u64) << MANTISSA_BITS) | (ticks >> shift)
 }
 
-const fn unpack(packed: u64) -> u64 {
+const fn unpack_duration(packed: u64) -> u64 {
     (packed & ((1 << MANTISSA_BITS) - 1)) << (packed >> MANTISSA_BITS)
 }
 
@@ -171,12 +171,12 @@ const fn unpack(packed: u64) -> u64 {
 #[derive(Clone, Debug, Default)]
 pub struct Calibration {
     /// In time order.
-    lines: Vec<Line>,
+    segments: Vec<CalibrationSegment>,
 }
 
 /// The line from one pair to the next. The last line continues the slope of the one before.
 #[derive(Clone, Copy, Debug)]
-struct Line {
+struct CalibrationSegment {
     tick: u64,
     at: Moment,
     /// Nanoseconds per tick, `* 2^RATE_BITS`.
@@ -186,7 +186,7 @@ struct Line {
 /// Fractional bits of a rate. Relative error: `2^-44 / rate`, below 1e-12 from 0.1 ns per tick on.
 const RATE_BITS: u32 = 44;
 
-impl Line {
+impl CalibrationSegment {
     #[inline]
     fn moment(&self, tick: u64) -> Moment {
         if let Some(ticks) = tick.checked_sub(self.tick) {
@@ -206,11 +206,11 @@ impl Calibration {
     /// Creates a calibration through these pairs, in time order. Skips pairs that do not increase.
     pub fn new(pairs: impl IntoIterator<Item = (u64, Moment)>) -> Self {
         // A single pair gives no rate: assume one nanosecond per tick.
-        let one = 1 << RATE_BITS;
-        let mut lines: Vec<Line> = Vec::new();
+        let one_nano_per_tick = 1 << RATE_BITS;
+        let mut lines: Vec<CalibrationSegment> = Vec::new();
         for (tick, at) in pairs {
             let Some(last) = lines.last_mut() else {
-                lines.push(Line { tick, at, rate: one });
+                lines.push(CalibrationSegment { tick, at, rate: one_nano_per_tick });
                 continue;
             };
             if last.tick < tick && last.at < at {
@@ -218,61 +218,62 @@ impl Calibration {
                 let rate = (nanos << RATE_BITS) / u128::from(tick - last.tick);
                 let rate = u64::try_from(rate).unwrap_or(u64::MAX);
                 last.rate = rate;
-                lines.push(Line { tick, at, rate });
+                lines.push(CalibrationSegment { tick, at, rate });
             }
         }
-        Self { lines }
+        Self { segments: lines }
     }
 
     /// Returns the moment of a tick.
     #[inline]
     pub fn moment(&self, tick: u64) -> Moment {
-        let after = self.lines.iter().rposition(|line| line.tick <= tick).unwrap_or(0);
-        self.lines.get(after).map_or(Moment::from_nanos(tick), |line| line.moment(tick))
+        let index = self.segments.iter().rposition(|line| line.tick <= tick).unwrap_or(0);
+        self.segments.get(index).map_or(Moment::from_nanos(tick), |line| line.moment(tick))
     }
 
     /// Returns a converter for many ticks in approximate time order. It caches the line of the
     /// previous tick.
-    pub fn dates(&self) -> Dates<'_> {
+    pub fn converter(&self) -> TickConverter<'_> {
         // Without pairs, assume one nanosecond per tick.
-        let line = Line { tick: 0, at: Moment::default(), rate: 1 << RATE_BITS };
-        Dates { lines: &self.lines, line, ticks: 0 }
+        let line = CalibrationSegment { tick: 0, at: Moment::default(), rate: 1 << RATE_BITS };
+        TickConverter { segments: &self.segments, segment: line, valid_ticks: 0 }
     }
 
     /// Returns the tick of a moment.
     pub fn tick(&self, moment: Moment) -> u64 {
-        let pairs = self.lines.iter();
-        let mirrored =
+        let pairs = self.segments.iter();
+        let inverse =
             Self::new(pairs.map(|line| (line.at.as_nanos(), Moment::from_nanos(line.tick))));
-        mirrored.moment(moment.as_nanos()).as_nanos()
+        inverse.moment(moment.as_nanos()).as_nanos()
     }
 }
 
-/// A converter for ticks in approximate time order. See [`Calibration::dates`].
+/// A converter for ticks in approximate time order. See [`Calibration::converter`].
 #[derive(Clone, Debug)]
-pub struct Dates<'a> {
-    lines: &'a [Line],
+pub struct TickConverter<'a> {
+    segments: &'a [CalibrationSegment],
     /// Line of the previous tick, and the number of ticks for which it is valid.
-    line: Line,
-    ticks: u64,
+    segment: CalibrationSegment,
+    valid_ticks: u64,
 }
 
-impl Dates<'_> {
+impl TickConverter<'_> {
     /// Returns the moment of a tick, as [`Calibration::moment`] does.
     #[inline]
     pub fn moment(&mut self, tick: u64) -> Moment {
-        if tick.wrapping_sub(self.line.tick) >= self.ticks {
-            self.turn(tick);
+        if tick.wrapping_sub(self.segment.tick) >= self.valid_ticks {
+            self.switch_segment(tick);
         }
-        self.line.moment(tick)
+        self.segment.moment(tick)
     }
 
     #[cold]
-    fn turn(&mut self, tick: u64) {
-        let at = self.lines.iter().rposition(|line| line.tick <= tick).unwrap_or(0);
-        if let Some(line) = self.lines.get(at) {
-            self.line = *line;
-            self.ticks = self.lines.get(at + 1).map_or(u64::MAX, |next| next.tick) - line.tick;
+    fn switch_segment(&mut self, tick: u64) {
+        let index = self.segments.iter().rposition(|line| line.tick <= tick).unwrap_or(0);
+        if let Some(line) = self.segments.get(index) {
+            self.segment = *line;
+            self.valid_ticks =
+                self.segments.get(index + 1).map_or(u64::MAX, |next| next.tick) - line.tick;
         }
     }
 }
@@ -307,7 +308,7 @@ pub struct Activity {
     /// Conversion of ticks to moments.
     pub calibration: Calibration,
     /// Start of the recording. Earlier data is cut off.
-    pub from: Moment,
+    pub start: Moment,
     /// Activity by thread.
     pub threads: Vec<ThreadSlices>,
     /// Task events, in time order.
@@ -323,41 +324,44 @@ mod tests {
     const TASK: TaskKey = TaskKey { site: 4095, number: 0xff_ffff };
 
     #[test]
-    fn a_slice_survives_packing() {
+    fn slice_round_trips_through_packing() {
         let end = (1 << 61) - 1;
         let exact = 1 << MANTISSA_BITS;
         for duration in [0, 1, exact - 1, exact, exact + 1, 1 << 40, (1 << 53) + 12345] {
             for kind in [RawKind::Park, RawKind::HookedPoll, RawKind::WrappedPoll] {
                 let slice = RawSlice::new(kind, end - duration, end, TASK);
                 assert_eq!((slice.kind(), slice.end(), slice.task()), (Some(kind), end, TASK));
-                let late = slice.start() - (end - duration);
-                assert!(late <= duration >> 22 && (duration > exact || late == 0), "{duration}");
-                assert!(slice.earliest() <= end - duration, "{duration}");
-                assert_eq!(slice.earliest() == slice.start(), duration < exact, "{duration}");
+                let start_error = slice.start() - (end - duration);
+                assert!(
+                    start_error <= duration >> 22 && (duration > exact || start_error == 0),
+                    "{duration}"
+                );
+                assert!(slice.earliest_start() <= end - duration, "{duration}");
+                assert_eq!(slice.earliest_start() == slice.start(), duration < exact, "{duration}");
             }
         }
     }
 
     #[test]
-    fn a_slice_too_long_to_say_is_as_long_as_can_be_said() {
+    fn overlong_slice_saturates_at_maximum_duration() {
         let slice = RawSlice::new(RawKind::Park, 0, 1 << 60, TaskKey::default());
         assert!(slice.end() - slice.start() >= 1 << 53);
     }
 
     #[test]
-    fn a_task_survives_packing() {
+    fn task_event_round_trips_through_packing() {
         let task = TaskKey { site: 4095, number: (1 << 52) - 1 };
         for kind in [RawKind::Spawned, RawKind::Ended] {
             let raw = RawTask::new(kind, 77, task);
             assert_eq!((raw.kind(), raw.at(), raw.task()), (Some(kind), 77, task));
             assert_eq!(RawSlice(raw.0).kind(), None);
         }
-        assert_eq!(task.short(), TaskKey { site: 4095, number: (1 << 24) - 1 });
+        assert_eq!(task.truncated(), TaskKey { site: 4095, number: (1 << 24) - 1 });
         assert_eq!(RawTask([0, 0]).kind(), None);
     }
 
     #[test]
-    fn ticks_are_dated_between_and_beyond_the_pairs() {
+    fn calibration_interpolates_and_extrapolates() {
         let at = Moment::from_nanos;
         let calibration = Calibration::new([(1000, at(100)), (3000, at(1100)), (4000, at(2100))]);
         for (tick, nanos) in [(1000, 100), (2000, 600), (3000, 1100), (3500, 1600), (5000, 3100)] {
@@ -365,14 +369,14 @@ mod tests {
             assert_eq!(calibration.tick(at(nanos)), tick, "{nanos}");
         }
         let ticks = [1000, 2000, 2999, 3000, 3500, 4000, 5000, 900, 4001, 1];
-        let mut dates = calibration.dates();
+        let mut converter = calibration.converter();
         assert_eq!(
-            ticks.map(|tick| dates.moment(tick)),
+            ticks.map(|tick| converter.moment(tick)),
             ticks.map(|tick| calibration.moment(tick))
         );
         assert_eq!(calibration.moment(900), at(50));
         assert_eq!(Calibration::default().moment(5), at(5));
-        assert_eq!(Calibration::default().dates().moment(5), at(5));
+        assert_eq!(Calibration::default().converter().moment(5), at(5));
         assert_eq!(Calibration::new([(10, at(100)), (10, at(200))]).moment(12), at(102));
     }
 }

@@ -103,7 +103,7 @@ impl FrameTable {
 
     /// Returns the handles of all frames, in order.
     pub fn handles(&self) -> impl ExactSizeIterator<Item = FrameHandle> + use<> {
-        (0..self.frames.len()).map(|place| FrameHandle(place as u32))
+        (0..self.frames.len()).map(|index| FrameHandle(index as u32))
     }
 
     /// Returns a frame of this table for adding lines.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::base::log::escaped;
+use crate::base::log::escape;
 
 /// The progress counters of a runtime worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,16 +14,16 @@ pub struct WorkerProgress {
     /// Runtime number, in the order of observation, and worker index.
     pub worker: (u64, u32),
     /// `true` if the worker is parked.
-    pub parked: bool,
+    pub is_parked: bool,
     /// Counters that grow as the worker makes progress: parks plus unparks, and busy time. tokio
     /// updates the busy time every 61 polls.
-    pub mark: (u64, u64),
+    pub counters: (u64, u64),
     /// Thread that drives the worker. Set only for a single-threaded runtime.
-    pub driver: Option<u32>,
+    pub driver_tid: Option<u32>,
 }
 
 /// Minimum wait for a core that is mentioned.
-const LEAST_WAIT: Duration = Duration::from_millis(1);
+const MIN_REPORTED_WAIT: Duration = Duration::from_millis(1);
 
 /// A poll that lasted longer than the threshold.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -64,7 +64,7 @@ pub struct Stall {
 impl fmt::Display for Stall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { task, thread, tid, started, .. } = self;
-        let task = escaped(task);
+        let task = escape(task);
         let verb = if self.running { "has been" } else { "was" };
         let millis = self.lasted.as_millis();
         if self.suspected {
@@ -79,7 +79,7 @@ impl fmt::Display for Stall {
                 self.number
             )?;
         }
-        write!(f, " on thread {tid} `{}`", escaped(thread))?;
+        write!(f, " on thread {tid} `{}`", escape(thread))?;
         if let Some(worker) = self.worker {
             write!(f, ", worker {worker}")?;
         }
@@ -96,7 +96,7 @@ impl fmt::Display for Stall {
             None if self.remark.is_empty() => {}
             None => write!(f, " ({})", self.remark)?,
         }
-        if self.waited >= LEAST_WAIT {
+        if self.waited >= MIN_REPORTED_WAIT {
             let waited = self.waited.as_millis();
             write!(f, "; besides, it waited {waited} ms for a core (CPU contention)")?;
         }

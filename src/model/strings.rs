@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_has_one_handle_and_the_empty_text_the_first() {
+    fn intern_returns_one_handle_per_text() {
         let mut table = StringTable::default();
         assert_eq!(table.intern(""), StringHandle::EMPTY);
         let a = table.intern("a");

@@ -116,15 +116,15 @@ impl Timeline {
     }
 
     /// Adds a track.
-    pub fn track(&mut self, kind: TrackKind, name: &str) -> TrackHandle {
+    pub fn add_track(&mut self, kind: TrackKind, name: &str) -> TrackHandle {
         let name = self.strings.intern(name);
         self.tracks.push(Track { kind, name });
         TrackHandle(self.tracks.len() as u32 - 1)
     }
 
     /// Adds a counter track with values in `unit`.
-    pub fn counter(&mut self, name: &str, unit: &str) -> TrackHandle {
+    pub fn add_counter(&mut self, name: &str, unit: &str) -> TrackHandle {
         let unit = self.strings.intern(unit);
-        self.track(TrackKind::Counter(unit), name)
+        self.add_track(TrackKind::Counter(unit), name)
     }
 }

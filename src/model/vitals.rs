@@ -8,7 +8,7 @@ use crate::model::custom_metrics::{CounterReading, HistogramReading};
 
 /// Maximum time to a limit that is forecast. A trend over half a minute does not predict more than
 /// a day.
-const HORIZON: Duration = Duration::from_secs(24 * 60 * 60);
+const MAX_FORECAST_HORIZON: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A limit and its source.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,7 +21,7 @@ pub struct Limit<T> {
 
 /// The effect on a process whose memory reaches a limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum AtLimit {
+pub enum LimitEffect {
     /// The kernel kills the process: `memory.max`, `memory.limit_in_bytes`, physical memory.
     #[default]
     Kill,
@@ -33,16 +33,16 @@ pub enum AtLimit {
 
 /// A memory limit and the usage charged to it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct MemoryWall {
+pub struct MemoryLimitUsage {
     /// Usage charged to the limit.
     pub used: Bytes,
     /// Limit.
     pub limit: Limit<Bytes>,
     /// Effect of reaching the limit.
-    pub at_limit: AtLimit,
+    pub limit_effect: LimitEffect,
 }
 
-impl MemoryWall {
+impl MemoryLimitUsage {
     /// Returns the usage in percent of the limit.
     pub fn percent(&self) -> Option<Percent> {
         Percent::of(self.used.get() as f64, self.limit.value.get() as f64)
@@ -50,7 +50,7 @@ impl MemoryWall {
 }
 
 /// Minimum reclaimable cache, in percent of the limit, that the reason of an incident mentions.
-const LARGE_CACHE: f64 = 10.0;
+const MIN_REPORTED_CACHE_PERCENT: f64 = 10.0;
 
 /// The measurements of one tick. A field is `None` if this machine does not provide it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -71,11 +71,11 @@ pub struct Vitals {
     /// physical memory.
     pub memory_limit: Option<Limit<Bytes>>,
     /// Effect of reaching `memory_limit`.
-    pub at_memory_limit: AtLimit,
+    pub memory_limit_effect: LimitEffect,
     /// Memory at which the kernel kills, if it does not kill at `memory_limit`.
     pub kill_limit: Option<Bytes>,
     /// Nearest limit on the address space or data size of the process, if one is set.
-    pub address_space: Option<MemoryWall>,
+    pub address_space: Option<MemoryLimitUsage>,
     /// CPU time used since the previous tick, in cores (1.5: the time of one and a half cores).
     pub cpu_cores: Option<f64>,
     /// Available CPU in cores: the smallest quota of all enclosing cgroups, or else the cores the
@@ -127,7 +127,7 @@ pub struct Vitals {
     pub panics: Option<u64>,
     /// Time in the last second that threads which never slept waited for cores used by other
     /// processes, in cores. Zero while the machine has an idle core.
-    pub cpu_waited: Option<f64>,
+    pub cpu_wait: Option<f64>,
     /// Percentage of the workers' time in the last six seconds in which they polled tasks but
     /// neither ran nor waited for a core.
     pub blocked: Option<Percent>,
@@ -147,14 +147,15 @@ pub struct Vitals {
 
 impl Vitals {
     /// Returns the memory limit with the highest usage in percent.
-    pub fn memory_wall(&self) -> Option<MemoryWall> {
+    pub fn nearest_memory_limit(&self) -> Option<MemoryLimitUsage> {
         let of_limit = |limit: &Limit<Bytes>| {
-            let (used, at_limit) = (self.working_set?, self.at_memory_limit);
-            Some(MemoryWall { used, limit: limit.clone(), at_limit })
+            let (used, at_limit) = (self.working_set?, self.memory_limit_effect);
+            Some(MemoryLimitUsage { used, limit: limit.clone(), limit_effect: at_limit })
         };
         let memory = self.memory_limit.as_ref().and_then(of_limit);
-        let share = |wall: &Option<MemoryWall>| wall.as_ref()?.percent().map(Percent::get);
-        match share(&self.address_space) > share(&memory) {
+        let used_percent =
+            |usage: &Option<MemoryLimitUsage>| usage.as_ref()?.percent().map(Percent::get);
+        match used_percent(&self.address_space) > used_percent(&memory) {
             true => self.address_space.clone(),
             false => memory,
         }
@@ -162,13 +163,13 @@ impl Vitals {
 
     /// Returns the memory usage in percent of the nearest limit.
     pub fn memory_percent(&self) -> Option<Percent> {
-        self.memory_wall()?.percent()
+        self.nearest_memory_limit()?.percent()
     }
 
     /// Returns the memory left below the nearest limit.
     pub fn headroom(&self) -> Option<Bytes> {
-        let wall = self.memory_wall()?;
-        Some(Bytes(wall.limit.value.get().saturating_sub(wall.used.get())))
+        let usage = self.nearest_memory_limit()?;
+        Some(Bytes(usage.limit.value.get().saturating_sub(usage.used.get())))
     }
 
     /// Returns remarks for the reader of a memory incident, or `None` if there are none.
@@ -176,23 +177,24 @@ impl Vitals {
     /// The remarks give the effect of a limit that does not kill, and the amount of cache that is
     /// charged but not counted if it is large.
     pub fn memory_note(&self) -> Option<String> {
-        let wall = self.memory_wall()?;
-        let (value, source) = (wall.limit.value, &wall.limit.source);
-        let at_limit = match wall.at_limit {
-            AtLimit::Kill => None,
-            AtLimit::Throttle => Some(format!(
+        let usage = self.nearest_memory_limit()?;
+        let (value, source) = (usage.limit.value, &usage.limit.source);
+        let at_limit = match usage.limit_effect {
+            LimitEffect::Kill => None,
+            LimitEffect::Throttle => Some(format!(
                 "the limit is {value} of {source}, above which the kernel slows the process and reclaims, but does \
                  not kill"
             )),
-            AtLimit::Fail => {
+            LimitEffect::Fail => {
                 Some(format!("the limit is {value} of {source}, at which allocations fail"))
             }
         };
         let is_large = |cache: &Bytes| {
             Percent::of(cache.get() as f64, value.get() as f64)
-                .is_some_and(|share| share.get() >= LARGE_CACHE)
+                .is_some_and(|share| share.get() >= MIN_REPORTED_CACHE_PERCENT)
         };
-        let cache = self.reclaimable.filter(is_large).filter(|_| wall.at_limit != AtLimit::Fail);
+        let cache =
+            self.reclaimable.filter(is_large).filter(|_| usage.limit_effect != LimitEffect::Fail);
         let cache = cache.map(|cache| {
             format!(
                 "{cache} of reclaimable file cache and kernel caches are charged and do not count"
@@ -217,7 +219,7 @@ impl Vitals {
     /// it to 100 % at most.
     pub fn cpu_demand_percent(&self) -> Option<Percent> {
         let used = self.cpu_percent()?;
-        let waited = self.cpu_waited.unwrap_or(0.0);
+        let waited = self.cpu_wait.unwrap_or(0.0);
         let demand = Percent::of(self.cpu_cores? + waited, self.cpu_limit.as_ref()?.value)?;
         Some(Percent(used.get().max(demand.get().min(100.0))))
     }
@@ -225,11 +227,11 @@ impl Vitals {
     /// Returns the seconds until the working set reaches the limit at its growth of the last half
     /// minute. Infinite if it does not grow or the limit is more than a day away.
     pub fn time_to_limit(&self) -> Option<f64> {
-        let (room, growth) = (self.headroom()?.get() as f64, self.memory_growth?);
-        let seconds = if growth > 0.0 { room / growth } else { f64::INFINITY };
-        Some(if room <= 0.0 {
+        let (headroom, growth) = (self.headroom()?.get() as f64, self.memory_growth?);
+        let seconds = if growth > 0.0 { headroom / growth } else { f64::INFINITY };
+        Some(if headroom <= 0.0 {
             0.0
-        } else if seconds > HORIZON.as_secs_f64() {
+        } else if seconds > MAX_FORECAST_HORIZON.as_secs_f64() {
             f64::INFINITY
         } else {
             seconds
@@ -257,7 +259,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_need_a_limit() {
+    fn percentages_require_a_positive_limit() {
         let mut vitals = Vitals { working_set: Some(Bytes(50)), ..Vitals::default() };
         assert_eq!(vitals.memory_percent(), None);
         vitals.memory_limit = Some(Limit { value: Bytes(200), source: "test".into() });
@@ -267,10 +269,10 @@ mod tests {
     }
 
     #[test]
-    fn cpu_demand_has_the_cores_of_neighbours_and_no_more_than_all() {
+    fn cpu_demand_includes_waiting_and_is_capped_at_limit() {
         let vitals = |cores, waited| Vitals {
             cpu_cores: Some(cores),
-            cpu_waited: waited,
+            cpu_wait: waited,
             cpu_limit: Some(Limit { value: 2.0, source: "test".into() }),
             ..Vitals::default()
         };
@@ -287,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn nearest_limit_counts_and_says_what_happens_at_it() {
+    fn memory_note_describes_the_nearest_limit() {
         let limit = |mib, source: &str| Limit { value: Bytes::mib(mib), source: source.into() };
         let mut vitals = Vitals {
             working_set: Some(Bytes::mib(300)),
@@ -296,16 +298,16 @@ mod tests {
             ..Vitals::default()
         };
         assert_eq!(vitals.memory_note(), None, "51 of 512 MiB are less than a tenth");
-        vitals.at_memory_limit = AtLimit::Throttle;
+        vitals.memory_limit_effect = LimitEffect::Throttle;
         let note = vitals.memory_note().unwrap();
         assert!(note.contains("/memory.high") && note.contains("does not kill"), "{note}");
         assert!(!note.contains("cache"), "{note}");
         vitals.reclaimable = Some(Bytes::mib(52));
         assert!(vitals.memory_note().unwrap().contains("52.0 MiB of reclaimable file cache"));
-        let space = |used| MemoryWall {
+        let space = |used| MemoryLimitUsage {
             used: Bytes::mib(used),
             limit: limit(4096, "RLIMIT_AS"),
-            at_limit: AtLimit::Fail,
+            limit_effect: LimitEffect::Fail,
         };
         vitals.address_space = Some(space(2400));
         assert_eq!(vitals.headroom(), Some(Bytes::mib(212)), "58.59 % are more than 58.58 %");
@@ -314,11 +316,11 @@ mod tests {
         let note = vitals.memory_note().unwrap();
         assert!(note.contains("RLIMIT_AS, at which allocations fail"), "{note}");
         vitals.working_set = None;
-        assert_eq!(vitals.memory_wall().unwrap().limit, limit(4096, "RLIMIT_AS"));
+        assert_eq!(vitals.nearest_memory_limit().unwrap().limit, limit(4096, "RLIMIT_AS"));
     }
 
     #[test]
-    fn a_limit_is_in_sight_within_a_day() {
+    fn time_to_limit_is_infinite_beyond_one_day() {
         let at = |used: u64, growth| Vitals {
             working_set: Some(Bytes(used)),
             memory_limit: Some(Limit { value: Bytes(1_000_000), source: "test".into() }),

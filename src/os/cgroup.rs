@@ -55,15 +55,17 @@ pub use self::memory::{LimitProblem, MemoryUse};
 pub use crate::os::cgroup::pressure::ResourcePressure;
 
 use self::memory::MemoryLimits;
-use super::kernel_file::{BUFFER, KernelFile, ReopenedFile, number, under, words};
+use super::kernel_file::{
+    BUFFER_BYTES, KernelFile, ReopenedFile, join_root, parse_number, split_words,
+};
 use crate::base::Bytes;
-use crate::model::{AtLimit, Limit};
-use crate::os::cgroup::path::{CgroupPath, Version, place};
-use crate::os::cgroup::pressure::StrainFiles;
+use crate::model::{Limit, LimitEffect};
+use crate::os::cgroup::path::{CgroupPath, Version, find_cgroup};
+use crate::os::cgroup::pressure::PressureFiles;
 
 /// Maximum number of levels read on the way up. Kubernetes creates five, systemd rarely more than
 /// eight.
-const LEVELS: usize = 16;
+const MAX_LEVELS: usize = 16;
 
 /// The effective limits of the process's cgroups.
 #[derive(Debug)]
@@ -71,34 +73,34 @@ pub struct Cgroup {
     root: PathBuf,
     /// `/proc/self/cgroup`, and its content at the time the levels were found.
     membership: Option<KernelFile>,
-    found_for: Vec<u8>,
+    last_membership: Vec<u8>,
     memory: MemoryLimits,
     cpu: Vec<CpuLevel>,
     /// Reason the process's cgroups are unknown, or `None` if they are known.
-    unknown: Option<LimitProblem>,
+    unknown_reason: Option<LimitProblem>,
     cpu_limit: Option<Limit<f64>>,
     /// Index in `cpu` of the effective quota; `cpu_stat` is the `cpu.stat` of that level.
     cpu_level: usize,
     cpu_stat: Option<KernelFile>,
-    strain: StrainFiles,
+    pressure_files: PressureFiles,
 }
 
 impl Cgroup {
     /// Finds the process's cgroups and reads their limits. Paths are resolved under `root`, which
     /// is `/` except in tests. A missing cgroup or limit is not an error: no limit applies.
     pub fn discover(root: &Path) -> Self {
-        let membership = KernelFile::open(&under(root, Path::new("/proc/self/cgroup")));
+        let membership = KernelFile::open(&join_root(root, Path::new("/proc/self/cgroup")));
         let mut cgroup = Self {
             root: root.to_owned(),
             membership,
-            found_for: Vec::new(),
+            last_membership: Vec::new(),
             memory: MemoryLimits::default(),
             cpu: Vec::new(),
-            unknown: Some(LimitProblem::NoMembership),
+            unknown_reason: Some(LimitProblem::NoMembership),
             cpu_limit: None,
             cpu_level: 0,
             cpu_stat: None,
-            strain: StrainFiles::default(),
+            pressure_files: PressureFiles::default(),
         };
         cgroup.refresh();
         cgroup
@@ -106,14 +108,14 @@ impl Cgroup {
 
     /// Reads the limits again, and finds the cgroups again if the process was moved.
     pub fn refresh(&mut self) {
-        let mut buffer = [0; BUFFER];
+        let mut buffer = [0; BUFFER_BYTES];
         let membership = self.membership.as_ref().and_then(|file| file.read(&mut buffer));
         let membership = membership.unwrap_or_default();
-        if membership != self.found_for {
-            self.find(membership);
+        if membership != self.last_membership {
+            self.find_cgroups(membership);
         }
         self.memory.refresh(&self.root);
-        let quota = smallest(self.cpu.iter_mut().map(CpuLevel::read));
+        let quota = smallest_limit(self.cpu.iter_mut().map(CpuLevel::read));
         let level = quota.as_ref().map_or(0, |(level, _)| *level);
         if level != self.cpu_level || self.cpu_stat.is_none() {
             self.cpu_stat = self.cpu.get(level).and_then(|level| KernelFile::open(&level.stat));
@@ -123,14 +125,14 @@ impl Cgroup {
     }
 
     /// Reads all resource pressure counters and averages. Intended for once a second.
-    pub fn strain(&self) -> ResourcePressure {
-        self.strain.read_pressure(self.strain_counters())
+    pub fn pressure(&self) -> ResourcePressure {
+        self.pressure_files.with_averages(self.pressure_counters())
     }
 
-    /// Reads the counters of [`Self::strain`] without the pressure averages, which the kernel
+    /// Reads the counters of [`Self::pressure`] without the pressure averages, which the kernel
     /// updates only every two seconds.
-    pub fn strain_counters(&self) -> ResourcePressure {
-        self.strain.read(self.cpu_stat.as_ref(), self.memory.events())
+    pub fn pressure_counters(&self) -> ResourcePressure {
+        self.pressure_files.read(self.cpu_stat.as_ref(), self.memory.events_file())
     }
 
     /// Returns the smallest memory limit that applies to the process, as of the last refresh.
@@ -139,7 +141,7 @@ impl Cgroup {
     }
 
     /// Returns the kernel's action at [`Self::memory_limit`].
-    pub fn at_memory_limit(&self) -> AtLimit {
+    pub fn at_memory_limit(&self) -> LimitEffect {
         self.memory.at_limit()
     }
 
@@ -162,7 +164,7 @@ impl Cgroup {
 
     /// Returns the part of the limits that cannot be read, or `None` if all can.
     pub fn problem(&self) -> Option<LimitProblem> {
-        self.unknown.or_else(|| self.memory.problem())
+        self.unknown_reason.or_else(|| self.memory.problem())
     }
 
     /// Returns a sentence that describes `problem` and the remedy.
@@ -171,26 +173,26 @@ impl Cgroup {
     }
 
     /// Finds the limit files of the process's cgroups and their ancestors.
-    fn find(&mut self, membership: &[u8]) {
-        let mountinfo = std::fs::read(under(&self.root, Path::new("/proc/self/mountinfo")));
+    fn find_cgroups(&mut self, membership: &[u8]) {
+        let mountinfo = std::fs::read(join_root(&self.root, Path::new("/proc/self/mountinfo")));
         let mountinfo = mountinfo.unwrap_or_default();
-        let exists = |dir: &Path| under(&self.root, dir).is_dir();
-        let memory = place(membership, &mountinfo, "memory", exists);
-        let cpu = place(membership, &mountinfo, "cpu", exists);
+        let exists = |dir: &Path| join_root(&self.root, dir).is_dir();
+        let memory = find_cgroup(membership, &mountinfo, "memory", exists);
+        let cpu = find_cgroup(membership, &mountinfo, "cpu", exists);
         // No controller has this name, so the lookup falls through to the v2 hierarchy.
-        let own =
-            place(membership, &mountinfo, "v2", exists).filter(|own| own.version == Version::V2);
-        self.strain = StrainFiles::open(&self.root, own.as_ref(), memory.as_ref());
-        self.unknown = match &memory {
+        let own = find_cgroup(membership, &mountinfo, "v2", exists)
+            .filter(|own| own.version == Version::V2);
+        self.pressure_files = PressureFiles::open(&self.root, own.as_ref(), memory.as_ref());
+        self.unknown_reason = match &memory {
             Some(_) => None,
             None if membership.is_empty() => Some(LimitProblem::NoMembership),
             None => Some(LimitProblem::NotMounted),
         };
         self.memory = memory
-            .map_or_else(MemoryLimits::default, |place| MemoryLimits::open(&self.root, &place));
-        self.cpu = cpu.map_or_else(Vec::new, |place| cpu_levels(&self.root, &place));
+            .map_or_else(MemoryLimits::default, |cgroup| MemoryLimits::open(&self.root, &cgroup));
+        self.cpu = cpu.map_or_else(Vec::new, |cgroup| cpu_levels(&self.root, &cgroup));
         self.cpu_stat = None;
-        self.found_for = membership.to_vec();
+        self.last_membership = membership.to_vec();
     }
 }
 
@@ -206,11 +208,11 @@ struct CpuLevel {
 
 impl CpuLevel {
     fn read(&mut self) -> Option<Limit<f64>> {
-        let mut fields = words(self.quota.read()?);
-        let quota = number(fields.next()?)?;
+        let mut fields = split_words(self.quota.read()?);
+        let quota = parse_number(fields.next()?)?;
         let period = match &mut self.period {
             Some(file) => file.read_number(),
-            None => number(fields.next()?),
+            None => parse_number(fields.next()?),
         };
         let period = period.filter(|&period| period > 0)?;
         Some(Limit { value: quota as f64 / period as f64, source: self.source.clone() })
@@ -219,39 +221,40 @@ impl CpuLevel {
 
 /// Returns the smallest of `limits`, which are ordered from the lowest level up, and its index. Of
 /// equal limits the higher level wins.
-fn smallest<T: PartialOrd>(
+fn smallest_limit<T: PartialOrd>(
     limits: impl Iterator<Item = Option<Limit<T>>>,
 ) -> Option<(usize, Limit<T>)> {
-    let known = limits.enumerate().filter_map(|(index, limit)| Some((index, limit?)));
-    known.reduce(|least, next| if next.1.value <= least.1.value { next } else { least })
+    let present_limits = limits.enumerate().filter_map(|(index, limit)| Some((index, limit?)));
+    present_limits
+        .reduce(|smallest, next| if next.1.value <= smallest.1.value { next } else { smallest })
 }
 
 /// Returns the directories from `place` up to its mount point.
-fn ancestors(place: &CgroupPath) -> impl Iterator<Item = &Path> {
-    place.dir.ancestors().take_while(|dir| dir.starts_with(&place.mount)).take(LEVELS)
+fn ancestors(cgroup: &CgroupPath) -> impl Iterator<Item = &Path> {
+    cgroup.dir.ancestors().take_while(|dir| dir.starts_with(&cgroup.mount)).take(MAX_LEVELS)
 }
 
-fn cpu_levels(root: &Path, place: &CgroupPath) -> Vec<CpuLevel> {
-    ancestors(place)
+fn cpu_levels(root: &Path, cgroup: &CgroupPath) -> Vec<CpuLevel> {
+    ancestors(cgroup)
         .filter_map(|dir| {
-            let file = |path: &Path| ReopenedFile::new(under(root, path));
-            let (path, period) = match place.version {
+            let file = |path: &Path| ReopenedFile::new(join_root(root, path));
+            let (path, period) = match cgroup.version {
                 Version::V1 => {
                     (dir.join("cpu.cfs_quota_us"), Some(file(&dir.join("cpu.cfs_period_us"))?))
                 }
                 Version::V2 => (dir.join("cpu.max"), None),
             };
             let source = path.to_string_lossy().into();
-            let stat = under(root, &dir.join("cpu.stat"));
+            let stat = join_root(root, &dir.join("cpu.stat"));
             Some(CpuLevel { quota: file(&path)?, period, stat, source })
         })
         .collect()
 }
 
 /// Returns the number after `key` in a file of lines `KEY NUMBER`.
-fn value_of(key: &str, text: &[u8]) -> Option<u64> {
+fn parse_value(key: &str, text: &[u8]) -> Option<u64> {
     text.split(|&byte| byte == b'\n').find_map(|line| {
         let value = line.strip_prefix(key.as_bytes())?.strip_prefix(b" ")?;
-        number(value)
+        parse_number(value)
     })
 }

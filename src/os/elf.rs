@@ -25,10 +25,10 @@ const MAX_SEGMENTS: usize = 1 << 10;
 const MAX_SECTIONS: usize = 1 << 12;
 
 /// Maximum bytes of section names read. Linkers write about 400.
-const MAX_NAMES: u64 = 64 << 10;
+const MAX_NAMES_BYTES: u64 = 64 << 10;
 
 /// Maximum bytes read of a note segment or section. A build ID is a note of 36 bytes.
-const MAX_NOTES: u64 = 64 << 10;
+const MAX_NOTE_BYTES: u64 = 64 << 10;
 
 /// A source of the bytes of an ELF file.
 pub(crate) enum ElfSource {
@@ -112,7 +112,7 @@ impl ElfFile {
             sections: Vec::new(),
             names: Vec::new(),
         };
-        let [header] = file.structs::<FileHeader64<LittleEndian>>(0, 1)?.try_into().ok()?;
+        let [header] = file.read_structs::<FileHeader64<LittleEndian>>(0, 1)?.try_into().ok()?;
         let ident = header.e_ident;
         if ident.magic != elf::ELFMAG
             || ident.class != elf::ELFCLASS64
@@ -126,13 +126,13 @@ impl ElfFile {
             return None;
         }
         file.entry = header.e_entry.get(LittleEndian);
-        let segments = file.structs(header.e_phoff.get(LittleEndian), segments)?;
+        let segments = file.read_structs(header.e_phoff.get(LittleEndian), segments)?;
         segments.iter().for_each(|segment| file.add_segment(segment));
         // Without section headers there is still a load bias and often a build ID.
         let sections = number(header.e_shnum).min(MAX_SECTIONS);
         if number(header.e_shentsize) == size_of::<SectionHeader64<LittleEndian>>() {
             let offset = header.e_shoff.get(LittleEndian);
-            let sections = file.structs(offset, sections).unwrap_or_default();
+            let sections = file.read_structs(offset, sections).unwrap_or_default();
             file.add_sections(&sections, header.e_shstrndx.get(LittleEndian).0.into());
         }
         Some(file)
@@ -153,8 +153,8 @@ impl ElfFile {
     fn add_sections(&mut self, sections: &[SectionHeader64<LittleEndian>], names: usize) {
         let word = |of: object::U64<LittleEndian>| of.get(LittleEndian);
         if let Some(names) = sections.get(names) {
-            let size = word(names.sh_size).min(MAX_NAMES);
-            self.names = self.bytes(word(names.sh_offset), size).unwrap_or_default();
+            let size = word(names.sh_size).min(MAX_NAMES_BYTES);
+            self.names = self.read_bytes(word(names.sh_offset), size).unwrap_or_default();
         }
         let with_bytes =
             sections.iter().filter(|section| section.sh_type.get(LittleEndian) != elf::SHT_NOBITS);
@@ -199,7 +199,7 @@ impl ElfFile {
     }
 
     /// Returns `true` if the file is long enough to contain the section.
-    pub(crate) fn has_bytes_of(&self, section: &ElfSection) -> bool {
+    pub(crate) fn contains_section(&self, section: &ElfSection) -> bool {
         section.offset.checked_add(section.size).is_some_and(|end| end <= self.length)
     }
 
@@ -216,16 +216,18 @@ impl ElfFile {
     pub(crate) fn build_id(&self) -> String {
         let sections = self.sections.iter().filter(|section| section.is_note);
         let sections = sections.map(|section| (section.offset, section.size, section.align));
-        let places = self.notes.iter().copied().chain(sections);
-        let id = places.filter(|&(_, size, _)| size <= MAX_NOTES).find_map(|(at, size, align)| {
-            let notes = self.bytes(at, size)?;
-            build_id_of(&notes, if align == 8 { 8 } else { 4 })
-        });
+        let note_ranges = self.notes.iter().copied().chain(sections);
+        let id = note_ranges.filter(|&(_, size, _)| size <= MAX_NOTE_BYTES).find_map(
+            |(at, size, align)| {
+                let notes = self.read_bytes(at, size)?;
+                parse_build_id(&notes, if align == 8 { 8 } else { 4 })
+            },
+        );
         id.unwrap_or_default()
     }
 
     /// Returns `size` bytes from `offset` on, or `None` if the file is too short.
-    fn bytes(&self, offset: u64, size: u64) -> Option<Vec<u8>> {
+    fn read_bytes(&self, offset: u64, size: u64) -> Option<Vec<u8>> {
         // Checked against the file's length first: a corrupt header must not cause a huge
         // allocation.
         offset.checked_add(size).filter(|&end| end <= self.length)?;
@@ -235,14 +237,14 @@ impl ElfFile {
     }
 
     /// Returns `count` structures from `offset` on.
-    fn structs<T: Pod + Copy>(&self, offset: u64, count: usize) -> Option<Vec<T>> {
-        let bytes = self.bytes(offset, count.checked_mul(size_of::<T>())? as u64)?;
+    fn read_structs<T: Pod + Copy>(&self, offset: u64, count: usize) -> Option<Vec<T>> {
+        let bytes = self.read_bytes(offset, count.checked_mul(size_of::<T>())? as u64)?;
         Some(pod::slice_from_bytes::<T>(&bytes, count).ok()?.0.to_vec())
     }
 }
 
 /// Returns the GNU build ID among these notes in hex.
-fn build_id_of(mut notes: &[u8], align: usize) -> Option<String> {
+fn parse_build_id(mut notes: &[u8], align: usize) -> Option<String> {
     loop {
         let (header, rest) = pod::from_bytes::<NoteHeader64<LittleEndian>>(notes).ok()?;
         let size = |of: object::U32<LittleEndian>| of.get(LittleEndian) as usize;

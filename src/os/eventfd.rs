@@ -34,7 +34,7 @@ impl WakeFd {
         let fresh = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         // Without the registration, a forked child would wake its parent and consume the parent's
         // wakeups.
-        let own = NotInherited::counter(fresh.as_fd());
+        let own = NotInherited::for_eventfd(fresh.as_fd());
         Ok(&self.0.get_or_init(|| (own, fresh)).1)
     }
 
@@ -47,7 +47,7 @@ impl WakeFd {
     }
 
     /// Resets the counter to unreadable. Fails with `WouldBlock` if it was not readable.
-    pub fn hear(&self) -> io::Result<()> {
+    pub fn consume(&self) -> io::Result<()> {
         let (_, fd) = self.0.get().ok_or(io::ErrorKind::WouldBlock)?;
         rustix::io::read(fd, &mut [0; 8])?;
         Ok(())
@@ -79,7 +79,7 @@ impl EventListener {
     /// lost if the future is dropped.
     pub async fn next(&self) {
         while let Ok(mut guard) = self.ready.readable().await {
-            if let Ok(Ok(())) = guard.try_io(|_| self.wake.hear()) {
+            if let Ok(Ok(())) = guard.try_io(|_| self.wake.consume()) {
                 return;
             }
         }

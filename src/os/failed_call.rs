@@ -24,17 +24,17 @@ pub struct FailedCall {
 
 impl FailedCall {
     /// Creates the error of a call of `call`'s family that failed with `error`.
-    pub(super) fn of(call: OptionalCall, error: io::Error) -> Self {
-        let limits = match syscalls::refused_by_filter(call) {
+    pub(super) fn new(call: OptionalCall, error: io::Error) -> Self {
+        let limits = match syscalls::filter_errno(call) {
             Some(errno) if error.raw_os_error() == Some(errno) => "by a system call filter".into(),
-            _ => limits_of(call.name(), &error),
+            _ => describe_limits(call.name(), &error),
         };
         Self { call: call.name(), error, limits, denied: None }
     }
 
     /// Creates the error of a call that is not optional.
-    pub(super) fn named(call: &'static str, error: io::Error) -> Self {
-        let limits = limits_of(call, &error);
+    pub(super) fn with_name(call: &'static str, error: io::Error) -> Self {
+        let limits = describe_limits(call, &error);
         Self { call, error, limits, denied: None }
     }
 
@@ -44,14 +44,14 @@ impl FailedCall {
     }
 
     /// Returns `true` if the call failed for lack of a permission.
-    pub fn is_permission(&self) -> bool {
+    pub fn is_permission_error(&self) -> bool {
         self.denied.is_none()
             && self.call == OptionalCall::PerfEventOpen.name()
             && matches!(self.error.raw_os_error(), Some(libc::EACCES | libc::EPERM))
     }
 
     /// Returns `true` if the thread that the call referred to has exited.
-    pub fn is_thread_gone(&self) -> bool {
+    pub fn has_thread_exited(&self) -> bool {
         let error = self.error.raw_os_error();
         // timer_create rejects the clock of an exited thread with EINVAL.
         error == Some(libc::ESRCH)
@@ -72,14 +72,14 @@ impl fmt::Display for FailedCall {
             return denied.fmt(f);
         }
         let separator = if self.limits.is_empty() { "" } else { ", " };
-        write!(f, "{} refused ({}{separator}{})", self.call, name_of(&self.error), self.limits)
+        write!(f, "{} refused ({}{separator}{})", self.call, errno_name(&self.error), self.limits)
     }
 }
 
 /// Name of the call that maps the ring buffer of a perf event.
-pub(super) const RING: &str = "mmap of a perf event's ring";
+pub(super) const RING_MMAP: &str = "mmap of a perf event's ring";
 
-fn limits_of(call: &'static str, error: &io::Error) -> String {
+fn describe_limits(call: &'static str, error: &io::Error) -> String {
     let limit = |resource| getrlimit(resource).current;
     let kib = |bytes: Option<u64>| {
         bytes.map_or("unlimited".to_owned(), |bytes| format!("{} KiB", bytes >> 10))
@@ -87,11 +87,11 @@ fn limits_of(call: &'static str, error: &io::Error) -> String {
     let count =
         |count: Option<u64>| count.map_or("unlimited".to_owned(), |count| count.to_string());
     match (call, error.raw_os_error()) {
-        ("perf_event_open", Some(libc::EACCES | libc::EPERM)) => super::perf::paranoid()
+        ("perf_event_open", Some(libc::EACCES | libc::EPERM)) => super::perf::paranoid_level()
             .map(|level| format!("perf_event_paranoid {level}"))
             .unwrap_or_default(),
         // perf_mmap returns EPERM if the locked memory would exceed both limits together.
-        (RING, Some(libc::EPERM)) => format!(
+        (RING_MMAP, Some(libc::EPERM)) => format!(
             "locked memory: RLIMIT_MEMLOCK {}, perf_event_mlock_kb {} for each CPU",
             kib(limit(Resource::Memlock)),
             count(super::perf::locked_kib_per_cpu())
@@ -101,13 +101,13 @@ fn limits_of(call: &'static str, error: &io::Error) -> String {
         }
         (_, Some(libc::EMFILE)) => format!("RLIMIT_NOFILE {}", count(limit(Resource::Nofile))),
         (_, Some(libc::ENFILE)) => "fs.file-max of the machine".to_owned(),
-        (RING, Some(libc::ENOMEM)) => format!("RLIMIT_AS {}", kib(limit(Resource::As))),
+        (RING_MMAP, Some(libc::ENOMEM)) => format!("RLIMIT_AS {}", kib(limit(Resource::As))),
         _ => String::new(),
     }
 }
 
 /// Returns the errno name: for an administrator `EACCES` is more useful than `Permission denied`.
-fn name_of(error: &io::Error) -> String {
+fn errno_name(error: &io::Error) -> String {
     let names = [
         (Errno::ACCESS, "EACCES"),
         (Errno::PERM, "EPERM"),
@@ -129,14 +129,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limit_named_is_that_of_the_call_that_failed() {
-        let words =
-            |call, errno| FailedCall::named(call, io::Error::from_raw_os_error(errno)).to_string();
+    fn message_names_the_limit_that_caused_the_error() {
+        let words = |call, errno| {
+            FailedCall::with_name(call, io::Error::from_raw_os_error(errno)).to_string()
+        };
         for (call, errno, starts, names) in [
             ("perf_event_open", libc::EACCES, "perf_event_open refused (EACCES", "paranoid"),
             ("perf_event_open", libc::EMFILE, "perf_event_open refused (EMFILE", "RLIMIT_NOFILE"),
-            (RING, libc::EPERM, "mmap of a perf event's ring refused (EPERM", "RLIMIT_MEMLOCK"),
-            (RING, libc::ENOMEM, "mmap of a perf event's ring refused (ENOMEM", "RLIMIT_AS"),
+            (
+                RING_MMAP,
+                libc::EPERM,
+                "mmap of a perf event's ring refused (EPERM",
+                "RLIMIT_MEMLOCK",
+            ),
+            (RING_MMAP, libc::ENOMEM, "mmap of a perf event's ring refused (ENOMEM", "RLIMIT_AS"),
             ("timer_create", libc::EAGAIN, "timer_create refused (EAGAIN", "RLIMIT_SIGPENDING"),
         ] {
             let words = words(call, errno);

@@ -15,12 +15,12 @@ use rustix::io::{self, Errno};
 ///
 /// Returns [`Errno::AGAIN`] or [`Errno::ACCESS`] if another open file description holds a lock.
 pub fn lock(file: &File) -> io::Result<()> {
-    set(file, LockKind::Exclusive)
+    set_lock(file, LockKind::Exclusive)
 }
 
 /// Releases the lock.
 pub fn unlock(file: &File) -> io::Result<()> {
-    set(file, LockKind::Unlocked)
+    set_lock(file, LockKind::Unlocked)
 }
 
 enum LockKind {
@@ -29,7 +29,7 @@ enum LockKind {
 }
 
 #[cfg(target_os = "linux")]
-fn set(file: &File, kind: LockKind) -> io::Result<()> {
+fn set_lock(file: &File, kind: LockKind) -> io::Result<()> {
     use std::os::fd::AsRawFd;
 
     let kind = match kind {
@@ -52,7 +52,7 @@ fn set(file: &File, kind: LockKind) -> io::Result<()> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn set(_file: &File, _kind: LockKind) -> io::Result<()> {
+fn set_lock(_file: &File, _kind: LockKind) -> io::Result<()> {
     Err(Errno::NOSYS)
 }
 
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_open_file_description_has_it_at_a_time() {
+    fn second_open_file_description_cannot_take_the_lock() {
         let temp = tempfile::NamedTempFile::new().unwrap();
         let again = || File::options().read(true).write(true).open(temp.path()).unwrap();
         lock(temp.as_file()).unwrap();

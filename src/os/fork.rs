@@ -21,7 +21,7 @@
 //! A child that continues without `exec` is reported twice, since either process may exit. The
 //! parent's agent finds it by the flag `PF_FORKNOEXEC` in `/proc/PID/stat`
 //! ([`unwatched_children`]). The child logs one line as soon as it runs marple code on a thread
-//! that may log ([`notice`]).
+//! that may log ([`warn_if_unwatched`]).
 
 #![allow(unsafe_code)]
 
@@ -40,13 +40,13 @@ use libc::c_int;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 
 /// Maximum number of registered descriptors: 128 connections of the endpoint, and a few more.
-const DESCRIPTORS: usize = 192;
+const MAX_DESCRIPTORS: usize = 192;
 const FREE: i32 = -1;
 /// Flag in a slot whose descriptor is replaced by a new event counter of the child.
-const OWN_COUNTER: i32 = 1 << 30;
+const IS_EVENTFD: i32 = 1 << 30;
 
 /// Maximum number of children tracked at once; further ones are only counted.
-const CHILDREN: usize = 62;
+const MAX_CHILDREN: usize = 62;
 /// Flag in a child's slot, set once it runs its own agent.
 const HAS_AGENT: u32 = 1 << 31;
 
@@ -59,15 +59,15 @@ static OWNER: AtomicU32 = AtomicU32::new(0);
 /// ID of the process that this one was forked from while its agent was running, or 0.
 static PARENT: AtomicU32 = AtomicU32::new(0);
 /// Set in such a child until it has logged that it is not watched.
-static UNTOLD: AtomicBool = AtomicBool::new(false);
-/// Function called in a child. See [`reset_in_child`].
-static RESET: OnceLock<fn()> = OnceLock::new();
-static SAMPLES: AtomicU32 = AtomicU32::new(0);
-static SLOTS: [AtomicI32; DESCRIPTORS] = [const { AtomicI32::new(FREE) }; DESCRIPTORS];
+static WARNING_PENDING: AtomicBool = AtomicBool::new(false);
+/// Function called in a child. See [`register_child_reset`].
+static RESET_HOOK: OnceLock<fn()> = OnceLock::new();
+static SAMPLED_ALLOCATIONS: AtomicU32 = AtomicU32::new(0);
+static SLOTS: [AtomicI32; MAX_DESCRIPTORS] = [const { AtomicI32::new(FREE) }; MAX_DESCRIPTORS];
 /// Page that this process shares with its children, or null.
-static PAGE: AtomicPtr<ForkPage> = AtomicPtr::new(ptr::null_mut());
+static SHARED_PAGE: AtomicPtr<ForkPage> = AtomicPtr::new(ptr::null_mut());
 /// Device and inode of standard error at the start of the agent.
-static STDERR: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+static STDERR_IDENTITY: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
 /// Data that children report to their parent.
 #[repr(C)]
@@ -75,7 +75,7 @@ struct ForkPage {
     /// Number of children so far.
     forks: AtomicU32,
     /// Process IDs of children that may be alive, with the flag [`HAS_AGENT`].
-    children: [AtomicU32; CHILDREN],
+    children: [AtomicU32; MAX_CHILDREN],
 }
 
 /// Exclusive right of an agent to run in this process.
@@ -86,24 +86,24 @@ pub struct ProcessClaim(u32);
 impl ProcessClaim {
     /// Claims this process for an agent. Returns `None` if one is already running in it. An agent
     /// that was running in the parent of a forked process does not count.
-    pub fn take() -> Option<Self> {
-        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-        let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn claim() -> Option<Self> {
+        static CLAIM_LOCK: Mutex<()> = Mutex::new(());
+        let _guard = CLAIM_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
         let own = std::process::id();
         if OWNER.swap(own, AcqRel) == own {
             return None;
         }
-        install();
-        UNTOLD.store(false, Relaxed);
+        install_fork_handlers();
+        WARNING_PENDING.store(false, Relaxed);
         if PARENT.swap(0, AcqRel) != 0 {
-            page().into_iter().for_each(|page| page.mark(own));
+            shared_page().into_iter().for_each(|page| page.mark_has_agent(own));
             // Children of this process must not appear in the parent's page.
-            PAGE.store(ptr::null_mut(), Release);
+            SHARED_PAGE.store(ptr::null_mut(), Release);
         }
-        if PAGE.load(Acquire).is_null() {
-            PAGE.store(map(), Release);
+        if SHARED_PAGE.load(Acquire).is_null() {
+            SHARED_PAGE.store(map_shared_page(), Release);
         }
-        remember_stderr();
+        record_stderr_identity();
         Some(Self(own))
     }
 }
@@ -134,8 +134,8 @@ impl NotInherited {
     }
 
     /// Registers an event counter like [`Self::new`], but children get a new counter, at 0.
-    pub fn counter(fd: BorrowedFd<'_>) -> Option<Self> {
-        Self::register(fd.as_raw_fd() | OWN_COUNTER)
+    pub fn for_eventfd(fd: BorrowedFd<'_>) -> Option<Self> {
+        Self::register(fd.as_raw_fd() | IS_EVENTFD)
     }
 
     fn register(entry: i32) -> Option<Self> {
@@ -156,21 +156,21 @@ impl Drop for NotInherited {
 
 impl ForkPage {
     /// Marks the child `pid` as running its own agent.
-    fn mark(&self, pid: u32) {
+    fn mark_has_agent(&self, pid: u32) {
         for child in &self.children {
             let _ = child.compare_exchange(pid, pid | HAS_AGENT, AcqRel, Relaxed);
         }
     }
 }
 
-fn page() -> Option<&'static ForkPage> {
+fn shared_page() -> Option<&'static ForkPage> {
     // SAFETY: null, or a mapping of the size of a page that is never unmapped; all-zero is a valid
     // `ForkPage`.
-    unsafe { PAGE.load(Acquire).as_ref() }
+    unsafe { SHARED_PAGE.load(Acquire).as_ref() }
 }
 
 /// Maps a page that children share. Returns null on failure.
-fn map() -> *mut ForkPage {
+fn map_shared_page() -> *mut ForkPage {
     let protection = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: an anonymous mapping at an address chosen by the kernel affects no existing memory.
     unsafe { mmap_anonymous(ptr::null_mut(), size_of::<ForkPage>(), protection, MapFlags::SHARED) }
@@ -178,42 +178,47 @@ fn map() -> *mut ForkPage {
 }
 
 /// Installs the fork handlers, once in a process and its children.
-fn install() {
+fn install_fork_handlers() {
     static INSTALLED: AtomicBool = AtomicBool::new(false);
     if !INSTALLED.swap(true, AcqRel) {
-        // SAFETY: plain functions; `in_child` only does async-signal-safe work.
-        let refused =
-            unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
+        // SAFETY: plain functions; `after_fork_in_child` only does async-signal-safe work.
+        let refused = unsafe {
+            libc::pthread_atfork(
+                Some(before_fork),
+                Some(after_fork_in_parent),
+                Some(after_fork_in_child),
+            )
+        };
         // No memory for an entry: the next start tries again.
         INSTALLED.store(refused == 0, Release);
     }
 }
 
-extern "C" fn before() {
+extern "C" fn before_fork() {
     fork_gate::before_fork();
 }
 
-extern "C" fn in_parent() {
+extern "C" fn after_fork_in_parent() {
     fork_gate::after_fork();
 }
 
-extern "C" fn in_child() {
+extern "C" fn after_fork_in_child() {
     enter_child();
     fork_gate::enter_child();
-    let inert = fresh();
+    let inert = create_inert_fd();
     for slot in &SLOTS {
         let entry = slot.swap(FREE, Relaxed);
         if entry == FREE {
             continue;
         }
-        let own = if entry & OWN_COUNTER != 0 { fresh() } else { FREE };
-        replace(entry & !OWN_COUNTER, if own == FREE { inert } else { own });
+        let own = if entry & IS_EVENTFD != 0 { create_inert_fd() } else { FREE };
+        replace_fd(entry & !IS_EVENTFD, if own == FREE { inert } else { own });
         close(own);
     }
     close(inert);
     #[cfg(target_os = "linux")]
-    super::own_thread::forget_parent();
-    if let Some(reset) = RESET.get() {
+    super::own_thread::clear_after_fork();
+    if let Some(reset) = RESET_HOOK.get() {
         reset();
     }
     let owner = OWNER.swap(0, AcqRel);
@@ -221,18 +226,18 @@ extern "C" fn in_child() {
         return;
     }
     PARENT.store(owner, Release);
-    SAMPLES.store(0, Relaxed);
-    UNTOLD.store(true, Release);
-    if let Some(page) = page() {
+    SAMPLED_ALLOCATIONS.store(0, Relaxed);
+    WARNING_PENDING.store(true, Release);
+    if let Some(page) = shared_page() {
         let own = std::process::id();
         let free = |child: &AtomicU32| child.compare_exchange(0, own, AcqRel, Relaxed).is_ok();
-        let _known = page.children.iter().any(free);
+        let _is_tracked = page.children.iter().any(free);
         page.forks.fetch_add(1, Release);
     }
 }
 
 /// Creates a descriptor that is never ready and never read. Returns [`FREE`] on failure.
-fn fresh() -> c_int {
+fn create_inert_fd() -> c_int {
     // SAFETY: creates a descriptor; no pointer except a constant string is passed.
     #[cfg(target_os = "linux")]
     let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
@@ -243,20 +248,20 @@ fn fresh() -> c_int {
 }
 
 /// Replaces `fd` by a close-on-exec duplicate of `by`; closes `fd` if `by` is [`FREE`].
-fn replace(fd: c_int, by: c_int) {
-    if by == FREE {
+fn replace_fd(fd: c_int, replacement: c_int) {
+    if replacement == FREE {
         return close(fd);
     }
     // SAFETY: both are descriptors of this process. The owner of `fd` still owns a descriptor with
     // that number.
     #[cfg(target_os = "linux")]
     unsafe {
-        libc::dup3(by, fd, libc::O_CLOEXEC);
+        libc::dup3(replacement, fd, libc::O_CLOEXEC);
     }
     // SAFETY: as above.
     #[cfg(not(target_os = "linux"))]
     unsafe {
-        libc::dup2(by, fd);
+        libc::dup2(replacement, fd);
         libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
     }
 }
@@ -270,8 +275,8 @@ fn close(fd: c_int) {
 
 /// Registers the function that releases, in a forked child, resources claimed by a thread of its
 /// parent. It must be async-signal-safe. Only the first registration takes effect.
-pub(crate) fn reset_in_child(reset: fn()) {
-    RESET.get_or_init(|| reset);
+pub(crate) fn register_child_reset(reset: fn()) {
+    RESET_HOOK.get_or_init(|| reset);
 }
 
 /// Returns the process that this one was forked from while an agent was running there. Returns
@@ -284,16 +289,16 @@ pub fn parent() -> Option<u32> {
 ///
 /// For code that the host calls and that may log; the child has no marple thread that could log.
 #[inline]
-pub fn notice() {
-    if UNTOLD.load(Relaxed) {
-        tell();
+pub fn warn_if_unwatched() {
+    if WARNING_PENDING.load(Relaxed) {
+        warn_unwatched();
     }
 }
 
 #[cold]
-fn tell() {
+fn warn_unwatched() {
     if let Some(parent) = parent()
-        && UNTOLD.swap(false, AcqRel)
+        && WARNING_PENDING.swap(false, AcqRel)
     {
         let own = std::process::id();
         tracing::warn!(
@@ -307,17 +312,19 @@ fn tell() {
 /// Reports an unwatched child from the allocator; called once per sampled allocation.
 ///
 /// Call number `SAMPLES_BEFORE_STDERR` writes to standard error, if that is still the file from the
-/// agent's start and accepts a line without blocking. See also [`notice`].
+/// agent's start and accepts a line without blocking. See also [`warn_if_unwatched`].
 #[inline]
-pub fn notice_from_allocator() {
-    if UNTOLD.load(Relaxed) {
-        tell_stderr();
+pub fn warn_if_unwatched_from_allocator() {
+    if WARNING_PENDING.load(Relaxed) {
+        warn_unwatched_on_stderr();
     }
 }
 
 #[cold]
-fn tell_stderr() {
-    if SAMPLES.fetch_add(1, Relaxed) + 1 != SAMPLES_BEFORE_STDERR || !is_stderr_unchanged() {
+fn warn_unwatched_on_stderr() {
+    if SAMPLED_ALLOCATIONS.fetch_add(1, Relaxed) + 1 != SAMPLES_BEFORE_STDERR
+        || !is_stderr_unchanged()
+    {
         return;
     }
     let mut text = [0; 256];
@@ -328,18 +335,18 @@ fn tell_stderr() {
         rest,
         "marple: process {own} is not watched: it is a fork of process {parent}; start the agent after forking"
     );
-    let left = rest.len();
+    let remaining = rest.len();
     let mut ready = libc::pollfd { fd: 2, events: libc::POLLOUT, revents: 0 };
     // SAFETY: one entry, which lives across the call.
-    let takes =
+    let is_writable =
         unsafe { libc::poll(&raw mut ready, 1, 0) } == 1 && ready.revents & libc::POLLOUT != 0;
-    if takes && UNTOLD.swap(false, AcqRel) {
+    if is_writable && WARNING_PENDING.swap(false, AcqRel) {
         // SAFETY: the text is at least that long.
-        unsafe { libc::write(2, text.as_ptr().cast(), text.len() - left) };
+        unsafe { libc::write(2, text.as_ptr().cast(), text.len() - remaining) };
     }
 }
 
-fn stderr() -> Option<[u64; 2]> {
+fn stderr_identity() -> Option<[u64; 2]> {
     let mut stat = MaybeUninit::<libc::stat>::zeroed();
     // SAFETY: `fstat` fills the stat for descriptor 2 of this process, or fails; all-zero is a
     // valid stat.
@@ -351,26 +358,28 @@ fn stderr() -> Option<[u64; 2]> {
     stat.map(|stat| [stat.st_dev as u64, stat.st_ino as u64])
 }
 
-fn remember_stderr() {
-    let known = stderr().unwrap_or_default();
-    STDERR.iter().zip(known).for_each(|(place, value)| place.store(value, Relaxed));
+fn record_stderr_identity() {
+    let known = stderr_identity().unwrap_or_default();
+    STDERR_IDENTITY.iter().zip(known).for_each(|(place, value)| place.store(value, Relaxed));
 }
 
 /// Returns `true` if standard error is still the same file. A daemon may have closed it, and
 /// another file may have its number.
 fn is_stderr_unchanged() -> bool {
-    stderr().is_some_and(|now| now == [STDERR[0].load(Relaxed), STDERR[1].load(Relaxed)])
+    stderr_identity().is_some_and(|now| {
+        now == [STDERR_IDENTITY[0].load(Relaxed), STDERR_IDENTITY[1].load(Relaxed)]
+    })
 }
 
 /// Returns the number of forks of this process since its agent was started.
-pub fn forks() -> u32 {
-    page().map_or(0, |page| page.forks.load(Acquire))
+pub fn fork_count() -> u32 {
+    shared_page().map_or(0, |page| page.forks.load(Acquire))
 }
 
 /// Returns the forks of this process, and their forks, that run without `exec` and without their
 /// own agent. Reads one file for each of at most 62 children that may be alive.
 pub fn unwatched_children() -> Vec<u32> {
-    let Some(page) = page() else { return Vec::new() };
+    let Some(page) = shared_page() else { return Vec::new() };
     let mut found = Vec::new();
     for child in &page.children {
         let entry = child.load(Acquire);
@@ -403,7 +412,7 @@ fn has_not_execed(pid: u32) -> io::Result<bool> {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(false),
         Err(error) => return Err(error),
     };
-    let flags = flags(&stat).ok_or(io::ErrorKind::InvalidData)?;
+    let flags = process_flags(&stat).ok_or(io::ErrorKind::InvalidData)?;
     Ok(flags.is_some_and(|flags| flags & PF_FORKNOEXEC != 0))
 }
 
@@ -415,7 +424,7 @@ fn has_not_execed(_pid: u32) -> io::Result<bool> {
 /// Returns the kernel's flags in the text of `/proc/PID/stat`; `Some(None)` for a process that has
 /// ended.
 #[cfg(target_os = "linux")]
-fn flags(stat: &[u8]) -> Option<Option<u64>> {
+fn process_flags(stat: &[u8]) -> Option<Option<u64>> {
     // The name, in parentheses, may contain any byte.
     let end = stat.iter().rposition(|&byte| byte == b')')?;
     let mut fields = std::str::from_utf8(stat.get(end + 1..)?).ok()?.split_ascii_whitespace();

@@ -3,7 +3,7 @@ use std::os::fd::AsFd;
 use super::*;
 
 #[test]
-fn a_descriptor_is_registered_until_its_guard_is_dropped() {
+fn descriptor_is_registered_until_guard_is_dropped() {
     let file = std::fs::File::open("/dev/null").unwrap();
     let guard = NotInherited::new(file.as_fd()).unwrap();
     let registered = || SLOTS.iter().any(|slot| slot.load(Relaxed) == file.as_raw_fd());
@@ -13,10 +13,10 @@ fn a_descriptor_is_registered_until_its_guard_is_dropped() {
 }
 
 #[test]
-fn replacing_a_descriptor_keeps_its_number_and_loses_what_it_was() {
+fn replaced_descriptor_keeps_number_and_closes_original() {
     let (mut reader, writer) = io::pipe().unwrap();
-    let inert = fresh();
-    replace(writer.as_raw_fd(), inert);
+    let inert = create_inert_fd();
+    replace_fd(writer.as_raw_fd(), inert);
     close(inert);
     let mut end = Vec::new();
     io::Read::read_to_end(&mut reader, &mut end).unwrap();
@@ -25,11 +25,11 @@ fn replacing_a_descriptor_keeps_its_number_and_loses_what_it_was() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn flags_are_found_whatever_the_name_is() {
+fn process_flags_are_parsed_after_names_with_brackets() {
     let stat = |name: &str, state: &str| format!("7 ({name}) {state} 1 7 7 0 -1 4194368 97 0 0");
-    assert_eq!(flags(stat("a", "S").as_bytes()), Some(Some(4_194_368)));
-    assert_eq!(flags(stat(") Z 1 (", "S").as_bytes()), Some(Some(4_194_368)));
-    assert_eq!(flags(stat("a", "Z").as_bytes()), Some(None));
-    assert_eq!(flags(b"7 (a"), None);
+    assert_eq!(process_flags(stat("a", "S").as_bytes()), Some(Some(4_194_368)));
+    assert_eq!(process_flags(stat(") Z 1 (", "S").as_bytes()), Some(Some(4_194_368)));
+    assert_eq!(process_flags(stat("a", "Z").as_bytes()), Some(None));
+    assert_eq!(process_flags(b"7 (a"), None);
     assert!(!has_not_execed(u32::MAX >> 1).unwrap());
 }

@@ -54,7 +54,7 @@ pub fn loaded() -> Result<Vec<Mapping>, Error> {
 /// # Errors
 ///
 /// Returns the errors of [`loaded`].
-pub fn seen() -> Result<Vec<Mapping>, Error> {
+pub fn loaded_and_unloaded() -> Result<Vec<Mapping>, Error> {
     let mut segments = segments()?;
     segments.extend(loaded_files::unloaded(&segments));
     Ok(segments.into_iter().map(MappedSegment::into_mapping).collect())
@@ -67,12 +67,12 @@ pub fn seen() -> Result<Vec<Mapping>, Error> {
 /// and `limit` are the number of open descriptors of the process and its limit, if known. Returns
 /// `true` if files were loaded or unloaded since the last call.
 pub fn refresh(open: Option<u64>, limit: Option<u64>) -> bool {
-    let is_changed = loaded_files::begin_generation(generation());
+    let is_changed = loaded_files::set_generation(generation());
     if is_changed {
         // Without /proc there are no names; every capture reports that.
         let _ = segments();
     }
-    loaded_files::keep_within(open, limit);
+    loaded_files::limit_descriptors(open, limit);
     is_changed
 }
 
@@ -104,7 +104,7 @@ pub fn loaded_at(mut addresses: impl Iterator<Item = u64>) -> Result<Vec<Mapping
 /// Returns a number that changes when a library is loaded or unloaded. Briefly takes the loader's
 /// lock: for the agent's threads, not for an allocating thread or a signal handler.
 pub fn generation() -> u64 {
-    let Loads { loaded, unloaded } = loads();
+    let Loads { loaded, unloaded } = load_counts();
     loaded.wrapping_add(unloaded)
 }
 
@@ -116,34 +116,34 @@ pub(crate) struct Loads {
 }
 
 #[cfg(target_os = "linux")]
-pub(crate) fn loads() -> Loads {
+pub(crate) fn load_counts() -> Loads {
     use std::ffi::{c_int, c_void};
 
-    unsafe extern "C" fn first(
+    unsafe extern "C" fn copy_counts(
         info: *mut libc::dl_phdr_info,
         size: libc::size_t,
-        loads: *mut c_void,
+        load_counts: *mut c_void,
     ) -> c_int {
         if size >= size_of::<libc::dl_phdr_info>() && !info.is_null() {
             // SAFETY: `info` is the loader's, valid during the call, and `size` confirms that it
             // has all fields; `loads` is the value that the caller below passed.
             unsafe {
-                *loads.cast::<Loads>() =
+                *load_counts.cast::<Loads>() =
                     Loads { loaded: (*info).dlpi_adds, unloaded: (*info).dlpi_subs };
             }
         }
         1
     }
-    let mut loads = Loads::default();
+    let mut load_counts = Loads::default();
     // SAFETY: `first` has the type that the loader expects, does not unwind, and writes through the
     // pointer to `loads` only during this call.
-    unsafe { libc::dl_iterate_phdr(Some(first), (&raw mut loads).cast()) };
-    loads
+    unsafe { libc::dl_iterate_phdr(Some(copy_counts), (&raw mut load_counts).cast()) };
+    load_counts
 }
 
 /// Returns a constant: loads are not observable on this platform.
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn loads() -> Loads {
+pub(crate) fn load_counts() -> Loads {
     Loads::default()
 }
 
@@ -168,15 +168,15 @@ pub(crate) struct MappedSegment {
 /// files they had at first use.
 pub(crate) fn segments() -> Result<Vec<MappedSegment>, Error> {
     // Read before the list: an unload during the listing is then found the next time.
-    let loads = loads();
-    let mut segments = listed()?;
-    loaded_files::settle(&mut segments, loads);
+    let load_counts = load_counts();
+    let mut segments = list_segments()?;
+    loaded_files::resolve_files(&mut segments, load_counts);
     Ok(segments)
 }
 
 /// Returns the segments as the kernel lists them, without locking or opening anything. Safe in an
 /// allocating thread of the host.
-pub(crate) fn listed() -> Result<Vec<MappedSegment>, Error> {
+pub(crate) fn list_segments() -> Result<Vec<MappedSegment>, Error> {
     let maps = fs::read(MAPS).map_err(Error::Maps)?;
     let main = fs::read_link(EXE).ok();
     let mut segments = parse(&maps, main.as_deref());
@@ -190,13 +190,14 @@ fn parse(maps: &[u8], main: Option<&Path>) -> Vec<MappedSegment> {
     let mut segments = Vec::new();
     for line in maps.split(|&byte| byte == b'\n') {
         let Some((is_code, mut segment)) = parse_line(line, main) else { continue };
-        let is_same = |first: &MappedSegment| {
+        let is_same_file = |first: &MappedSegment| {
             first.device == segment.device && first.inode == segment.inode && segment.inode != 0
         };
         if segment.file_offset == 0 {
             header = Some(segment.clone());
         }
-        segment.header = header.as_ref().filter(|first| is_same(first)).map(|it| it.range.clone());
+        segment.header =
+            header.as_ref().filter(|first| is_same_file(first)).map(|first| first.range.clone());
         if is_code {
             segments.push(segment);
         }
@@ -220,7 +221,7 @@ fn parse_line(line: &[u8], main: Option<&Path>) -> Option<(bool, MappedSegment)>
     let offset = field()?;
     let (major, minor) = field()?.split_once(':')?;
     let inode = field()?;
-    let path = PathBuf::from(OsString::from_vec(unescaped(rest)));
+    let path = PathBuf::from(OsString::from_vec(unescape_newlines(rest)));
     if !path.has_root() && path.as_os_str() != VDSO {
         return None;
     }
@@ -239,7 +240,7 @@ fn parse_line(line: &[u8], main: Option<&Path>) -> Option<(bool, MappedSegment)>
 }
 
 /// Decodes a newline in a path, which the kernel writes as `\012`.
-fn unescaped(path: &[u8]) -> Vec<u8> {
+fn unescape_newlines(path: &[u8]) -> Vec<u8> {
     let mut text = Vec::with_capacity(path.len());
     let mut rest = path;
     while let Some((&byte, after)) = rest.split_first() {
@@ -256,18 +257,18 @@ fn unescaped(path: &[u8]) -> Vec<u8> {
 
 impl MappedSegment {
     /// Returns `true` if `other` is the same range of the same file, regardless of its path.
-    pub(crate) fn is_same_place(&self, other: &Self) -> bool {
+    pub(crate) fn is_same_range(&self, other: &Self) -> bool {
         self.range == other.range
             && self.file_offset == other.file_offset
             && self.device == other.device
             && self.inode == other.inode
     }
 
-    /// Returns `true` if `other` is the [same place](Self::is_same_place), with the same build ID
+    /// Returns `true` if `other` is the [same place](Self::is_same_range), with the same build ID
     /// if both are known.
-    pub(crate) fn is_same(&self, other: &Self) -> bool {
+    pub(crate) fn is_same_mapping(&self, other: &Self) -> bool {
         let is_known = !self.build_id.is_empty() && !other.build_id.is_empty();
-        self.is_same_place(other) && (!is_known || self.build_id == other.build_id)
+        self.is_same_range(other) && (!is_known || self.build_id == other.build_id)
     }
 
     fn into_mapping(self) -> Mapping {
@@ -317,7 +318,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_of_maps_read_as_segments() {
+    fn maps_lines_are_parsed_into_segments() {
         let main = Path::new("/srv/my app");
         let code = |text: &str, main| parse(text.as_bytes(), main);
         let text = "55d00000-55d0a000 r--p 00000000 fe:01 4711                      /srv/my app\n\
@@ -343,19 +344,18 @@ mod tests {
     }
 
     #[test]
-    fn this_program_comes_first_and_holds_this_function() {
+    fn main_executable_is_listed_first() {
         let images = loaded().unwrap();
         let exe = std::env::current_exe().unwrap();
         assert_eq!(images[0].path, exe);
-        let here = this_program_comes_first_and_holds_this_function as fn() as usize as u64;
+        let here = main_executable_is_listed_first as fn() as usize as u64;
         assert!(images.iter().any(|m| m.path == exe && (m.start..m.end).contains(&here)));
         assert!(images.iter().all(|image| !image.has_functions));
     }
 
     #[test]
-    fn the_files_are_remembered_for_addresses_in_them_and_read_anew_for_others() {
-        let here =
-            the_files_are_remembered_for_addresses_in_them_and_read_anew_for_others as *const ();
+    fn loaded_files_are_cached_until_an_address_is_missing() {
+        let here = loaded_files_are_cached_until_an_address_is_missing as *const ();
         let known = loaded_at([here as u64].into_iter()).unwrap();
         assert_eq!(known, loaded().unwrap());
         // Mapped by the program itself, so the loader does not count it.
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn build_ids_are_those_of_the_notes() {
+    fn build_ids_are_hex_strings() {
         let images = loaded().unwrap();
         let with_id: Vec<_> = images.iter().filter(|image| !image.build_id.is_empty()).collect();
         assert!(!with_id.is_empty(), "neither this program, a library nor the vdso has a build id");
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn the_generation_is_stable_while_nothing_is_loaded() {
+    fn generation_is_stable_while_nothing_is_loaded() {
         assert_eq!(generation(), generation());
         assert_ne!(generation(), 0);
     }

@@ -55,7 +55,7 @@ macro_rules! weak {
 }
 
 /// Size of the test allocation. Nothing else that the thread allocates meanwhile comes near it.
-const PROBE: usize = 64 << 10;
+const PROBE_BYTES: usize = 64 << 10;
 
 /// The jemalloc behind Rust's heap.
 #[derive(Clone, Copy)]
@@ -64,20 +64,20 @@ pub struct Jemalloc(Control);
 impl Jemalloc {
     /// Finds the jemalloc of the program. Returns `None` if the program uses another allocator, or
     /// a jemalloc without statistics.
-    pub fn of_program() -> Option<Self> {
+    pub fn detect() -> Option<Self> {
         // SAFETY: a NUL-terminated name, looked up in all loaded objects.
         let preloaded = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"mallctl".as_ptr()) };
         let found = [weak!("_rjem_mallctl"), weak!("mallctl"), weak!("je_mallctl")];
         let found = found.into_iter().chain([preloaded as usize]).filter(|&at| at != 0);
         // SAFETY: not null, and jemalloc's functions with these names have this type.
         let found = found.map(|at| Self(unsafe { transmute::<usize, Control>(at) }));
-        found.into_iter().find(|this| this.counts(PROBE))
+        found.into_iter().find(|this| this.counts_allocation(PROBE_BYTES))
     }
 
     /// Returns `true` if it counts a block of `size` bytes that Rust's allocator returns to this
     /// thread.
-    fn counts(self, size: usize) -> bool {
-        let allocated = || self.call::<u64, ()>(c"thread.allocated", None).ok();
+    fn counts_allocation(self, size: usize) -> bool {
+        let allocated = || self.mallctl::<u64, ()>(c"thread.allocated", None).ok();
         let Some(before) = allocated() else { return false };
         let block = black_box(Vec::<u8>::with_capacity(black_box(size)));
         let after = allocated();
@@ -90,26 +90,26 @@ impl Jemalloc {
     /// # Errors
     ///
     /// Returns jemalloc's error as a system error, as do the functions below.
-    pub fn is_on(&self, name: &CStr) -> io::Result<bool> {
+    pub fn read_bool(&self, name: &CStr) -> io::Result<bool> {
         // Read as a byte: a `bool` of any other value would be undefined behavior.
-        Ok(self.call::<u8, u8>(name, None)? != 0)
+        Ok(self.mallctl::<u8, u8>(name, None)? != 0)
     }
 
     /// Writes a boolean setting.
-    pub fn turn(&self, name: &CStr, on: bool) -> io::Result<()> {
-        self.call::<(), u8>(name, Some(on.into()))
+    pub fn write_bool(&self, name: &CStr, on: bool) -> io::Result<()> {
+        self.mallctl::<(), u8>(name, Some(on.into()))
     }
 
     /// Writes jemalloc's heap profile to the file `path`.
     pub fn dump(&self, path: &CStr) -> io::Result<()> {
-        self.call::<(), *const c_char>(c"prof.dump", Some(path.as_ptr()))
+        self.mallctl::<(), *const c_char>(c"prof.dump", Some(path.as_ptr()))
     }
 
     /// Reads an `R` of plain bits unless its size is 0, and writes `new`.
-    fn call<R: Copy, W>(&self, name: &CStr, new: Option<W>) -> io::Result<R> {
+    fn mallctl<R: Copy, W>(&self, name: &CStr, new: Option<W>) -> io::Result<R> {
         let mut old = MaybeUninit::<R>::zeroed();
         let mut size = size_of::<R>();
-        let wanted = size > 0;
+        let has_result = size > 0;
         let mut new = new;
         let written = new.as_mut().map_or(ptr::null_mut(), ptr::from_mut);
         // SAFETY: the name is NUL-terminated. The buffers are local and passed with their sizes,
@@ -118,8 +118,8 @@ impl Jemalloc {
         let failed = unsafe {
             (self.0)(
                 name.as_ptr(),
-                if wanted { old.as_mut_ptr().cast() } else { ptr::null_mut() },
-                if wanted { &raw mut size } else { ptr::null_mut() },
+                if has_result { old.as_mut_ptr().cast() } else { ptr::null_mut() },
+                if has_result { &raw mut size } else { ptr::null_mut() },
                 written.cast(),
                 if written.is_null() { 0 } else { size_of::<W>() },
             )
@@ -143,12 +143,12 @@ mod tests {
     const PRELOADED: &str = "MARPLE_TEST_PRELOADED";
 
     #[test]
-    fn a_program_without_jemalloc_has_none() {
-        assert!(Jemalloc::of_program().is_none());
+    fn program_without_jemalloc_detects_none() {
+        assert!(Jemalloc::detect().is_none());
     }
 
     #[test]
-    fn a_jemalloc_of_another_library_is_not_the_programs() {
+    fn jemalloc_of_another_library_is_ignored() {
         // SAFETY: the constructors of jemalloc's library do not affect a running program.
         let loaded = unsafe { libc::dlopen(LIBRARY.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
         if loaded.is_null() {
@@ -157,14 +157,14 @@ mod tests {
         }
         // SAFETY: a NUL-terminated name, looked up in all loaded objects.
         assert!(!unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"mallctl".as_ptr()) }.is_null());
-        assert!(Jemalloc::of_program().is_none());
+        assert!(Jemalloc::detect().is_none());
     }
 
     #[test]
     fn a_preloaded_jemalloc_is_the_programs() {
         let test = "os::jemalloc::tests::a_preloaded_jemalloc_is_the_programs";
         if std::env::var_os(PRELOADED).is_some() {
-            assert!(Jemalloc::of_program().is_some());
+            assert!(Jemalloc::detect().is_some());
             return;
         }
         // SAFETY: as above.

@@ -17,7 +17,7 @@ use rustix::io::{Errno, pread};
 
 /// Buffer size for any file read here. The longest is `memory.stat`: 0.9 KiB in v1, 1.5 to 3 KiB in
 /// v2.
-pub(super) const BUFFER: usize = 8 << 10;
+pub(super) const BUFFER_BYTES: usize = 8 << 10;
 
 /// An open kernel file.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ impl KernelFile {
     /// Opens `path`, or returns the error.
     fn try_open(path: &Path) -> Result<Self, Errno> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        spare::with(|| open(path, flags, Mode::empty())).map(Self)
+        spare::open_with_retry(|| open(path, flags, Mode::empty())).map(Self)
     }
 
     /// Returns the content. Returns `None` if it fills `buffer`: the file may be longer, and its
@@ -51,7 +51,7 @@ impl KernelFile {
     /// Returns the content as a single number.
     pub(super) fn read_number(&self) -> Option<u64> {
         let mut buffer = [0; 64];
-        number(self.read(&mut buffer)?)
+        parse_number(self.read(&mut buffer)?)
     }
 }
 
@@ -60,13 +60,13 @@ impl KernelFile {
 #[derive(Debug)]
 pub(super) struct ReopenedFile {
     path: PathBuf,
-    text: [u8; LINE],
+    text: [u8; LINE_BYTES],
     /// Length of the text last read, or `None` if there is none.
     len: Option<usize>,
 }
 
 /// Buffer size of a [`ReopenedFile`]: two numbers.
-const LINE: usize = 64;
+const LINE_BYTES: usize = 64;
 
 impl ReopenedFile {
     /// Creates a reader of `path`. Returns `None` if the file cannot be opened, except for lack of
@@ -79,7 +79,7 @@ impl ReopenedFile {
     pub(super) fn try_new(path: PathBuf) -> Result<Self, Errno> {
         match KernelFile::try_open(&path) {
             Err(error) if !error.is_out_of_descriptors() => Err(error),
-            _ => Ok(Self { path, text: [0; LINE], len: None }),
+            _ => Ok(Self { path, text: [0; LINE_BYTES], len: None }),
         }
     }
 
@@ -96,21 +96,21 @@ impl ReopenedFile {
 
     /// Returns the content as a single number.
     pub(super) fn read_number(&mut self) -> Option<u64> {
-        number(self.read()?)
+        parse_number(self.read()?)
     }
 }
 
 /// Parses `text` as a number. Returns `None` for anything else, such as `max` or `-1`.
-pub(super) fn number(text: &[u8]) -> Option<u64> {
+pub(super) fn parse_number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text.trim_ascii()).ok()?.parse().ok()
 }
 
 /// Returns the words of `text`.
-pub(super) fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn split_words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty())
 }
 
 /// Returns the absolute `path` relative to `root`.
-pub(super) fn under(root: &Path, path: &Path) -> PathBuf {
+pub(super) fn join_root(root: &Path, path: &Path) -> PathBuf {
     root.join(path.strip_prefix("/").unwrap_or(path))
 }

@@ -29,7 +29,7 @@ use crate::os::proc::process::descriptor_limit;
 
 /// Maximum number of files held open. A service has about ten. Files beyond the limit are opened
 /// for each read, as long as the path leads to them.
-const MAX_HELD: u64 = 64;
+const MAX_HELD_DESCRIPTORS: u64 = 64;
 
 /// Maximum number of remembered segments of unloaded files; bounds the memory of a host that
 /// repeatedly loads new files.
@@ -37,23 +37,23 @@ const MAX_UNLOADED: usize = 1024;
 
 /// Divisor of the descriptor limit: one descriptor in 2048 may be held, in addition to those
 /// reserved for captures.
-const SHARE: u64 = 2048;
+const DESCRIPTOR_LIMIT_DIVISOR: u64 = 2048;
 
 /// Suffix that the kernel appends to the path of a deleted file.
-const DELETED: &[u8] = b" (deleted)";
+const DELETED_SUFFIX: &[u8] = b" (deleted)";
 
 const TOPIC: &str = "symbols.descriptors";
 
 static REGISTRY: Mutex<FileRegistry> = Mutex::new(FileRegistry::new());
 
-fn with<T>(use_registry: impl FnOnce(&mut FileRegistry) -> T) -> T {
+fn with_registry<T>(use_registry: impl FnOnce(&mut FileRegistry) -> T) -> T {
     use_registry(&mut REGISTRY.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Sets the file and the build ID of each segment to those at its first use. `segments` must be
 /// complete.
-pub(super) fn settle(segments: &mut [MappedSegment], loads: Loads) {
-    with(|registry| registry.settle(segments, loads));
+pub(super) fn resolve_files(segments: &mut [MappedSegment], loads: Loads) {
+    with_registry(|registry| registry.resolve_files(segments, loads));
 }
 
 /// Returns the segments of unloaded files that overlap none of `loaded`.
@@ -62,25 +62,25 @@ pub(super) fn unloaded(loaded: &[MappedSegment]) -> Vec<MappedSegment> {
         let known = registry.known.iter().filter(|known| !known.is_loaded);
         known.map(|known| known.segment.clone()).collect::<Vec<_>>()
     };
-    let mut unloaded = with(unloaded);
-    unloaded.retain(|old| !loaded.iter().any(|segment| overlap(old, segment)));
+    let mut unloaded = with_registry(unloaded);
+    unloaded.retain(|old| !loaded.iter().any(|segment| overlaps(old, segment)));
     unloaded
 }
 
 /// Stores `generation`. Returns `true` if it differs from that of the last call.
-pub(super) fn begin_generation(generation: u64) -> bool {
-    with(|registry| registry.generation.replace(generation) != Some(generation))
+pub(super) fn set_generation(generation: u64) -> bool {
+    with_registry(|registry| registry.generation.replace(generation) != Some(generation))
 }
 
 /// Limits the held descriptors to the number that a process with `open` of `limit` descriptors can
 /// spare.
-pub(super) fn keep_within(open: Option<u64>, limit: Option<u64>) {
-    let short = with(|registry| {
+pub(super) fn limit_descriptors(open: Option<u64>, limit: Option<u64>) {
+    let not_held = with_registry(|registry| {
         let own = registry.descriptors();
-        registry.allowed = allowed(open.unwrap_or(own), limit, own);
-        registry.balance()
+        registry.max_descriptors = max_held(open.unwrap_or(own), limit, own);
+        registry.hold_files()
     });
-    match (short, limit) {
+    match (not_held, limit) {
         (files @ 1.., Some(limit)) => warnings::set(
             TOPIC,
             format!(
@@ -101,14 +101,15 @@ pub(super) fn keep_within(open: Option<u64>, limit: Option<u64>) {
 ///
 /// The last quarter stays free: a service with the usual limit of 1024 needs its descriptors
 /// itself.
-fn allowed(open: u64, limit: Option<u64>, own: u64) -> u64 {
-    let Some(limit) = limit else { return MAX_HELD };
+fn max_held(open: u64, limit: Option<u64>, own: u64) -> u64 {
+    let Some(limit) = limit else { return MAX_HELD_DESCRIPTORS };
     let others = open.saturating_sub(own);
-    let more = (limit / SHARE).min((limit / 4 * 3).saturating_sub(others));
-    (more + spare::places_for_code()).min(MAX_HELD)
+    let spare_descriptors =
+        (limit / DESCRIPTOR_LIMIT_DIVISOR).min((limit / 4 * 3).saturating_sub(others));
+    (spare_descriptors + spare::code_file_capacity()).min(MAX_HELD_DESCRIPTORS)
 }
 
-fn overlap(a: &MappedSegment, b: &MappedSegment) -> bool {
+fn overlaps(a: &MappedSegment, b: &MappedSegment) -> bool {
     a.range.start < b.range.end && b.range.start < a.range.end
 }
 
@@ -120,9 +121,9 @@ struct FileRegistry {
     loads: Loads,
     generation: Option<u64>,
     /// Number of descriptors that may be held.
-    allowed: u64,
+    max_descriptors: u64,
     /// Set once `allowed` was computed from the limit of the process.
-    is_counted: bool,
+    is_limit_known: bool,
 }
 
 struct KnownMapping {
@@ -143,56 +144,57 @@ impl FileRegistry {
             retired: Vec::new(),
             loads: Loads { loaded: 0, unloaded: 0 },
             generation: None,
-            allowed: MAX_HELD,
-            is_counted: false,
+            max_descriptors: MAX_HELD_DESCRIPTORS,
+            is_limit_known: false,
         }
     }
 
-    fn settle(&mut self, segments: &mut [MappedSegment], loads: Loads) {
-        if !self.is_counted {
+    fn resolve_files(&mut self, segments: &mut [MappedSegment], loads: Loads) {
+        if !self.is_limit_known {
             // The number of open descriptors is unknown until the first tick.
-            self.allowed = allowed(0, descriptor_limit(), 0);
-            self.is_counted = true;
+            self.max_descriptors = max_held(0, descriptor_limit(), 0);
+            self.is_limit_known = true;
         }
         // If nothing was unloaded, a file that was written to is still the loaded one, with
         // different content. Its entry stays, and reading names from it fails.
-        let may_be_another = loads.unloaded != self.loads.unloaded;
+        let may_be_replaced = loads.unloaded != self.loads.unloaded;
         self.loads = loads;
         let mut old = std::mem::take(&mut self.known);
         for segment in segments.iter_mut() {
-            let place = old.iter().position(|known| known.segment.is_same_place(segment));
+            let place = old.iter().position(|known| known.segment.is_same_range(segment));
             let known = place.map(|place| old.remove(place));
             let (known, another) = match known {
-                Some(known) if known.is_loaded && !may_be_another || known.is_certain() => {
+                Some(known) if known.is_loaded && !may_be_replaced || known.is_original() => {
                     (Some(known), None)
                 }
                 other => (None, other),
             };
             match known {
                 Some(known) => *segment = known.segment,
-                None => self.learn(segment, &old),
+                None => self.identify_file(segment, &old),
             }
             self.known.push(KnownMapping { segment: segment.clone(), is_loaded: true });
             self.retire(another);
         }
-        let is_free = |old: &KnownMapping| !segments.iter().any(|now| overlap(&old.segment, now));
-        let (mut kept, replaced): (Vec<KnownMapping>, Vec<KnownMapping>) =
+        let is_free = |old: &KnownMapping| !segments.iter().any(|now| overlaps(&old.segment, now));
+        let (mut remembered, replaced): (Vec<KnownMapping>, Vec<KnownMapping>) =
             old.into_iter().partition(is_free);
-        let beyond = kept.split_off(kept.len().min(MAX_UNLOADED));
-        self.known.extend(kept.into_iter().map(|old| KnownMapping { is_loaded: false, ..old }));
-        self.retire(replaced.into_iter().chain(beyond));
-        self.balance();
+        let excess = remembered.split_off(remembered.len().min(MAX_UNLOADED));
+        self.known
+            .extend(remembered.into_iter().map(|old| KnownMapping { is_loaded: false, ..old }));
+        self.retire(replaced.into_iter().chain(excess));
+        self.hold_files();
     }
 
     /// Determines the file of `segment`.
-    fn learn(&self, segment: &mut MappedSegment, old: &[KnownMapping]) {
+    fn identify_file(&self, segment: &mut MappedSegment, old: &[KnownMapping]) {
         if segment.is_vdso() {
             segment.build_id = segment.open().map(|image| image.build_id()).unwrap_or_default();
             return;
         }
         let same = self.known.iter().chain(old).find(|known| {
             let other = &known.segment;
-            other.inode == segment.inode && other.device == segment.device && known.is_certain()
+            other.inode == segment.inode && other.device == segment.device && known.is_original()
         });
         if let Some(KnownMapping { segment: same, .. }) = same {
             segment.path.clone_from(&same.path);
@@ -202,15 +204,16 @@ impl FileRegistry {
         }
         let mapped = segment.header.clone().and_then(|at| ElfFile::read(ElfSource::Memory(at)));
         segment.build_id = mapped.map(|image| image.build_id()).unwrap_or_default();
-        if let Some(path) = before_deletion(segment) {
+        if let Some(path) = path_before_deletion(segment) {
             segment.path = path;
         }
         let linked =
             format!("/proc/self/map_files/{:x}-{:x}", segment.range.start, segment.range.end);
         let path = if segment.is_main { Path::new(EXE) } else { segment.path.as_path() };
-        let found = [path, Path::new(&linked)].into_iter().find_map(|path| open(path, segment));
+        let found =
+            [path, Path::new(&linked)].into_iter().find_map(|path| open_matching(path, segment));
         if let Some((file, build_id)) = found {
-            if self.descriptors() + file.descriptors() > self.allowed {
+            if self.descriptors() + file.open_descriptors() > self.max_descriptors {
                 file.release();
             }
             segment.build_id = build_id;
@@ -218,9 +221,9 @@ impl FileRegistry {
         }
     }
 
-    fn retire(&mut self, gone: impl IntoIterator<Item = KnownMapping>) {
+    fn retire(&mut self, removed: impl IntoIterator<Item = KnownMapping>) {
         self.retired.retain(|file| file.strong_count() > 0);
-        let files = gone.into_iter().filter_map(|known| known.segment.file);
+        let files = removed.into_iter().filter_map(|known| known.segment.file);
         self.retired.extend(files.map(|file| Arc::downgrade(&file)));
     }
 
@@ -237,53 +240,55 @@ impl FileRegistry {
     }
 
     fn descriptors(&self) -> u64 {
-        self.files().iter().map(|file| file.descriptors()).sum()
+        self.files().iter().map(|file| file.open_descriptors()).sum()
     }
 
     /// Holds as many files as allowed: loaded ones first, and of these the service's before the
     /// system's. Returns the number of loaded files of the service that are not held.
-    fn balance(&mut self) -> usize {
+    fn hold_files(&mut self) -> usize {
         let is_loaded = |file: &Arc<CodeFile>| {
             let mut loaded = self.known.iter().filter(|known| known.is_loaded);
-            loaded.any(|known| known.segment.file.as_ref().is_some_and(|it| Arc::ptr_eq(it, file)))
+            loaded.any(|known| {
+                known.segment.file.as_ref().is_some_and(|held_file| Arc::ptr_eq(held_file, file))
+            })
         };
         let mut files = self.files();
-        files.sort_by_cached_key(|file| (!is_loaded(file), is_of_the_system(file.path())));
-        let (mut held, mut short) = (0, 0);
+        files.sort_by_cached_key(|file| (!is_loaded(file), is_system_file(file.path())));
+        let (mut held, mut not_held) = (0, 0);
         for file in &files {
-            if held + file.wanted_descriptors() <= self.allowed {
-                file.hold();
-                held += file.descriptors();
+            if held + file.max_descriptors() <= self.max_descriptors {
+                file.keep_open();
+                held += file.open_descriptors();
             } else {
                 file.release();
-                short += usize::from(is_loaded(file) && !is_of_the_system(file.path()));
+                not_held += usize::from(is_loaded(file) && !is_system_file(file.path()));
             }
         }
         // Reversed, so that the least important files are closed first.
-        let held = files.into_iter().rev().filter(|file| file.is_held());
-        spare::set_code_files(held.take(spare::places_for_code() as usize));
-        short
+        let held = files.into_iter().rev().filter(|file| file.is_open());
+        spare::set_code_files(held.take(spare::code_file_capacity() as usize));
+        not_held
     }
 }
 
 impl KnownMapping {
     /// Returns `true` if the file is known to be the original one, with unchanged content.
-    fn is_certain(&self) -> bool {
-        self.segment.file.as_ref().is_some_and(|file| file.is_held() && !file.is_rewritten())
+    fn is_original(&self) -> bool {
+        self.segment.file.as_ref().is_some_and(|file| file.is_open() && !file.is_modified())
     }
 }
 
 /// Returns `true` if the file belongs to the system. Deployments of a service do not replace such
 /// files.
-fn is_of_the_system(path: &Path) -> bool {
+fn is_system_file(path: &Path) -> bool {
     ["/lib", "/lib64", "/usr/lib", "/usr/lib64"].iter().any(|folder| path.starts_with(folder))
 }
 
 /// Opens the file at `path` if it is the file of `segment`. Returns it with its build ID.
-fn open(path: &Path, segment: &MappedSegment) -> Option<(CodeFile, String)> {
+fn open_matching(path: &Path, segment: &MappedSegment) -> Option<(CodeFile, String)> {
     let file = Arc::new(CodeFile::open(path).ok()?);
     let build_id = ElfFile::read(ElfSource::File(Arc::clone(&file)))?.build_id();
-    let is_it = if segment.build_id.is_empty() {
+    let is_match = if segment.build_id.is_empty() {
         // On overlay file systems and btrfs the device differs from that of `stat`, the inode does
         // not.
         segment.is_main || file.inode() == segment.inode
@@ -291,13 +296,13 @@ fn open(path: &Path, segment: &MappedSegment) -> Option<(CodeFile, String)> {
         build_id == segment.build_id
     };
     let file = Arc::into_inner(file)?;
-    is_it.then_some((file, build_id))
+    is_match.then_some((file, build_id))
 }
 
 /// Returns the former path of a file that was removed or replaced, or `None` if it was not.
-fn before_deletion(segment: &MappedSegment) -> Option<PathBuf> {
-    let path = segment.path.as_os_str().as_bytes().strip_suffix(DELETED)?;
+fn path_before_deletion(segment: &MappedSegment) -> Option<PathBuf> {
+    let path = segment.path.as_os_str().as_bytes().strip_suffix(DELETED_SUFFIX)?;
     // A file name may really end in ` (deleted)`.
-    let is_called_so = fs::metadata(&segment.path).is_ok_and(|file| file.ino() == segment.inode);
-    (!is_called_so).then(|| PathBuf::from(OsStr::from_bytes(path)))
+    let is_literal_name = fs::metadata(&segment.path).is_ok_and(|file| file.ino() == segment.inode);
+    (!is_literal_name).then(|| PathBuf::from(OsStr::from_bytes(path)))
 }

@@ -54,16 +54,16 @@ impl MappedWords {
         if let Some(words) = self.get() {
             return Some(words);
         }
-        let fresh = map(self.bytes()).ok()?.cast::<AtomicU64>();
+        let fresh = map_zeroed(self.size_bytes()).ok()?.cast::<AtomicU64>();
         let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
         if self.start.compare_exchange(ptr::null_mut(), fresh, success, failure).is_err() {
             // SAFETY: `fresh` was mapped above with this length and was not published.
-            let _ = unsafe { munmap(fresh.cast(), self.bytes()) };
+            let _ = unsafe { munmap(fresh.cast(), self.size_bytes()) };
         }
         self.get()
     }
 
-    const fn bytes(&self) -> usize {
+    const fn size_bytes(&self) -> usize {
         self.words * size_of::<AtomicU64>()
     }
 }
@@ -74,7 +74,7 @@ impl Drop for MappedWords {
         if !start.is_null() {
             // SAFETY: mapped by `get_or_map` with this length; `&mut self` excludes every borrow of
             // it.
-            let _ = unsafe { munmap(start.cast(), self.bytes()) };
+            let _ = unsafe { munmap(start.cast(), self.size_bytes()) };
         }
     }
 }
@@ -96,14 +96,14 @@ impl MappedCopy {
     /// # Errors
     ///
     /// Returns an error if the kernel refuses the memory, or the error of `fill`.
-    pub(crate) fn fill(
+    pub(crate) fn with_contents(
         length: usize,
         fill: impl FnOnce(&mut [u8]) -> io::Result<()>,
     ) -> io::Result<Self> {
         if length == 0 {
             return Ok(Self { start: ptr::dangling(), length });
         }
-        let start = map(length)?;
+        let start = map_zeroed(length)?;
         let copy = Self { start, length };
         // SAFETY: `length` zeroed bytes, mapped above and not shared with anything yet.
         fill(unsafe { std::slice::from_raw_parts_mut(start, length) })?;
@@ -132,14 +132,16 @@ impl Drop for MappedCopy {
 
 /// Maps `length` zeroed bytes that use memory only where they are written.
 #[cfg(all(target_os = "linux", not(miri)))]
-fn map(length: usize) -> io::Result<*mut u8> {
+fn map_zeroed(length: usize) -> io::Result<*mut u8> {
     use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 
     /// Size up to which the limit is not checked: such mappings cannot exhaust the address space.
-    const SMALL: usize = 256 << 10;
+    const UNCHECKED_BYTES: usize = 256 << 10;
     /// Divisor of the remaining address space that one mapping may use.
-    const SHARE: u64 = 8;
-    if length > SMALL && address_space_left().is_some_and(|left| length as u64 > left.get() / SHARE)
+    const ADDRESS_SPACE_DIVISOR: u64 = 8;
+    if length > UNCHECKED_BYTES
+        && remaining_address_space()
+            .is_some_and(|remaining| length as u64 > remaining.get() / ADDRESS_SPACE_DIVISOR)
     {
         return Err(io::ErrorKind::OutOfMemory.into());
     }
@@ -148,7 +150,7 @@ fn map(length: usize) -> io::Result<*mut u8> {
     // SAFETY: an anonymous mapping at an address chosen by the kernel affects no existing memory.
     let start = unsafe { mmap_anonymous(ptr::null_mut(), length, ProtFlags::empty(), flags) }?;
     // SAFETY: mapped above with this length and not shared with anything yet.
-    let opened = unsafe { open(start.cast(), length, may_unlock) };
+    let opened = unsafe { make_accessible(start.cast(), length, may_unlock) };
     if let Err(error) = opened {
         // SAFETY: as above.
         let _ = unsafe { munmap(start, length) };
@@ -163,10 +165,14 @@ fn map(length: usize) -> io::Result<*mut u8> {
 ///
 /// `start` must point to a mapping of `length` bytes that the caller owns.
 #[cfg(all(target_os = "linux", not(miri)))]
-unsafe fn open(start: *mut u8, length: usize, may_unlock: fn() -> bool) -> io::Result<()> {
+unsafe fn make_accessible(
+    start: *mut u8,
+    length: usize,
+    may_unlock: fn() -> bool,
+) -> io::Result<()> {
     // Size of the steps in which a locked mapping is opened and emptied; bounds the memory that is
     // briefly populated.
-    const PIECE: usize = 256 << 10;
+    const STEP_BYTES: usize = 256 << 10;
     let advise = |at: *mut u8, length: usize, advice| {
         // SAFETY: the caller's mapping; neither advice changes the content of fresh pages.
         unsafe { libc::madvise(at.cast(), length, advice) }
@@ -188,8 +194,8 @@ unsafe fn open(start: *mut u8, length: usize, may_unlock: fn() -> bool) -> io::R
     if may_unlock() && unsafe { libc::munlock(start.cast(), length) } == 0 {
         return protect(start, length);
     }
-    for at in (0..length).step_by(PIECE) {
-        let size = PIECE.min(length - at);
+    for at in (0..length).step_by(STEP_BYTES) {
+        let size = STEP_BYTES.min(length - at);
         // SAFETY: `at` is within the mapping.
         let at = unsafe { start.add(at) };
         protect(at, size)?;
@@ -216,7 +222,7 @@ fn may_unlock() -> bool {
 /// Returns the address space left below `RLIMIT_AS`, or `None` if there is no such limit. Neither
 /// locks nor allocates; costs 0.1 us without the limit and 5 us with it.
 #[cfg(all(target_os = "linux", not(miri)))]
-pub fn address_space_left() -> Option<Bytes> {
+pub fn remaining_address_space() -> Option<Bytes> {
     use rustix::fs::{Mode, OFlags};
 
     let limit = rustix::process::getrlimit(rustix::process::Resource::As).current?;
@@ -232,33 +238,33 @@ pub fn address_space_left() -> Option<Bytes> {
 
 /// Returns `None`: not available on this platform.
 #[cfg(any(not(target_os = "linux"), miri))]
-pub fn address_space_left() -> Option<Bytes> {
+pub fn remaining_address_space() -> Option<Bytes> {
     None
 }
 
 /// Releases the memory that `mlockall(MCL_FUTURE)` populates for the whole stack of a thread.
 /// Called at the start of marple's threads. Without `mlockall` it is a system call without effect.
 #[cfg(all(target_os = "linux", not(miri)))]
-pub fn release_own_stack() {
+pub fn release_unused_stack() {
     /// Margin below the caller's frame that is kept, because signal handlers run there.
-    const MARGIN: u64 = 64 << 10;
+    const MARGIN_BYTES: u64 = 64 << 10;
     let page = rustix::param::page_size() as u64;
-    let Some(stack) = crate::os::own_stack::bounds() else { return };
+    let Some(stack) = crate::os::own_stack::current_stack_bounds() else { return };
     let here = (&raw const page).addr() as u64;
     let start = stack.start.next_multiple_of(page);
-    let end = here.saturating_sub(MARGIN) & !(page - 1);
+    let end = here.saturating_sub(MARGIN_BYTES) & !(page - 1);
     if !stack.contains(&here) || end <= start {
         return;
     }
     let at = start as *mut libc::c_void;
-    let (unused, whole) = ((end - start) as usize, (stack.end - start) as usize);
+    let (unused, stack_size) = ((end - start) as usize, (stack.end - start) as usize);
     // SAFETY: this thread's own stack, more than a margin below all frames in use: nothing is
     // stored there. `munlock` does not discard memory.
     unsafe {
         if libc::madvise(at, unused, libc::MADV_DONTNEED) == 0 {
             return;
         }
-        if may_unlock() && libc::munlock(at, whole) == 0 {
+        if may_unlock() && libc::munlock(at, stack_size) == 0 {
             libc::madvise(at, unused, libc::MADV_DONTNEED);
         } else {
             libc::madvise(at, unused, libc::MADV_DONTNEED_LOCKED);
@@ -268,11 +274,11 @@ pub fn release_own_stack() {
 
 /// Does nothing: stack bounds are not available on this platform.
 #[cfg(any(not(target_os = "linux"), miri))]
-pub fn release_own_stack() {}
+pub fn release_unused_stack() {}
 
 /// Maps `length` zeroed bytes.
 #[cfg(any(not(target_os = "linux"), miri))]
-fn map(length: usize) -> io::Result<*mut u8> {
+fn map_zeroed(length: usize) -> io::Result<*mut u8> {
     use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 
     let protection = ProtFlags::READ | ProtFlags::WRITE;
@@ -286,7 +292,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_chunk_is_mapped_once_and_zeroed() {
+    fn concurrent_first_uses_map_words_once() {
         let chunk = MappedWords::new(1000);
         assert!(chunk.get().is_none());
         std::thread::scope(|scope| {
@@ -302,21 +308,21 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "takes the memory from the machine")]
-    fn a_chunk_that_cannot_be_mapped_is_none() {
+    fn failed_mapping_returns_none() {
         assert!(MappedWords::new(1 << 56).get_or_map().is_none());
-        assert!(MappedCopy::fill(usize::MAX >> 8, |_| Ok(())).is_err());
+        assert!(MappedCopy::with_contents(usize::MAX >> 8, |_| Ok(())).is_err());
     }
 
     #[test]
-    fn a_copy_is_what_was_filled_in() {
-        let copy = MappedCopy::fill(5000, |bytes| {
+    fn mapped_copy_holds_the_filled_bytes() {
+        let copy = MappedCopy::with_contents(5000, |bytes| {
             bytes[4999] = 7;
             Ok(())
         });
         let copy = copy.unwrap();
         assert_eq!((copy.len(), copy[0], copy[4999]), (5000, 0, 7));
-        assert!(MappedCopy::fill(0, |_| Ok(())).unwrap().is_empty());
-        let failed = MappedCopy::fill(8, |_| Err(io::ErrorKind::UnexpectedEof.into()));
+        assert!(MappedCopy::with_contents(0, |_| Ok(())).unwrap().is_empty());
+        let failed = MappedCopy::with_contents(8, |_| Err(io::ErrorKind::UnexpectedEof.into()));
         assert_eq!(failed.err().map(|error| error.kind()), Some(io::ErrorKind::UnexpectedEof));
     }
 
@@ -329,8 +335,9 @@ mod tests {
             let (start, end) = line.split(' ').next()?.split_once('-')?;
             Some(u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?)
         };
-        let of = |line: &&str| is_head(line) && range(line).is_some_and(|it| it.contains(&address));
-        let lines = smaps.lines().skip_while(|line| !of(line)).skip(1);
+        let contains_address =
+            |line: &&str| is_head(line) && range(line).is_some_and(|it| it.contains(&address));
+        let lines = smaps.lines().skip_while(|line| !contains_address(line)).skip(1);
         lines.take_while(|line| !is_head(line)).map(str::to_owned).collect()
     }
 
@@ -343,7 +350,7 @@ mod tests {
     /// One write would take 2 MiB if the machine enables huge pages for all mappings.
     #[test]
     #[cfg(all(target_os = "linux", not(miri)))]
-    fn a_table_takes_no_huge_pages() {
+    fn mapping_disables_huge_pages() {
         let chunk = MappedWords::new(1 << 20);
         let mapping = mapping_of(chunk.get_or_map().unwrap().as_ptr() as u64);
         let has_huge_pages = std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists();
@@ -355,7 +362,7 @@ mod tests {
     /// emptied.
     #[test]
     #[cfg(all(target_os = "linux", not(miri)))]
-    fn locked_memory_is_taken_where_it_is_written() {
+    fn mlockall_populates_only_written_pages() {
         use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 
         // SAFETY: takes no pointer.
@@ -370,7 +377,7 @@ mod tests {
             unsafe {
                 let start = mmap_anonymous(ptr::null_mut(), length, ProtFlags::empty(), flags);
                 let start: *mut u8 = start.unwrap().cast();
-                open(start, length, may_unlock).unwrap();
+                make_accessible(start, length, may_unlock).unwrap();
                 start.write(1);
                 let mapping = mapping_of(start as u64);
                 munmap(start.cast(), length).unwrap();
@@ -383,7 +390,7 @@ mod tests {
             let here = 0u8;
             let here = (&raw const here).addr() as u64;
             let before = kib(&mapping_of(here), "Rss:");
-            release_own_stack();
+            release_unused_stack();
             (before, kib(&mapping_of(here), "Rss:"))
         });
         let (before, after) = thread.unwrap().join().unwrap();

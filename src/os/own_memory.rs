@@ -19,7 +19,7 @@ use std::sync::atomic::Ordering::Relaxed;
 const MEM: &str = "/proc/self/mem";
 
 /// Process ID (upper half) and descriptor + 1 (lower half); 0 before the first call.
-static OPENED: AtomicU64 = AtomicU64::new(0);
+static CACHED_DESCRIPTOR: AtomicU64 = AtomicU64::new(0);
 
 /// Copies memory from `address` on into `into`. Returns the number of bytes read.
 ///
@@ -34,7 +34,7 @@ pub(crate) fn read(address: u64, into: &mut [u8]) -> usize {
 
 fn descriptor() -> Option<i32> {
     let pid = u64::from(std::process::id());
-    let opened = OPENED.load(Relaxed);
+    let opened = CACHED_DESCRIPTOR.load(Relaxed);
     if opened >> 32 == pid && opened as u32 > 0 {
         return Some(opened as u32 as i32 - 1);
     }
@@ -42,12 +42,12 @@ fn descriptor() -> Option<i32> {
     let file = OpenOptions::new().read(true).custom_flags(close_on_exec).open(MEM).ok()?;
     let fd = file.into_raw_fd();
     let fresh = pid << 32 | (fd as u64 + 1);
-    match OPENED.compare_exchange(opened, fresh, Relaxed, Relaxed) {
+    match CACHED_DESCRIPTOR.compare_exchange(opened, fresh, Relaxed, Relaxed) {
         Ok(_) => Some(fd),
-        Err(other) => {
+        Err(winner) => {
             // SAFETY: opened above, and nothing else has its number.
             drop(unsafe { <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) });
-            Some(other as u32 as i32 - 1)
+            Some(winner as u32 as i32 - 1)
         }
     }
 }
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_mapped_is_read_and_the_rest_is_not() {
+    fn unmapped_addresses_read_as_zero_bytes() {
         let word = 0x1122_3344_5566_7788u64;
         let mut bytes = [0; 8];
         assert_eq!(read(&raw const word as u64, &mut bytes), 8);
@@ -69,7 +69,7 @@ mod tests {
 
     /// A pointer would raise SIGBUS here.
     #[test]
-    fn a_mapping_whose_file_was_shortened_is_not_read() {
+    fn read_past_truncated_file_returns_zero_bytes() {
         use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
         let file = tempfile::tempfile().unwrap();

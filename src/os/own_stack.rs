@@ -12,7 +12,7 @@ use crate::os::stack_snapshot::Registers;
 /// unwound.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 #[inline(always)]
-pub(crate) fn registers() -> Registers {
+pub(crate) fn current_registers() -> Registers {
     let (ip, sp, bp): (u64, u64, u64);
     // SAFETY: reads three registers and writes nothing else.
     unsafe {
@@ -31,7 +31,7 @@ pub(crate) fn registers() -> Registers {
 /// unwound.
 #[cfg(all(target_arch = "aarch64", not(miri)))]
 #[inline(always)]
-pub(crate) fn registers() -> Registers {
+pub(crate) fn current_registers() -> Registers {
     let (ip, sp, fp, lr): (u64, u64, u64, u64);
     // SAFETY: reads four registers and writes nothing else.
     unsafe {
@@ -49,7 +49,7 @@ pub(crate) fn registers() -> Registers {
 
 /// Returns registers that lie on no stack: Miri cannot read them.
 #[cfg(miri)]
-pub(crate) fn registers() -> Registers {
+pub(crate) fn current_registers() -> Registers {
     Registers { ip: 0, sp: 0, fp: 0, lr: 0 }
 }
 
@@ -59,7 +59,7 @@ pub(crate) fn registers() -> Registers {
 ///
 /// `stack` must be a part of the running thread's stack that is in use.
 #[inline]
-pub(crate) unsafe fn read(stack: &Range<u64>, address: u64) -> Result<u64, ()> {
+pub(crate) unsafe fn read_word(stack: &Range<u64>, address: u64) -> Result<u64, ()> {
     let end = address.checked_add(8).ok_or(())?;
     if address < stack.start || end > stack.end || !address.is_multiple_of(8) {
         return Err(());
@@ -88,13 +88,13 @@ pub(crate) unsafe fn read(stack: &Range<u64>, address: u64) -> Result<u64, ()> {
 /// allocator that may be the caller) and reads `/proc/self/maps` for the main thread. Callers are
 /// about to allocate or have just done so, and so may allocate. Signal handlers must not call this
 /// function.
-pub(crate) fn bounds() -> Option<Range<u64>> {
+pub(crate) fn current_stack_bounds() -> Option<Range<u64>> {
     thread_local! {
         static BOUNDS: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
     }
     BOUNDS.with(|bounds| {
         if bounds.get() == (0, 0) {
-            bounds.set(ask_bounds().unwrap_or((u64::MAX, u64::MAX)));
+            bounds.set(query_bounds().unwrap_or((u64::MAX, u64::MAX)));
         }
         let (start, end) = bounds.get();
         (start < end).then_some(start..end)
@@ -102,7 +102,7 @@ pub(crate) fn bounds() -> Option<Range<u64>> {
 }
 
 #[cfg(all(target_os = "linux", not(miri)))]
-fn ask_bounds() -> Option<(u64, u64)> {
+fn query_bounds() -> Option<(u64, u64)> {
     use std::mem::MaybeUninit;
     use std::ptr;
 
@@ -125,7 +125,7 @@ fn ask_bounds() -> Option<(u64, u64)> {
 /// Returns `None`: without a list of loaded files no stack can be walked, nor under Miri without
 /// registers.
 #[cfg(any(not(target_os = "linux"), miri))]
-fn ask_bounds() -> Option<(u64, u64)> {
+fn query_bounds() -> Option<(u64, u64)> {
     None
 }
 
@@ -134,20 +134,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bounds_hold_a_local_and_the_stack_pointer() {
+    fn stack_bounds_contain_locals_and_stack_pointer() {
         let local = 0x1122_3344_5566_7788u64;
         let address = &raw const local as u64;
-        let bounds = bounds().unwrap();
+        let bounds = current_stack_bounds().unwrap();
         assert!(bounds.contains(&address));
-        assert!(bounds.contains(&registers().sp));
+        assert!(bounds.contains(&current_registers().sp));
         // SAFETY: the bounds are this thread's.
         unsafe {
-            assert_eq!(read(&bounds, address), Ok(local));
-            assert_eq!(read(&bounds, address + 1), Err(()));
-            assert_eq!(read(&bounds, bounds.end), Err(()));
-            assert!(read(&bounds, bounds.end - 8).is_ok());
-            assert_eq!(read(&(address..address + 8), address - 8), Err(()));
-            assert_eq!(read(&bounds, u64::MAX - 7), Err(()));
+            assert_eq!(read_word(&bounds, address), Ok(local));
+            assert_eq!(read_word(&bounds, address + 1), Err(()));
+            assert_eq!(read_word(&bounds, bounds.end), Err(()));
+            assert!(read_word(&bounds, bounds.end - 8).is_ok());
+            assert_eq!(read_word(&(address..address + 8), address - 8), Err(()));
+            assert_eq!(read_word(&bounds, u64::MAX - 7), Err(()));
         }
     }
 }

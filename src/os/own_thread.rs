@@ -15,7 +15,7 @@
 //!
 //! The start values are the operator's decision (`taskset`, `chrt`, `nice`, `CPUAffinity=` of
 //! systemd) and apply to marple's threads too. They have to be read before `main`: later, a mask
-//! that `main` set for its thread cannot be distinguished from one given to the process. `AtStart`
+//! that `main` set for its thread cannot be distinguished from one given to the process. `StartAttributes`
 //! is filled by a function of `.init_array`.
 //!
 //! The mask of a thread that was started by another marple thread is left unchanged, so that a
@@ -30,7 +30,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::kernel_file::{KernelFile, number, words};
+use super::kernel_file::{KernelFile, parse_number, split_words};
 use super::syscalls::{OptionalCall, permit};
 use crate::base::warnings;
 use crate::os::proc::cpu_mask::CpuMask;
@@ -57,7 +57,7 @@ struct Scheduling {
 
 impl Scheduling {
     /// Reads `/proc/thread-self/stat`. Returns `None` on failure.
-    fn of_this_thread() -> Option<Self> {
+    fn of_current_thread() -> Option<Self> {
         let mut buffer = [0; 1024];
         let stat = KernelFile::open("/proc/thread-self/stat".as_ref())?;
         Self::parse(stat.read(&mut buffer)?)
@@ -66,30 +66,30 @@ impl Scheduling {
     /// Parses fields 19 and 41 of proc(5). The name, field 2, may contain brackets and spaces.
     fn parse(stat: &[u8]) -> Option<Self> {
         let name_end = stat.iter().rposition(|&byte| byte == b')')?;
-        let mut fields = words(stat.get(name_end + 1..)?);
+        let mut fields = split_words(stat.get(name_end + 1..)?);
         let nice = std::str::from_utf8(fields.nth(19 - 3)?).ok()?.parse().ok()?;
-        let policy = number(fields.nth(41 - 19 - 1)?)?;
+        let policy = parse_number(fields.nth(41 - 19 - 1)?)?;
         Some(Self { nice, policy: i32::try_from(policy).ok()? })
     }
 }
 
 /// Scheduling attributes that the process was started with.
 #[derive(Debug)]
-struct AtStart {
+struct StartAttributes {
     cpus: Option<CpuMask>,
     scheduling: Option<Scheduling>,
     /// In nanoseconds.
     timer_slack: libc::c_int,
 }
 
-static AT_START: OnceLock<AtStart> = OnceLock::new();
+static START_ATTRIBUTES: OnceLock<StartAttributes> = OnceLock::new();
 
 /// Records the start values; runs before `main`. In a library that is loaded later it runs during
 /// loading, and then records the values of the loading thread.
-extern "C" fn record_at_start() {
-    let _ = AT_START.set(AtStart {
-        cpus: CpuMask::of_thread(0),
-        scheduling: Scheduling::of_this_thread(),
+extern "C" fn record_start_attributes() {
+    let _ = START_ATTRIBUTES.set(StartAttributes {
+        cpus: CpuMask::for_thread(0),
+        scheduling: Scheduling::of_current_thread(),
         timer_slack: timer_slack(),
     });
 }
@@ -100,7 +100,7 @@ extern "C" fn record_at_start() {
 #[cfg(not(miri))]
 #[used]
 #[unsafe(link_section = ".init_array")]
-static RECORD_AT_START: extern "C" fn() = record_at_start;
+static RECORD_START_ATTRIBUTES: extern "C" fn() = record_start_attributes;
 
 /// Prepares a marple thread: releases the unused memory of its stack and resets inherited
 /// attributes to the process's start values. A second call in a thread does nothing.
@@ -117,43 +117,43 @@ struct OwnThreadEntry(Option<&'static AtomicU32>);
 
 impl OwnThreadEntry {
     fn new() -> Self {
-        let tid = crate::os::proc::threads::current();
+        let tid = crate::os::proc::threads::current_tid();
         let is_free =
             |place: &&AtomicU32| place.compare_exchange(0, tid | PENDING, Relaxed, Relaxed).is_ok();
-        let place = RUNNING.iter().find(is_free);
-        crate::os::mapped_memory::release_own_stack();
+        let slot = RUNNING.iter().find(is_free);
+        crate::os::mapped_memory::release_unused_stack();
         report(&reset());
         // Stored after the reset, so that threads starting meanwhile do not accept this one's mask
         // as correct.
-        if let Some(place) = place {
-            place.store(tid, Relaxed);
+        if let Some(slot) = slot {
+            slot.store(tid, Relaxed);
         }
-        Self(place)
+        Self(slot)
     }
 }
 
 impl Drop for OwnThreadEntry {
     fn drop(&mut self) {
-        if let Some(place) = self.0 {
-            place.store(0, Relaxed);
+        if let Some(slot) = self.0 {
+            slot.store(0, Relaxed);
         }
     }
 }
 
 /// Returns the IDs of marple's running threads.
-pub(super) fn running() -> impl Iterator<Item = u32> {
+pub(super) fn running_tids() -> impl Iterator<Item = u32> {
     RUNNING.iter().map(|place| place.load(Relaxed) & !PENDING).filter(|&tid| tid != 0)
 }
 
 /// Clears the table in a forked child, where the parent's threads do not exist.
-pub(super) fn forget_parent() {
+pub(super) fn clear_after_fork() {
     RUNNING.iter().for_each(|place| place.store(0, Relaxed));
 }
 
 /// Resets the inherited attributes of the calling thread. Returns a text for each that could not be
 /// set.
 fn reset() -> Vec<String> {
-    let Some(start) = AT_START.get() else { return Vec::new() };
+    let Some(start) = START_ATTRIBUTES.get() else { return Vec::new() };
     let mut problems = Vec::new();
     let mut note = |result: Result<(), String>| problems.extend(result.err());
     note(reset_cpus(start));
@@ -176,19 +176,19 @@ fn report(problems: &[String]) {
     }
 }
 
-fn reset_cpus(start: &AtStart) -> Result<(), String> {
-    let (Some(wanted), Some(own)) = (&start.cpus, CpuMask::of_thread(0)) else { return Ok(()) };
-    let is_that_of_another = || {
-        let mut settled = RUNNING.iter().map(|place| place.load(Relaxed));
-        let other = settled.find(|&tid| tid != 0 && tid & PENDING == 0);
-        other.and_then(CpuMask::of_thread).is_some_and(|mask| mask == own)
+fn reset_cpus(start: &StartAttributes) -> Result<(), String> {
+    let (Some(wanted), Some(own)) = (&start.cpus, CpuMask::for_thread(0)) else { return Ok(()) };
+    let is_shared_by_own_thread = || {
+        let mut own_tids = RUNNING.iter().map(|place| place.load(Relaxed));
+        let other = own_tids.find(|&tid| tid != 0 && tid & PENDING == 0);
+        other.and_then(CpuMask::for_thread).is_some_and(|mask| mask == own)
     };
-    if wanted.is_subset(&own) || is_that_of_another() {
+    if wanted.is_subset(&own) || is_shared_by_own_thread() {
         return Ok(());
     }
     let failed = |why: String| format!("CPUs {own} instead of {wanted}: {why}");
     permit(OptionalCall::SetAffinity).map_err(|denied| failed(denied.to_string()))?;
-    match wanted.set_for_this_thread() {
+    match wanted.apply_to_current_thread() {
         // No CPU of the mask is left in the cpuset: the mask that the kernel chose instead is
         // correct.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
@@ -200,9 +200,9 @@ const fn is_real_time(policy: i32) -> bool {
     !matches!(policy, libc::SCHED_OTHER | libc::SCHED_BATCH | libc::SCHED_IDLE)
 }
 
-fn reset_policy(start: &AtStart) -> Result<(), String> {
-    let Some(own) = Scheduling::of_this_thread() else { return Ok(()) };
-    let at_start = start.scheduling.map_or(libc::SCHED_OTHER, |it| it.policy);
+fn reset_policy(start: &StartAttributes) -> Result<(), String> {
+    let Some(own) = Scheduling::of_current_thread() else { return Ok(()) };
+    let at_start = start.scheduling.map_or(libc::SCHED_OTHER, |scheduling| scheduling.policy);
     let wanted = if is_real_time(at_start) { libc::SCHED_OTHER } else { at_start };
     if own.policy == wanted {
         return Ok(());
@@ -220,8 +220,8 @@ fn reset_policy(start: &AtStart) -> Result<(), String> {
     }
 }
 
-fn reset_nice(start: &AtStart) -> Result<(), String> {
-    let (Some(at_start), Some(own)) = (start.scheduling, Scheduling::of_this_thread()) else {
+fn reset_nice(start: &StartAttributes) -> Result<(), String> {
+    let (Some(at_start), Some(own)) = (start.scheduling, Scheduling::of_current_thread()) else {
         return Ok(());
     };
     if own.nice == at_start.nice {
@@ -234,7 +234,7 @@ fn reset_nice(start: &AtStart) -> Result<(), String> {
         .map_err(|error| failed(format!("setpriority failed: {error} (RLIMIT_NICE)")))
 }
 
-fn reset_timer_slack(start: &AtStart) {
+fn reset_timer_slack(start: &StartAttributes) {
     if start.timer_slack > 0 && timer_slack() > start.timer_slack {
         let slack = libc::c_ulong::from(start.timer_slack.unsigned_abs());
         // SAFETY: no pointers; it changes the calling thread only. There is no error for a slack
@@ -257,7 +257,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scheduling_is_read_behind_any_name() {
+    fn scheduling_is_parsed_after_names_with_brackets() {
         let tail = "S 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20 -7 4 0 9 8 7 6 5 4 3 2 1 0 4194304 0 0 1 0 0 17 0 0 1";
         let stat = format!("17 (a) R (b)) {tail} 0 0");
         assert_eq!(Scheduling::parse(stat.as_bytes()), Some(Scheduling { nice: -7, policy: 1 }));
@@ -266,30 +266,34 @@ mod tests {
     }
 
     #[test]
-    fn start_is_recorded_before_main() {
-        let start = AT_START.get().expect("the function of .init_array has run");
+    fn start_attributes_are_recorded_before_main() {
+        let start = START_ATTRIBUTES.get().expect("the function of .init_array has run");
         assert!(start.cpus.as_ref().is_some_and(|mask| mask.count() > 0));
         assert!(start.scheduling.is_some() && start.timer_slack > 0);
     }
 
     #[test]
-    fn thread_of_a_pinned_and_slack_one_gets_the_mask_and_slack_of_the_process() {
-        let start = AT_START.get().unwrap();
+    fn inherited_cpu_mask_and_timer_slack_are_reset() {
+        let start = START_ATTRIBUTES.get().unwrap();
         let all = start.cpus.as_ref().unwrap();
         thread::spawn(move || {
-            all.first().set_for_this_thread().unwrap();
+            all.first_cpu().apply_to_current_thread().unwrap();
             // SAFETY: no pointers; it changes the calling thread only.
             unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_000_000_000_u64) };
-            assert_eq!(CpuMask::of_thread(0).unwrap().count(), 1);
+            assert_eq!(CpuMask::for_thread(0).unwrap().count(), 1);
             let own = thread::spawn(|| {
                 assert_eq!(timer_slack(), 1_000_000_000, "inherited");
                 enter();
-                assert!(running().any(|tid| tid == crate::os::proc::threads::current()));
-                (CpuMask::of_thread(0).unwrap(), timer_slack(), crate::os::proc::threads::current())
+                assert!(running_tids().any(|tid| tid == crate::os::proc::threads::current_tid()));
+                (
+                    CpuMask::for_thread(0).unwrap(),
+                    timer_slack(),
+                    crate::os::proc::threads::current_tid(),
+                )
             });
             let (mask, slack, tid) = own.join().unwrap();
             assert_eq!((&mask, slack), (all, start.timer_slack));
-            assert!(running().all(|running| running != tid), "the thread has ended");
+            assert!(running_tids().all(|running| running != tid), "the thread has ended");
         })
         .join()
         .unwrap();

@@ -25,7 +25,7 @@ use std::time::Duration;
 use rustix::event::epoll;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-use super::failed_call::{FailedCall, RING};
+use super::failed_call::{FailedCall, RING_MMAP};
 use super::syscalls::{OptionalCall, permit};
 use crate::base::spare;
 use crate::os::stack_snapshot::{Registers, SnapshotHeader, StackSnapshot};
@@ -35,7 +35,7 @@ use crate::os::stack_snapshot::{Registers, SnapshotHeader, StackSnapshot};
 pub struct Sampling {
     /// CPU time between two samples.
     pub period: Duration,
-    /// Bytes of stack copied: a multiple of 8, at most [`MAX_STACK`].
+    /// Bytes of stack copied: a multiple of 8, at most [`MAX_STACK_BYTES`].
     pub stack_bytes: u32,
     /// Size of the ring: a power of two, at least a page.
     pub ring_bytes: usize,
@@ -44,14 +44,14 @@ pub struct Sampling {
 }
 
 /// Divisor of the ring size: [`FilledRings`] reports a ring after this part of it has been written.
-const WATERMARK_SHARE: usize = 4;
+const WATERMARK_DIVISOR: usize = 4;
 
 /// Maximum number of reads per call, of up to 64 filled rings each.
 const MAX_READS: usize = 32;
 
 /// Maximum stack copy in bytes. The size of a record is a 16-bit number, and the record holds more
 /// than the stack.
-pub const MAX_STACK: u32 = 60 << 10;
+pub const MAX_STACK_BYTES: u32 = 60 << 10;
 
 const TYPE_SOFTWARE: u32 = 1;
 const CONFIG_CPU_CLOCK: u64 = 0;
@@ -76,11 +76,11 @@ const DATA_TAIL: usize = 1032;
 
 /// Bits of `sample_regs_user`, in the order of the registers in a sample.
 #[cfg(target_arch = "x86_64")]
-const REGISTERS: u64 = 1 << 6 | 1 << 7 | 1 << 8;
+const SAMPLE_REGISTERS: u64 = 1 << 6 | 1 << 7 | 1 << 8;
 #[cfg(target_arch = "aarch64")]
-const REGISTERS: u64 = 1 << 29 | 1 << 30 | 1 << 31 | 1 << 32;
+const SAMPLE_REGISTERS: u64 = 1 << 29 | 1 << 30 | 1 << 31 | 1 << 32;
 
-fn registers(word: impl Fn(u64) -> u64) -> Registers {
+fn decode_registers(word: impl Fn(u64) -> u64) -> Registers {
     #[cfg(target_arch = "x86_64")]
     return Registers { fp: word(0), sp: word(1), ip: word(2), lr: 0 };
     #[cfg(target_arch = "aarch64")]
@@ -113,7 +113,7 @@ struct EventAttributes {
 }
 
 /// Returns the level of `kernel.perf_event_paranoid`, or `None` if it does not exist.
-pub fn paranoid() -> Option<i32> {
+pub fn paranoid_level() -> Option<i32> {
     fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").ok()?.trim().parse().ok()
 }
 
@@ -127,8 +127,8 @@ pub(super) fn locked_kib_per_cpu() -> Option<u64> {
 pub struct PerfEvent {
     fd: OwnedFd,
     ring: NonNull<u8>,
-    page: usize,
-    size: usize,
+    page_size: usize,
+    ring_size: usize,
     sampling: Sampling,
     /// Process that opened the event: a child of `fork` does not have the ring.
     pid: u32,
@@ -158,9 +158,9 @@ impl PerfEvent {
             // Perf's default clock has a different origin and rate; all other times use
             // CLOCK_MONOTONIC.
             clockid: CLOCK_MONOTONIC,
-            wakeup_watermark: (sampling.ring_bytes / WATERMARK_SHARE) as u32,
-            sample_regs_user: REGISTERS,
-            sample_stack_user: sampling.stack_bytes.min(MAX_STACK) & !7,
+            wakeup_watermark: (sampling.ring_bytes / WATERMARK_DIVISOR) as u32,
+            sample_regs_user: SAMPLE_REGISTERS,
+            sample_stack_user: sampling.stack_bytes.min(MAX_STACK_BYTES) & !7,
             ..EventAttributes::default()
         };
         // SAFETY: the kernel reads `size` bytes of the attributes and returns a descriptor.
@@ -175,7 +175,7 @@ impl PerfEvent {
             )
         };
         if fd < 0 {
-            return Err(FailedCall::of(OptionalCall::PerfEventOpen, io::Error::last_os_error()));
+            return Err(FailedCall::new(OptionalCall::PerfEventOpen, io::Error::last_os_error()));
         }
         // SAFETY: a descriptor that the kernel has just created.
         let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
@@ -185,11 +185,11 @@ impl PerfEvent {
         // SAFETY: a mapping at an address chosen by the kernel affects no existing memory.
         let ring =
             unsafe { mmap(ptr::null_mut(), page + size, protection, MapFlags::SHARED, &fd, 0) };
-        let failed = |error| FailedCall::named(RING, error);
+        let failed = |error| FailedCall::with_name(RING_MMAP, error);
         let ring = ring.map_err(|error| failed(error.into()))?;
         let ring = NonNull::new(ring.cast()).ok_or(io::ErrorKind::OutOfMemory.into());
         let ring = ring.map_err(failed)?;
-        Ok(Self { fd, ring, page, size, sampling, pid: std::process::id() })
+        Ok(Self { fd, ring, page_size: page, ring_size: size, sampling, pid: std::process::id() })
     }
 
     /// Returns the sampling parameters.
@@ -220,7 +220,7 @@ impl PerfEvent {
     /// # Errors
     ///
     /// No error is expected.
-    pub fn counted(&self) -> io::Result<Duration> {
+    pub fn cpu_time(&self) -> io::Result<Duration> {
         let mut value = [0; 8];
         match rustix::io::read(&self.fd, &mut value)? {
             8 => Ok(Duration::from_nanos(u64::from_ne_bytes(value))),
@@ -234,11 +234,11 @@ impl PerfEvent {
         if self.pid != std::process::id() {
             return 0;
         }
-        let head = self.counter(DATA_HEAD).load(Acquire);
-        let mut tail = self.counter(DATA_TAIL).load(Relaxed);
+        let head = self.ring_counter(DATA_HEAD).load(Acquire);
+        let mut tail = self.ring_counter(DATA_TAIL).load(Relaxed);
         let mut lost = 0;
         while tail < head {
-            let header = self.word(tail);
+            let header = self.ring_word(tail);
             let (kind, size) = (header as u32, header >> 48);
             // Every record of the kernel has a size; the content of a corrupt ring is skipped.
             if size < 8 || tail + size > head {
@@ -246,16 +246,16 @@ impl PerfEvent {
                 break;
             }
             match kind {
-                RECORD_LOST => lost += self.word(tail + 16),
+                RECORD_LOST => lost += self.ring_word(tail + 16),
                 RECORD_SAMPLE => {
-                    self.sample(tail, size, into);
+                    self.decode_sample(tail, size, into);
                     take(into);
                 }
                 _ => {}
             }
             tail += size;
         }
-        self.counter(DATA_TAIL).store(tail, Release);
+        self.ring_counter(DATA_TAIL).store(tail, Release);
         lost
     }
 
@@ -264,39 +264,39 @@ impl PerfEvent {
     /// ```text
     /// header | pid, tid | time | abi | registers | size | stack … | number of valid stack bytes
     /// ```
-    fn sample(&self, at: u64, record: u64, into: &mut StackSnapshot) {
-        let word = |index: u64| self.word(at + index * 8);
+    fn decode_sample(&self, at: u64, record: u64, into: &mut StackSnapshot) {
+        let word = |index: u64| self.ring_word(at + index * 8);
         let tid = (word(1) >> 32) as u32;
         let mut next = 4;
         let has_registers = word(3) != 0;
-        into.head = SnapshotHeader { tid, weight: 1, time: word(2), ..SnapshotHeader::default() };
+        into.header = SnapshotHeader { tid, weight: 1, time: word(2), ..SnapshotHeader::default() };
         if has_registers {
-            into.head.registers = registers(|index| word(next + index));
-            next += u64::from(REGISTERS.count_ones());
+            into.header.registers = decode_registers(|index| word(next + index));
+            next += u64::from(SAMPLE_REGISTERS.count_ones());
         }
         into.stack.clear();
-        into.whole = true;
+        into.is_complete = true;
         let size = word(next);
         if size == 0 || next * 8 + size + 16 > record {
             return;
         }
-        let real = word(next + 1 + size / 8).min(size);
-        into.stack.extend((0..real / 8).map(|index| word(next + 1 + index)));
-        into.whole = real < size;
+        let valid_bytes = word(next + 1 + size / 8).min(size);
+        into.stack.extend((0..valid_bytes / 8).map(|index| word(next + 1 + index)));
+        into.is_complete = valid_bytes < size;
     }
 
-    fn counter(&self, offset: usize) -> &AtomicU64 {
+    fn ring_counter(&self, offset: usize) -> &AtomicU64 {
         // SAFETY: both counters are aligned words of the first page, mapped until `drop` in the
         // process that opened it, which the caller has checked; the kernel reads and writes them as
         // words.
         unsafe { self.ring.add(offset).cast().as_ref() }
     }
 
-    fn word(&self, position: u64) -> u64 {
-        let offset = (position as usize & (self.size - 1)) & !7;
+    fn ring_word(&self, position: u64) -> u64 {
+        let offset = (position as usize & (self.ring_size - 1)) & !7;
         // SAFETY: within the ring after the first page, aligned; volatile, because the kernel
         // writes it.
-        unsafe { self.ring.add(self.page + offset).cast::<u64>().read_volatile() }
+        unsafe { self.ring.add(self.page_size + offset).cast::<u64>().read_volatile() }
     }
 }
 
@@ -307,7 +307,7 @@ impl Drop for PerfEvent {
             return;
         }
         // SAFETY: mapped by `open` with this length; `&mut self` excludes every use of it.
-        let _ = unsafe { munmap(self.ring.as_ptr().cast(), self.page + self.size) };
+        let _ = unsafe { munmap(self.ring.as_ptr().cast(), self.page_size + self.ring_size) };
     }
 }
 
@@ -324,7 +324,7 @@ impl FilledRings {
     ///
     /// Returns an error if no descriptor is left.
     pub fn new() -> io::Result<Self> {
-        let epoll = spare::with(|| epoll::create(epoll::CreateFlags::CLOEXEC))?;
+        let epoll = spare::open_with_retry(|| epoll::create(epoll::CreateFlags::CLOEXEC))?;
         Ok(Self { epoll, pid: std::process::id() })
     }
 
@@ -397,35 +397,35 @@ mod tests {
             Ok(event) => Some(event),
             Err(error) => {
                 // A machine without perf events must refuse them with a permission error.
-                assert!(error.is_permission(), "{error}");
+                assert!(error.is_permission_error(), "{error}");
                 None
             }
         }
     }
 
     #[test]
-    fn a_burning_thread_is_seen_where_it_burns() {
-        let begun = SystemClock.now().as_nanos();
+    fn busy_thread_is_sampled_with_its_stack() {
+        let started_at = SystemClock.now().as_nanos();
         let Some(mut event) = event(256 << 10) else { return };
         burn(Duration::from_millis(40));
         let local = 0u64;
         let mut samples = 0;
         let drained = SystemClock.now().as_nanos();
         let lost = event.drain(&mut StackSnapshot::default(), |copied| {
-            assert!((begun..drained).contains(&copied.head.time), "dated by another clock");
-            let sp = copied.head.registers.sp;
+            assert!((started_at..drained).contains(&copied.header.time), "dated by another clock");
+            let sp = copied.header.registers.sp;
             assert!((&raw const local as u64).abs_diff(sp) < 64 << 10, "{sp:x}");
             assert!(!copied.stack.is_empty());
             samples += 1;
         });
         assert!(samples > 0 && lost == 0, "{samples}, {lost}");
         assert_eq!(event.drain(&mut StackSnapshot::default(), |_| {}), 0);
-        let counted = event.counted().unwrap();
+        let counted = event.cpu_time().unwrap();
         assert!(counted >= Duration::from_millis(samples), "{counted:?} of {samples}");
     }
 
     #[test]
-    fn what_finds_no_room_is_counted() {
+    fn lost_samples_of_full_ring_are_counted() {
         let Some(mut event) = event(8 << 10) else { return };
         // The kernel reports lost samples with the next sample that fits again; the number of
         // samples in a given time depends on the machine.
@@ -441,15 +441,15 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_is_reported_when_it_fills_and_one_of_a_thread_that_waits_is_not() {
+    fn only_rings_past_watermark_are_reported() {
         let Some(mut event) = event(64 << 10) else { return };
         let (hold, wait) = std::sync::mpsc::channel::<()>();
-        let (tell, told) = std::sync::mpsc::channel();
+        let (tid_sender, tid_receiver) = std::sync::mpsc::channel();
         let idle = std::thread::spawn(move || {
-            tell.send(crate::os::proc::threads::current()).unwrap();
+            tid_sender.send(crate::os::proc::threads::current_tid()).unwrap();
             wait.recv().unwrap_or_default();
         });
-        let idle_event = PerfEvent::open(told.recv().unwrap(), event.sampling()).unwrap();
+        let idle_event = PerfEvent::open(tid_receiver.recv().unwrap(), event.sampling()).unwrap();
         let mut filled = FilledRings::new().unwrap();
         filled.add(&event, 7).unwrap();
         filled.add(&idle_event, 8).unwrap();

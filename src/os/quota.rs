@@ -21,7 +21,7 @@ use crate::base::Moment;
 use crate::os::proc::procfs::Procfs;
 
 /// Divisor of a quota: marple takes at most one part in this many.
-const SHARE: u64 = 8;
+const QUOTA_DIVISOR: u64 = 8;
 
 /// The part of a quota that marple may hold, and the limit behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,15 +79,15 @@ impl fmt::Display for QuotaLimit {
 impl QuotaShare {
     const UNLIMITED: Self = Self { count: u64::MAX, limit: QuotaLimit::None };
 
-    fn of_descriptors(limit: u64, used: u64, own: u64) -> Self {
+    fn for_descriptors(limit: u64, used: u64, own: u64) -> Self {
         let others = used.saturating_sub(own);
-        let count = (limit / SHARE).min((limit / 4 * 3).saturating_sub(others));
+        let count = (limit / QUOTA_DIVISOR).min((limit / 4 * 3).saturating_sub(others));
         Self { count, limit: QuotaLimit::Descriptors { limit, used } }
     }
 
-    fn of_signals(limit: u64, used: u64, own: u64) -> Self {
+    fn for_signals(limit: u64, used: u64, own: u64) -> Self {
         let free = limit.saturating_sub(used.saturating_sub(own));
-        Self { count: free / SHARE, limit: QuotaLimit::PendingSignals { limit, used } }
+        Self { count: free / QUOTA_DIVISOR, limit: QuotaLimit::PendingSignals { limit, used } }
     }
 }
 
@@ -106,7 +106,7 @@ impl DescriptorQuota {
     /// before 6.2, and then less often.
     pub fn allowance(&mut self, own: u64, now: Moment) -> QuotaShare {
         match getrlimit(Resource::Nofile).current {
-            Some(limit) => QuotaShare::of_descriptors(limit, self.0.fds(now).unwrap_or(own), own),
+            Some(limit) => QuotaShare::for_descriptors(limit, self.0.fds(now).unwrap_or(own), own),
             None => QuotaShare::UNLIMITED,
         }
     }
@@ -116,10 +116,10 @@ impl DescriptorQuota {
 /// is unknown, only marple's own are assumed to be in use. Costs 10 us.
 pub fn pending_signals(own: u64) -> QuotaShare {
     let status = std::fs::read("/proc/self/status").unwrap_or_default();
-    match queued(&status) {
-        Some((used, limit)) => QuotaShare::of_signals(limit, used, own),
+    match parse_sigq(&status) {
+        Some((used, limit)) => QuotaShare::for_signals(limit, used, own),
         None => match getrlimit(Resource::Sigpending).current {
-            Some(limit) => QuotaShare::of_signals(limit, own, own),
+            Some(limit) => QuotaShare::for_signals(limit, own, own),
             None => QuotaShare::UNLIMITED,
         },
     }
@@ -130,22 +130,22 @@ pub fn locked_memory() -> QuotaShare {
     const CAP_IPC_LOCK: u32 = 14;
     let status = std::fs::read("/proc/self/status").unwrap_or_default();
     let capabilities =
-        field(&status, b"CapEff:").and_then(|mask| u64::from_str_radix(mask, 16).ok());
+        status_field(&status, b"CapEff:").and_then(|mask| u64::from_str_radix(mask, 16).ok());
     match getrlimit(Resource::Memlock).current {
         Some(limit) if capabilities.unwrap_or(0) >> CAP_IPC_LOCK & 1 == 0 => {
-            QuotaShare { count: limit / SHARE, limit: QuotaLimit::LockedMemory { limit } }
+            QuotaShare { count: limit / QUOTA_DIVISOR, limit: QuotaLimit::LockedMemory { limit } }
         }
         _ => QuotaShare::UNLIMITED,
     }
 }
 
 /// Parses `SigQ: 3/96364` of a status: number in use, and limit.
-fn queued(status: &[u8]) -> Option<(u64, u64)> {
-    let (used, limit) = field(status, b"SigQ:")?.split_once('/')?;
+fn parse_sigq(status: &[u8]) -> Option<(u64, u64)> {
+    let (used, limit) = status_field(status, b"SigQ:")?.split_once('/')?;
     Some((used.parse().ok()?, limit.parse().ok()?))
 }
 
-fn field<'a>(status: &'a [u8], key: &[u8]) -> Option<&'a str> {
+fn status_field<'a>(status: &'a [u8], key: &[u8]) -> Option<&'a str> {
     let line = status.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(key))?;
     Some(std::str::from_utf8(line).ok()?.trim())
 }
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn descriptors_are_an_eighth_and_none_of_the_last_quarter() {
+    fn descriptor_share_is_an_eighth_without_the_last_quarter() {
         for (limit, used, own, count) in [
             (1024, 50, 0, 128),
             (1024, 50, 40, 128),
@@ -168,34 +168,34 @@ mod tests {
             (256, 20, 0, 32),
             (7, 3, 0, 0),
         ] {
-            let allowance = QuotaShare::of_descriptors(limit, used, own);
+            let allowance = QuotaShare::for_descriptors(limit, used, own);
             assert_eq!(allowance.count, count, "{used} of {limit}, {own} held");
         }
     }
 
     #[test]
-    fn what_is_given_back_is_not_taken_again() {
+    fn descriptor_share_is_stable_after_release() {
         let (limit, others) = (1024, 700);
-        let held = QuotaShare::of_descriptors(limit, others + 128, 128).count;
+        let held = QuotaShare::for_descriptors(limit, others + 128, 128).count;
         assert_eq!(held, 68);
-        assert_eq!(QuotaShare::of_descriptors(limit, others + held, held).count, held);
+        assert_eq!(QuotaShare::for_descriptors(limit, others + held, held).count, held);
     }
 
     #[test]
-    fn timers_are_an_eighth_of_what_is_free() {
+    fn timer_share_is_an_eighth_of_free_signals() {
         for (limit, used, own, count) in
             [(64, 0, 0, 8), (64, 8, 8, 8), (64, 40, 8, 4), (64, 64, 0, 0), (96_364, 4, 0, 12_045)]
         {
-            let allowance = QuotaShare::of_signals(limit, used, own);
+            let allowance = QuotaShare::for_signals(limit, used, own);
             assert_eq!(allowance.count, count, "{used} of {limit}, {own} held");
         }
         let status = b"Threads:\t2\nSigQ:\t3/96364\nSigPnd:\t0\n";
-        assert_eq!(queued(status), Some((3, 96_364)));
-        assert_eq!(queued(b""), None);
+        assert_eq!(parse_sigq(status), Some((3, 96_364)));
+        assert_eq!(parse_sigq(b""), None);
     }
 
     #[test]
-    fn this_process_is_within_its_limits() {
+    fn quotas_of_this_process_are_read() {
         let descriptors = DescriptorQuota::open().allowance(0, Moment::default());
         assert!(matches!(
             descriptors.limit,

@@ -62,7 +62,7 @@ use crate::os::signal::context::{copy_words, registers, thread_pointer};
 use crate::os::stack_snapshot::{SnapshotHeader, SnapshotPool};
 
 /// Maximum number of threads with an entry.
-pub const ENTRIES: usize = 1 << 16;
+pub const MAX_ENTRIES: usize = 1 << 16;
 
 /// Returns the upper half of the value of a signal sent by this copy of marple.
 ///
@@ -73,10 +73,10 @@ fn cookie() -> u64 {
 }
 
 /// Highest signal number + 1.
-const SIGNALS: usize = 65;
+const SIGNAL_COUNT: usize = 65;
 
-static TARGETS: [AtomicPtr<SignalCapture>; SIGNALS] =
-    [const { AtomicPtr::new(ptr::null_mut()) }; SIGNALS];
+static TARGETS: [AtomicPtr<SignalCapture>; SIGNAL_COUNT] =
+    [const { AtomicPtr::new(ptr::null_mut()) }; SIGNAL_COUNT];
 
 /// The destination of a signal handler's copies. Never freed.
 pub struct SignalCapture {
@@ -103,18 +103,18 @@ pub fn install(
     slots: usize,
     stack_bytes: usize,
 ) -> io::Result<&'static SignalCapture> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    static INSTALL_LOCK: Mutex<()> = Mutex::new(());
+    let _guard = INSTALL_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
     // The tick source must be determined before the first sample takes a tick.
     cycle_clock::source();
     let number = usize::try_from(signal).ok();
     let place = number.and_then(|number| TARGETS.get(number)).ok_or(io::ErrorKind::InvalidInput)?;
-    if let Some(target) = at(place) {
+    if let Some(target) = load_target(place) {
         return Ok(target);
     }
-    let bounds = Bounds::map(ENTRIES).ok_or_else(|| no_memory(1, 32 * ENTRIES))?;
+    let bounds = Bounds::map(MAX_ENTRIES).ok_or_else(|| out_of_memory(1, 32 * MAX_ENTRIES))?;
     let mapped = map_slots(signal, slots, stack_bytes)?;
-    let previous = action_of(signal)?;
+    let previous = current_action(signal)?;
     let target = Box::leak(Box::new(SignalCapture {
         signal,
         slots: mapped,
@@ -125,49 +125,49 @@ pub fn install(
     }));
     place.store(target, Release);
     // SAFETY: an all-zero sigaction is a valid one, its mask empty.
-    let mut ours: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
-    ours.sa_mask = all_but_faults();
-    ours.sa_sigaction = handler as *const () as usize;
-    ours.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK;
+    let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+    action.sa_mask = handler_signal_mask();
+    action.sa_sigaction = handler as *const () as usize;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK;
     if has_handler(&previous) {
         // Requirements of the chained handler: its blocked signals stay blocked, and its SA_RESTART
         // setting is kept.
-        add_signals(&mut ours.sa_mask, &previous.sa_mask);
-        ours.sa_flags &= !libc::SA_RESTART | previous.sa_flags;
+        add_signals(&mut action.sa_mask, &previous.sa_mask);
+        action.sa_flags &= !libc::SA_RESTART | previous.sa_flags;
     }
-    let mut before = previous;
+    let mut replaced = previous;
     // SAFETY: `handler` has the signature of a handler with SA_SIGINFO and accesses only data
     // published above; both pointers point to a sigaction.
-    if unsafe { libc::sigaction(signal, &raw const ours, &raw mut before) } != 0 {
+    if unsafe { libc::sigaction(signal, &raw const action, &raw mut replaced) } != 0 {
         let error = io::Error::last_os_error();
         place.store(ptr::null_mut(), Release);
         return Err(error);
     }
     // Another handler may have been installed between the two calls of sigaction.
-    target.previous.store(before.sa_sigaction, Relaxed);
-    target.previous_flags.store(before.sa_flags, Relaxed);
-    Ok(at(place).unwrap_or(target))
+    target.previous.store(replaced.sa_sigaction, Relaxed);
+    target.previous_flags.store(replaced.sa_flags, Relaxed);
+    Ok(load_target(place).unwrap_or(target))
 }
 
 /// Maps the slots, or fewer if there is not enough memory.
 fn map_slots(signal: c_int, slots: usize, stack_bytes: usize) -> io::Result<SnapshotPool> {
     /// Minimum number of slots; with fewer, nearly every signal would be lost.
-    const FEWEST: usize = 8;
+    const MIN_SLOTS: usize = 8;
     let halves = std::iter::successors(Some(slots), |slots| Some(slots / 2));
-    let enough = halves.take_while(|&fewer| fewer == slots || fewer >= FEWEST);
+    let enough = halves.take_while(|&fewer| fewer == slots || fewer >= MIN_SLOTS);
     let mapped = enough.into_iter().find_map(|slots| SnapshotPool::map(slots, stack_bytes));
-    let mapped = mapped.ok_or_else(|| no_memory(slots, stack_bytes))?;
+    let mapped = mapped.ok_or_else(|| out_of_memory(slots, stack_bytes))?;
     let topic = if signal == libc::SIGPROF { "cpu.slots" } else { "dump.slots" };
     if mapped.count() < slots {
         let text = format!("{} of {slots} places for stacks", mapped.count());
-        warnings::set(topic, format!("{text}: {}", no_memory(slots, stack_bytes)));
+        warnings::set(topic, format!("{text}: {}", out_of_memory(slots, stack_bytes)));
     } else {
         warnings::clear(topic);
     }
     Ok(mapped)
 }
 
-fn no_memory(slots: usize, bytes: usize) -> io::Error {
+fn out_of_memory(slots: usize, bytes: usize) -> io::Error {
     let size = Bytes((slots * bytes) as u64);
     let reason = format!("cannot map {size}: mmap failed; raise RLIMIT_AS (ulimit -v)");
     io::Error::new(io::ErrorKind::OutOfMemory, reason)
@@ -194,7 +194,7 @@ fn add_signals(set: &mut libc::sigset_t, more: &libc::sigset_t) {
 /// The signal stack that Rust's `std` gives a thread has 8 KiB, and the kernel's frame takes 3 KiB
 /// of it, more with wider registers. The frame of a second signal, marple's or the service's, would
 /// not fit, and the kernel would terminate the process.
-fn all_but_faults() -> libc::sigset_t {
+fn handler_signal_mask() -> libc::sigset_t {
     // SAFETY: an all-zero set is a valid one; the calls change it.
     unsafe {
         let mut set: libc::sigset_t = MaybeUninit::zeroed().assume_init();
@@ -208,12 +208,12 @@ fn all_but_faults() -> libc::sigset_t {
     }
 }
 
-fn at(place: &AtomicPtr<SignalCapture>) -> Option<&'static SignalCapture> {
+fn load_target(place: &AtomicPtr<SignalCapture>) -> Option<&'static SignalCapture> {
     // SAFETY: null, or a leaked box.
     unsafe { place.load(Acquire).as_ref() }
 }
 
-fn action_of(signal: c_int) -> io::Result<libc::sigaction> {
+fn current_action(signal: c_int) -> io::Result<libc::sigaction> {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: a query only; the result is written to `action`, for which all-zero is a valid value.
     let failed = unsafe { libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) };
@@ -238,9 +238,9 @@ impl SignalCapture {
 
     /// Returns `true` if the handler is still installed. The host may have replaced it; the new
     /// handler then receives marple's signals until their sender stops.
-    pub fn is_in_place(&self) -> bool {
-        let ours = handler as *const () as usize;
-        action_of(self.signal).is_ok_and(|action| action.sa_sigaction == ours)
+    pub fn is_installed(&self) -> bool {
+        let own_handler = handler as *const () as usize;
+        current_action(self.signal).is_ok_and(|action| action.sa_sigaction == own_handler)
     }
 
     /// Returns the signal value for the thread at `entry`.
@@ -250,7 +250,7 @@ impl SignalCapture {
 
     /// Invalidates all values returned so far: signals that are still pending are dropped on
     /// arrival.
-    pub fn forget_pending(&self) {
+    pub fn invalidate_pending(&self) {
         self.epoch.fetch_add(1, AcqRel);
     }
 
@@ -277,8 +277,14 @@ impl SignalCapture {
         let mut info: libc::siginfo_t = unsafe { MaybeUninit::zeroed().assume_init() };
         info.si_signo = self.signal;
         info.si_code = libc::SI_QUEUE;
-        // SAFETY: `VALUE` is the offset of the value in a siginfo of 128 bytes.
-        unsafe { (&raw mut info).cast::<u8>().add(VALUE).cast::<u64>().write(self.value(entry)) };
+        // SAFETY: `SIGINFO_VALUE_OFFSET` is the offset of the value in a siginfo of 128 bytes.
+        unsafe {
+            (&raw mut info)
+                .cast::<u8>()
+                .add(SIGINFO_VALUE_OFFSET)
+                .cast::<u64>()
+                .write(self.value(entry))
+        };
         let pid = std::process::id();
         // SAFETY: the kernel reads a siginfo, which `info` is.
         let failed = unsafe {
@@ -289,26 +295,29 @@ impl SignalCapture {
 
     /// Decodes a signal sent by marple: its entry, and `true` if its epoch has passed. Returns
     /// `None` for other signals.
-    fn ours(&self, info: &libc::siginfo_t) -> Option<(ThreadSlot, bool)> {
+    fn decode(&self, info: &libc::siginfo_t) -> Option<(ThreadSlot, bool)> {
         if !matches!(info.si_code, libc::SI_TIMER | libc::SI_QUEUE) {
             return None;
         }
-        // SAFETY: both codes fill the value; `VALUE` is its offset in a siginfo of 128 bytes.
-        let value = unsafe { ptr::from_ref(info).cast::<u8>().add(VALUE).cast::<u64>().read() };
-        let late = value >> 16 & 0xffff != u64::from(self.epoch.load(Acquire) & 0xffff);
-        (value >> 32 == cookie() >> 32).then_some((value as ThreadSlot, late))
+        // SAFETY: both codes fill the value; `SIGINFO_VALUE_OFFSET` is its offset in a siginfo of 128 bytes.
+        let value = unsafe {
+            ptr::from_ref(info).cast::<u8>().add(SIGINFO_VALUE_OFFSET).cast::<u64>().read()
+        };
+        let is_late = value >> 16 & 0xffff != u64::from(self.epoch.load(Acquire) & 0xffff);
+        (value >> 32 == cookie() >> 32).then_some((value as ThreadSlot, is_late))
     }
 
-    fn copy(&self, entry: ThreadSlot, info: &libc::siginfo_t, context: &libc::ucontext_t) {
+    fn copy_stack(&self, entry: ThreadSlot, info: &libc::siginfo_t, context: &libc::ucontext_t) {
         let weight = if info.si_code == libc::SI_TIMER {
-            // SAFETY: a timer's siginfo has its overruns at `OVERRUN`.
-            let overrun =
-                unsafe { ptr::from_ref(info).cast::<u8>().add(OVERRUN).cast::<c_int>().read() };
+            // SAFETY: a timer's siginfo has its overruns at `SIGINFO_OVERRUN_OFFSET`.
+            let overrun = unsafe {
+                ptr::from_ref(info).cast::<u8>().add(SIGINFO_OVERRUN_OFFSET).cast::<c_int>().read()
+            };
             u32::try_from(overrun).unwrap_or(0).saturating_add(1)
         } else {
             1
         };
-        let Some(slot) = self.slots.claim() else { return self.slots.lose(weight.into()) };
+        let Some(slot) = self.slots.claim() else { return self.slots.count_lost(weight.into()) };
         let registers = registers(context);
         let sp = registers.sp;
         let known = self.bounds.stack(entry.into());
@@ -320,10 +329,10 @@ impl SignalCapture {
         let (end, is_stack) = match known {
             Some(stack) if stack.contains(&sp) => (stack.end, true),
             _ if signal_stack(context).contains(&sp) => (signal_stack(context).end, false),
-            _ => ((sp | (SMALLEST_PAGE - 1)).wrapping_add(1), false),
+            _ => ((sp | (MIN_PAGE_BYTES - 1)).wrapping_add(1), false),
         };
         let words = if sp.is_multiple_of(8) { end.wrapping_sub(sp) / 8 } else { 0 };
-        let whole = is_stack && words <= slot.room() as u64;
+        let is_complete = is_stack && words <= slot.capacity() as u64;
         let (tag, thread_pointer) = (entry.into(), thread_pointer());
         let head = SnapshotHeader {
             tid,
@@ -333,7 +342,7 @@ impl SignalCapture {
             thread_pointer,
             time: cycle_clock::now(),
         };
-        slot.publish(&head, whole, |place| {
+        slot.publish(&head, is_complete, |place| {
             let words = place.len().min(words as usize);
             // SAFETY: from sp to the end of the running thread's own stack, or of the page it runs
             // on.
@@ -343,7 +352,7 @@ impl SignalCapture {
     }
 
     /// Calls the previously installed handler.
-    fn chain(&self, signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    fn call_previous(&self, signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
         let flags = self.previous_flags.load(Relaxed);
         let previous = match flags & libc::SA_RESETHAND {
             0 => self.previous.load(Relaxed),
@@ -373,14 +382,14 @@ fn signal_stack(context: &libc::ucontext_t) -> Range<u64> {
 }
 
 /// Smallest page size of the supported architectures.
-const SMALLEST_PAGE: u64 = 4096;
+const MIN_PAGE_BYTES: u64 = 4096;
 
 /// Offsets of a timer's overruns and the sender's value in a siginfo of 64-bit Linux.
-const OVERRUN: usize = 20;
-const VALUE: usize = 24;
+const SIGINFO_OVERRUN_OFFSET: usize = 20;
+const SIGINFO_VALUE_OFFSET: usize = 24;
 
 /// Bytes of a signal stack that [`handle`] needs; debug builds keep every value in memory.
-const NEEDED: u64 = if cfg!(debug_assertions) { 3 << 10 } else { 1 << 10 };
+const MIN_HANDLER_STACK: u64 = if cfg!(debug_assertions) { 3 << 10 } else { 1 << 10 };
 
 /// Runs when the kernel delivers the signal. Uses almost no stack itself: std sizes a thread's
 /// signal stack by the kernel's maximum frame size, which leaves little space if a thread uses AMX.
@@ -388,12 +397,14 @@ extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c
     let place = usize::try_from(signal).ok().and_then(|signal| TARGETS.get(signal));
     // SAFETY: with SA_SIGINFO the kernel passes both, valid until the handler returns.
     let given = unsafe { (info.as_ref(), context.cast::<libc::ucontext_t>().as_ref()) };
-    let (Some(target), (Some(known), Some(machine))) = (place.and_then(at), given) else { return };
+    let (Some(target), (Some(known), Some(machine))) = (place.and_then(load_target), given) else {
+        return;
+    };
     let here = (&raw const place).addr() as u64;
     let stack = signal_stack(machine);
-    let has_room = !stack.contains(&here) || here - stack.start >= NEEDED;
-    if !has_room && target.ours(known).is_some() {
-        return target.slots.lose(1);
+    let has_stack_space = !stack.contains(&here) || here - stack.start >= MIN_HANDLER_STACK;
+    if !has_stack_space && target.decode(known).is_some() {
+        return target.slots.count_lost(1);
     }
     handle(target, signal, info, context);
 }
@@ -406,10 +417,10 @@ fn handle(target: &SignalCapture, signal: c_int, info: *mut libc::siginfo_t, con
     // SAFETY: with SA_SIGINFO the kernel passes both, valid until the handler returns.
     let given = unsafe { (info.as_ref(), context.cast::<libc::ucontext_t>().as_ref()) };
     if let (Some(known), Some(machine)) = given {
-        match target.ours(known) {
-            Some((entry, false)) => target.copy(entry, known, machine),
+        match target.decode(known) {
+            Some((entry, false)) => target.copy_stack(entry, known, machine),
             Some((_, true)) => {}
-            None => target.chain(signal, info, context),
+            None => target.call_previous(signal, info, context),
         }
     }
     // SAFETY: as above.

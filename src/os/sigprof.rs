@@ -26,12 +26,12 @@ pub struct Error {
 }
 
 /// Returns `true` if a handler for SIGPROF is installed in this process.
-pub fn is_handled() -> Result<bool, Error> {
-    Ok(caught(&read(STATUS.into())?) >> (SIGPROF - 1) & 1 == 1)
+pub fn is_sigprof_handled() -> Result<bool, Error> {
+    Ok(caught_signals(&read_file(STATUS.into())?) >> (SIGPROF - 1) & 1 == 1)
 }
 
 /// Returns the mask of signals with a handler, from the text of `/proc/self/status`.
-fn caught(status: &[u8]) -> u64 {
+fn caught_signals(status: &[u8]) -> u64 {
     status
         .split(|&byte| byte == b'\n')
         .find_map(|line| line.strip_prefix(b"SigCgt:"))
@@ -48,23 +48,23 @@ fn caught(status: &[u8]) -> u64 {
 /// unwinder in musl programs, use `dl_iterate_phdr`, which takes a lock. A library that was linked
 /// against `_dl_find_object` cannot be loaded where it does not exist. So the name among the
 /// library's strings is the proof.
-pub fn unwinder_takes_no_lock() -> Result<bool, Error> {
-    let maps = read(MAPS.into())?;
-    let Some(library) = library_in(&maps, b"libgcc_s.so") else { return Ok(false) };
-    let bytes = read(PathBuf::from(std::ffi::OsStr::from_bytes(library)))?;
+pub fn is_unwinder_lock_free() -> Result<bool, Error> {
+    let maps = read_file(MAPS.into())?;
+    let Some(library) = find_library(&maps, b"libgcc_s.so") else { return Ok(false) };
+    let bytes = read_file(PathBuf::from(std::ffi::OsStr::from_bytes(library)))?;
     let name = b"\0_dl_find_object\0";
     Ok(bytes.windows(name.len()).any(|window| window == name))
 }
 
 /// Returns the path of the mapped file whose name starts with `name`.
-fn library_in<'a>(maps: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+fn find_library<'a>(maps: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     maps.split(|&byte| byte == b'\n').find_map(|line| {
         let path = line.get(line.iter().position(|&byte| byte == b'/')?..)?;
         path.rsplit(|&byte| byte == b'/').next()?.starts_with(name).then_some(path)
     })
 }
 
-fn read(path: PathBuf) -> Result<Vec<u8>, Error> {
+fn read_file(path: PathBuf) -> Result<Vec<u8>, Error> {
     fs::read(&path).map_err(|source| Error { path, source })
 }
 
@@ -89,18 +89,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mask_is_found_in_a_status() {
+    fn caught_signal_mask_is_parsed() {
         let status = b"SigIgn:\t0000000000001000\nSigCgt:\t0000000104000440\nCapInh:\t0\n";
-        assert_eq!(caught(status) >> (27 - 1) & 1, 1);
-        assert_eq!(caught(b"Name:\tx\n"), 0);
+        assert_eq!(caught_signals(status) >> (27 - 1) & 1, 1);
+        assert_eq!(caught_signals(b"Name:\tx\n"), 0);
     }
 
     #[test]
-    fn a_library_is_found_by_the_name_of_its_file() {
+    fn library_is_found_by_file_name() {
         let maps = b"1-2 r-xp 0 fe:01 7   /srv/libgcc_s.so.1/app\n\
             3-4 r-xp 0 00:00 0 \n\
             5-6 r-xp 0 fe:01 8   /usr/my lib/libgcc_s.so.1\n";
-        assert_eq!(library_in(maps, b"libgcc_s.so"), Some(&b"/usr/my lib/libgcc_s.so.1"[..]));
-        assert_eq!(library_in(maps, b"libunwind.so"), None);
+        assert_eq!(find_library(maps, b"libgcc_s.so"), Some(&b"/usr/my lib/libgcc_s.so.1"[..]));
+        assert_eq!(find_library(maps, b"libunwind.so"), None);
     }
 }

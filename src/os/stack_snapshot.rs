@@ -5,7 +5,7 @@
 //!      handler            handler            one reader
 //! ```
 //!
-//! A handler claims any free slot within `REACH` of a moving start, so it never waits. A thread
+//! A handler claims any free slot within `MAX_CLAIM_ATTEMPTS` of a moving start, so it never waits. A thread
 //! that is descheduled with a claimed slot blocks only that slot; in an ordered queue it would
 //! block the following ones. If no slot is free, the weight is added to [`SnapshotPool::lost`]. The
 //! pool consists of words of one [`MappedWords`]. Only pages that were written use memory, so a
@@ -51,18 +51,18 @@ pub struct SnapshotHeader {
 #[derive(Clone, Debug, Default)]
 pub struct StackSnapshot {
     /// Thread, registers and time of the copy.
-    pub head: SnapshotHeader,
+    pub header: SnapshotHeader,
     /// Stack words, from the stack pointer up.
     pub stack: Vec<u64>,
     /// Set if the copy reaches the end of the stack.
-    pub whole: bool,
+    pub is_complete: bool,
 }
 
 /// Words of a slot before the stack: two cache lines, so that the copy starts on a third.
-const HEAD: usize = 16;
+const HEADER_WORDS: usize = 16;
 
 /// Number of slots a handler tries. If that many in a row are taken, nearly all are.
-pub(crate) const REACH: usize = 16;
+pub(crate) const MAX_CLAIM_ATTEMPTS: usize = 16;
 
 const FREE: u64 = 0;
 const CLAIMED: u64 = 1;
@@ -82,7 +82,7 @@ impl SnapshotPool {
     /// refuses the memory.
     pub fn map(slots: usize, stack_bytes: usize) -> Option<Self> {
         let (slots, stack_words) = (slots.max(1), stack_bytes / 8);
-        let memory = MappedWords::new(slots.checked_mul(HEAD + stack_words)?);
+        let memory = MappedWords::new(slots.checked_mul(HEADER_WORDS + stack_words)?);
         memory.get_or_map()?;
         Some(Self { memory, slots, stack_words, next: AtomicU64::new(0), lost: AtomicU64::new(0) })
     }
@@ -96,9 +96,9 @@ impl SnapshotPool {
     /// fault. Costs about 0.3 us for each page the first time.
     pub fn touch(&self, bytes: usize) {
         const PAGE_WORDS: usize = 512;
-        let each = bytes / 8 / self.slots;
+        let words_per_slot = bytes / 8 / self.slots;
         for words in (0..self.slots).filter_map(|slot| self.words(slot)) {
-            let words = words.get(..each.min(words.len())).unwrap_or_default();
+            let words = words.get(..words_per_slot.min(words.len())).unwrap_or_default();
             let pages = words.iter().step_by(PAGE_WORDS).chain(words.last());
             // A handler may be writing; adding 0 keeps its value.
             pages.for_each(|word| {
@@ -110,17 +110,17 @@ impl SnapshotPool {
     /// Claims a free slot for exclusive use by the caller. Async-signal-safe.
     pub(crate) fn claim(&self) -> Option<ClaimedSlot<'_>> {
         let start = self.next.fetch_add(1, Relaxed) as usize;
-        (0..REACH.min(self.slots)).find_map(|step| {
+        (0..MAX_CLAIM_ATTEMPTS.min(self.slots)).find_map(|step| {
             let words = self.words((start.wrapping_add(step)) % self.slots)?;
             let (state, rest) = words.split_first()?;
             state.compare_exchange(FREE, CLAIMED, Acquire, Relaxed).ok()?;
-            let (head, stack) = rest.split_at_checked(HEAD - 1)?;
-            Some(ClaimedSlot { state, head, stack })
+            let (header, stack) = rest.split_at_checked(HEADER_WORDS - 1)?;
+            Some(ClaimedSlot { state, header, stack })
         })
     }
 
     /// Counts samples for which no slot was free. Async-signal-safe.
-    pub(crate) fn lose(&self, weight: u64) {
+    pub(crate) fn count_lost(&self, weight: u64) {
         self.lost.fetch_add(weight, Relaxed);
     }
 
@@ -138,7 +138,7 @@ impl SnapshotPool {
                 continue;
             }
             let word = |index: usize| rest.get(index).map_or(0, |word| word.load(Relaxed));
-            into.head = SnapshotHeader {
+            into.header = SnapshotHeader {
                 tid: word(0) as u32,
                 tag: word(1) as u32,
                 weight: word(2) as u32,
@@ -146,9 +146,9 @@ impl SnapshotPool {
                 thread_pointer: word(7),
                 time: word(8),
             };
-            into.whole = word(9) & 1 == 1;
+            into.is_complete = word(9) & 1 == 1;
             let length = (word(9) >> 1) as usize;
-            let stack = rest.iter().skip(HEAD - 1).take(length);
+            let stack = rest.iter().skip(HEADER_WORDS - 1).take(length);
             into.stack.clear();
             into.stack.extend(stack.map(|word| word.load(Relaxed)));
             state.store(FREE, Release);
@@ -157,7 +157,7 @@ impl SnapshotPool {
     }
 
     fn words(&self, slot: usize) -> Option<&[AtomicU64]> {
-        let size = HEAD + self.stack_words;
+        let size = HEADER_WORDS + self.stack_words;
         self.memory.get()?.get(slot * size..(slot + 1) * size)
     }
 }
@@ -166,13 +166,13 @@ impl SnapshotPool {
 #[must_use]
 pub(crate) struct ClaimedSlot<'a> {
     state: &'a AtomicU64,
-    head: &'a [AtomicU64],
+    header: &'a [AtomicU64],
     stack: &'a [AtomicU64],
 }
 
 impl ClaimedSlot<'_> {
     /// Returns the capacity for stack words.
-    pub(crate) fn room(&self) -> usize {
+    pub(crate) fn capacity(&self) -> usize {
         self.stack.len()
     }
 
@@ -180,16 +180,16 @@ impl ClaimedSlot<'_> {
     /// marks the slot ready.
     pub(crate) fn publish(
         self,
-        head: &SnapshotHeader,
-        whole: bool,
+        header: &SnapshotHeader,
+        is_complete: bool,
         fill: impl FnOnce(&[AtomicU64]) -> usize,
     ) {
         let length = fill(self.stack).min(self.stack.len()) as u64;
-        let Registers { ip, sp, fp, lr } = head.registers;
-        let fixed = [u64::from(head.tid), u64::from(head.tag), u64::from(head.weight)];
-        let length = length << 1 | u64::from(whole);
-        let words = [ip, sp, fp, lr, head.thread_pointer, head.time, length];
-        for (place, word) in self.head.iter().zip(fixed.into_iter().chain(words)) {
+        let Registers { ip, sp, fp, lr } = header.registers;
+        let fixed = [u64::from(header.tid), u64::from(header.tag), u64::from(header.weight)];
+        let length = length << 1 | u64::from(is_complete);
+        let words = [ip, sp, fp, lr, header.thread_pointer, header.time, length];
+        for (place, word) in self.header.iter().zip(fixed.into_iter().chain(words)) {
             place.store(word, Relaxed);
         }
         self.state.store(READY, Release);

@@ -1,7 +1,7 @@
 use crate::base::sync::Ordering::Relaxed;
 use crate::os::stack_snapshot::*;
 
-fn head(weight: u32) -> SnapshotHeader {
+fn test_header(weight: u32) -> SnapshotHeader {
     SnapshotHeader {
         tid: 7,
         tag: 9,
@@ -15,53 +15,56 @@ fn head(weight: u32) -> SnapshotHeader {
 /// Fills a slot with `words` of stack, up to its capacity.
 fn publish(
     slot: ClaimedSlot<'_>,
-    head: &SnapshotHeader,
+    header: &SnapshotHeader,
     words: impl Iterator<Item = u64>,
-    whole: bool,
+    is_complete: bool,
 ) {
-    slot.publish(head, whole, |places| {
+    slot.publish(header, is_complete, |places| {
         places.iter().zip(words).map(|(place, word)| place.store(word, Relaxed)).count()
     });
 }
 
-fn taken(slots: &SnapshotPool) -> Vec<StackSnapshot> {
-    let mut taken = Vec::new();
-    slots.drain(&mut StackSnapshot::default(), |copied| taken.push(copied.clone()));
-    taken
+fn drain_all(slots: &SnapshotPool) -> Vec<StackSnapshot> {
+    let mut snapshots = Vec::new();
+    slots.drain(&mut StackSnapshot::default(), |copied| snapshots.push(copied.clone()));
+    snapshots
 }
 
 #[test]
-fn what_was_published_is_taken_once() {
+fn published_stack_is_drained_once() {
     let slots = SnapshotPool::map(4, 32).unwrap();
-    publish(slots.claim().unwrap(), &head(3), [10, 11].into_iter(), true);
+    publish(slots.claim().unwrap(), &test_header(3), [10, 11].into_iter(), true);
     let unfinished = slots.claim().unwrap();
-    let got = taken(&slots);
-    assert_eq!(got.len(), 1);
-    assert_eq!((got[0].head, &got[0].stack[..], got[0].whole), (head(3), &[10, 11][..], true));
-    assert!(taken(&slots).is_empty());
-    assert_eq!(unfinished.room(), 4);
-    publish(unfinished, &head(1), 0..100, false);
-    let got = taken(&slots);
-    assert_eq!((&got[0].stack[..], got[0].whole), (&[0, 1, 2, 3][..], false));
+    let drained = drain_all(&slots);
+    assert_eq!(drained.len(), 1);
+    assert_eq!(
+        (drained[0].header, &drained[0].stack[..], drained[0].is_complete),
+        (test_header(3), &[10, 11][..], true)
+    );
+    assert!(drain_all(&slots).is_empty());
+    assert_eq!(unfinished.capacity(), 4);
+    publish(unfinished, &test_header(1), 0..100, false);
+    let drained = drain_all(&slots);
+    assert_eq!((&drained[0].stack[..], drained[0].is_complete), (&[0, 1, 2, 3][..], false));
 }
 
 #[test]
-fn a_full_pool_refuses_and_one_freed_slot_is_found() {
-    for slots in [1, 2, REACH - 1, REACH] {
+fn full_pool_rejects_claims_until_a_slot_is_freed() {
+    for slots in [1, 2, MAX_CLAIM_ATTEMPTS - 1, MAX_CLAIM_ATTEMPTS] {
         let pool = SnapshotPool::map(slots, 8).unwrap();
         for _ in 0..slots {
-            publish(pool.claim().unwrap(), &head(1), [1].into_iter(), true);
+            publish(pool.claim().unwrap(), &test_header(1), [1].into_iter(), true);
         }
         assert!(pool.claim().is_none(), "{slots}");
-        pool.lose(2);
-        assert_eq!(taken(&pool).len(), slots);
+        pool.count_lost(2);
+        assert_eq!(drain_all(&pool).len(), slots);
         assert!(pool.claim().is_some());
         assert_eq!(pool.lost(), 2);
     }
 }
 
 #[test]
-fn many_writers_lose_nothing_that_is_not_counted() {
+fn concurrent_writers_count_every_lost_sample() {
     let pool = SnapshotPool::map(8, 64).unwrap();
     let (mut got, writers, each) = (0, 4, if cfg!(miri) { 40 } else { 2000 });
     let mut copied = StackSnapshot::default();
@@ -76,8 +79,10 @@ fn many_writers_lose_nothing_that_is_not_counted() {
                 scope.spawn(move || {
                     for _ in 0..each {
                         match pool.claim() {
-                            Some(slot) => publish(slot, &head(1), [writer; 8].into_iter(), true),
-                            None => pool.lose(1),
+                            Some(slot) => {
+                                publish(slot, &test_header(1), [writer; 8].into_iter(), true)
+                            }
+                            None => pool.count_lost(1),
                         }
                     }
                 })

@@ -15,7 +15,7 @@
 //!
 //! The result is cached with the mode and the number of filters in the status. [`permit`] reads
 //! both again, so a filter that the service installs later is detected before the next optional
-//! call. A filter installed less than `FRESH` before the call is not detected.
+//! call. A filter installed less than `STATUS_MAX_AGE` before the call is not detected.
 //!
 //! Before Linux 5.9 the status does not contain the number of filters, so an additional filter is
 //! not detected.
@@ -59,7 +59,7 @@ pub enum OptionalCall {
 }
 
 /// All optional calls in probing order, each with its name and the loss without it.
-const OPTIONAL: [(OptionalCall, &str, &str); 8] = [
+const OPTIONAL_CALLS: [(OptionalCall, &str, &str); 8] = [
     (OptionalCall::PerfEventOpen, "perf_event_open", "CPU samples come by timers and SIGPROF"),
     (OptionalCall::SetPriority, "setpriority", "profiles for HTTP are packed at ordinary priority"),
     (OptionalCall::ThreadTimers, "timer_create", "no CPU samples by timers"),
@@ -81,7 +81,7 @@ const OPTIONAL: [(OptionalCall, &str, &str); 8] = [
 impl OptionalCall {
     /// Returns the name of the call.
     pub fn name(self) -> &'static str {
-        OPTIONAL[self as usize].1
+        OPTIONAL_CALLS[self as usize].1
     }
 }
 
@@ -95,31 +95,31 @@ enum SyscallVerdict {
     /// The filter kills the process.
     Kills,
     /// The effect is unknown.
-    Untried(Untried),
+    Unknown(ProbeFailure),
 }
 
 /// Reason that the effect of a filter is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Untried {
+enum ProbeFailure {
     /// The status of the thread cannot be read.
     NoStatus,
     /// The process is too large to be copied: resident MiB.
     TooLarge(u64),
     /// `clone`, `mmap` or `wait4` failed, or the copy did not respond (0).
-    NoCopy(i32),
+    CopyFailed(i32),
 }
 
-impl fmt::Display for Untried {
+impl fmt::Display for ProbeFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoStatus => f.write_str("/proc/thread-self/status cannot be read"),
             Self::TooLarge(mib) => write!(
                 f,
                 "the process is too large to be copied for a try ({mib} MiB resident, {} at most)",
-                probe::MAX_RESIDENT >> 20
+                probe::MAX_RESIDENT_BYTES >> 20
             ),
-            Self::NoCopy(0) => f.write_str("a copy of the process for a try did not answer"),
-            Self::NoCopy(errno) => {
+            Self::CopyFailed(0) => f.write_str("a copy of the process for a try did not answer"),
+            Self::CopyFailed(errno) => {
                 let error = std::io::Error::from_raw_os_error(*errno);
                 write!(f, "no copy of the process for a try could be made: {error}")
             }
@@ -145,7 +145,7 @@ impl fmt::Display for SyscallDenied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.call.name();
         match self.verdict {
-            SyscallVerdict::Untried(why) => write!(
+            SyscallVerdict::Unknown(why) => write!(
                 f,
                 "{name} is not tried: a system call filter may end the process for it, and {why}"
             ),
@@ -164,7 +164,7 @@ impl From<SyscallDenied> for std::io::Error {
 }
 
 /// Effect of a filter on each optional call.
-type SyscallVerdicts = [SyscallVerdict; OPTIONAL.len()];
+type SyscallVerdicts = [SyscallVerdict; OPTIONAL_CALLS.len()];
 
 /// The filters of a thread, as in its status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,29 +176,29 @@ struct SeccompFilters {
 }
 
 /// Maximum number of filter sets cached. A service has one, or two if a thread adds a filter.
-const MAX_KNOWN: usize = 8;
+const MAX_CACHED_VERDICTS: usize = 8;
 
 /// Cached results, the newest last.
-static KNOWN: Mutex<Vec<(SeccompFilters, SyscallVerdicts)>> = Mutex::new(Vec::new());
+static VERDICT_CACHE: Mutex<Vec<(SeccompFilters, SyscallVerdicts)>> = Mutex::new(Vec::new());
 
 /// Returns `Ok` if the calling thread can make this call without being killed.
 ///
 /// A call for which the filter returns an error counts as allowed: its caller handles the error.
-/// Costs 10 us at first, 50 ns within `FRESH`, and some milliseconds if the filters have changed.
+/// Costs 10 us at first, 50 ns within `STATUS_MAX_AGE`, and some milliseconds if the filters have changed.
 /// Takes a lock and allocates.
 ///
 /// # Errors
 ///
 /// Returns the reason that the call must not be made.
 pub fn permit(call: OptionalCall) -> Result<(), SyscallDenied> {
-    let filters = recent_filters();
+    let filters = recent_or_read_filters();
     if let Some(SeccompFilters { mode: 0, .. }) = filters {
         return Ok(());
     }
-    let verdicts = filters.map_or(NO_STATUS, verdicts);
+    let verdicts = filters.map_or(NO_STATUS, cached_verdicts);
     match verdicts[call as usize] {
         SyscallVerdict::Allowed | SyscallVerdict::Refused(_) => Ok(()),
-        verdict @ (SyscallVerdict::Kills | SyscallVerdict::Untried(_)) => {
+        verdict @ (SyscallVerdict::Kills | SyscallVerdict::Unknown(_)) => {
             Err(SyscallDenied { call, verdict })
         }
     }
@@ -206,19 +206,20 @@ pub fn permit(call: OptionalCall) -> Result<(), SyscallDenied> {
 
 /// Returns the error with which the calling thread's filter refuses this call, or `None` if it does
 /// not.
-pub fn refused_by_filter(call: OptionalCall) -> Option<i32> {
-    let filters = recent_filters().filter(|filters| filters.mode != 0)?;
-    match verdicts(filters)[call as usize] {
+pub fn filter_errno(call: OptionalCall) -> Option<i32> {
+    let filters = recent_or_read_filters().filter(|filters| filters.mode != 0)?;
+    match cached_verdicts(filters)[call as usize] {
         SyscallVerdict::Refused(errno) => Some(errno),
         _ => None,
     }
 }
 
-const NO_STATUS: SyscallVerdicts = [SyscallVerdict::Untried(Untried::NoStatus); OPTIONAL.len()];
+const NO_STATUS: SyscallVerdicts =
+    [SyscallVerdict::Unknown(ProbeFailure::NoStatus); OPTIONAL_CALLS.len()];
 
 /// Returns the effects of these filters, which must be those of the calling thread.
-fn verdicts(filters: SeccompFilters) -> SyscallVerdicts {
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+fn cached_verdicts(filters: SeccompFilters) -> SyscallVerdicts {
+    let mut known = VERDICT_CACHE.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((_, verdicts)) = known.iter().find(|(then, _)| *then == filters) {
         return *verdicts;
     }
@@ -226,16 +227,16 @@ fn verdicts(filters: SeccompFilters) -> SyscallVerdicts {
         2 => probe::run(),
         _ => NO_STATUS,
     };
-    if known.len() >= MAX_KNOWN {
+    if known.len() >= MAX_CACHED_VERDICTS {
         known.remove(0);
     }
     known.push((filters, verdicts));
-    report(&verdicts);
+    update_warning(&verdicts);
     verdicts
 }
 
 /// Sets the warning about missing calls, which `/status` shows.
-fn report(verdicts: &SyscallVerdicts) {
+fn update_warning(verdicts: &SyscallVerdicts) {
     match describe(verdicts) {
         Some(text) => warnings::set(TOPIC, text),
         None => warnings::clear(TOPIC),
@@ -247,11 +248,11 @@ const TOPIC: &str = "system calls";
 
 fn describe(verdicts: &SyscallVerdicts) -> Option<String> {
     let with = |wanted: fn(&SyscallVerdict) -> bool| {
-        let rows = OPTIONAL.iter().zip(verdicts).filter(move |(_, verdict)| wanted(verdict));
+        let rows = OPTIONAL_CALLS.iter().zip(verdicts).filter(move |(_, verdict)| wanted(verdict));
         rows.map(|((_, name, loss), _)| format!("{name} ({loss})")).collect::<Vec<_>>()
     };
     let untried = verdicts.iter().find_map(|verdict| match verdict {
-        SyscallVerdict::Untried(why) => Some(why),
+        SyscallVerdict::Unknown(why) => Some(why),
         _ => None,
     });
     let mut parts = Vec::new();
@@ -272,7 +273,7 @@ fn describe(verdicts: &SyscallVerdicts) -> Option<String> {
     if let Some(why) = untried {
         parts.push(format!(
             "a system call filter (seccomp) may end the process for {}, and {why}",
-            with(|verdict| matches!(verdict, SyscallVerdict::Untried(_))).join(", ")
+            with(|verdict| matches!(verdict, SyscallVerdict::Unknown(_))).join(", ")
         ));
     }
     (!parts.is_empty()).then(|| {
@@ -284,27 +285,27 @@ fn describe(verdicts: &SyscallVerdicts) -> Option<String> {
 }
 
 /// Validity of the status, long enough for a batch of calls.
-const FRESH: Duration = Duration::from_millis(1);
+const STATUS_MAX_AGE: Duration = Duration::from_millis(1);
 
 /// Returns the filters of the calling thread, or `None` if its status cannot be read.
-fn recent_filters() -> Option<SeccompFilters> {
+fn recent_or_read_filters() -> Option<SeccompFilters> {
     thread_local! {
         static RECENT: Cell<Option<(Instant, SeccompFilters)>> = const { Cell::new(None) };
     }
     // A terminating thread has no thread-locals.
     let recent = RECENT.try_with(Cell::get).ok().flatten();
     if let Some((at, filters)) = recent
-        && at.elapsed() < FRESH
+        && at.elapsed() < STATUS_MAX_AGE
     {
         return Some(filters);
     }
     // Out of descriptors: use this thread's previous result.
-    let Some(filters) = filters() else { return recent.map(|(_, filters)| filters) };
+    let Some(filters) = read_filters() else { return recent.map(|(_, filters)| filters) };
     let _ = RECENT.try_with(|recent| recent.set(Some((Instant::now(), filters))));
     Some(filters)
 }
 
-fn filters() -> Option<SeccompFilters> {
+fn read_filters() -> Option<SeccompFilters> {
     let status = std::fs::read("/proc/thread-self/status")
         .or_else(|_| std::fs::read("/proc/self/status"))
         .ok()?;
@@ -325,7 +326,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn filters_are_read_from_a_status() {
+    fn seccomp_filters_are_parsed_from_status() {
         let status = b"Name:\tx\nSeccomp:\t2\nSeccomp_filters:\t3\n";
         assert_eq!(parse(status), SeccompFilters { mode: 2, count: Some(3) });
         assert_eq!(parse(b"Seccomp:\t2\n"), SeccompFilters { mode: 2, count: None });
@@ -333,15 +334,15 @@ mod tests {
     }
 
     #[test]
-    fn every_call_stands_at_its_place_in_the_table() {
-        for (place, (call, name, _)) in OPTIONAL.into_iter().enumerate() {
+    fn optional_calls_match_their_table_index() {
+        for (place, (call, name, _)) in OPTIONAL_CALLS.into_iter().enumerate() {
             assert_eq!((call as usize, call.name()), (place, name));
         }
     }
 
     #[test]
-    fn warning_names_the_calls_and_what_is_lost() {
-        let mut verdicts = [SyscallVerdict::Allowed; OPTIONAL.len()];
+    fn warning_names_denied_calls_and_consequences() {
+        let mut verdicts = [SyscallVerdict::Allowed; OPTIONAL_CALLS.len()];
         assert_eq!(describe(&verdicts), None);
         verdicts[OptionalCall::PerfEventOpen as usize] = SyscallVerdict::Refused(libc::EPERM);
         assert_eq!(describe(&verdicts), None, "the engine tells of it");
@@ -350,13 +351,15 @@ mod tests {
         let text = describe(&verdicts).unwrap();
         assert!(text.contains("ends the process for setpriority (profiles for HTTP"), "{text}");
         assert!(text.contains("refuses ioctl"), "{text}");
-        let text =
-            describe(&[SyscallVerdict::Untried(Untried::TooLarge(2048)); OPTIONAL.len()]).unwrap();
+        let text = describe(
+            &[SyscallVerdict::Unknown(ProbeFailure::TooLarge(2048)); OPTIONAL_CALLS.len()],
+        )
+        .unwrap();
         assert!(text.contains("2048 MiB resident, 1024 at most"), "{text}");
     }
 
     #[test]
-    fn a_filter_of_no_process_is_probed_as_allowing_everything() {
-        assert_eq!(probe::run(), [SyscallVerdict::Allowed; OPTIONAL.len()]);
+    fn probe_without_filter_allows_every_call() {
+        assert_eq!(probe::run(), [SyscallVerdict::Allowed; OPTIONAL_CALLS.len()]);
     }
 }

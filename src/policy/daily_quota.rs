@@ -11,7 +11,7 @@
 //! quarter hour is freed as a whole, 24 hours after its end, so no period of 24 hours exceeds the
 //! quota.
 //!
-//! The saved count exceeds the used count by up to a [lease](Allowance::lease). `state.json` is
+//! The saved count exceeds the used count by up to a [lease](DailyQuota::consume). `state.json` is
 //! thus written once for many captures, before the first of them. A process that is killed has used
 //! up its whole lease, so a process in a crash loop stays within the quota.
 
@@ -22,11 +22,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::{Moment, TimeAnchor};
 use crate::policy::incident_budget::DAY;
-use crate::policy::saved_state::moment_of;
+use crate::policy::saved_state::to_moment;
 
-const QUARTER: Duration = Duration::from_secs(15 * 60);
+const QUARTER_HOUR: Duration = Duration::from_secs(15 * 60);
 /// Maximum lease: the captures of a continuous profiler in five minutes.
-const MOST_LEASE: u64 = 64;
+const MAX_LEASE: u64 = 64;
 
 /// A quarter hour in `state.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,28 +49,28 @@ impl SavedQuarterHour {
 pub(crate) struct DailyQuota {
     limit: u64,
     /// Oldest first, without those that no longer count.
-    quarters: Vec<QuarterHour>,
+    quarter_hours: Vec<QuarterHour>,
     /// True if more was used than is saved.
     dirty: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 struct QuarterHour {
-    from: Moment,
+    start: Moment,
     used: u64,
     saved: u64,
 }
 
 impl QuarterHour {
     /// Returns the time at which its captures are freed.
-    fn end(&self) -> Moment {
-        self.from + QUARTER + DAY
+    fn expires_at(&self) -> Moment {
+        self.start + QUARTER_HOUR + DAY
     }
 }
 
 impl DailyQuota {
     pub(crate) fn new(limit: usize) -> Self {
-        Self { limit: limit as u64, quarters: Vec::new(), dirty: false }
+        Self { limit: limit as u64, quarter_hours: Vec::new(), dirty: false }
     }
 
     pub(crate) fn set_limit(&mut self, limit: usize) {
@@ -83,44 +83,45 @@ impl DailyQuota {
 
     /// Continues from the saved counts.
     pub(crate) fn restore(&mut self, anchor: TimeAnchor, saved: &[SavedQuarterHour]) {
-        let quarter = |it: &SavedQuarterHour| QuarterHour {
-            from: moment_of(anchor, it.from),
-            used: it.captures,
-            saved: it.captures,
+        let to_quarter_hour = |saved_quarter: &SavedQuarterHour| QuarterHour {
+            start: to_moment(anchor, saved_quarter.from),
+            used: saved_quarter.captures,
+            saved: saved_quarter.captures,
         };
-        self.quarters.extend(saved.iter().map(quarter));
-        self.quarters.sort_by_key(|quarter| quarter.from);
-        self.forget(anchor.moment);
+        self.quarter_hours.extend(saved.iter().map(to_quarter_hour));
+        self.quarter_hours.sort_by_key(|quarter| quarter.start);
+        self.remove_expired(anchor.moment);
     }
 
     /// Returns the time at which quota is available again, or `None` if it is not exhausted.
-    pub(crate) fn spent_until(&self, now: Moment) -> Option<Moment> {
-        let mut left = self.spent(now);
-        for quarter in self.counted(now) {
-            if left < self.limit {
+    pub(crate) fn exhausted_until(&self, now: Moment) -> Option<Moment> {
+        let mut used = self.used_count(now);
+        for quarter in self.quarter_hours_in_window(now) {
+            if used < self.limit {
                 return None;
             }
-            left -= quarter.used;
-            if left < self.limit {
-                return Some(quarter.end());
+            used -= quarter.used;
+            if used < self.limit {
+                return Some(quarter.expires_at());
             }
         }
         None
     }
 
     /// Returns the number of captures taken or in progress in the 24 hours before `now`.
-    pub(crate) fn spent(&self, now: Moment) -> u64 {
-        self.counted(now).map(|quarter| quarter.used).sum()
+    pub(crate) fn used_count(&self, now: Moment) -> u64 {
+        self.quarter_hours_in_window(now).map(|quarter| quarter.used).sum()
     }
 
     /// Counts an accepted capture.
-    pub(crate) fn spend(&mut self, now: Moment) {
-        self.forget(now);
-        let begins = self.quarters.last().is_none_or(|last| now.since(last.from) >= QUARTER);
-        if begins {
-            self.quarters.push(QuarterHour { from: now, used: 0, saved: 0 });
+    pub(crate) fn consume(&mut self, now: Moment) {
+        self.remove_expired(now);
+        let starts_new =
+            self.quarter_hours.last().is_none_or(|last| now.since(last.start) >= QUARTER_HOUR);
+        if starts_new {
+            self.quarter_hours.push(QuarterHour { start: now, used: 0, saved: 0 });
         }
-        if let Some(last) = self.quarters.last_mut() {
+        if let Some(last) = self.quarter_hours.last_mut() {
             last.used += 1;
             self.dirty |= last.used > last.saved;
         }
@@ -129,7 +130,7 @@ impl DailyQuota {
     /// Refunds the capture accepted at `at`, which produced nothing. The saved count is unchanged:
     /// it is an upper bound.
     pub(crate) fn refund(&mut self, at: Moment) {
-        let quarter = self.quarters.iter_mut().rfind(|quarter| quarter.from <= at);
+        let quarter = self.quarter_hours.iter_mut().rfind(|quarter| quarter.start <= at);
         if let Some(quarter) = quarter {
             quarter.used = quarter.used.saturating_sub(1);
         }
@@ -145,29 +146,29 @@ impl DailyQuota {
         self.dirty = false;
         let lease = self.lease();
         // All quarter hours but the last are complete, so their counts are exact.
-        self.quarters.iter_mut().for_each(|quarter| quarter.saved = quarter.used);
-        if let Some(last) = self.quarters.last_mut() {
+        self.quarter_hours.iter_mut().for_each(|quarter| quarter.saved = quarter.used);
+        if let Some(last) = self.quarter_hours.last_mut() {
             last.saved = last.used.next_multiple_of(lease);
         }
         let saved = |quarter: &QuarterHour| SavedQuarterHour {
-            from: anchor.wall_at(quarter.from),
+            from: anchor.wall_at(quarter.start),
             captures: quarter.saved,
         };
-        self.quarters.iter().map(saved).collect()
+        self.quarter_hours.iter().map(saved).collect()
     }
 
     /// Returns the number of captures per save: a thousandth of the quota, so that a restart costs
     /// little, and nothing with a small quota.
     fn lease(&self) -> u64 {
-        (self.limit / 1000).clamp(1, MOST_LEASE)
+        (self.limit / 1000).clamp(1, MAX_LEASE)
     }
 
-    fn counted(&self, now: Moment) -> impl Iterator<Item = &QuarterHour> {
-        self.quarters.iter().filter(move |quarter| now < quarter.end())
+    fn quarter_hours_in_window(&self, now: Moment) -> impl Iterator<Item = &QuarterHour> {
+        self.quarter_hours.iter().filter(move |quarter| now < quarter.expires_at())
     }
 
-    fn forget(&mut self, now: Moment) {
-        self.quarters.retain(|quarter| now < quarter.end());
+    fn remove_expired(&mut self, now: Moment) {
+        self.quarter_hours.retain(|quarter| now < quarter.expires_at());
     }
 }
 
@@ -188,72 +189,72 @@ mod tests {
     const DAY: u64 = 24 * 60 * 60;
 
     #[test]
-    fn what_was_used_comes_back_a_day_after_its_quarter_hour() {
-        let mut allowance = DailyQuota::new(3);
+    fn quota_frees_24_hours_after_quarter_hour_ends() {
+        let mut quota = DailyQuota::new(3);
         for second in [0, 60, 5000] {
-            assert_eq!(allowance.spent_until(at(second)), None, "{second}");
-            allowance.spend(at(second));
+            assert_eq!(quota.exhausted_until(at(second)), None, "{second}");
+            quota.consume(at(second));
         }
         let until = at(900 + DAY);
         for second in [5000, DAY, 900 + DAY - 1] {
-            assert_eq!(allowance.spent_until(at(second)), Some(until), "{second}");
+            assert_eq!(quota.exhausted_until(at(second)), Some(until), "{second}");
         }
-        assert_eq!(allowance.spent_until(until), None);
-        assert_eq!(allowance.spent(until), 1);
-        allowance.set_limit(1);
+        assert_eq!(quota.exhausted_until(until), None);
+        assert_eq!(quota.used_count(until), 1);
+        quota.set_limit(1);
         let until = at(5000 + 900 + DAY);
-        assert_eq!(allowance.spent_until(at(5000)), Some(until), "as the settings say now");
+        assert_eq!(quota.exhausted_until(at(5000)), Some(until), "as the settings say now");
     }
 
     #[test]
-    fn what_came_to_nothing_is_given_back() {
-        let mut allowance = DailyQuota::new(2);
-        allowance.spend(at(0));
-        allowance.spend(at(1000));
-        assert!(allowance.spent_until(at(1000)).is_some());
-        allowance.refund(at(0));
-        assert_eq!((allowance.spent_until(at(1000)), allowance.spent(at(1000))), (None, 1));
-        assert_eq!(allowance.quarters[0].used, 0, "where it was spent");
+    fn refund_frees_quota_of_the_original_quarter_hour() {
+        let mut quota = DailyQuota::new(2);
+        quota.consume(at(0));
+        quota.consume(at(1000));
+        assert!(quota.exhausted_until(at(1000)).is_some());
+        quota.refund(at(0));
+        assert_eq!((quota.exhausted_until(at(1000)), quota.used_count(at(1000))), (None, 1));
+        assert_eq!(quota.quarter_hours[0].used, 0, "where it was spent");
     }
 
     #[test]
-    fn what_is_saved_is_never_less_than_what_was_used() {
+    fn saved_count_exceeds_used_count_by_less_than_lease() {
         for (limit, lease) in [(3, 1), (1999, 1), (20_000, 20), (100_000, 64), (10_000_000, 64)] {
-            let mut allowance = DailyQuota::new(limit);
-            let (mut saved, mut times) = (Vec::new(), 0);
+            let mut quota = DailyQuota::new(limit);
+            let (mut saved, mut save_count) = (Vec::new(), 0);
             for second in 0..1800 {
-                allowance.spend(at(second));
-                if allowance.is_dirty() {
-                    saved = allowance.save(anchor(second));
-                    times += 1;
+                quota.consume(at(second));
+                if quota.is_dirty() {
+                    saved = quota.save(anchor(second));
+                    save_count += 1;
                 }
-                let mut after = DailyQuota::new(limit);
-                after.restore(anchor(second), &saved);
-                let (used, found) = (allowance.spent(at(second)), after.spent(at(second)));
+                let mut restored = DailyQuota::new(limit);
+                restored.restore(anchor(second), &saved);
+                let (used, found) = (quota.used_count(at(second)), restored.used_count(at(second)));
                 assert!((used..used + lease).contains(&found), "{limit}: {found} of {used}");
             }
-            assert_eq!(times, 2 * 900_u64.div_ceil(lease), "{limit}");
+            assert_eq!(save_count, 2 * 900_u64.div_ceil(lease), "{limit}");
         }
     }
 
     #[test]
-    fn a_client_whose_captures_all_fail_writes_nothing() {
-        let mut allowance = DailyQuota::new(3);
-        allowance.spend(at(0));
-        assert!(allowance.is_dirty());
-        let _ = allowance.save(anchor(0));
+    fn refunded_captures_do_not_make_state_dirty() {
+        let mut quota = DailyQuota::new(3);
+        quota.consume(at(0));
+        assert!(quota.is_dirty());
+        let _ = quota.save(anchor(0));
         for second in 0..100 {
-            allowance.refund(at(second));
-            allowance.spend(at(second));
-            assert!(!allowance.is_dirty());
+            quota.refund(at(second));
+            quota.consume(at(second));
+            assert!(!quota.is_dirty());
         }
     }
 
     #[test]
-    fn a_clock_turned_back_makes_it_no_larger() {
-        let mut allowance = DailyQuota::new(1);
+    fn clock_set_back_does_not_enlarge_quota() {
+        let mut quota = DailyQuota::new(1);
         let from = anchor(10 * DAY).wall;
-        allowance.restore(anchor(5000), &[SavedQuarterHour { from, captures: 1 }]);
-        assert_eq!(allowance.spent_until(at(5000)), Some(at(5000 + 900 + DAY)));
+        quota.restore(anchor(5000), &[SavedQuarterHour { from, captures: 1 }]);
+        assert_eq!(quota.exhausted_until(at(5000)), Some(at(5000 + 900 + DAY)));
     }
 }

@@ -35,28 +35,28 @@ pub(crate) struct Decider {
     budget: IncidentBudget,
     settings: BudgetSettings,
     /// Names of the rules that capture; they share the budget.
-    capturing: Vec<String>,
+    capture_rules: Vec<String>,
     /// True if the state must be saved.
     dirty: bool,
     /// Description of the stall in progress.
-    pub(crate) stall: Option<String>,
+    pub(crate) stall_description: Option<String>,
     /// Description of the location with the most panics.
-    pub(crate) panics: Option<String>,
+    pub(crate) panic_description: Option<String>,
 }
 
 impl Decider {
     pub(crate) fn new(rules: Vec<Rule>, settings: BudgetSettings) -> Self {
         let mut incidents = Incidents::default();
-        incidents.set_join(settings.join);
+        incidents.set_join_window(settings.join_window);
         Self {
-            capturing: names_of_capturing(&rules),
+            capture_rules: capture_rule_names(&rules),
             engine: Engine::new(rules),
             incidents,
             budget: IncidentBudget::default(),
             settings,
             dirty: false,
-            stall: None,
-            panics: None,
+            stall_description: None,
+            panic_description: None,
         }
     }
 
@@ -72,7 +72,7 @@ impl Decider {
             });
             if comparable && self.engine.history(name).is_none() {
                 let (captured, records) = saved.restore(anchor);
-                self.engine.remember(name, captured, &records);
+                self.engine.restore_rule(name, captured, &records);
             }
         }
     }
@@ -92,51 +92,53 @@ impl Decider {
         Some(SavedState {
             schema: SavedState::SCHEMA,
             clock: Some(ClockReading::new(anchor)),
-            incidents: self.budget.incidents(anchor),
+            incidents: self.budget.saved_incidents(anchor),
             rules: rules.collect(),
             streams: Vec::new(),
         })
     }
 
     /// Marks the state as changed because another part of it has.
-    pub(crate) fn state_changed(&mut self) {
+    pub(crate) fn mark_dirty(&mut self) {
         self.dirty = true;
     }
 
     /// Replaces the rules and budgets.
     pub(crate) fn replace(&mut self, rules: Vec<Rule>, settings: BudgetSettings) {
-        self.capturing = names_of_capturing(&rules);
-        for gone in self.engine.replace(rules) {
-            self.incidents.clear(&gone.name);
+        self.capture_rules = capture_rule_names(&rules);
+        for removed in self.engine.replace(rules) {
+            self.incidents.clear(&removed.name);
         }
-        self.incidents.set_join(settings.join);
+        self.incidents.set_join_window(settings.join_window);
         self.settings = settings;
     }
 
     /// Evaluates every rule against a tick and applies the decisions. Allocates only if a rule
     /// fires or clears.
-    pub(crate) fn observe(
+    pub(crate) fn evaluate(
         &mut self,
         now: Moment,
         vitals: &Vitals,
         mut new_id: impl FnMut() -> IncidentId,
         wall: impl Fn() -> Timestamp,
     ) -> Vec<FiredRule> {
-        let rules = std::mem::take(&mut self.capturing);
+        let rules = std::mem::take(&mut self.capture_rules);
         let (budget, incidents, settings) = (&self.budget, &self.incidents, &self.settings);
-        let opening = |rule: &Rule| match incidents.fires_of_joinable(now, &rule.name) {
-            Some(fires) if fires >= settings.captures_per_incident => Admission::Exhausted,
-            Some(_) => Admission::Free,
-            None => budget.opening(now, settings, &rule.name, rules.iter().map(String::as_str)),
+        let admission = |rule: &Rule| match incidents.fire_count_in_joinable(now, &rule.name) {
+            Some(fires) if fires >= settings.captures_per_incident => {
+                Admission::CaptureLimitReached
+            }
+            Some(_) => Admission::Allowed,
+            None => budget.admission(now, settings, &rule.name, rules.iter().map(String::as_str)),
         };
-        let said: Vec<(usize, Decision)> = self
+        let decisions: Vec<(usize, Decision)> = self
             .engine
-            .observe_within(now, vitals, &opening)
+            .evaluate_with_admission(now, vitals, &admission)
             .filter(|(_, decision)| !matches!(decision, Decision::Hold(_)))
             .collect();
-        self.capturing = rules;
+        self.capture_rules = rules;
         let mut fired = Vec::new();
-        for (index, decision) in said {
+        for (index, decision) in decisions {
             let Some(rule) = self.engine.rule(index).cloned() else { continue };
             match decision {
                 Decision::Fire(crossing) => {
@@ -161,29 +163,33 @@ impl Decider {
         new_id: &mut impl FnMut() -> IncidentId,
         at: Timestamp,
     ) -> FiredRule {
-        if let Some(stall) = self.stall.as_ref().filter(|_| rule.metric == Metric::Stall) {
+        if let Some(stall) =
+            self.stall_description.as_ref().filter(|_| rule.metric == Metric::Stall)
+        {
             text.push_str(&format!("; {stall}"));
         }
-        if let Some(panics) = self.panics.as_ref().filter(|_| rule.metric == Metric::Panics) {
+        if let Some(panics) =
+            self.panic_description.as_ref().filter(|_| rule.metric == Metric::Panics)
+        {
             text.push_str(&format!("; {panics}"));
         }
-        if let Some(note) = vitals.memory_note().filter(|_| rule.metric.is_of_memory()) {
+        if let Some(note) = vitals.memory_note().filter(|_| rule.metric.is_memory_metric()) {
             text.push_str(&format!("; {note}"));
         }
-        self.engine.capturing(&rule.name);
+        self.engine.capture_started(&rule.name);
         self.dirty = true;
         if rule.mode == Mode::DryRun {
-            self.engine.captured(&rule.name, now);
+            self.engine.capture_ended(&rule.name, now);
             return FiredRule { rule: rule.name.clone(), text, incident: None };
         }
         let mut wanted = rule.capture;
-        if needs_descriptors(&rule.metric, vitals) {
+        if needs_descriptor_dump(&rule.metric, vitals) {
             wanted.insert(CaptureKind::Descriptors);
         }
         if rule.metric == Metric::Panics {
             wanted.insert(CaptureKind::Panics);
         }
-        let kinds = self.affordable(wanted, vitals, &mut text);
+        let kinds = self.kinds_within_cpu_limit(wanted, vitals, &mut text);
         let reason = Reason {
             origin: Origin::Rule,
             at,
@@ -199,77 +205,83 @@ impl Decider {
             new_id()
         };
         let claim = (kinds, rule.duration);
-        let id = self.incidents.fire(now, make_id, &rule.name, claim, reason);
-        self.incidents.collect(id, &rule.collect);
+        let id = self.incidents.claim_for_rule(now, make_id, &rule.name, claim, reason);
+        self.incidents.request_collectors(id, &rule.collectors);
         if opened {
-            self.budget.spend(now, &rule.name, id);
+            self.budget.consume(now, &rule.name, id);
         }
-        if self.incidents.fires(id, &rule.name) >= self.settings.captures_per_incident {
-            self.engine.exhausted(&rule.name);
+        if self.incidents.fire_count(id, &rule.name) >= self.settings.captures_per_incident {
+            self.engine.capture_limit_reached(&rule.name);
         }
         FiredRule { rule: rule.name.clone(), text, incident: Some(id) }
     }
 
     /// Returns the captures of `kinds` that are allowed at the CPU load of `vitals`. Appends the
     /// skipped ones to `text`.
-    fn affordable(&self, kinds: CaptureSet, vitals: &Vitals, text: &mut String) -> CaptureSet {
-        let Some((ceiling, used)) = self.settings.cpu_ceiling.zip(vitals.cpu_percent()) else {
+    fn kinds_within_cpu_limit(
+        &self,
+        kinds: CaptureSet,
+        vitals: &Vitals,
+        text: &mut String,
+    ) -> CaptureSet {
+        let Some((ceiling, used)) = self.settings.skip_cpu_profile_above.zip(vitals.cpu_percent())
+        else {
             return kinds;
         };
         if used.get() <= ceiling.get() {
             return kinds;
         }
-        let cheap: CaptureSet = kinds.iter().filter(|kind| kind.is_cheap()).collect();
-        for kind in kinds.without(cheap).iter() {
+        let cheap: CaptureSet = kinds.iter().filter(|kind| kind.has_low_overhead()).collect();
+        for kind in kinds.difference(cheap).iter() {
             text.push_str(&format!("; no {kind}, as cpu {used} is above cpu_ceiling {ceiling}"));
         }
         cheap
     }
 
     /// Returns the admission of a new incident for a rule without one, regardless of the rule.
-    pub(crate) fn opening(&self, now: Moment) -> Admission {
+    pub(crate) fn admission(&self, now: Moment) -> Admission {
         match self.incidents.has_joinable(now) {
-            true => Admission::Free,
-            false => self.budget.opening_of_any(now, &self.settings),
+            true => Admission::Allowed,
+            false => self.budget.admission_for_any_rule(now, &self.settings),
         }
     }
 
     /// Returns the number of incidents that rules opened in the 24 hours before `now`.
-    pub(crate) fn spent(&self, now: Moment) -> usize {
-        self.budget.spent(now)
+    pub(crate) fn incidents_in_last_day(&self, now: Moment) -> usize {
+        self.budget.used_count(now)
     }
 
     /// Ends the claims that have expired at `now`.
     pub(crate) fn expire(&mut self, now: Moment) {
-        let notices = self.incidents.expire(now);
-        self.hear(now, &notices);
+        let updates = self.incidents.expire(now);
+        self.apply_updates(now, &updates);
     }
 
-    pub(crate) fn next_job(&mut self, now: Moment) -> Option<IncidentCommand> {
-        self.incidents.next_job(now)
+    pub(crate) fn next_command(&mut self, now: Moment) -> Option<IncidentCommand> {
+        self.incidents.next_command(now)
     }
 
     /// Applies the result of a command. Returns the incidents that ended.
-    pub(crate) fn done(&mut self, now: Moment, done: CommandResult) -> Vec<IncidentId> {
-        let notices = self.incidents.done(now, done);
-        self.hear(now, &notices);
-        let gone = notices.into_iter().filter_map(|notice| match notice {
-            IncidentUpdate::Gone(id) => Some(id),
-            IncidentUpdate::Captured(_) | IncidentUpdate::Lost(..) => None,
+    pub(crate) fn apply_result(&mut self, now: Moment, done: CommandResult) -> Vec<IncidentId> {
+        let updates = self.incidents.apply_result(now, done);
+        self.apply_updates(now, &updates);
+        let removed = updates.into_iter().filter_map(|update| match update {
+            IncidentUpdate::Removed(id) => Some(id),
+            IncidentUpdate::CaptureEnded(_) | IncidentUpdate::OpenFailed(..) => None,
         });
-        gone.collect()
+        removed.collect()
     }
 
-    fn hear(&mut self, now: Moment, notices: &[IncidentUpdate]) {
-        for notice in notices {
-            match notice {
-                IncidentUpdate::Captured(rule) => self.engine.captured(rule, now),
-                IncidentUpdate::Lost(rule, id) => {
-                    self.engine.lost(rule, now);
+    fn apply_updates(&mut self, now: Moment, updates: &[IncidentUpdate]) {
+        for update in updates {
+            match update {
+                IncidentUpdate::CaptureEnded(rule) => self.engine.capture_ended(rule, now),
+                IncidentUpdate::OpenFailed(rule, id) => {
+                    self.engine.incident_open_failed(rule, now);
                     self.budget.refund(*id);
                     self.dirty = true;
                 }
-                IncidentUpdate::Gone(_) => {}
+                IncidentUpdate::Removed(_) => {}
             }
         }
     }
@@ -278,16 +290,17 @@ impl Decider {
 /// Returns `true` if an incident of a rule over `metric` must list the open descriptors in any
 /// case. That is so for rules about descriptors, and if more than half of the allowed number are
 /// open.
-fn needs_descriptors(metric: &Metric, vitals: &Vitals) -> bool {
-    matches!(metric, Metric::Fds | Metric::FdShare | Metric::FdRise) || are_many_open(vitals)
+fn needs_descriptor_dump(metric: &Metric, vitals: &Vitals) -> bool {
+    matches!(metric, Metric::Fds | Metric::FdUtilization | Metric::FdRise)
+        || has_high_fd_usage(vitals)
 }
 
 /// Returns `true` if more than half of the allowed number of descriptors are open.
-pub(crate) fn are_many_open(vitals: &Vitals) -> bool {
+pub(crate) fn has_high_fd_usage(vitals: &Vitals) -> bool {
     vitals.fd_percent().is_some_and(|share| share.get() > 50.0)
 }
 
-fn names_of_capturing(rules: &[Rule]) -> Vec<String> {
+fn capture_rule_names(rules: &[Rule]) -> Vec<String> {
     let capturing = rules.iter().filter(|rule| rule.mode == Mode::Capture);
     capturing.map(|rule| rule.name.clone()).collect()
 }

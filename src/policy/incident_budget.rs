@@ -1,6 +1,6 @@
 //! The budget of incidents opened by rules in 24 hours.
 //!
-//! All rules share `incidents_per_day`. Each rule has a [`RESERVE`] that the others cannot use, so
+//! All rules share `incidents_per_day`. Each rule has a [`MAX_RESERVE_PER_RULE`] that the others cannot use, so
 //! that a rule that fires all day does not block the others. A firing that is critical, or worse
 //! than any capture of the rule that day, is exempt (see `rules`) but counted.
 
@@ -10,29 +10,29 @@ use std::time::Duration;
 use crate::base::{EventTime, IncidentId, Moment, TimeAnchor};
 use crate::config::BudgetSettings;
 pub(crate) use crate::policy::saved_state::SavedState;
-use crate::policy::saved_state::{OpenedIncident, time_of, wall_of};
+use crate::policy::saved_state::{OpenedIncident, to_event_time, to_wall_time};
 use crate::rules::Admission;
 
 pub(crate) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Incidents per day reserved for each rule. The reserve is reduced if the reserves would exceed
 /// two thirds of `incidents_per_day` in total.
-const RESERVE: usize = 2;
+const MAX_RESERVE_PER_RULE: usize = 2;
 
 /// Returns the reserve of each of `rules` rules.
-fn reserve(incidents_per_day: usize, rules: usize) -> usize {
-    let share = incidents_per_day.saturating_mul(2) / 3 / rules.max(1);
-    RESERVE.min(share)
+fn reserve_per_rule(incidents_per_day: usize, rule_count: usize) -> usize {
+    let equal_share = incidents_per_day.saturating_mul(2) / 3 / rule_count.max(1);
+    MAX_RESERVE_PER_RULE.min(equal_share)
 }
 
 /// Incidents opened by rules in the last 24 hours, oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct IncidentBudget {
-    opened: Vec<Opened>,
+    entries: Vec<BudgetEntry>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct Opened {
+struct BudgetEntry {
     at: EventTime,
     rule: String,
     /// `None` if an earlier process opened it.
@@ -42,77 +42,89 @@ struct Opened {
 impl IncidentBudget {
     /// Adds the incidents saved by an earlier process.
     pub(crate) fn restore(&mut self, anchor: TimeAnchor, state: &SavedState) {
-        let saved = state.incidents.iter().map(|OpenedIncident { at, rule }| Opened {
-            at: time_of(anchor, *at),
+        let saved = state.incidents.iter().map(|OpenedIncident { at, rule }| BudgetEntry {
+            at: to_event_time(anchor, *at),
             rule: rule.clone(),
             id: None,
         });
-        self.opened.extend(saved);
-        self.opened.sort_by_key(|it| Reverse(it.at.age(anchor.moment)));
+        self.entries.extend(saved);
+        self.entries.sort_by_key(|entry| Reverse(entry.at.age(anchor.moment)));
     }
 
     /// Counts the incident `id`, which `rule` opened.
-    pub(crate) fn spend(&mut self, now: Moment, rule: &str, id: IncidentId) {
-        self.opened.retain(|it| it.at.age(now) < DAY);
-        self.opened.push(Opened { at: now.into(), rule: rule.to_owned(), id: Some(id) });
+    pub(crate) fn consume(&mut self, now: Moment, rule: &str, id: IncidentId) {
+        self.entries.retain(|entry| entry.at.age(now) < DAY);
+        self.entries.push(BudgetEntry { at: now.into(), rule: rule.to_owned(), id: Some(id) });
     }
 
     /// Removes the incident `id`, which could not be opened.
     pub(crate) fn refund(&mut self, id: IncidentId) {
-        self.opened.retain(|it| it.id != Some(id));
+        self.entries.retain(|entry| entry.id != Some(id));
     }
 
     /// Returns the admission of a new incident of `rule` at `now`, given that the other rules in
     /// `rules` have reserves.
-    pub(crate) fn opening<'r>(
+    pub(crate) fn admission<'r>(
         &self,
         now: Moment,
         settings: &BudgetSettings,
         rule: &str,
         rules: impl Iterator<Item = &'r str> + Clone,
     ) -> Admission {
-        let spent = self.spent(now);
-        let reserve = reserve(settings.incidents_per_day, rules.clone().count());
-        let unspent = |other: &str| reserve.saturating_sub(self.spent_by(now, other));
-        let others = rules.filter(|other| *other != rule).map(unspent).sum::<usize>();
-        let most = settings.incidents_per_day.saturating_sub(others);
-        if spent >= most {
-            let freed = self.within(now).nth(spent - most);
-            return Admission::Spent { until: freed.map_or(now + DAY, |it| it.at.reaches(DAY)) };
+        let used = self.used_count(now);
+        let reserve = reserve_per_rule(settings.incidents_per_day, rules.clone().count());
+        let unused_reserve =
+            |other: &str| reserve.saturating_sub(self.used_count_of_rule(now, other));
+        let reserved_for_others =
+            rules.filter(|other| *other != rule).map(unused_reserve).sum::<usize>();
+        let max_allowed = settings.incidents_per_day.saturating_sub(reserved_for_others);
+        if used >= max_allowed {
+            let freeing_entry = self.entries_in_last_day(now).nth(used - max_allowed);
+            return Admission::DailyBudgetSpent {
+                until: freeing_entry.map_or(now + DAY, |entry| entry.at.time_at_age(DAY)),
+            };
         }
-        self.gap(now, settings)
+        self.admission_by_min_gap(now, settings)
     }
 
     /// Returns the admission of a new incident of any rule at `now`.
-    pub(crate) fn opening_of_any(&self, now: Moment, settings: &BudgetSettings) -> Admission {
-        self.opening(now, settings, "", std::iter::empty())
+    pub(crate) fn admission_for_any_rule(
+        &self,
+        now: Moment,
+        settings: &BudgetSettings,
+    ) -> Admission {
+        self.admission(now, settings, "", std::iter::empty())
     }
 
-    fn gap(&self, now: Moment, settings: &BudgetSettings) -> Admission {
-        match self.opened.last().map(|it| it.at.reaches(settings.min_between_incidents)) {
-            Some(until) if now < until => Admission::Gap { until },
-            _ => Admission::Free,
+    fn admission_by_min_gap(&self, now: Moment, settings: &BudgetSettings) -> Admission {
+        match self.entries.last().map(|entry| entry.at.time_at_age(settings.min_between_incidents))
+        {
+            Some(until) if now < until => Admission::TooSoon { until },
+            _ => Admission::Allowed,
         }
     }
 
     /// Returns the number of incidents that rules opened in the 24 hours before `now`.
-    pub(crate) fn spent(&self, now: Moment) -> usize {
-        self.within(now).count()
+    pub(crate) fn used_count(&self, now: Moment) -> usize {
+        self.entries_in_last_day(now).count()
     }
 
-    fn spent_by(&self, now: Moment, rule: &str) -> usize {
-        self.within(now).filter(|it| it.rule == rule).count()
+    fn used_count_of_rule(&self, now: Moment, rule: &str) -> usize {
+        self.entries_in_last_day(now).filter(|entry| entry.rule == rule).count()
     }
 
-    fn within(&self, now: Moment) -> impl Iterator<Item = &Opened> {
-        self.opened.iter().filter(move |it| it.at.age(now) < DAY)
+    fn entries_in_last_day(&self, now: Moment) -> impl Iterator<Item = &BudgetEntry> {
+        self.entries.iter().filter(move |entry| entry.at.age(now) < DAY)
     }
 
     /// Returns the incidents to save.
-    pub(crate) fn incidents(&self, anchor: TimeAnchor) -> Vec<OpenedIncident> {
-        let opened = self.within(anchor.moment);
-        opened
-            .map(|it| OpenedIncident { at: wall_of(anchor, it.at), rule: it.rule.clone() })
+    pub(crate) fn saved_incidents(&self, anchor: TimeAnchor) -> Vec<OpenedIncident> {
+        let entries = self.entries_in_last_day(anchor.moment);
+        entries
+            .map(|entry| OpenedIncident {
+                at: to_wall_time(anchor, entry.at),
+                rule: entry.rule.clone(),
+            })
             .collect()
     }
 }
@@ -136,35 +148,35 @@ mod tests {
     }
 
     /// Returns the admission of a new incident of the only rule.
-    fn opening(budget: &IncidentBudget, now: Moment, settings: &BudgetSettings) -> Admission {
-        budget.opening(now, settings, "memory", ["memory"].into_iter())
+    fn admission(budget: &IncidentBudget, now: Moment, settings: &BudgetSettings) -> Admission {
+        budget.admission(now, settings, "memory", ["memory"].into_iter())
     }
 
     #[test]
-    fn incidents_are_a_gap_apart_and_so_many_a_day() {
+    fn enforces_min_gap_and_incidents_per_day() {
         let mut budget = IncidentBudget::default();
         let day = 24 * 60 * 60;
         for start in [0, 60, 200] {
-            assert_eq!(opening(&budget, at(start), &settings()), Admission::Free, "{start}");
-            budget.spend(at(start), "memory", id());
+            assert_eq!(admission(&budget, at(start), &settings()), Admission::Allowed, "{start}");
+            budget.consume(at(start), "memory", id());
             if start == 0 {
                 let until = at(60);
-                assert_eq!(opening(&budget, at(59), &settings()), Admission::Gap { until });
+                assert_eq!(admission(&budget, at(59), &settings()), Admission::TooSoon { until });
             }
         }
         for now in [260, day - 1] {
-            let spent = Admission::Spent { until: at(day) };
-            assert_eq!(opening(&budget, at(now), &settings()), spent, "{now}");
+            let spent = Admission::DailyBudgetSpent { until: at(day) };
+            assert_eq!(admission(&budget, at(now), &settings()), spent, "{now}");
         }
-        assert_eq!(opening(&budget, at(day), &settings()), Admission::Free);
-        assert_eq!(budget.spent(at(day)), 2);
+        assert_eq!(admission(&budget, at(day), &settings()), Admission::Allowed);
+        assert_eq!(budget.used_count(at(day)), 2);
         let tighter = BudgetSettings { incidents_per_day: 1, ..settings() };
-        let spent = Admission::Spent { until: at(day + 200) };
-        assert_eq!(opening(&budget, at(day), &tighter), spent, "as the settings say now");
+        let spent = Admission::DailyBudgetSpent { until: at(day + 200) };
+        assert_eq!(admission(&budget, at(day), &tighter), spent, "as the settings say now");
     }
 
     #[test]
-    fn a_rule_cannot_spend_what_is_reserved_for_the_others() {
+    fn rule_cannot_use_reserve_of_other_rules() {
         let rules = ["cpu", "lag", "tasks", "memory"];
         let settings = BudgetSettings {
             incidents_per_day: 12,
@@ -174,47 +186,48 @@ mod tests {
         let mut budget = IncidentBudget::default();
         let mut spend = |rule: &str| {
             let mut spent = 0;
-            while budget.opening(at(0), &settings, rule, rules.into_iter()) == Admission::Free {
-                budget.spend(at(0), rule, id());
+            while budget.admission(at(0), &settings, rule, rules.into_iter()) == Admission::Allowed
+            {
+                budget.consume(at(0), rule, id());
                 spent += 1;
             }
             spent
         };
         let spent = ["cpu", "lag", "cpu", "tasks", "memory", "memory"].map(&mut spend);
         assert_eq!(spent, [6, 2, 0, 2, 2, 0]);
-        assert_eq!(budget.spent(at(0)), 12);
+        assert_eq!(budget.used_count(at(0)), 12);
     }
 
     #[test]
-    fn default_rules_have_a_reserve_and_leave_half_to_all() {
+    fn default_rules_have_a_reserve() {
         let rules = crate::config::default_rules().len();
-        assert_eq!(reserve(24, rules), 1, "{rules} rules");
+        assert_eq!(reserve_per_rule(24, rules), 1, "{rules} rules");
         for (incidents, rules, expected) in [(24, 4, 2), (24, 8, 2), (24, 16, 1), (24, 17, 0)] {
-            assert_eq!(reserve(incidents, rules), expected, "{incidents} {rules}");
+            assert_eq!(reserve_per_rule(incidents, rules), expected, "{incidents} {rules}");
         }
     }
 
     #[test]
-    fn with_more_rules_than_incidents_nothing_is_reserved() {
+    fn no_reserve_with_more_rules_than_incidents() {
         let names: Vec<String> = (0..30).map(|n| format!("rule-{n}")).collect();
         let rules = || names.iter().map(String::as_str);
         let mut budget = IncidentBudget::default();
         let settings =
             BudgetSettings { min_between_incidents: Duration::ZERO, ..BudgetSettings::default() };
         for _ in 0..settings.incidents_per_day {
-            assert_eq!(budget.opening(at(0), &settings, "rule-0", rules()), Admission::Free);
-            budget.spend(at(0), "rule-0", id());
+            assert_eq!(budget.admission(at(0), &settings, "rule-0", rules()), Admission::Allowed);
+            budget.consume(at(0), "rule-0", id());
         }
-        let spent = budget.opening(at(0), &settings, "rule-1", rules());
-        assert_eq!(spent, Admission::Spent { until: at(24 * 60 * 60) });
+        let spent = budget.admission(at(0), &settings, "rule-1", rules());
+        assert_eq!(spent, Admission::DailyBudgetSpent { until: at(24 * 60 * 60) });
     }
 
     #[test]
-    fn an_incident_that_came_to_nothing_costs_nothing() {
+    fn refunded_incident_does_not_count() {
         let mut budget = IncidentBudget::default();
         let ids = [id(), id()];
-        ids.iter().for_each(|id| budget.spend(at(0), "memory", *id));
+        ids.iter().for_each(|id| budget.consume(at(0), "memory", *id));
         budget.refund(ids[0]);
-        assert_eq!(budget.spent(at(1)), 1);
+        assert_eq!(budget.used_count(at(1)), 1);
     }
 }

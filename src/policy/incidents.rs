@@ -1,9 +1,9 @@
 //! The open incidents, the captures each should have, and the next command.
 //!
 //! A state machine without a thread, a clock or a file. The loop reports events
-//! ([`Incidents::fire`], [`Incidents::toggle`], [`Incidents::expire`], …) and requests the next
+//! ([`Incidents::claim_for_rule`], [`Incidents::toggle`], [`Incidents::expire`], …) and requests the next
 //! [`IncidentCommand`]. One command is issued at a time, and its result is passed to
-//! [`Incidents::done`].
+//! [`Incidents::apply_result`].
 //!
 //! ```text
 //!  rule, toggle, call ──► claim (kinds, until) ──► wanted ──┐
@@ -19,7 +19,7 @@
 //! Invariants, checked by the property tests below:
 //! - Captures run in at most one incident at a time, because each engine exists once.
 //! - An incident is closed once, and only while nothing is running.
-//! - Every opened incident is closed after [`Incidents::shut`].
+//! - Every opened incident is closed after [`Incidents::shut_down`].
 
 mod incident;
 mod job;
@@ -28,7 +28,7 @@ use std::mem;
 use std::time::Duration;
 
 use crate::base::{IncidentId, Moment};
-use crate::model::{CaptureSet, Collect, Reason};
+use crate::model::{CaptureSet, CollectorSelection, Reason};
 use incident::{CaptureClaim, Claimant, Incident, IncidentPhase};
 pub(crate) use job::{
     CommandResult, IncidentCommand, IncidentUpdate, IncidentView, ManifestUpdate, ToggleState,
@@ -37,48 +37,48 @@ pub(crate) use job::{
 /// Minimum interval between two manifest updates of an open incident. The interval is the larger of
 /// this and a tenth of the incident's age. The vitals before a kill are thus on disk, and an
 /// incident open for a week costs little.
-const FIRST_NOTE: Duration = Duration::from_secs(10);
+const MIN_MANIFEST_UPDATE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Delay before another attempt to close an incident after one failed (disk full).
-const CLOSE_RETRY: Duration = Duration::from_secs(10);
+const CLOSE_RETRY_DELAY: Duration = Duration::from_secs(10);
 
 /// The open incidents.
 #[derive(Debug, Default)]
 pub(crate) struct Incidents {
     open: Vec<Incident>,
     toggle: Option<ToggleState>,
-    join: Duration,
+    join_window: Duration,
     /// True if custom collectors are registered.
-    collectors: bool,
+    has_collectors: bool,
     /// True if everything must end.
-    shut: bool,
+    is_shut_down: bool,
 }
 
 impl Incidents {
     /// Sets the time after an incident's opening in which any claim joins it.
-    pub(crate) fn set_join(&mut self, join: Duration) {
-        self.join = join;
+    pub(crate) fn set_join_window(&mut self, join: Duration) {
+        self.join_window = join;
     }
 
     /// Sets whether custom collectors are registered; if not, `Collect::All` is a no-op.
-    pub(crate) fn set_collectors(&mut self, any: bool) {
-        self.collectors = any;
+    pub(crate) fn set_has_collectors(&mut self, any: bool) {
+        self.has_collectors = any;
     }
 
     /// Requests custom collectors for incident `id`.
-    pub(crate) fn collect(&mut self, id: IncidentId, wanted: &Collect) {
-        if (self.collectors || *wanted != Collect::All)
+    pub(crate) fn request_collectors(&mut self, id: IncidentId, wanted: &CollectorSelection) {
+        if (self.has_collectors || *wanted != CollectorSelection::All)
             && let Some(incident) = self.open.iter_mut().find(|open| open.id == id)
         {
-            incident.collect.add(wanted);
+            incident.pending_collectors.add(wanted);
         }
     }
 
     /// Records that a custom collector of incident `id` returned.
-    pub(crate) fn collected(&mut self, id: IncidentId) {
+    pub(crate) fn collector_returned(&mut self, id: IncidentId) {
         for incident in self.open.iter_mut().filter(|open| open.id == id) {
             // The collector may return before the result of its start command arrives.
-            incident.collected = true;
+            incident.has_collector_output = true;
         }
     }
 
@@ -89,19 +89,19 @@ impl Incidents {
 
     /// Returns the number of firings of `rule`, which has no incident, in the incident it would
     /// join, or `None` if there is none to join.
-    pub(crate) fn fires_of_joinable(&self, now: Moment, rule: &str) -> Option<usize> {
-        let at = self.joinable(now, |_| false)?;
-        self.open.get(at).map(|open| open.fires_of(rule))
+    pub(crate) fn fire_count_in_joinable(&self, now: Moment, rule: &str) -> Option<usize> {
+        let index = self.joinable(now, |_| false)?;
+        self.open.get(index).map(|open| open.fire_count(rule))
     }
 
     /// Returns the number of firings of `rule` in incident `id`.
-    pub(crate) fn fires(&self, id: IncidentId, rule: &str) -> usize {
-        self.open.iter().find(|open| open.id == id).map_or(0, |open| open.fires_of(rule))
+    pub(crate) fn fire_count(&self, id: IncidentId, rule: &str) -> usize {
+        self.open.iter().find(|open| open.id == id).map_or(0, |open| open.fire_count(rule))
     }
 
     /// Claims `kinds` for a duration because `rule` fired. The rule keeps the incident open until
     /// it clears.
-    pub(crate) fn fire(
+    pub(crate) fn claim_for_rule(
         &mut self,
         now: Moment,
         new_id: impl FnOnce() -> IncidentId,
@@ -109,21 +109,23 @@ impl Incidents {
         claim: (CaptureSet, Duration),
         reason: Reason,
     ) -> IncidentId {
-        let own = |incident: &Incident| incident.held_by.iter().any(|name| name == rule);
-        let incident = self.claim(now, new_id, Claimant::Rule(rule.to_owned()), claim, reason, own);
-        if !incident.held_by.iter().any(|name| name == rule) {
-            incident.held_by.push(rule.to_owned());
+        let is_own = |incident: &Incident| incident.active_rules.iter().any(|name| name == rule);
+        let incident =
+            self.claim(now, new_id, Claimant::Rule(rule.to_owned()), claim, reason, is_own);
+        if !incident.active_rules.iter().any(|name| name == rule) {
+            incident.active_rules.push(rule.to_owned());
         }
-        incident.count_fire(rule);
-        let runs = incident.running.and(claim.0).iter();
-        incident.again = incident.again.union(runs.filter(|kind| kind.is_snapshot()).collect());
+        incident.record_fire(rule);
+        let runs = incident.running.intersection(claim.0).iter();
+        incident.recapture =
+            incident.recapture.union(runs.filter(|kind| kind.is_snapshot()).collect());
         incident.id
     }
 
     /// Records that the condition of `rule` ended or that the rule was removed.
     pub(crate) fn clear(&mut self, rule: &str) {
         for incident in &mut self.open {
-            incident.held_by.retain(|name| name != rule);
+            incident.active_rules.retain(|name| name != rule);
         }
     }
 
@@ -140,7 +142,12 @@ impl Incidents {
         }
         let (since, claim) = (reason.at, (kinds, max_duration));
         let incident = self.claim(now, new_id, Claimant::Toggle, claim, reason, |_| false).id;
-        let state = ToggleState { incident, since, until: now + max_duration, max_duration };
+        let state = ToggleState {
+            incident,
+            turned_on_at: since,
+            turns_off_at: now + max_duration,
+            max_duration,
+        };
         self.toggle = Some(state);
         state
     }
@@ -149,18 +156,18 @@ impl Incidents {
     pub(crate) fn toggle_off(&mut self) -> Option<ToggleState> {
         let state = self.toggle.take()?;
         for incident in &mut self.open {
-            incident.claims.retain(|claim| claim.holder != Claimant::Toggle);
+            incident.claims.retain(|claim| claim.claimant != Claimant::Toggle);
         }
         Some(state)
     }
 
     /// Returns the state of the toggle, or `None` if it is off.
-    pub(crate) fn toggle(&self) -> Option<ToggleState> {
+    pub(crate) fn toggle_state(&self) -> Option<ToggleState> {
         self.toggle
     }
 
     /// Claims captures for a duration on a call from code.
-    pub(crate) fn call(
+    pub(crate) fn claim_from_code(
         &mut self,
         now: Moment,
         new_id: impl FnOnce() -> IncidentId,
@@ -172,129 +179,147 @@ impl Incidents {
 
     /// Ends the claims that have expired at `now`.
     pub(crate) fn expire(&mut self, now: Moment) -> Vec<IncidentUpdate> {
-        if self.toggle.is_some_and(|state| state.until <= now) {
+        if self.toggle.is_some_and(|state| state.turns_off_at <= now) {
             self.toggle_off();
         }
         for incident in &mut self.open {
-            incident.collected |= incident.collecting.is_some_and(|until| until <= now);
-            let finishing = &mut incident.finishing;
+            incident.has_collector_output |=
+                incident.collector_deadline.is_some_and(|until| until <= now);
+            let finishing_rules = &mut incident.finishing_rules;
             incident.claims.retain(|claim| {
-                let over = claim.until.is_some_and(|until| until <= now);
-                if let (true, Claimant::Rule(name)) = (over, &claim.holder) {
-                    finishing.push(name.clone());
+                let is_expired = claim.ends_at.is_some_and(|until| until <= now);
+                if let (true, Claimant::Rule(name)) = (is_expired, &claim.claimant) {
+                    finishing_rules.push(name.clone());
                 }
-                !over
+                !is_expired
             });
         }
-        self.settle()
+        self.take_ended_captures()
     }
 
     /// Returns the time of the next expiry.
     pub(crate) fn next_expiry(&self) -> Option<Moment> {
-        let claims = self.open.iter().flat_map(|open| open.claims.iter().filter_map(|it| it.until));
-        let waiting = self.open.iter().filter(|open| !open.collected);
-        claims.chain(waiting.filter_map(|open| open.collecting)).min()
+        let claims =
+            self.open.iter().flat_map(|open| open.claims.iter().filter_map(|claim| claim.ends_at));
+        let waiting = self.open.iter().filter(|open| !open.has_collector_output);
+        claims.chain(waiting.filter_map(|open| open.collector_deadline)).min()
     }
 
     /// Ends everything. From here on only commands that stop and close are issued.
-    pub(crate) fn shut(&mut self) {
+    pub(crate) fn shut_down(&mut self) {
         self.toggle = None;
-        self.shut = true;
+        self.is_shut_down = true;
         for incident in &mut self.open {
-            incident.collect = Collect::NONE;
+            incident.pending_collectors = CollectorSelection::EMPTY;
             incident.claims.clear();
-            incident.held_by.clear();
+            incident.active_rules.clear();
         }
     }
 
     /// Returns the next command, or `None` if the running captures are the wanted ones. Must not be
-    /// called again before [`Incidents::done`].
-    pub(crate) fn next_job(&mut self, now: Moment) -> Option<IncidentCommand> {
-        let busy = self.open.iter().find(|i| !i.running.is_empty()).map(|i| i.id);
+    /// called again before [`Incidents::apply_result`].
+    pub(crate) fn next_command(&mut self, now: Moment) -> Option<IncidentCommand> {
+        let capturing_id = self.open.iter().find(|i| !i.running.is_empty()).map(|i| i.id);
         for incident in &mut self.open {
-            let (id, wanted) = (incident.id, incident.wanted());
-            if incident.phase == IncidentPhase::Announced {
-                let noted = incident.take_noted();
-                return Some(IncidentCommand::Open { id, name: incident.name.clone(), noted });
+            let (id, claimed) = (incident.id, incident.claimed_kinds());
+            if incident.phase == IncidentPhase::Pending {
+                let update = incident.take_manifest_update();
+                return Some(IncidentCommand::Open { id, name: incident.name.clone(), update });
             }
-            if !incident.collect.is_none() {
-                let wanted = mem::replace(&mut incident.collect, Collect::NONE);
-                return Some(IncidentCommand::Collect { id, wanted });
+            if !incident.pending_collectors.is_empty() {
+                let wanted =
+                    mem::replace(&mut incident.pending_collectors, CollectorSelection::EMPTY);
+                return Some(IncidentCommand::StartCollectors { id, selection: wanted });
             }
-            let again = mem::take(&mut incident.again).and(incident.running.and(wanted));
-            if !again.is_empty() {
-                let noted = incident.take_noted();
-                return Some(IncidentCommand::Again { id, kinds: again, noted });
+            let recapture = mem::take(&mut incident.recapture)
+                .intersection(incident.running.intersection(claimed));
+            if !recapture.is_empty() {
+                let update = incident.take_manifest_update();
+                return Some(IncidentCommand::Recapture { id, kinds: recapture, update });
             }
-            let stop = incident.running.without(wanted);
+            let stop = incident.running.difference(claimed);
             if !stop.is_empty() {
                 return Some(IncidentCommand::Stop { id, kinds: stop });
             }
-            let start = wanted.without(incident.running).without(incident.refused);
-            if !start.is_empty() && busy.is_none_or(|busy| busy == id) {
+            let start = claimed.difference(incident.running).difference(incident.failed_to_start);
+            if !start.is_empty() && capturing_id.is_none_or(|busy| busy == id) {
                 return Some(IncidentCommand::Start { id, kinds: start });
             }
-            if incident.collecting.is_some() && (mem::take(&mut incident.collected) || self.shut) {
-                return Some(IncidentCommand::Gather { id, all: self.shut });
+            if incident.collector_deadline.is_some()
+                && (mem::take(&mut incident.has_collector_output) || self.is_shut_down)
+            {
+                return Some(IncidentCommand::FinishCollectors { id, all: self.is_shut_down });
             }
             if incident.is_over() {
                 if incident.close_at > now {
                     continue;
                 }
                 incident.phase = IncidentPhase::Closing;
-                return Some(IncidentCommand::Close { id, noted: incident.take_noted() });
+                return Some(IncidentCommand::Close {
+                    id,
+                    update: incident.take_manifest_update(),
+                });
             }
-            if !incident.unwritten.is_empty() || incident.dropped > 0 || incident.note_at <= now {
-                let age = now.since(incident.opened.0);
-                incident.note_at = now + FIRST_NOTE.max(age / 10);
-                return Some(IncidentCommand::Note { id, noted: incident.take_noted() });
+            if !incident.unwritten_reasons.is_empty()
+                || incident.dropped_reasons > 0
+                || incident.update_manifest_at <= now
+            {
+                let age = now.since(incident.opened_at.0);
+                incident.update_manifest_at = now + MIN_MANIFEST_UPDATE_INTERVAL.max(age / 10);
+                return Some(IncidentCommand::UpdateManifest {
+                    id,
+                    update: incident.take_manifest_update(),
+                });
             }
         }
         None
     }
 
     /// Applies the result of a command.
-    pub(crate) fn done(&mut self, now: Moment, done: CommandResult) -> Vec<IncidentUpdate> {
+    pub(crate) fn apply_result(&mut self, now: Moment, done: CommandResult) -> Vec<IncidentUpdate> {
         let id = match done {
             CommandResult::Opened { id, .. }
             | CommandResult::Started { id, .. }
             | CommandResult::Collecting { id, .. }
             | CommandResult::Stopped { id, .. }
-            | CommandResult::Noted { id }
-            | CommandResult::Again { id }
+            | CommandResult::ManifestUpdated { id }
+            | CommandResult::Recaptured { id }
             | CommandResult::Closed { id, .. } => id,
         };
-        let Some(at) = self.open.iter().position(|incident| incident.id == id) else {
+        let Some(index) = self.open.iter().position(|incident| incident.id == id) else {
             return Vec::new();
         };
-        let incident = &mut self.open[at];
+        let incident = &mut self.open[index];
         match done {
             CommandResult::Opened { ok: true, .. } => {
                 incident.phase = IncidentPhase::Open;
                 incident.begin_claims(now);
             }
             CommandResult::Opened { ok: false, .. } => {
-                return self.remove(at, |rule| IncidentUpdate::Lost(rule, id));
+                return self.remove(index, |rule| IncidentUpdate::OpenFailed(rule, id));
             }
-            CommandResult::Started { asked, running, .. } => {
+            CommandResult::Started { requested: asked, running, .. } => {
                 incident.running = incident.running.union(running);
-                incident.refused = incident.refused.union(asked.without(running));
+                incident.failed_to_start =
+                    incident.failed_to_start.union(asked.difference(running));
                 incident.begin_claims(now);
             }
             CommandResult::Stopped { kinds, .. } => {
-                incident.running = incident.running.without(kinds)
+                incident.running = incident.running.difference(kinds)
             }
-            CommandResult::Collecting { until, .. } => incident.collecting = until,
-            CommandResult::Noted { .. } | CommandResult::Again { .. } => {}
+            CommandResult::Collecting { deadline: until, .. } => {
+                incident.collector_deadline = until
+            }
+            CommandResult::ManifestUpdated { .. } | CommandResult::Recaptured { .. } => {}
             CommandResult::Closed { ok: true, .. } => {
-                return self.remove(at, IncidentUpdate::Captured);
+                return self.remove(index, IncidentUpdate::CaptureEnded);
             }
             CommandResult::Closed { ok: false, .. } => {
                 incident.phase = IncidentPhase::Open;
-                incident.close_at = now + CLOSE_RETRY;
+                incident.close_at = now + CLOSE_RETRY_DELAY;
             }
         }
-        self.settle()
+        self.take_ended_captures()
     }
 
     /// Returns the open incidents, oldest first.
@@ -302,11 +327,11 @@ impl Incidents {
         self.open.iter().map(|incident| IncidentView {
             id: incident.id,
             name: &incident.name,
-            opened: incident.opened.1,
-            wanted: incident.wanted(),
+            opened_at: incident.opened_at.1,
+            claimed_kinds: incident.claimed_kinds(),
             running: incident.running,
-            until: incident.claims.iter().filter_map(|claim| claim.until).max(),
-            held_by: &incident.held_by,
+            ends_at: incident.claims.iter().filter_map(|claim| claim.ends_at).max(),
+            active_rules: &incident.active_rules,
         })
     }
 
@@ -316,13 +341,13 @@ impl Incidents {
 
     /// Returns the index of the incident that a claim at `now` joins. In order of preference: one
     /// that is capturing, one of the claimant or that nothing holds open, one opened within `join`.
-    fn joinable(&self, now: Moment, own: impl Fn(&Incident) -> bool) -> Option<usize> {
-        let which = |wanted: &dyn Fn(&Incident) -> bool| {
+    fn joinable(&self, now: Moment, is_own: impl Fn(&Incident) -> bool) -> Option<usize> {
+        let find = |wanted: &dyn Fn(&Incident) -> bool| {
             self.open.iter().position(|i| i.phase != IncidentPhase::Closing && wanted(i))
         };
-        which(&|i| i.is_capturing())
-            .or_else(|| which(&|i| own(i) || i.is_over()))
-            .or_else(|| which(&|i| now.since(i.opened.0) < self.join))
+        find(&|i| i.is_capturing())
+            .or_else(|| find(&|i| is_own(i) || i.is_over()))
+            .or_else(|| find(&|i| now.since(i.opened_at.0) < self.join_window))
     }
 
     /// Adds a claim to the incident it joins, or to a new one.
@@ -330,47 +355,53 @@ impl Incidents {
         &mut self,
         now: Moment,
         new_id: impl FnOnce() -> IncidentId,
-        holder: Claimant,
+        claimant: Claimant,
         (kinds, duration): (CaptureSet, Duration),
         reason: Reason,
-        own: impl Fn(&Incident) -> bool,
+        is_own: impl Fn(&Incident) -> bool,
     ) -> &mut Incident {
-        let at = self.joinable(now, own).unwrap_or_else(|| {
+        let index = self.joinable(now, is_own).unwrap_or_else(|| {
             self.open.push(Incident {
                 id: new_id(),
-                name: holder.incident_name().to_owned(),
-                opened: (now, reason.at),
-                phase: IncidentPhase::Announced,
+                name: claimant.incident_name().to_owned(),
+                opened_at: (now, reason.at),
+                phase: IncidentPhase::Pending,
                 claims: Vec::new(),
-                held_by: Vec::new(),
-                finishing: Vec::new(),
+                active_rules: Vec::new(),
+                finishing_rules: Vec::new(),
                 running: CaptureSet::EMPTY,
-                refused: CaptureSet::EMPTY,
-                again: CaptureSet::EMPTY,
-                fires: Vec::new(),
-                unwritten: Vec::new(),
-                reasons: 0,
-                dropped: 0,
-                collect: Collect::NONE,
-                collecting: None,
-                collected: false,
-                note_at: now + FIRST_NOTE,
+                failed_to_start: CaptureSet::EMPTY,
+                recapture: CaptureSet::EMPTY,
+                fire_counts: Vec::new(),
+                unwritten_reasons: Vec::new(),
+                reason_count: 0,
+                dropped_reasons: 0,
+                pending_collectors: CollectorSelection::EMPTY,
+                collector_deadline: None,
+                has_collector_output: false,
+                update_manifest_at: now + MIN_MANIFEST_UPDATE_INTERVAL,
                 close_at: now,
             });
             self.open.len() - 1
         });
-        let incident = &mut self.open[at];
+        let incident = &mut self.open[index];
         incident.add_reason(reason);
-        let until = (holder == Claimant::Toggle).then(|| now + duration);
-        match incident.claims.iter_mut().find(|c| c.holder == holder && holder != Claimant::Call) {
+        let until = (claimant == Claimant::Toggle).then(|| now + duration);
+        match incident
+            .claims
+            .iter_mut()
+            .find(|c| c.claimant == claimant && claimant != Claimant::Call)
+        {
             Some(claim) => {
                 claim.kinds = claim.kinds.union(kinds);
                 claim.duration = duration;
-                if claim.holder == Claimant::Toggle {
-                    claim.until = until;
+                if claim.claimant == Claimant::Toggle {
+                    claim.ends_at = until;
                 }
             }
-            None => incident.claims.push(CaptureClaim { holder, kinds, duration, until }),
+            None => {
+                incident.claims.push(CaptureClaim { claimant, kinds, duration, ends_at: until })
+            }
         }
         incident.begin_claims(now);
         incident
@@ -378,35 +409,37 @@ impl Incidents {
 
     /// Clears `refused` where captures are no longer wanted. Returns the rules whose captures have
     /// ended.
-    fn settle(&mut self) -> Vec<IncidentUpdate> {
-        let mut notices = Vec::new();
+    fn take_ended_captures(&mut self) -> Vec<IncidentUpdate> {
+        let mut updates = Vec::new();
         for incident in &mut self.open {
-            let wanted = incident.wanted();
-            incident.refused = incident.refused.without(incident.refused.without(wanted));
-            if incident.running.without(wanted).is_empty() {
-                notices.extend(incident.finishing.drain(..).map(IncidentUpdate::Captured));
+            let claimed = incident.claimed_kinds();
+            incident.failed_to_start =
+                incident.failed_to_start.difference(incident.failed_to_start.difference(claimed));
+            if incident.running.difference(claimed).is_empty() {
+                updates
+                    .extend(incident.finishing_rules.drain(..).map(IncidentUpdate::CaptureEnded));
             }
         }
-        notices
+        updates
     }
 
     fn remove(
         &mut self,
-        at: usize,
-        ended: impl Fn(String) -> IncidentUpdate,
+        index: usize,
+        to_update: impl Fn(String) -> IncidentUpdate,
     ) -> Vec<IncidentUpdate> {
-        let incident = self.open.remove(at);
+        let incident = self.open.remove(index);
         if self.toggle.is_some_and(|state| state.incident == incident.id) {
             self.toggle = None;
         }
-        let claims = incident.claims.into_iter().filter_map(|claim| match claim.holder {
+        let claims = incident.claims.into_iter().filter_map(|claim| match claim.claimant {
             Claimant::Rule(name) => Some(name),
             Claimant::Toggle | Claimant::Call => None,
         });
-        let mut notices = self.settle();
-        notices.extend(incident.finishing.into_iter().chain(claims).map(ended));
-        notices.push(IncidentUpdate::Gone(incident.id));
-        notices
+        let mut updates = self.take_ended_captures();
+        updates.extend(incident.finishing_rules.into_iter().chain(claims).map(to_update));
+        updates.push(IncidentUpdate::Removed(incident.id));
+        updates
     }
 }
 

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! This is the state machine of the loop. Like [`incidents`](crate::policy::incidents) it has no
-//! thread, clock or file and issues one [`OnDemandCommand`] at a time. [`work`] is the part of the
+//! thread, clock or file and issues one [`OnDemandCommand`] at a time. `capture::on_demand` is the part of the
 //! capture thread.
 //!
 //! Incidents have priority. The engines of CPU profiles and traces exist once, and the evidence of
@@ -18,7 +18,7 @@
 //! client and the time at which it ends.
 //!
 //! Stopping and encoding are separate steps, so that an incident waits only for the first. Encoding
-//! runs on a separate thread at low priority ([`encode`]), below the threads of the service.
+//! runs on a separate thread at low priority (`capture::on_demand_encoder`), below the threads of the service.
 
 #![cfg_attr(not(feature = "http"), allow(dead_code, reason = "only the endpoint uses it"))]
 
@@ -38,16 +38,17 @@ pub(crate) use request::{ProfileError, ProfileRequest, ProfileResponse};
 /// Maximum number of on-demand captures in all phases: the sum over all classes ([`ProfileClass`]).
 /// An encoded snapshot takes some hundred KiB until the client receives it, so this limit also
 /// bounds memory.
-pub(crate) const MOST: usize =
-    ProfileClass::Timed.most() + ProfileClass::Snapshot.most() + ProfileClass::Symbols.most();
+pub(crate) const MAX_REQUESTS: usize = ProfileClass::Timed.max_requests()
+    + ProfileClass::Snapshot.max_requests()
+    + ProfileClass::Symbols.max_requests();
 
 /// An on-demand capture, as shown in `status`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct StreamStatus {
+pub struct OnDemandStatus {
     /// Kind of capture.
     pub take: &'static str,
     /// Client that requested it.
-    pub by: String,
+    pub owner: String,
     /// Time at which it ends, once it is running.
     pub until: Option<Timestamp>,
 }
@@ -56,36 +57,36 @@ pub struct StreamStatus {
 #[derive(Clone, Debug)]
 pub(crate) enum OnDemandCommand {
     /// Takes a snapshot and encodes it.
-    Look { id: u64, take: ProfileKind },
+    Snapshot { id: u64, kind: ProfileKind },
     /// Starts a recording.
-    Start { id: u64, take: ProfileKind },
+    Start { id: u64, kind: ProfileKind },
     /// Stops a recording and keeps its data.
     Stop { id: u64, cut_short: Option<String> },
     /// Sends the data to be encoded.
     Encode { id: u64 },
     /// Drops a recording and its data.
-    Drop { id: u64 },
+    Cancel { id: u64 },
 }
 
 impl OnDemandCommand {
     /// Returns a description of the command for use within a sentence.
-    pub(crate) fn words(&self) -> &'static str {
+    pub(crate) fn description(&self) -> &'static str {
         match self {
-            Self::Look { .. } => "taking a profile or dump for a client",
+            Self::Snapshot { .. } => "taking a profile or dump for a client",
             Self::Start { .. } => "starting a profile for a client",
             Self::Stop { .. } => "stopping a profile for a client",
             Self::Encode { .. } => "handing a client's profile on to be encoded",
-            Self::Drop { .. } => "giving up a client's profile",
+            Self::Cancel { .. } => "giving up a client's profile",
         }
     }
 
     pub(crate) fn id(&self) -> u64 {
         match self {
-            Self::Look { id, .. }
+            Self::Snapshot { id, .. }
             | Self::Start { id, .. }
             | Self::Stop { id, .. }
             | Self::Encode { id }
-            | Self::Drop { id } => *id,
+            | Self::Cancel { id } => *id,
         }
     }
 }
@@ -101,7 +102,7 @@ pub(crate) enum OnDemandResult {
     /// The capture finished, successfully or not, and no data is kept.
     Finished { id: u64, result: Result<ProfileResponse, ProfileError> },
     /// The capture was dropped.
-    Dropped { id: u64 },
+    Canceled { id: u64 },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,16 +115,16 @@ enum RequestPhase {
 
 struct OnDemandRequest {
     id: u64,
-    ask: ProfileRequest,
-    asked: Moment,
+    request: ProfileRequest,
+    requested_at: Moment,
     phase: RequestPhase,
     /// True while the capture thread is performing its command.
-    out: bool,
+    command_in_flight: bool,
 }
 
 impl OnDemandRequest {
-    fn is_given_up(&self) -> bool {
-        self.ask.reply.is_closed()
+    fn is_disconnected(&self) -> bool {
+        self.request.reply.is_closed()
     }
 }
 
@@ -138,103 +139,123 @@ pub(crate) struct EngineInUse {
 
 /// All on-demand captures in progress.
 pub(crate) struct OnDemandCaptures {
-    streams: Vec<OnDemandRequest>,
-    pub(crate) allowance: DailyQuota,
-    next: u64,
-    shut: bool,
+    requests: Vec<OnDemandRequest>,
+    pub(crate) quota: DailyQuota,
+    last_id: u64,
+    is_shut_down: bool,
 }
 
 impl OnDemandCaptures {
     /// Creates the state machine with a limit of captures per 24 hours.
     pub(crate) fn new(per_day: usize) -> Self {
-        Self { streams: Vec::new(), allowance: DailyQuota::new(per_day), next: 0, shut: false }
+        Self {
+            requests: Vec::new(),
+            quota: DailyQuota::new(per_day),
+            last_id: 0,
+            is_shut_down: false,
+        }
     }
 
     /// Accepts a request, or replies with an error at once.
-    pub(crate) fn ask(&mut self, anchor: TimeAnchor, ask: ProfileRequest, taken: &[EngineInUse]) {
+    pub(crate) fn submit(
+        &mut self,
+        anchor: TimeAnchor,
+        request: ProfileRequest,
+        in_use: &[EngineInUse],
+    ) {
         let now = anchor.moment;
-        let refusal = if self.shut {
+        let refusal = if self.is_shut_down {
             Some(ProfileError::Stopped)
-        } else if let Some(spent) = self.spent(anchor, &ask.take) {
+        } else if let Some(spent) = self.quota_error(anchor, &request.take) {
             Some(spent)
-        } else if let Some(busy) = self.incident_in_the_way(anchor, &ask.take, taken) {
+        } else if let Some(busy) = self.engine_conflict(anchor, &request.take, in_use) {
             Some(busy)
-        } else if let Some(other) = self.streams.iter().find(|other| other.excludes(&ask.take)) {
-            let until = other.until(now);
+        } else if let Some(other) =
+            self.requests.iter().find(|other| other.conflicts_with(&request.take))
+        {
+            let until = other.end_time(now);
             Some(ProfileError::Busy {
-                by: format!("in use by {} until {}", other.ask.who, shown(anchor, until)),
+                by: format!("in use by {} until {}", other.request.who, format_time(anchor, until)),
                 wait: Some(until.since(now)),
             })
         } else {
-            self.is_full(ask.take.class())
+            self.class_limit_error(request.take.class())
         };
         match refusal {
-            Some(refusal) => drop(ask.reply.send(Err(refusal))),
+            Some(refusal) => drop(request.reply.send(Err(refusal))),
             None => {
-                if ask.take.is_capture() {
-                    self.allowance.spend(now);
+                if request.take.counts_against_quota() {
+                    self.quota.consume(now);
                 }
-                self.next += 1;
-                let (id, phase) = (self.next, RequestPhase::Waiting);
-                self.streams.push(OnDemandRequest { id, ask, asked: now, phase, out: false });
+                self.last_id += 1;
+                let (id, phase) = (self.last_id, RequestPhase::Waiting);
+                self.requests.push(OnDemandRequest {
+                    id,
+                    request,
+                    requested_at: now,
+                    phase,
+                    command_in_flight: false,
+                });
             }
         }
     }
 
     /// Returns an error if there are too many captures of `class`.
-    fn is_full(&self, class: ProfileClass) -> Option<ProfileError> {
-        let count = self.streams.iter().filter(|stream| stream.ask.take.class() == class).count();
-        let (most, what) = (class.most(), class.name());
-        let by = format!("{most} {what} are in progress or queued; retry later");
-        (count >= most).then_some(ProfileError::Busy { by, wait: None })
+    fn class_limit_error(&self, class: ProfileClass) -> Option<ProfileError> {
+        let count =
+            self.requests.iter().filter(|stream| stream.request.take.class() == class).count();
+        let (max_requests, class_name) = (class.max_requests(), class.name());
+        let by = format!("{max_requests} {class_name} are in progress or queued; retry later");
+        (count >= max_requests).then_some(ProfileError::Busy { by, wait: None })
     }
 
-    fn spent(&self, anchor: TimeAnchor, take: &ProfileKind) -> Option<ProfileError> {
-        let until = self.allowance.spent_until(anchor.moment).filter(|_| take.is_capture())?;
+    fn quota_error(&self, anchor: TimeAnchor, kind: &ProfileKind) -> Option<ProfileError> {
+        let until =
+            self.quota.exhausted_until(anchor.moment).filter(|_| kind.counts_against_quota())?;
         Some(ProfileError::Spent {
-            limit: self.allowance.limit(),
-            until: shown(anchor, until),
+            limit: self.quota.limit(),
+            until: format_time(anchor, until),
             wait: until.since(anchor.moment),
         })
     }
 
     /// Removes the capture at index `at`. If it produced nothing, it is refunded.
-    fn remove(&mut self, at: usize, came_to_nothing: bool) -> OnDemandRequest {
-        let stream = self.streams.remove(at);
-        if came_to_nothing && stream.ask.take.is_capture() {
-            self.allowance.refund(stream.asked);
+    fn remove(&mut self, at: usize, refund: bool) -> OnDemandRequest {
+        let stream = self.requests.remove(at);
+        if refund && stream.request.take.counts_against_quota() {
+            self.quota.refund(stream.requested_at);
         }
         stream
     }
 
-    fn incident_in_the_way(
+    fn engine_conflict(
         &self,
         anchor: TimeAnchor,
-        take: &ProfileKind,
-        taken: &[EngineInUse],
+        kind: &ProfileKind,
+        in_use: &[EngineInUse],
     ) -> Option<ProfileError> {
-        let engine = take.engine()?;
-        let taken = taken.iter().find(|taken| taken.kinds.contains(engine))?;
-        let until = match taken.until {
-            Some(until) => format!("until {}", shown(anchor, until)),
+        let engine = kind.engine()?;
+        let conflict = in_use.iter().find(|taken| taken.kinds.contains(engine))?;
+        let until = match conflict.until {
+            Some(until) => format!("until {}", format_time(anchor, until)),
             None => "until its captures end".to_owned(),
         };
-        let wait = taken.until.map(|until| until.since(anchor.moment));
-        Some(ProfileError::Busy { by: format!("in use by {}, {until}", taken.by), wait })
+        let wait = conflict.until.map(|until| until.since(anchor.moment));
+        Some(ProfileError::Busy { by: format!("in use by {}, {until}", conflict.by), wait })
     }
 
     /// Returns the command that must precede those of incidents: to stop a capture that uses an
     /// engine an incident needs.
-    pub(crate) fn urgent_job(&mut self, taken: &[EngineInUse]) -> Option<OnDemandCommand> {
-        let wanted =
-            taken.iter().fold(CaptureSet::EMPTY, |wanted, taken| wanted.union(taken.kinds));
-        let stream = self.streams.iter_mut().find(|stream| {
+    pub(crate) fn urgent_command(&mut self, in_use: &[EngineInUse]) -> Option<OnDemandCommand> {
+        let needed =
+            in_use.iter().fold(CaptureSet::EMPTY, |wanted, taken| wanted.union(taken.kinds));
+        let stream = self.requests.iter_mut().find(|stream| {
             matches!(stream.phase, RequestPhase::Running { .. })
-                && stream.ask.take.engine().is_some_and(|engine| wanted.contains(engine))
+                && stream.request.take.engine().is_some_and(|engine| needed.contains(engine))
         })?;
-        stream.out = true;
-        let engine = stream.ask.take.engine();
-        let by = taken.iter().find(|taken| engine.is_some_and(|it| taken.kinds.contains(it)));
+        stream.command_in_flight = true;
+        let engine = stream.request.take.engine();
+        let by = in_use.iter().find(|taken| engine.is_some_and(|kind| taken.kinds.contains(kind)));
         let by = by.map_or_else(String::new, |taken| taken.by.clone());
         Some(OnDemandCommand::Stop {
             id: stream.id,
@@ -243,34 +264,36 @@ impl OnDemandCaptures {
     }
 
     /// Returns the next command, or `None` if all captures are in progress. Must not be called
-    /// again before [`OnDemandCaptures::done`].
-    pub(crate) fn next_job(
+    /// again before [`OnDemandCaptures::apply_result`].
+    pub(crate) fn next_command(
         &mut self,
         anchor: TimeAnchor,
-        taken: &[EngineInUse],
+        in_use: &[EngineInUse],
     ) -> Option<OnDemandCommand> {
         let now = anchor.moment;
-        self.turn_away(anchor, taken);
-        let shut = self.shut;
-        let ready = |stream: &OnDemandRequest| match stream.phase {
+        self.reject_waiting(anchor, in_use);
+        let shut = self.is_shut_down;
+        let has_command = |stream: &OnDemandRequest| match stream.phase {
             RequestPhase::Encoding => false,
-            _ if stream.is_given_up() || shut => true,
+            _ if stream.is_disconnected() || shut => true,
             RequestPhase::Waiting | RequestPhase::Stopped => true,
             RequestPhase::Running { until } => until <= now,
         };
-        let stream = self.streams.iter_mut().find(|stream| ready(stream))?;
-        stream.out = true;
+        let stream = self.requests.iter_mut().find(|stream| has_command(stream))?;
+        stream.command_in_flight = true;
         let id = stream.id;
         Some(match stream.phase {
             RequestPhase::Running { .. } | RequestPhase::Stopped
-                if stream.is_given_up() || shut =>
+                if stream.is_disconnected() || shut =>
             {
-                OnDemandCommand::Drop { id }
+                OnDemandCommand::Cancel { id }
             }
-            RequestPhase::Waiting if stream.ask.take.duration().is_some() => {
-                OnDemandCommand::Start { id, take: stream.ask.take.clone() }
+            RequestPhase::Waiting if stream.request.take.duration().is_some() => {
+                OnDemandCommand::Start { id, kind: stream.request.take.clone() }
             }
-            RequestPhase::Waiting => OnDemandCommand::Look { id, take: stream.ask.take.clone() },
+            RequestPhase::Waiting => {
+                OnDemandCommand::Snapshot { id, kind: stream.request.take.clone() }
+            }
             RequestPhase::Running { .. } => OnDemandCommand::Stop { id, cut_short: None },
             RequestPhase::Stopped | RequestPhase::Encoding => OnDemandCommand::Encode { id },
         })
@@ -279,44 +302,44 @@ impl OnDemandCaptures {
     /// Replies to clients whose engine an incident has taken while they waited, and removes
     /// requests of clients that disconnected while waiting. On shutdown, encodings are not waited
     /// for either: at low priority they may take long.
-    fn turn_away(&mut self, anchor: TimeAnchor, taken: &[EngineInUse]) {
-        let mut at = 0;
-        while let Some(stream) = self.streams.get(at) {
+    fn reject_waiting(&mut self, anchor: TimeAnchor, in_use: &[EngineInUse]) {
+        let mut index = 0;
+        while let Some(stream) = self.requests.get(index) {
             let waits = match stream.phase {
-                RequestPhase::Waiting => !stream.out,
-                RequestPhase::Encoding => self.shut,
+                RequestPhase::Waiting => !stream.command_in_flight,
+                RequestPhase::Encoding => self.is_shut_down,
                 RequestPhase::Running { .. } | RequestPhase::Stopped => false,
             };
             let refusal = match waits {
-                true if self.shut => Some(ProfileError::Stopped),
-                true => self.incident_in_the_way(anchor, &stream.ask.take, taken),
+                true if self.is_shut_down => Some(ProfileError::Stopped),
+                true => self.engine_conflict(anchor, &stream.request.take, in_use),
                 false => None,
             };
-            if waits && (stream.is_given_up() || refusal.is_some()) {
-                let stream = self.remove(at, true);
+            if waits && (stream.is_disconnected() || refusal.is_some()) {
+                let stream = self.remove(index, true);
                 if let Some(refusal) = refusal {
-                    let _ = stream.ask.reply.send(Err(refusal));
+                    let _ = stream.request.reply.send(Err(refusal));
                 }
             } else {
-                at += 1;
+                index += 1;
             }
         }
     }
 
     /// Applies the result of a command at `now`. Returns the number of bytes returned to the
     /// client, if any.
-    pub(crate) fn done(&mut self, now: Moment, done: OnDemandResult) -> Option<u64> {
+    pub(crate) fn apply_result(&mut self, now: Moment, done: OnDemandResult) -> Option<u64> {
         let (OnDemandResult::Started { id, .. }
         | OnDemandResult::Stopped { id }
         | OnDemandResult::Encoding { id }
         | OnDemandResult::Finished { id, .. }
-        | OnDemandResult::Dropped { id }) = done;
-        let at = self.streams.iter().position(|stream| stream.id == id)?;
-        let stream = self.streams.get_mut(at)?;
-        stream.out = false;
+        | OnDemandResult::Canceled { id }) = done;
+        let index = self.requests.iter().position(|stream| stream.id == id)?;
+        let stream = self.requests.get_mut(index)?;
+        stream.command_in_flight = false;
         match done {
             OnDemandResult::Started { .. } => {
-                let duration = stream.ask.take.duration().unwrap_or_default();
+                let duration = stream.request.take.duration().unwrap_or_default();
                 stream.phase = RequestPhase::Running { until: now + duration };
                 None
             }
@@ -330,70 +353,71 @@ impl OnDemandCaptures {
             }
             OnDemandResult::Finished { result, .. } => {
                 let bytes = result.as_ref().ok().map(|streamed| streamed.bytes.len() as u64);
-                let stream = self.remove(at, result.is_err());
-                let _ = stream.ask.reply.send(result);
+                let stream = self.remove(index, result.is_err());
+                let _ = stream.request.reply.send(result);
                 bytes
             }
-            OnDemandResult::Dropped { .. } => {
-                let stream = self.remove(at, false);
+            OnDemandResult::Canceled { .. } => {
+                let stream = self.remove(index, false);
                 let stopped = ProfileError::Stopped;
-                let _ = stream.ask.reply.send(Err(stopped));
+                let _ = stream.request.reply.send(Err(stopped));
                 None
             }
         }
     }
 
-    /// Returns the time at which [`OnDemandCaptures::next_job`] next has a command.
+    /// Returns the time at which [`OnDemandCaptures::next_command`] next has a command.
     pub(crate) fn next_expiry(&self) -> Option<Moment> {
         let until = |stream: &OnDemandRequest| match stream.phase {
-            RequestPhase::Running { until } if !stream.out => Some(until),
+            RequestPhase::Running { until } if !stream.command_in_flight => Some(until),
             _ => None,
         };
-        self.streams.iter().filter_map(until).min()
+        self.requests.iter().filter_map(until).min()
     }
 
     /// Drops all captures and rejects further requests.
-    pub(crate) fn shut(&mut self) {
-        self.shut = true;
+    pub(crate) fn shut_down(&mut self) {
+        self.is_shut_down = true;
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.streams.is_empty()
+        self.requests.is_empty()
     }
 
-    pub(crate) fn status(&self, anchor: TimeAnchor) -> Vec<StreamStatus> {
-        let status = |stream: &OnDemandRequest| StreamStatus {
-            take: stream.ask.take.name(),
-            by: stream.ask.who.clone(),
+    pub(crate) fn status(&self, anchor: TimeAnchor) -> Vec<OnDemandStatus> {
+        let status = |stream: &OnDemandRequest| OnDemandStatus {
+            take: stream.request.take.name(),
+            owner: stream.request.who.clone(),
             until: match stream.phase {
                 RequestPhase::Running { until } => Some(anchor.wall_at(until)),
                 RequestPhase::Waiting | RequestPhase::Stopped | RequestPhase::Encoding => None,
             },
         };
-        self.streams.iter().map(status).collect()
+        self.requests.iter().map(status).collect()
     }
 }
 
 impl OnDemandRequest {
     /// Returns `true` if `take` cannot start while this capture exists. Unencoded data takes
     /// memory, possibly that of a whole heap; a capture with an engine releases it before encoding.
-    fn excludes(&self, take: &ProfileKind) -> bool {
-        let gave_back = self.phase == RequestPhase::Encoding && self.ask.take.engine().is_some();
-        !gave_back && self.ask.take.excludes(take)
+    fn conflicts_with(&self, kind: &ProfileKind) -> bool {
+        let engine_released =
+            self.phase == RequestPhase::Encoding && self.request.take.engine().is_some();
+        !engine_released && self.request.take.conflicts_with(kind)
     }
 
     /// Returns the time at which it ends, or would end if it started now.
-    fn until(&self, now: Moment) -> Moment {
+    fn end_time(&self, now: Moment) -> Moment {
         match self.phase {
             RequestPhase::Running { until } => until.max(now),
-            RequestPhase::Waiting => now + self.ask.take.duration().unwrap_or_default(),
+            RequestPhase::Waiting => now + self.request.take.duration().unwrap_or_default(),
             RequestPhase::Stopped | RequestPhase::Encoding => now,
         }
     }
 }
 
 /// Formats a moment as wall time, to the second.
-fn shown(anchor: TimeAnchor, moment: Moment) -> String {
+fn format_time(anchor: TimeAnchor, moment: Moment) -> String {
     anchor.wall_at(moment).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 

@@ -19,15 +19,15 @@ use crate::policy::incident_budget::SavedState;
 #[derive(Clone, Copy, Debug)]
 pub struct ReplayTiming {
     /// Time to create a directory or update a manifest.
-    pub manifest: Duration,
+    pub manifest_time: Duration,
     /// Time to take and write one artifact.
-    pub file: Duration,
+    pub artifact_time: Duration,
 }
 
 impl Default for ReplayTiming {
     /// Returns the timing of a slow disk: 50 ms, and half a second per artifact.
     fn default() -> Self {
-        Self { manifest: Duration::from_millis(50), file: Duration::from_millis(500) }
+        Self { manifest_time: Duration::from_millis(50), artifact_time: Duration::from_millis(500) }
     }
 }
 
@@ -41,24 +41,24 @@ pub struct ReplayedCapture {
     /// Kinds of which a snapshot was taken, or whose recording started.
     pub kinds: CaptureSet,
     /// Time at which its first artifact was on disk, or `None` if the history ended before.
-    pub written: Option<Moment>,
+    pub written_at: Option<Moment>,
 }
 
 /// Result of a replay.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Outcome {
+pub struct ReplayResult {
     /// Names of the incidents, in the order of opening.
     pub incidents: Vec<String>,
     /// Captures, in the order they were taken.
-    pub taken: Vec<ReplayedCapture>,
+    pub captures: Vec<ReplayedCapture>,
     /// Firings of rules: time, rule and reason.
     pub fired: Vec<(Moment, String, String)>,
 }
 
-impl Outcome {
+impl ReplayResult {
     /// Returns the captures that were on disk before the end.
-    pub fn written(&self) -> impl Iterator<Item = &ReplayedCapture> {
-        self.taken.iter().filter(|taken| taken.written.is_some())
+    pub fn written_captures(&self) -> impl Iterator<Item = &ReplayedCapture> {
+        self.captures.iter().filter(|taken| taken.written_at.is_some())
     }
 }
 
@@ -76,40 +76,41 @@ pub struct ProcessHistory<'h> {
 /// `settings.interval`.
 pub fn replay(
     settings: &Settings,
-    pace: ReplayTiming,
+    timing: ReplayTiming,
     history: impl IntoIterator<Item = Vitals>,
-) -> Outcome {
+) -> ReplayResult {
     let wall = |now: Moment| Timestamp::from_nanosecond(now.as_nanos().into()).unwrap_or_default();
-    replay_one(settings, pace, (history.into_iter(), &wall), &mut None)
+    replay_process(settings, timing, (history.into_iter(), &wall), &mut None)
 }
 
 /// Replays the histories of several processes in sequence. Each continues from the budgets saved by
 /// the previous ones.
 pub fn replay_restarts<'h>(
     settings: &Settings,
-    pace: ReplayTiming,
+    timing: ReplayTiming,
     processes: impl IntoIterator<Item = ProcessHistory<'h>>,
-) -> Vec<Outcome> {
+) -> Vec<ReplayResult> {
     let mut state = None;
-    let run =
-        |it: ProcessHistory<'h>| replay_one(settings, pace, (it.vitals, &*it.wall), &mut state);
+    let run = |process: ProcessHistory<'h>| {
+        replay_process(settings, timing, (process.vitals, &*process.wall), &mut state)
+    };
     processes.into_iter().map(run).collect()
 }
 
-fn replay_one(
+fn replay_process(
     settings: &Settings,
-    pace: ReplayTiming,
+    timing: ReplayTiming,
     (history, wall): (impl Iterator<Item = Vitals>, &dyn Fn(Moment) -> Timestamp),
     state: &mut Option<SavedState>,
-) -> Outcome {
+) -> ReplayResult {
     let mut replay = ReplayRun {
         decider: Decider::new(settings.rules.clone(), settings.budget.clone()),
-        pace,
+        timing,
         wall,
-        saved: None,
-        ids: Vec::new(),
-        under_way: None,
-        outcome: Outcome::default(),
+        saved_state: None,
+        incident_ids: Vec::new(),
+        running_command: None,
+        result: ReplayResult::default(),
     };
     let mut is_first = true;
     for vitals in history {
@@ -119,32 +120,32 @@ fn replay_one(
             let anchor = replay.anchor(vitals.at);
             let state = state.rebase(&ClockReading::new(anchor));
             replay.decider.restore(anchor, &state);
-            replay.saved = Some(state);
+            replay.saved_state = Some(state);
         }
         replay.tick(&vitals);
     }
-    *state = replay.saved;
-    replay.outcome
+    *state = replay.saved_state;
+    replay.result
 }
 
 struct ReplayRun<'w> {
     decider: Decider,
-    pace: ReplayTiming,
+    timing: ReplayTiming,
     wall: &'w dyn Fn(Moment) -> Timestamp,
     /// Contents of `state.json`.
-    saved: Option<SavedState>,
+    saved_state: Option<SavedState>,
     /// Incidents, in the order of opening.
-    ids: Vec<IncidentId>,
-    under_way: Option<UnderWay>,
-    outcome: Outcome,
+    incident_ids: Vec<IncidentId>,
+    running_command: Option<RunningCommand>,
+    result: ReplayResult,
 }
 
 /// A command being performed by the simulated capture thread.
-struct UnderWay {
+struct RunningCommand {
     end: Moment,
-    done: CommandResult,
+    result: CommandResult,
     /// Captures whose first artifact is written by this command.
-    writes: Vec<usize>,
+    captures: Vec<usize>,
 }
 
 impl ReplayRun<'_> {
@@ -155,81 +156,84 @@ impl ReplayRun<'_> {
     fn tick(&mut self, vitals: &Vitals) {
         let now = vitals.at;
         // Completes the commands that end before this tick. Each starts when the previous one ends.
-        while let Some(job) = self.under_way.take_if(|job| job.end <= now) {
-            for written in job.writes {
-                if let Some(taken) = self.outcome.taken.get_mut(written) {
-                    taken.written = Some(job.end);
+        while let Some(command) = self.running_command.take_if(|job| job.end <= now) {
+            for index in command.captures {
+                if let Some(capture) = self.result.captures.get_mut(index) {
+                    capture.written_at = Some(command.end);
                 }
             }
-            self.decider.done(job.end, job.done);
-            self.decider.expire(job.end);
-            self.under_way = self.begin(job.end);
+            self.decider.apply_result(command.end, command.result);
+            self.decider.expire(command.end);
+            self.running_command = self.start_next_command(command.end);
         }
         let wall = || (self.wall)(now);
-        for fired in self.decider.observe(now, vitals, || IncidentId::new(wall()), wall) {
-            self.outcome.fired.push((now, fired.rule, fired.text));
+        for fired in self.decider.evaluate(now, vitals, || IncidentId::new(wall()), wall) {
+            self.result.fired.push((now, fired.rule, fired.text));
         }
         self.decider.expire(now);
-        if self.under_way.is_none() {
-            self.under_way = self.begin(now);
+        if self.running_command.is_none() {
+            self.running_command = self.start_next_command(now);
         }
     }
 
-    fn begin(&mut self, now: Moment) -> Option<UnderWay> {
-        let ReplayTiming { manifest, file } = self.pace;
-        let job = self.decider.next_job(now)?;
+    fn start_next_command(&mut self, now: Moment) -> Option<RunningCommand> {
+        let ReplayTiming { manifest_time: manifest, artifact_time: file } = self.timing;
+        let command = self.decider.next_command(now)?;
         // Saved before the command, as the agent does.
         if let Some(state) = self.decider.take_state(self.anchor(now)) {
-            self.saved = Some(state);
+            self.saved_state = Some(state);
         }
-        let (took, done, writes) = match job {
+        let (duration, result, captures) = match command {
             IncidentCommand::Open { id, name, .. } => {
-                self.ids.push(id);
-                self.outcome.incidents.push(name);
+                self.incident_ids.push(id);
+                self.result.incidents.push(name);
                 (manifest, CommandResult::Opened { id, ok: true }, Vec::new())
             }
             IncidentCommand::Start { id, kinds } => {
-                let done = CommandResult::Started { id, asked: kinds, running: kinds };
-                let taken = self.take(id, now, kinds);
+                let result = CommandResult::Started { id, requested: kinds, running: kinds };
+                let index = self.record_capture(id, now, kinds);
                 // A snapshot is written at the start, a recording at the stop.
                 match kinds.iter().any(CaptureKind::is_snapshot) {
-                    true => (file, done, vec![taken]),
-                    false => (manifest, done, Vec::new()),
+                    true => (file, result, vec![index]),
+                    false => (manifest, result, Vec::new()),
                 }
             }
             // Custom collectors are not replayed.
-            IncidentCommand::Collect { id, .. } | IncidentCommand::Gather { id, .. } => {
-                (manifest, CommandResult::Collecting { id, until: None }, Vec::new())
+            IncidentCommand::StartCollectors { id, .. }
+            | IncidentCommand::FinishCollectors { id, .. } => {
+                (manifest, CommandResult::Collecting { id, deadline: None }, Vec::new())
             }
-            IncidentCommand::Again { id, kinds, .. } => {
-                let taken = self.take(id, now, kinds);
-                (file, CommandResult::Again { id }, vec![taken])
+            IncidentCommand::Recapture { id, kinds, .. } => {
+                let index = self.record_capture(id, now, kinds);
+                (file, CommandResult::Recaptured { id }, vec![index])
             }
             IncidentCommand::Stop { id, kinds } => {
                 let files = u32::try_from(kinds.iter().count()).unwrap_or(u32::MAX);
-                let incident = self.incident(id);
-                let waiting = |(_, taken): &(usize, &ReplayedCapture)| {
-                    taken.incident == incident && taken.written.is_none()
+                let incident = self.incident_index(id);
+                let is_unwritten = |(_, taken): &(usize, &ReplayedCapture)| {
+                    taken.incident == incident && taken.written_at.is_none()
                 };
-                let written = self.outcome.taken.iter().enumerate().filter(waiting);
+                let written = self.result.captures.iter().enumerate().filter(is_unwritten);
                 let written = written.map(|(at, _)| at).collect();
                 (file.saturating_mul(files), CommandResult::Stopped { id, kinds }, written)
             }
-            IncidentCommand::Note { id, .. } => (manifest, CommandResult::Noted { id }, Vec::new()),
+            IncidentCommand::UpdateManifest { id, .. } => {
+                (manifest, CommandResult::ManifestUpdated { id }, Vec::new())
+            }
             IncidentCommand::Close { id, .. } => {
                 (manifest, CommandResult::Closed { id, ok: true }, Vec::new())
             }
         };
-        Some(UnderWay { end: now + took, done, writes })
+        Some(RunningCommand { end: now + duration, result, captures })
     }
 
-    fn take(&mut self, id: IncidentId, at: Moment, kinds: CaptureSet) -> usize {
-        let incident = self.incident(id);
-        self.outcome.taken.push(ReplayedCapture { incident, at, kinds, written: None });
-        self.outcome.taken.len() - 1
+    fn record_capture(&mut self, id: IncidentId, at: Moment, kinds: CaptureSet) -> usize {
+        let incident = self.incident_index(id);
+        self.result.captures.push(ReplayedCapture { incident, at, kinds, written_at: None });
+        self.result.captures.len() - 1
     }
 
-    fn incident(&self, id: IncidentId) -> usize {
-        self.ids.iter().position(|known| *known == id).unwrap_or_default()
+    fn incident_index(&self, id: IncidentId) -> usize {
+        self.incident_ids.iter().position(|known| *known == id).unwrap_or_default()
     }
 }

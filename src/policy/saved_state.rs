@@ -85,15 +85,15 @@ impl SavedState {
     /// Converts every time to the current wall clock. The module documentation describes the
     /// method.
     pub(crate) fn rebase(mut self, now: &ClockReading) -> Self {
-        let latest = self.times().map(|at| *at).max();
-        let Some(saved) = self.clock.clone().or(latest.map(ClockReading::of_wall)) else {
+        let latest = self.timestamps_mut().map(|at| *at).max();
+        let Some(saved) = self.clock.clone().or(latest.map(ClockReading::from_wall)) else {
             return self;
         };
         let elapsed = match now.elapsed_since(&saved) {
             Elapsed::Exact(elapsed) => elapsed,
-            Elapsed::ByWall(elapsed) => elapsed.min(MAX_DOWNTIME),
+            Elapsed::WallClock(elapsed) => elapsed.min(MAX_DOWNTIME),
         };
-        for at in self.times() {
+        for at in self.timestamps_mut() {
             // A time later than the save was in the future even then; its age is 0.
             let age = Duration::try_from(saved.wall.duration_since(*at)).unwrap_or_default();
             let age = SignedDuration::try_from(age + elapsed).unwrap_or(SignedDuration::MAX);
@@ -103,8 +103,8 @@ impl SavedState {
         self
     }
 
-    fn times(&mut self) -> impl Iterator<Item = &mut Timestamp> {
-        let incidents = self.incidents.iter_mut().map(|it| &mut it.at);
+    fn timestamps_mut(&mut self) -> impl Iterator<Item = &mut Timestamp> {
+        let incidents = self.incidents.iter_mut().map(|incident| &mut incident.at);
         let rules = self.rules.values_mut().flat_map(|rule| {
             [&mut rule.captured].into_iter().chain(rule.fires.iter_mut().map(|fire| &mut fire.at))
         });
@@ -120,10 +120,10 @@ impl RuleState {
         records: &[FireRecord],
     ) -> Self {
         let fire = |record: &FireRecord| SavedFire {
-            at: wall_of(anchor, record.at),
-            value: record.mark.value,
-            room: record.mark.room,
-            forecast: record.forecast.map(|left| left.as_secs_f64()),
+            at: to_wall_time(anchor, record.at),
+            value: record.worst_fire.value,
+            room: record.worst_fire.headroom,
+            forecast: record.forecast.map(|remaining| remaining.as_secs_f64()),
             kind: match record.kind {
                 FireKind::Worse => SavedKind::Worse,
                 FireKind::Critical => SavedKind::Critical,
@@ -132,7 +132,7 @@ impl RuleState {
         };
         Self {
             metric: Some(rule.metric.clone()),
-            captured: wall_of(anchor, captured),
+            captured: to_wall_time(anchor, captured),
             fires: records.iter().map(fire).collect(),
         }
     }
@@ -140,35 +140,35 @@ impl RuleState {
     /// Returns the end of the last capture and the incidents.
     pub(crate) fn restore(&self, anchor: TimeAnchor) -> (EventTime, Vec<FireRecord>) {
         let fire = |fire: &SavedFire| FireRecord {
-            at: time_of(anchor, fire.at),
-            mark: LastFire { value: fire.value, room: fire.room },
-            forecast: fire.forecast.and_then(|left| Duration::try_from_secs_f64(left).ok()),
+            at: to_event_time(anchor, fire.at),
+            worst_fire: LastFire { value: fire.value, headroom: fire.room },
+            forecast: fire.forecast.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
             kind: match fire.kind {
                 SavedKind::Worse => FireKind::Worse,
                 SavedKind::Critical => FireKind::Critical,
                 SavedKind::Repeat => FireKind::Repeat,
             },
         };
-        (time_of(anchor, self.captured), self.fires.iter().map(fire).collect())
+        (to_event_time(anchor, self.captured), self.fires.iter().map(fire).collect())
     }
 }
 
 /// Returns the wall time of `event`.
-pub(crate) fn wall_of(anchor: TimeAnchor, event: EventTime) -> Timestamp {
+pub(crate) fn to_wall_time(anchor: TimeAnchor, event: EventTime) -> Timestamp {
     let age = SignedDuration::try_from(event.age(anchor.moment)).unwrap_or(SignedDuration::MAX);
     anchor.wall.checked_sub(age).unwrap_or(Timestamp::MIN)
 }
 
 /// Returns the event time of wall time `at`, or the present if `at` is in the future.
-pub(crate) fn time_of(anchor: TimeAnchor, at: Timestamp) -> EventTime {
+pub(crate) fn to_event_time(anchor: TimeAnchor, at: Timestamp) -> EventTime {
     let age = Duration::try_from(anchor.wall.duration_since(at)).unwrap_or_default();
     EventTime::ago(anchor.moment, age)
 }
 
 /// Returns the monotonic time of wall time `at`, or 0 if `at` precedes the clock's origin.
-pub(crate) fn moment_of(anchor: TimeAnchor, at: Timestamp) -> Moment {
-    let ago = Duration::try_from(anchor.wall.duration_since(at)).unwrap_or_default();
-    anchor.moment - ago
+pub(crate) fn to_moment(anchor: TimeAnchor, at: Timestamp) -> Moment {
+    let age = Duration::try_from(anchor.wall.duration_since(at)).unwrap_or_default();
+    anchor.moment - age
 }
 
 /// Contents of `state.json` in any schema version.
@@ -258,49 +258,49 @@ mod tests {
         }
     }
 
-    fn saved(anchor: TimeAnchor, at: &str) -> SavedState {
+    fn saved_state(anchor: TimeAnchor, at: &str) -> SavedState {
         let incidents = vec![OpenedIncident { at: at.parse().unwrap(), rule: "memory".into() }];
         let clock = Some(ClockReading::new(anchor));
         SavedState { schema: SavedState::SCHEMA, clock, incidents, ..SavedState::default() }
     }
 
-    fn age_after(state: SavedState, now: TimeAnchor) -> Duration {
+    fn age_after_rebase(state: SavedState, now: TimeAnchor) -> Duration {
         let state = state.rebase(&ClockReading::new(now));
-        time_of(now, state.incidents[0].at).age(now.moment)
+        to_event_time(now, state.incidents[0].at).age(now.moment)
     }
 
     #[test]
-    fn a_clock_set_before_a_restart_changes_no_age() {
-        let then = anchor(10, "2026-11-23T12:00:00Z");
+    fn clock_change_before_restart_does_not_change_ages() {
+        let saved_at = anchor(10, "2026-11-23T12:00:00Z");
         for wall in ["2026-11-23T14:00:00Z", "2027-12-01T00:00:00Z", "1970-01-01T00:00:00Z"] {
-            let state = saved(then, "2026-11-23T11:00:00Z");
-            assert_eq!(age_after(state, anchor(12, wall)), 3 * HOUR, "{wall}");
+            let state = saved_state(saved_at, "2026-11-23T11:00:00Z");
+            assert_eq!(age_after_rebase(state, anchor(12, wall)), 3 * HOUR, "{wall}");
         }
     }
 
     #[test]
-    fn across_a_reboot_a_clock_that_is_ahead_makes_no_budget_fresh() {
-        let then = anchor(10, "2026-11-23T12:00:00Z");
+    fn clock_ahead_after_reboot_does_not_renew_budget() {
+        let saved_at = anchor(10, "2026-11-23T12:00:00Z");
         for (wall, hours) in [
             ("2026-11-23T12:30:00Z", 1.5),
             ("2026-11-24T02:00:00Z", 2.0),
             ("2027-12-01T00:00:00Z", 2.0),
             ("1970-01-01T00:00:00Z", 1.0),
         ] {
-            let state = saved(then, "2026-11-23T11:00:00Z");
-            assert_eq!(age_after(state, anchor(1, wall)), HOUR.mul_f64(hours), "{wall}");
+            let state = saved_state(saved_at, "2026-11-23T11:00:00Z");
+            assert_eq!(age_after_rebase(state, anchor(1, wall)), HOUR.mul_f64(hours), "{wall}");
         }
     }
 
     #[test]
-    fn what_was_in_the_future_when_it_was_saved_is_taken_for_then() {
-        let then = anchor(10, "2026-11-23T12:00:00Z");
-        let state = saved(then, "2031-01-01T00:00:00Z");
-        assert_eq!(age_after(state, anchor(11, "2026-11-23T13:00:00Z")), HOUR);
+    fn future_time_counts_as_time_of_the_save() {
+        let saved_at = anchor(10, "2026-11-23T12:00:00Z");
+        let state = saved_state(saved_at, "2031-01-01T00:00:00Z");
+        assert_eq!(age_after_rebase(state, anchor(11, "2026-11-23T13:00:00Z")), HOUR);
     }
 
     #[test]
-    fn the_first_version_of_the_file_is_read() {
+    fn reads_schema_version_1() {
         let text = r#"{"schema":1,"incidents":["2026-11-23T11:00:00Z"],"rules":{"memory":
             {"captured":"2026-11-23T11:00:10Z","value":81.5,"room":18.5}}}"#;
         let state: SavedState = serde_json::from_str(text).unwrap();
@@ -309,23 +309,23 @@ mod tests {
         let state = state.rebase(&ClockReading::new(now));
         let (captured, records) = state.rules["memory"].restore(now);
         assert_eq!(captured.age(now.moment), HOUR / 2);
-        assert_eq!(records[0].mark, LastFire { value: 81.5, room: Some(18.5) });
-        let later = serde_json::from_str::<SavedState>(r#"{"schema":3}"#).unwrap_err().to_string();
-        assert!(later.contains("schema 3 is of a later version"), "{later}");
+        assert_eq!(records[0].worst_fire, LastFire { value: 81.5, headroom: Some(18.5) });
+        let error = serde_json::from_str::<SavedState>(r#"{"schema":3}"#).unwrap_err().to_string();
+        assert!(error.contains("schema 3 is of a later version"), "{error}");
     }
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn state_round_trips_through_json() {
         let now = anchor(10, "2026-11-23T12:00:00Z");
         let record = FireRecord {
             at: EventTime::ago(now.moment, 20 * HOUR),
-            mark: LastFire { value: 94.0, room: Some(6.0) },
+            worst_fire: LastFire { value: 94.0, headroom: Some(6.0) },
             forecast: Some(Duration::from_secs(3)),
             kind: FireKind::Repeat,
         };
-        let rule = RuleState::new(&Rule::on(Metric::Memory), now, now.moment.into(), &[record]);
+        let rule = RuleState::new(&Rule::new(Metric::Memory), now, now.moment.into(), &[record]);
         let rules = [("memory".to_owned(), rule)].into();
-        let state = SavedState { rules, ..saved(now, "2026-11-23T11:00:00Z") };
+        let state = SavedState { rules, ..saved_state(now, "2026-11-23T11:00:00Z") };
         let text = serde_json::to_string(&state).unwrap();
         assert_eq!(serde_json::from_str::<SavedState>(&text).unwrap(), state);
         let (captured, records) = state.rules["memory"].restore(now);

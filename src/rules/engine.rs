@@ -12,15 +12,15 @@ use crate::model::{Rule, Vitals};
 
 /// The rules and their states. Rules are independent of each other, so their order does not matter.
 ///
-/// The owner reports the outcome of each [`Decision::Fire`]. It calls [`Engine::capturing`] when
-/// the capture starts, and [`Engine::captured`] when it has ended, or at once if there will be
-/// none. Otherwise a rule with [`Again::Cooldown`](crate::model::Again) fires again at the next
+/// The owner reports the outcome of each [`Decision::Fire`]. It calls [`Engine::capture_started`] when
+/// the capture starts, and [`Engine::capture_ended`] when it has ended, or at once if there will be
+/// none. Otherwise a rule with [`Again::AfterCooldown`](crate::model::Refire) fires again at the next
 /// tick.
 #[derive(Clone, Debug)]
 pub struct Engine {
-    watches: Vec<WatchedRule>,
+    watched_rules: Vec<WatchedRule>,
     now: Moment,
-    opening: Admission,
+    admission: Admission,
 }
 
 /// The state of one rule.
@@ -33,12 +33,12 @@ pub struct State<'e> {
     /// Decision of the last tick.
     pub decision: Decision,
     /// Time of the last change of the kind of decision. `None` before the first tick.
-    pub since: Option<Moment>,
+    pub changed_at: Option<Moment>,
     /// `true` if its incident is open.
     pub active: bool,
     /// Number of incidents in the last 24 hours that the rule opened or joined.
     pub incidents: usize,
-    past: &'e DecisionHistory,
+    decision_history: &'e DecisionHistory,
     now: Moment,
 }
 
@@ -49,8 +49,8 @@ impl<'e> State<'e> {
     }
 
     /// Returns the last 16 decisions that differ in kind from the one before, the newest first.
-    pub fn past(&self) -> impl Iterator<Item = DecisionChange> + use<'e> {
-        self.past.newest_first()
+    pub fn recent_decisions(&self) -> impl Iterator<Item = DecisionChange> + use<'e> {
+        self.decision_history.newest_first()
     }
 }
 
@@ -58,93 +58,93 @@ impl Engine {
     /// Returns an engine without values. The rules' names should differ; see `Settings::validate`.
     pub fn new(rules: Vec<Rule>) -> Self {
         Self {
-            watches: rules.into_iter().map(WatchedRule::new).collect(),
+            watched_rules: rules.into_iter().map(WatchedRule::new).collect(),
             now: Moment::default(),
-            opening: Admission::Free,
+            admission: Admission::Allowed,
         }
     }
 
     /// Sets the permission for rules to open an incident, from the next tick on.
-    pub fn permit(&mut self, opening: Admission) {
-        self.opening = opening;
+    pub fn set_admission(&mut self, admission: Admission) {
+        self.admission = admission;
     }
 
     /// Evaluates every rule at a tick. Returns each rule's index and decision, in the rules' order.
     /// All rules are evaluated even if the iterator is dropped.
-    pub fn observe<'e>(
+    pub fn evaluate<'e>(
         &'e mut self,
         now: Moment,
         vitals: &Vitals,
     ) -> impl Iterator<Item = (usize, Decision)> + use<'e> {
-        let opening = self.opening;
-        self.observe_within(now, vitals, &|_| opening)
+        let admission = self.admission;
+        self.evaluate_with_admission(now, vitals, &|_| admission)
     }
 
-    /// Evaluates every rule like [`Engine::observe`]. `opening` returns the permission of each rule
+    /// Evaluates every rule like [`Engine::evaluate`]. `opening` returns the permission of each rule
     /// that is about to open an incident.
-    pub fn observe_within<'e>(
+    pub fn evaluate_with_admission<'e>(
         &'e mut self,
         now: Moment,
         vitals: &Vitals,
-        opening: &dyn Fn(&Rule) -> Admission,
+        admission: &dyn Fn(&Rule) -> Admission,
     ) -> impl Iterator<Item = (usize, Decision)> + use<'e> {
         self.now = now;
-        for watch in &mut self.watches {
-            watch.observe(now, vitals, opening);
+        for watched in &mut self.watched_rules {
+            watched.evaluate(now, vitals, admission);
         }
-        self.watches.iter().map(|watch| watch.decision).enumerate()
+        self.watched_rules.iter().map(|watched| watched.decision).enumerate()
     }
 
     /// Excludes `time`, in which the process was stopped and nothing was measured, from the hold
     /// times.
-    pub fn stood_still(&mut self, time: Duration) {
-        self.watches.iter_mut().for_each(|watch| watch.stood_still(time));
+    pub fn exclude_standstill(&mut self, time: Duration) {
+        self.watched_rules.iter_mut().for_each(|watch| watch.exclude_standstill(time));
     }
 
     /// Returns the rule at `index`.
     pub fn rule(&self, index: usize) -> Option<&Rule> {
-        self.watches.get(index).map(|watch| &watch.rule)
+        self.watched_rules.get(index).map(|watch| &watch.rule)
     }
 
     /// Marks a capture of the rule called `name` as running. The rule does not fire until
-    /// [`Engine::captured`], unless the value becomes worse and `again` is `"worse"`. The name
+    /// [`Engine::capture_ended`], unless the value becomes worse and `again` is `"worse"`. The name
     /// identifies the rule because rules may be replaced meanwhile; an unknown name is ignored.
-    pub fn capturing(&mut self, name: &str) {
-        self.find(name).into_iter().for_each(WatchedRule::capture_began);
+    pub fn capture_started(&mut self, name: &str) {
+        self.find(name).into_iter().for_each(WatchedRule::capture_started);
     }
 
     /// Marks a capture of the rule called `name` as ended at `now`, or as cancelled. Its cooldown
     /// starts.
-    pub fn captured(&mut self, name: &str, now: Moment) {
+    pub fn capture_ended(&mut self, name: &str, now: Moment) {
         self.find(name).into_iter().for_each(|watch| watch.capture_ended(now));
     }
 
     /// Records that the incident of the rule called `name` could not be opened. It is retried
     /// within a minute.
-    pub fn lost(&mut self, name: &str, now: Moment) {
-        self.find(name).into_iter().for_each(|watch| watch.capture_lost(now));
+    pub fn incident_open_failed(&mut self, name: &str, now: Moment) {
+        self.find(name).into_iter().for_each(|watch| watch.incident_open_failed(now));
     }
 
     /// Records that the incident of the rule called `name` may have no more captures.
-    pub fn exhausted(&mut self, name: &str) {
-        self.find(name).into_iter().for_each(WatchedRule::exhaust);
+    pub fn capture_limit_reached(&mut self, name: &str) {
+        self.find(name).into_iter().for_each(WatchedRule::mark_capture_limit_reached);
     }
 
     /// Returns the time of the last capture of the rule called `name` and the records of the last
     /// 24 hours. The time is the end of the capture, or its start if it is running. Returns `None`
     /// if there was no capture.
     pub fn history(&self, name: &str) -> Option<(EventTime, &[FireRecord])> {
-        let watch = self.watches.iter().find(|watch| watch.rule.name == name)?;
+        let watch = self.watched_rules.iter().find(|watch| watch.rule.name == name)?;
         let records = watch.history.records();
-        let times = [watch.captured, records.last().map(|record| record.at)];
+        let times = [watch.last_capture_end, records.last().map(|record| record.at)];
         let last = times.into_iter().flatten().min_by_key(|time| time.age(self.now))?;
         Some((last, records))
     }
 
     /// Restores the state of the rule called `name` that an earlier process saved: the end of its
     /// last capture and its incidents.
-    pub fn remember(&mut self, name: &str, captured: EventTime, records: &[FireRecord]) {
-        self.find(name).into_iter().for_each(|watch| watch.remember(captured, records));
+    pub fn restore_rule(&mut self, name: &str, captured: EventTime, records: &[FireRecord]) {
+        self.find(name).into_iter().for_each(|watch| watch.restore(captured, records));
     }
 
     /// Replaces the rules. A rule with the name of an existing one keeps part of its state:
@@ -157,37 +157,37 @@ impl Engine {
     ///
     /// Returns the removed rules whose incidents are open.
     pub fn replace(&mut self, rules: Vec<Rule>) -> Vec<Rule> {
-        let mut old = std::mem::take(&mut self.watches);
+        let mut old = std::mem::take(&mut self.watched_rules);
         for rule in rules {
             let known = old.iter().position(|watch| watch.rule.name == rule.name);
             let watch = match known {
                 Some(index) => {
                     let mut watch = old.swap_remove(index);
-                    watch.change(rule);
+                    watch.replace_rule(rule);
                     watch
                 }
                 None => WatchedRule::new(rule),
             };
-            self.watches.push(watch);
+            self.watched_rules.push(watch);
         }
         old.into_iter().filter(|watch| watch.active).map(|watch| watch.rule).collect()
     }
 
     /// Returns the state of each rule, in the rules' order.
     pub fn states(&self) -> impl Iterator<Item = State<'_>> {
-        self.watches.iter().map(|watch| State {
+        self.watched_rules.iter().map(|watch| State {
             rule: &watch.rule,
             value: watch.value,
             decision: watch.decision,
-            since: watch.since,
+            changed_at: watch.changed_at,
             active: watch.active,
-            incidents: watch.history.incidents(self.now),
-            past: &watch.past,
+            incidents: watch.history.incident_count(self.now),
+            decision_history: &watch.decision_history,
             now: self.now,
         })
     }
 
     fn find(&mut self, name: &str) -> Option<&mut WatchedRule> {
-        self.watches.iter_mut().find(|watch| watch.rule.name == name)
+        self.watched_rules.iter_mut().find(|watch| watch.rule.name == name)
     }
 }

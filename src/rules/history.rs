@@ -16,7 +16,7 @@
 use std::time::Duration;
 
 use super::LastFire;
-use super::watch::admission::{GROWN, LEAST_ROOM, SHRUNK};
+use super::watch::admission::{MIN_HEADROOM_FRACTION, WORSE_HEADROOM_FRACTION, WORSE_VALUE_FACTOR};
 use crate::base::{EventTime, Moment};
 
 /// Length of the history.
@@ -27,9 +27,9 @@ pub(super) const CRITICAL_INTERVAL: Duration = Duration::from_secs(4 * 60 * 60);
 pub const MAX_URGENT: usize = 16;
 /// Maximum number of records. At most 16 are urgent; a rule with a cooldown of a minute has ten
 /// repeats.
-const KEPT: usize = 32;
+const MAX_RECORDS: usize = 32;
 /// Forecasts shorter than this are treated as equal: no capture would finish in time.
-const SHORTEST_FORECAST: Duration = Duration::from_millis(500);
+const MIN_FORECAST: Duration = Duration::from_millis(500);
 
 /// Reason why a rule was allowed to open an incident.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ pub struct FireRecord {
     /// Time of its last capture.
     pub at: EventTime,
     /// The worst value on which it fired.
-    pub mark: LastFire,
+    pub worst_fire: LastFire,
     /// The shortest forecast on which it fired, or `None` if no condition was a forecast.
     pub forecast: Option<Duration>,
     /// Reason why it was opened.
@@ -66,46 +66,48 @@ pub struct FireRecord {
 /// A value that crossed a threshold, to be compared with earlier captures.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FireCandidate {
-    pub(super) mark: LastFire,
+    pub(super) fire: LastFire,
     pub(super) limit: Option<f64>,
     /// `true` if the value is past a soft limit, which only slows the process down. `limit` is then
     /// the hard limit behind it.
-    pub(super) is_behind_soft: bool,
+    pub(super) is_above_soft_limit: bool,
     /// Time to the limit if the condition is `forecast`.
     pub(super) forecast: Option<Duration>,
     /// `true` for a rule with `below`, where a lower value is worse.
-    pub(super) falls: bool,
+    pub(super) lower_is_worse: bool,
 }
 
 impl FireCandidate {
     /// Returns the headroom between `mark` and the limit of this candidate.
-    pub(super) fn room_at(&self, mark: &LastFire) -> Option<f64> {
+    pub(super) fn headroom_at(&self, fire: &LastFire) -> Option<f64> {
         match self.limit {
             // Before the value reached the soft limit, the headroom was measured to that limit.
-            Some(limit) if self.is_behind_soft => Some((limit - mark.value).max(0.0)),
-            _ => mark.room,
+            Some(limit) if self.is_above_soft_limit => Some((limit - fire.value).max(0.0)),
+            _ => fire.headroom,
         }
     }
 
     fn is_worse_than(&self, record: &FireRecord) -> bool {
-        let (before, value) = (record.mark, self.mark.value);
-        match (self.room_at(&before), self.mark.room, self.limit) {
+        let (worst_fire, value) = (record.worst_fire, self.fire.value);
+        match (self.headroom_at(&worst_fire), self.fire.headroom, self.limit) {
             // Near the limit a value does not count as worse, unless the earlier one was far from
             // it.
             (Some(before), Some(room), Some(limit)) => {
-                let near = limit * LEAST_ROOM;
-                room <= before * SHRUNK && (room >= near || before > 3.0 * near)
+                let near = limit * MIN_HEADROOM_FRACTION;
+                room <= before * WORSE_HEADROOM_FRACTION && (room >= near || before > 3.0 * near)
             }
-            _ if self.falls => value < before.value - before.value.abs() * (1.0 - SHRUNK),
-            _ => value > before.value && value >= before.value * GROWN,
+            _ if self.lower_is_worse => {
+                value < worst_fire.value - worst_fire.value.abs() * (1.0 - WORSE_HEADROOM_FRACTION)
+            }
+            _ => value > worst_fire.value && value >= worst_fire.value * WORSE_VALUE_FACTOR,
         }
     }
 
     fn is_sooner_than(&self, record: &FireRecord) -> bool {
-        let Some(left) = self.forecast else { return false };
+        let Some(time_to_limit) = self.forecast else { return false };
         record.forecast.is_none_or(|before| {
-            let before = before.max(SHORTEST_FORECAST);
-            left.max(SHORTEST_FORECAST) <= before.mul_f64(SHRUNK)
+            let before = before.max(MIN_FORECAST);
+            time_to_limit.max(MIN_FORECAST) <= before.mul_f64(WORSE_HEADROOM_FRACTION)
         })
     }
 }
@@ -118,7 +120,7 @@ pub(super) struct FireHistory {
 
 impl Default for FireHistory {
     fn default() -> Self {
-        Self { records: Vec::with_capacity(KEPT) }
+        Self { records: Vec::with_capacity(MAX_RECORDS) }
     }
 }
 
@@ -126,7 +128,7 @@ impl FireHistory {
     /// Restores the records of an earlier process.
     pub(super) fn restore(&mut self, records: &[FireRecord]) {
         self.records.clear();
-        let first = records.len().saturating_sub(KEPT);
+        let first = records.len().saturating_sub(MAX_RECORDS);
         self.records.extend_from_slice(records.get(first..).unwrap_or_default());
     }
 
@@ -139,27 +141,27 @@ impl FireHistory {
     }
 
     /// Records the opening of an incident.
-    pub(super) fn opened(&mut self, now: Moment, candidate: &FireCandidate, kind: FireKind) {
-        if self.records.len() >= KEPT {
-            self.records.remove(self.least_needed(candidate.falls));
+    pub(super) fn record_opened(&mut self, now: Moment, candidate: &FireCandidate, kind: FireKind) {
+        if self.records.len() >= MAX_RECORDS {
+            self.records.remove(self.eviction_index(candidate.lower_is_worse));
         }
-        let FireCandidate { mark, forecast, .. } = *candidate;
-        self.records.push(FireRecord { at: now.into(), mark, forecast, kind });
+        let FireCandidate { fire: mark, forecast, .. } = *candidate;
+        self.records.push(FireRecord { at: now.into(), worst_fire: mark, forecast, kind });
     }
 
     /// Records another capture in the last incident.
-    pub(super) fn captured_again(&mut self, now: Moment, candidate: &FireCandidate) {
+    pub(super) fn record_recapture(&mut self, now: Moment, candidate: &FireCandidate) {
         match self.records.last_mut() {
             Some(last) => {
                 last.at = now.into();
-                merge(last, candidate.mark, candidate.forecast, candidate.falls);
+                merge_worst(last, candidate.fire, candidate.forecast, candidate.lower_is_worse);
             }
-            None => self.opened(now, candidate, FireKind::Worse),
+            None => self.record_opened(now, candidate, FireKind::Worse),
         }
     }
 
     /// Removes the last incident, because it could not be opened.
-    pub(super) fn withdraw(&mut self) {
+    pub(super) fn remove_last(&mut self) {
         self.records.pop();
     }
 
@@ -170,109 +172,126 @@ impl FireHistory {
         now: Moment,
         window: Duration,
         candidate: &FireCandidate,
-        critical: bool,
+        is_critical: bool,
     ) -> Option<FireKind> {
-        let in_window = || self.within(now, window);
-        if self.within(now, DAY).filter(|record| record.kind.is_urgent()).count() >= MAX_URGENT {
+        let in_window = || self.records_within(now, window);
+        if self.records_within(now, DAY).filter(|record| record.kind.is_urgent()).count()
+            >= MAX_URGENT
+        {
             return None;
         }
-        let worse = in_window().all(|record| candidate.is_worse_than(record))
+        let is_worse = in_window().all(|record| candidate.is_worse_than(record))
             || candidate.forecast.is_some()
                 && in_window().all(|record| candidate.is_sooner_than(record));
-        if worse {
+        if is_worse {
             return Some(FireKind::Worse);
         }
-        let last = self.records.last().map_or(Duration::MAX, |record| record.at.age(now));
-        (critical && last >= CRITICAL_INTERVAL).then_some(FireKind::Critical)
+        let time_since_last =
+            self.records.last().map_or(Duration::MAX, |record| record.at.age(now));
+        (is_critical && time_since_last >= CRITICAL_INTERVAL).then_some(FireKind::Critical)
     }
 
     /// Returns the number of repeats in the day before `now`.
-    pub(super) fn repeats(&self, now: Moment) -> usize {
-        self.within(now, DAY).filter(|record| record.kind == FireKind::Repeat).count()
+    pub(super) fn repeat_count(&self, now: Moment) -> usize {
+        self.records_within(now, DAY).filter(|record| record.kind == FireKind::Repeat).count()
     }
 
     /// Returns the number of incidents in the day before `now`.
-    pub(super) fn incidents(&self, now: Moment) -> usize {
-        self.within(now, DAY).count()
+    pub(super) fn incident_count(&self, now: Moment) -> usize {
+        self.records_within(now, DAY).count()
     }
 
     /// Returns the time at which the next repeat may be captured, if the last capture ended at
     /// `captured`. The wait gets shorter when an old repeat leaves the day: the earliest of all
     /// these times counts.
-    pub(super) fn next_repeat(
+    pub(super) fn next_repeat_at(
         &self,
         now: Moment,
         captured: EventTime,
         cooldown: Duration,
     ) -> Moment {
-        let repeats = self.repeats(now);
-        let mut until = captured.reaches(wait(cooldown, repeats));
-        let old = self.within(now, DAY).filter(|record| record.kind == FireKind::Repeat);
-        for (gone, record) in old.enumerate() {
-            let shorter = captured.reaches(wait(cooldown, repeats - gone - 1));
-            until = until.min(shorter.max(record.at.reaches(DAY)));
+        let repeats = self.repeat_count(now);
+        let mut until = captured.time_at_age(repeat_delay(cooldown, repeats));
+        let old = self.records_within(now, DAY).filter(|record| record.kind == FireKind::Repeat);
+        for (expired, record) in old.enumerate() {
+            let shorter = captured.time_at_age(repeat_delay(cooldown, repeats - expired - 1));
+            until = until.min(shorter.max(record.at.time_at_age(DAY)));
         }
         until
     }
 
     /// Returns the value at which `candidate` would be worse than all records in `window`, or
     /// `None` if it is too close to the limit.
-    pub(super) fn next_step(
+    pub(super) fn next_worse_value(
         &self,
         now: Moment,
         window: Duration,
         candidate: &FireCandidate,
     ) -> Option<f64> {
-        let steps = self.within(now, window).map(|record| {
-            match (candidate.room_at(&record.mark), candidate.limit) {
-                (Some(room), Some(limit)) => limit - room * SHRUNK,
-                _ if candidate.falls => {
-                    record.mark.value - record.mark.value.abs() * (1.0 - SHRUNK)
+        let steps = self.records_within(now, window).map(|record| {
+            match (candidate.headroom_at(&record.worst_fire), candidate.limit) {
+                (Some(room), Some(limit)) => limit - room * WORSE_HEADROOM_FRACTION,
+                _ if candidate.lower_is_worse => {
+                    record.worst_fire.value
+                        - record.worst_fire.value.abs() * (1.0 - WORSE_HEADROOM_FRACTION)
                 }
-                _ => record.mark.value * GROWN,
+                _ => record.worst_fire.value * WORSE_VALUE_FACTOR,
             }
         });
-        let step = match candidate.falls {
+        let step = match candidate.lower_is_worse {
             true => steps.reduce(f64::min),
             false => steps.reduce(f64::max),
         }?;
-        candidate.limit.is_none_or(|limit| limit - step >= limit * LEAST_ROOM).then_some(step)
+        candidate
+            .limit
+            .is_none_or(|limit| limit - step >= limit * MIN_HEADROOM_FRACTION)
+            .then_some(step)
     }
 
     /// Returns the index of the record to drop: the oldest repeat, unless it holds the worst value.
-    /// A repeat exists because fewer than [`KEPT`] records are urgent.
-    fn least_needed(&self, falls: bool) -> usize {
+    /// A repeat exists because fewer than [`MAX_RECORDS`] records are urgent.
+    fn eviction_index(&self, lower_is_worse: bool) -> usize {
         let worst = (0..self.records.len()).reduce(|a, b| {
-            if is_worse(&self.records[b].mark, &self.records[a].mark, falls) { b } else { a }
+            if is_worse(&self.records[b].worst_fire, &self.records[a].worst_fire, lower_is_worse) {
+                b
+            } else {
+                a
+            }
         });
-        let repeats = |&at: &usize| self.records[at].kind == FireKind::Repeat && Some(at) != worst;
-        (0..self.records.len()).find(repeats).unwrap_or(0)
+        let is_evictable =
+            |&at: &usize| self.records[at].kind == FireKind::Repeat && Some(at) != worst;
+        (0..self.records.len()).find(is_evictable).unwrap_or(0)
     }
 
-    fn within(&self, now: Moment, window: Duration) -> impl Iterator<Item = &FireRecord> {
+    fn records_within(&self, now: Moment, window: Duration) -> impl Iterator<Item = &FireRecord> {
         self.records.iter().filter(move |record| record.at.age(now) < window)
     }
 }
 
 /// Returns the wait before the next repeat after `repeats` repeats.
-fn wait(cooldown: Duration, repeats: usize) -> Duration {
+fn repeat_delay(cooldown: Duration, repeats: usize) -> Duration {
     let factor = 1_u32.checked_shl(repeats.min(31) as u32).unwrap_or(u32::MAX);
     cooldown.saturating_mul(factor).min(DAY.max(cooldown))
 }
 
-fn is_worse(mark: &LastFire, before: &LastFire, falls: bool) -> bool {
-    match (before.room, mark.room) {
+fn is_worse(mark: &LastFire, before: &LastFire, lower_is_worse: bool) -> bool {
+    match (before.headroom, mark.headroom) {
         // Past a soft limit the headroom grows again, because it is measured to the hard limit.
         (Some(before_room), Some(room)) => room < before_room || mark.value > before.value,
-        _ if falls => mark.value < before.value,
+        _ if lower_is_worse => mark.value < before.value,
         _ => mark.value > before.value,
     }
 }
 
 /// Keeps the worse of two captures in `record`.
-fn merge(record: &mut FireRecord, mark: LastFire, forecast: Option<Duration>, falls: bool) {
-    if is_worse(&mark, &record.mark, falls) {
-        record.mark = mark;
+fn merge_worst(
+    record: &mut FireRecord,
+    mark: LastFire,
+    forecast: Option<Duration>,
+    lower_is_worse: bool,
+) {
+    if is_worse(&mark, &record.worst_fire, lower_is_worse) {
+        record.worst_fire = mark;
     }
     record.forecast = match (record.forecast, forecast) {
         (Some(a), Some(b)) => Some(a.min(b)),
@@ -291,77 +310,78 @@ mod tests {
     }
 
     fn memory(value: f64) -> FireCandidate {
-        let mark = LastFire { value, room: Some(100.0 - value) };
+        let mark = LastFire { value, headroom: Some(100.0 - value) };
         FireCandidate {
-            mark,
+            fire: mark,
             limit: Some(100.0),
-            is_behind_soft: false,
+            is_above_soft_limit: false,
             forecast: None,
-            falls: false,
+            lower_is_worse: false,
         }
     }
 
     #[test]
-    fn each_repeat_waits_twice_as_long_as_the_one_before_it() {
+    fn repeat_delay_doubles_up_to_one_day() {
         let mut history = FireHistory::default();
-        history.opened(at(0.0), &memory(80.0), FireKind::Worse);
+        history.record_opened(at(0.0), &memory(80.0), FireKind::Worse);
         let mut now = at(0.0);
         let mut times = Vec::new();
         while now < at(30.0 * 24.0) {
-            now = history.next_repeat(now, now.into(), HOUR);
-            history.opened(now, &memory(80.0), FireKind::Repeat);
+            now = history.next_repeat_at(now, now.into(), HOUR);
+            history.record_opened(now, &memory(80.0), FireKind::Repeat);
             times.push(now.as_nanos() / 3_600_000_000_000);
         }
         assert_eq!(times[..4], [1, 3, 7, 15]);
-        let a_day = times.iter().filter(|&&hour| hour < 24).count();
-        assert!(a_day <= 5, "{times:?}");
+        let in_first_day = times.iter().filter(|&&hour| hour < 24).count();
+        assert!(in_first_day <= 5, "{times:?}");
         let in_month = times.len();
         assert!((60..=150).contains(&in_month), "{in_month} in 30 days: {times:?}");
-        assert_eq!(wait(Duration::from_secs(60), 99), DAY, "at most a day");
-        assert_eq!(wait(100 * HOUR, 3), 100 * HOUR, "a longer cooldown is the user's");
+        assert_eq!(repeat_delay(Duration::from_secs(60), 99), DAY, "at most a day");
+        assert_eq!(repeat_delay(100 * HOUR, 3), 100 * HOUR, "a longer cooldown is the user's");
     }
 
     #[test]
-    fn worse_is_a_third_less_headroom_than_at_any_capture_of_the_day() {
+    fn value_is_worse_if_headroom_shrinks_by_a_third() {
         let mut history = FireHistory::default();
         let is_worse = |history: &FireHistory, now, value| {
             history.urgency(now, DAY, &memory(value), false) == Some(FireKind::Worse)
         };
         assert!(is_worse(&history, at(0.0), 80.0), "the first");
-        history.opened(at(0.0), &memory(80.0), FireKind::Worse);
-        history.captured_again(at(0.1), &memory(94.0));
-        history.opened(at(2.0), &memory(80.0), FireKind::Repeat);
+        history.record_opened(at(0.0), &memory(80.0), FireKind::Worse);
+        history.record_recapture(at(0.1), &memory(94.0));
+        history.record_opened(at(2.0), &memory(80.0), FireKind::Repeat);
         for (value, worse) in [(86.0, false), (95.9, false), (96.0, true), (98.9, true)] {
             assert_eq!(is_worse(&history, at(3.0), value), worse, "{value}");
         }
         assert!(is_worse(&history, at(3.0), 99.5), "a jump past the last step");
-        assert_eq!(history.next_step(at(3.0), DAY, &memory(80.0)), Some(96.0));
+        assert_eq!(history.next_worse_value(at(3.0), DAY, &memory(80.0)), Some(96.0));
         assert!(is_worse(&history, at(24.2), 87.0), "what was worse is more than a day ago");
         assert!(is_worse(&history, at(26.1), 80.0), "all of it is");
     }
 
     #[test]
-    fn a_forecast_is_worse_if_it_is_sooner_than_every_one_captured() {
+    fn forecast_is_worse_if_shorter_than_every_captured_one() {
         let mut history = FireHistory::default();
-        let soon = |millis| FireCandidate {
+        let with_forecast = |millis| FireCandidate {
             forecast: Some(Duration::from_millis(millis)),
             ..memory(76.0)
         };
-        history.opened(at(0.0), &memory(84.0), FireKind::Worse);
-        let urgency =
-            |history: &FireHistory, millis| history.urgency(at(1.0), DAY, &soon(millis), false);
+        history.record_opened(at(0.0), &memory(84.0), FireKind::Worse);
+        let urgency = |history: &FireHistory, millis| {
+            history.urgency(at(1.0), DAY, &with_forecast(millis), false)
+        };
         assert_eq!(urgency(&history, 9000), Some(FireKind::Worse), "no forecast was captured");
-        history.opened(at(0.5), &soon(9000), FireKind::Worse);
+        history.record_opened(at(0.5), &with_forecast(9000), FireKind::Worse);
         assert_eq!(urgency(&history, 7000), None);
         assert_eq!(urgency(&history, 6000), Some(FireKind::Worse));
-        history.captured_again(at(0.6), &soon(100));
+        history.record_recapture(at(0.6), &with_forecast(100));
         assert_eq!(urgency(&history, 1), None, "too short to tell apart");
     }
 
     #[test]
-    fn what_is_critical_again_is_captured_every_few_hours() {
+    fn critical_value_is_captured_again_after_four_hours() {
         let mut history = FireHistory::default();
-        history.opened(at(0.0), &memory(98.9), FireKind::Worse);
+        history.record_opened(at(0.0), &memory(98.9), FireKind::Worse);
         for (hours, critical, expected) in
             [(3.9, true, None), (4.0, false, None), (4.0, true, Some(FireKind::Critical))]
         {
@@ -371,20 +391,20 @@ mod tests {
     }
 
     #[test]
-    fn urgent_captures_are_bounded_whatever_the_values_are() {
+    fn urgent_captures_are_limited_per_day() {
         let mut history = FireHistory::default();
         let count = |value| FireCandidate {
-            mark: LastFire { value, room: None },
+            fire: LastFire { value, headroom: None },
             limit: None,
-            is_behind_soft: false,
+            is_above_soft_limit: false,
             forecast: None,
-            falls: false,
+            lower_is_worse: false,
         };
         let mut admitted = 0;
         for n in 0..500 {
             let candidate = count(2.0_f64.powi(n));
             if let Some(kind) = history.urgency(at(1.0), DAY, &candidate, true) {
-                history.opened(at(1.0), &candidate, kind);
+                history.record_opened(at(1.0), &candidate, kind);
                 admitted += 1;
             }
         }
@@ -392,13 +412,13 @@ mod tests {
     }
 
     #[test]
-    fn of_many_records_the_worst_value_is_kept() {
+    fn eviction_keeps_the_worst_value() {
         let mut history = FireHistory::default();
-        history.opened(at(0.0), &memory(94.0), FireKind::Worse);
+        history.record_opened(at(0.0), &memory(94.0), FireKind::Worse);
         for n in 0..100 {
-            history.opened(at(0.1 + f64::from(n) / 100.0), &memory(80.0), FireKind::Repeat);
+            history.record_opened(at(0.1 + f64::from(n) / 100.0), &memory(80.0), FireKind::Repeat);
         }
-        assert_eq!(history.records.len(), KEPT);
+        assert_eq!(history.records.len(), MAX_RECORDS);
         assert_eq!(history.urgency(at(2.0), DAY, &memory(87.0), false), None);
     }
 }

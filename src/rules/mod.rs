@@ -61,29 +61,29 @@ pub use engine::{Engine, State};
 pub use history::{FireKind, FireRecord, MAX_URGENT};
 pub use past::DecisionChange;
 pub use ring::WINDOW;
-pub use verdict::{By, Decision, Hold, StateExplanation, ThresholdCrossing};
+pub use verdict::{Condition, Decision, HoldReason, StateExplanation, ThresholdCrossing};
 
 use crate::base::Moment;
 
-/// Permission to open an incident for a rule that repeats an earlier capture. [`Admission::Free`]
+/// Permission to open an incident for a rule that repeats an earlier capture. [`Admission::Allowed`]
 /// if its incident is open or another one can be joined.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Admission {
     /// An incident may be opened.
     #[default]
-    Free,
+    Allowed,
     /// The minimum time since the last incident has not passed.
-    Gap {
+    TooSoon {
         /// Time at which the next incident is allowed.
         until: Moment,
     },
     /// The daily budget of incidents is used up.
-    Spent {
+    DailyBudgetSpent {
         /// Time at which the next incident is allowed.
         until: Moment,
     },
     /// The incident to be joined has reached its maximum number of captures.
-    Exhausted,
+    CaptureLimitReached,
 }
 
 /// The value on which a rule fired, kept to detect a worse one. Numbers are in the metric's unit.
@@ -92,5 +92,5 @@ pub struct LastFire {
     /// The value.
     pub value: f64,
     /// Headroom below the limit. `None` without a limit.
-    pub room: Option<f64>,
+    pub headroom: Option<f64>,
 }

@@ -6,7 +6,7 @@ use crate::base::Moment;
 pub const WINDOW: usize = 10;
 
 /// Half of the [`WINDOW`]: a rise must show in both halves.
-const HALF: usize = WINDOW / 2;
+const HALF_WINDOW: usize = WINDOW / 2;
 
 /// A ring buffer of the last [`WINDOW`] values.
 #[derive(Clone, Debug, Default)]
@@ -14,7 +14,7 @@ pub(super) struct ValueRing {
     values: [f64; WINDOW],
     times: [Moment; WINDOW],
     next: usize,
-    seen: usize,
+    len: usize,
 }
 
 impl ValueRing {
@@ -26,38 +26,38 @@ impl ValueRing {
             (*slot, *time) = (value, now);
         }
         self.next = (self.next + 1) % WINDOW;
-        self.seen = (self.seen + 1).min(WINDOW);
+        self.len = (self.len + 1).min(WINDOW);
     }
 
     /// Returns the number of values.
-    pub(super) fn seen(&self) -> usize {
-        self.seen
+    pub(super) fn len(&self) -> usize {
+        self.len
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.seen == WINDOW
+        self.len == WINDOW
     }
 
     /// Returns the sum of the values.
     pub(super) fn sum(&self) -> f64 {
-        self.values.iter().take(self.seen).sum()
+        self.values.iter().take(self.len).sum()
     }
 
     /// Returns the average of the values, or 0 if there are none.
     pub(super) fn average(&self) -> f64 {
-        self.sum() / self.seen.max(1) as f64
+        self.sum() / self.len.max(1) as f64
     }
 
     /// Returns `true` if the average is below `value`. Sums differences, so that it is exactly
     /// `false` if all values equal `value`; a rounded average would not guarantee that.
-    pub(super) fn is_below(&self, value: f64) -> bool {
-        self.values.iter().take(self.seen).map(|old| value - old).sum::<f64>() > 0.0
+    pub(super) fn is_average_below(&self, value: f64) -> bool {
+        self.values.iter().take(self.len).map(|old| value - old).sum::<f64>() > 0.0
     }
 
     /// Returns the rate of rise per second: the smaller of the slopes of the older and the newer
     /// half. A step shows in at most one half, so it is not a rise; noise would have to rise in
     /// both. Returns 0 if the ring is not full or the value does not rise.
-    pub(super) fn rise(&self) -> f64 {
+    pub(super) fn rise_rate(&self) -> f64 {
         if !self.is_full() {
             return 0.0;
         }
@@ -67,7 +67,7 @@ impl ValueRing {
             let time = self.times.get(at).map_or(0.0, |time| time.since(start).as_secs_f64());
             (time, self.values.get(at).copied().unwrap_or_default())
         };
-        slope((0..HALF).map(point)).min(slope((HALF..WINDOW).map(point))).max(0.0)
+        slope((0..HALF_WINDOW).map(point)).min(slope((HALF_WINDOW..WINDOW).map(point))).max(0.0)
     }
 }
 
@@ -92,7 +92,7 @@ mod tests {
     }
 
     /// Returns a ring with `values`, four a second.
-    fn seen(values: impl IntoIterator<Item = f64>) -> ValueRing {
+    fn ring_of(values: impl IntoIterator<Item = f64>) -> ValueRing {
         let mut ring = ValueRing::default();
         for (n, value) in values.into_iter().enumerate() {
             ring.push(at(n as u64 * 250), value);
@@ -101,39 +101,39 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_value_goes_when_the_ring_is_full() {
+    fn push_overwrites_oldest_value_when_full() {
         let mut ring = ValueRing::default();
-        assert_eq!((ring.seen(), ring.average()), (0, 0.0));
+        assert_eq!((ring.len(), ring.average()), (0, 0.0));
         for n in 1..WINDOW {
             ring.push(at(n as u64), n as f64);
         }
-        assert_eq!((ring.seen(), ring.is_full(), ring.average()), (9, false, 5.0));
+        assert_eq!((ring.len(), ring.is_full(), ring.average()), (9, false, 5.0));
         ring.push(at(10), 10.0);
-        assert_eq!((ring.seen(), ring.is_full(), ring.average()), (10, true, 5.5));
+        assert_eq!((ring.len(), ring.is_full(), ring.average()), (10, true, 5.5));
         ring.push(at(11), 21.0);
-        assert_eq!((ring.seen(), ring.is_full(), ring.average()), (10, true, 7.5));
+        assert_eq!((ring.len(), ring.is_full(), ring.average()), (10, true, 7.5));
     }
 
     #[test]
-    fn a_steady_value_is_never_above_its_average() {
+    fn constant_value_is_not_above_its_average() {
         for value in [0.1, 0.0, -0.1, 1e300, 1.0 / 3.0] {
-            let ring = seen([value; WINDOW]);
-            assert!(!ring.is_below(value), "{value}");
+            let ring = ring_of([value; WINDOW]);
+            assert!(!ring.is_average_below(value), "{value}");
         }
     }
 
     #[test]
-    fn a_rise_is_one_in_both_halves() {
-        assert_eq!(seen((0..9).map(f64::from)).rise(), 0.0, "not full");
-        assert_eq!(seen((0..10).map(f64::from)).rise(), 4.0);
-        assert_eq!(seen((0..33).map(f64::from)).rise(), 4.0, "wherever the ring begins");
-        assert_eq!(seen((0..10).rev().map(f64::from)).rise(), 0.0, "a fall");
+    fn rise_requires_positive_slope_in_both_halves() {
+        assert_eq!(ring_of((0..9).map(f64::from)).rise_rate(), 0.0, "not full");
+        assert_eq!(ring_of((0..10).map(f64::from)).rise_rate(), 4.0);
+        assert_eq!(ring_of((0..33).map(f64::from)).rise_rate(), 4.0, "wherever the ring begins");
+        assert_eq!(ring_of((0..10).rev().map(f64::from)).rise_rate(), 0.0, "a fall");
         for step in 0..=WINDOW {
             let values = (0..WINDOW).map(|n| if n < step { 40.0 } else { 78.0 });
-            assert_eq!(seen(values).rise(), 0.0, "a step at {step}");
+            assert_eq!(ring_of(values).rise_rate(), 0.0, "a step at {step}");
         }
-        let mut at_once = ValueRing::default();
-        (0..10).for_each(|n| at_once.push(at(5), f64::from(n)));
-        assert_eq!(at_once.rise(), 0.0, "no time has passed");
+        let mut same_time = ValueRing::default();
+        (0..10).for_each(|n| same_time.push(at(5), f64::from(n)));
+        assert_eq!(same_time.rise_rate(), 0.0, "no time has passed");
     }
 }

@@ -13,7 +13,7 @@ pub enum Decision {
     /// Capture.
     Fire(ThresholdCrossing),
     /// Do not capture, for this reason.
-    Hold(Hold),
+    Hold(HoldReason),
     /// The incident of this rule has ended. Returned once.
     Clear,
 }
@@ -27,14 +27,14 @@ pub struct ThresholdCrossing {
     /// limit.
     pub threshold: f64,
     /// The condition that is crossed.
-    pub by: By,
+    pub condition: Condition,
     /// The average of the last ten values, including this one.
     pub average: f64,
 }
 
 /// A condition of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum By {
+pub enum Condition {
     /// The value is above `abs`.
     Abs,
     /// The value is `diff` per cent above its average.
@@ -42,26 +42,26 @@ pub enum By {
     /// The value reaches its limit within `forecast`.
     Forecast {
         /// Time to the limit at the current rate of rise.
-        left: Duration,
+        time_to_limit: Duration,
     },
     /// The value is below `below`.
     Below,
 }
 
-impl By {
+impl Condition {
     /// Number of conditions.
     pub(super) const COUNT: usize = 4;
 }
 
 /// Reason why a rule does not fire. Numbers are in the metric's unit.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Hold {
+pub enum HoldReason {
     /// The metric could not be measured.
     NoValue,
     /// There are too few values for an average.
     WarmingUp {
         /// Number of values so far.
-        seen: usize,
+        value_count: usize,
     },
     /// The value is below `min`.
     BelowMin {
@@ -98,18 +98,18 @@ pub enum Hold {
         /// The value.
         value: f64,
         /// Time since which no condition is crossed.
-        since: Moment,
+        started_at: Moment,
         /// Required duration.
-        need: Duration,
+        hold_time: Duration,
     },
     /// A condition is crossed, but for less than `for`.
-    Holding {
+    Pending {
         /// The crossed condition.
         crossing: ThresholdCrossing,
         /// Time since which it is crossed.
-        since: Moment,
+        started_at: Moment,
         /// Required duration.
-        need: Duration,
+        hold_time: Duration,
     },
     /// A condition is crossed, but a capture of this rule is running.
     Capturing {
@@ -133,31 +133,31 @@ pub enum Hold {
         /// Number of such incidents in the last 24 hours.
         repeats: usize,
         /// The value at which the rule fires at once, or `None` if there is none before the limit.
-        sooner: Option<f64>,
+        immediate_threshold: Option<f64>,
     },
     /// A condition is crossed, but the value is no worse than at the last capture of this incident.
     NotWorse {
         /// The crossed condition.
         crossing: ThresholdCrossing,
         /// Headroom below the limit, if there is one.
-        room: Option<f64>,
+        headroom: Option<f64>,
     },
     /// A condition is crossed, but too soon after the last incident.
-    Gap {
+    TooSoon {
         /// The crossed condition.
         crossing: ThresholdCrossing,
         /// Time at which the next incident is allowed.
         until: Moment,
     },
     /// A condition is crossed, but the daily budget of incidents is used up.
-    Spent {
+    DailyBudgetSpent {
         /// The crossed condition.
         crossing: ThresholdCrossing,
         /// Time at which the next incident is allowed.
         until: Moment,
     },
     /// A condition is crossed, but its incident has reached its maximum number of captures.
-    Exhausted {
+    CaptureLimitReached {
         /// The crossed condition.
         crossing: ThresholdCrossing,
     },
@@ -176,40 +176,40 @@ impl Decision {
             Self::Fire(_) => "fire",
             Self::Clear => "clear",
             Self::Hold(hold) => match hold {
-                Hold::NoValue => "no_value",
-                Hold::WarmingUp { .. } => "warming_up",
-                Hold::BelowMin { .. } => "below_min",
-                Hold::AboveMax { .. } => "above_max",
-                Hold::WithinLimits { .. } => "within_limits",
-                Hold::NotClear { .. } => "not_clear",
-                Hold::Holding { .. } => "holding",
-                Hold::Capturing { .. } => "capturing",
-                Hold::CoolingDown { .. } => "cooling_down",
-                Hold::Repeating { .. } => "repeating",
-                Hold::Clearing { .. } => "clearing",
-                Hold::NotWorse { .. } => "not_worse",
-                Hold::Gap { .. } => "gap",
-                Hold::Spent { .. } => "spent",
-                Hold::Exhausted { .. } => "exhausted",
+                HoldReason::NoValue => "no_value",
+                HoldReason::WarmingUp { .. } => "warming_up",
+                HoldReason::BelowMin { .. } => "below_min",
+                HoldReason::AboveMax { .. } => "above_max",
+                HoldReason::WithinLimits { .. } => "within_limits",
+                HoldReason::NotClear { .. } => "not_clear",
+                HoldReason::Pending { .. } => "holding",
+                HoldReason::Capturing { .. } => "capturing",
+                HoldReason::CoolingDown { .. } => "cooling_down",
+                HoldReason::Repeating { .. } => "repeating",
+                HoldReason::Clearing { .. } => "clearing",
+                HoldReason::NotWorse { .. } => "not_worse",
+                HoldReason::TooSoon { .. } => "gap",
+                HoldReason::DailyBudgetSpent { .. } => "spent",
+                HoldReason::CaptureLimitReached { .. } => "exhausted",
             },
         }
     }
 
     /// Returns the time at which the reason to hold ends, or `None` if it does not depend on time.
-    pub const fn until(self) -> Option<Moment> {
+    pub const fn hold_ends_at(self) -> Option<Moment> {
         match self {
             Self::Hold(
-                Hold::CoolingDown { until, .. }
-                | Hold::Repeating { until, .. }
-                | Hold::Gap { until, .. }
-                | Hold::Spent { until, .. },
+                HoldReason::CoolingDown { until, .. }
+                | HoldReason::Repeating { until, .. }
+                | HoldReason::TooSoon { until, .. }
+                | HoldReason::DailyBudgetSpent { until, .. },
             ) => Some(until),
             _ => None,
         }
     }
 
     /// Returns `true` if `other` is the same kind of decision, possibly with other numbers.
-    pub(super) fn is_like(&self, other: &Self) -> bool {
+    pub(super) fn is_same_kind(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Hold(a), Self::Hold(b)) => {
                 std::mem::discriminant(a) == std::mem::discriminant(b)
@@ -232,48 +232,52 @@ impl StateExplanation<'_> {
         Amount { value, unit: self.rule.metric.unit() }
     }
 
-    fn crossing(&self, f: &mut fmt::Formatter<'_>, crossing: ThresholdCrossing) -> fmt::Result {
-        let ThresholdCrossing { value, threshold, by, average } = crossing;
+    fn write_crossing(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        crossing: ThresholdCrossing,
+    ) -> fmt::Result {
+        let ThresholdCrossing { value, threshold, condition: by, average } = crossing;
         let (value, threshold) = (self.amount(value), self.amount(threshold));
         match by {
-            By::Abs => write!(f, "{} {value} is above abs {threshold}", self.rule.metric),
-            By::Below => write!(f, "{} {value} is below {threshold}", self.rule.metric),
-            By::Diff => write!(
+            Condition::Abs => write!(f, "{} {value} is above abs {threshold}", self.rule.metric),
+            Condition::Below => write!(f, "{} {value} is below {threshold}", self.rule.metric),
+            Condition::Diff => write!(
                 f,
                 "{} {value} is at or above {threshold}, its average {} plus diff {} %",
                 self.rule.metric,
                 self.amount(average),
                 self.rule.diff.unwrap_or_default(),
             ),
-            By::Forecast { left } => write!(
+            Condition::Forecast { time_to_limit: left } => write!(
                 f,
                 "{} {value} reaches its limit {threshold} in {:?}, as it rises",
                 self.rule.metric,
-                millis(left),
+                truncate_to_millis(left),
             ),
         }
     }
 
-    fn hold(&self, f: &mut fmt::Formatter<'_>, hold: Hold) -> fmt::Result {
+    fn write_hold_reason(&self, f: &mut fmt::Formatter<'_>, hold: HoldReason) -> fmt::Result {
         let metric = &self.rule.metric;
         match hold {
-            Hold::NoValue => write!(f, "{metric} cannot be measured here"),
-            Hold::WarmingUp { seen } => {
+            HoldReason::NoValue => write!(f, "{metric} cannot be measured here"),
+            HoldReason::WarmingUp { value_count: seen } => {
                 write!(f, "warming up: {seen} of {WINDOW} values of {metric} seen")
             }
-            Hold::BelowMin { value, min } => {
+            HoldReason::BelowMin { value, min } => {
                 write!(f, "{metric} {} is below min {}", self.amount(value), self.amount(min))
             }
-            Hold::AboveMax { value, max } => write!(
+            HoldReason::AboveMax { value, max } => write!(
                 f,
                 "{metric} {} is at or above max {}, too late for a capture",
                 self.amount(value),
                 self.amount(max),
             ),
-            Hold::WithinLimits { value: f64::INFINITY, .. } => {
+            HoldReason::WithinLimits { value: f64::INFINITY, .. } => {
                 write!(f, "{metric} is endless: no limit is in sight")
             }
-            Hold::WithinLimits { value, abs, average } => {
+            HoldReason::WithinLimits { value, abs, average } => {
                 if let Some(below) = self.rule.below {
                     let (value, below) = (self.amount(value), self.amount(below));
                     return write!(f, "{metric} {value} is not below {below}");
@@ -284,35 +288,35 @@ impl StateExplanation<'_> {
                 }
                 write!(f, "average {}", self.amount(average))
             }
-            Hold::NotClear { value, clear } => write!(
+            HoldReason::NotClear { value, clear } => write!(
                 f,
                 "{metric} {} is within limits, but the incident is open until {}",
                 self.amount(value),
                 self.amount(clear),
             ),
-            Hold::Holding { crossing, since, need } => {
-                self.crossing(f, crossing)?;
-                write!(f, ", for {:?} of {need:?}", millis(self.now.since(since)))
+            HoldReason::Pending { crossing, started_at: since, hold_time: need } => {
+                self.write_crossing(f, crossing)?;
+                write!(f, ", for {:?} of {need:?}", truncate_to_millis(self.now.since(since)))
             }
-            Hold::Capturing { crossing } => {
-                self.crossing(f, crossing)?;
+            HoldReason::Capturing { crossing } => {
+                self.write_crossing(f, crossing)?;
                 f.write_str(", but its capture is running")
             }
-            Hold::CoolingDown { crossing, until } => {
-                self.crossing(f, crossing)?;
+            HoldReason::CoolingDown { crossing, until } => {
+                self.write_crossing(f, crossing)?;
                 write!(
                     f,
                     ", but it is cooling down for another {:?}",
-                    millis(until.since(self.now))
+                    truncate_to_millis(until.since(self.now))
                 )
             }
-            Hold::Repeating { crossing, until, repeats, sooner } => {
-                self.crossing(f, crossing)?;
+            HoldReason::Repeating { crossing, until, repeats, immediate_threshold: sooner } => {
+                self.write_crossing(f, crossing)?;
                 write!(
                     f,
                     ", but no worse than what was captured in the last 24 hours, {repeats} of those \
                      incidents being repeats: held back for another {:?}",
-                    millis(until.since(self.now))
+                    truncate_to_millis(until.since(self.now))
                 )?;
                 match sooner {
                     Some(value) if self.rule.below.is_some() => {
@@ -322,32 +326,32 @@ impl StateExplanation<'_> {
                     None => Ok(()),
                 }
             }
-            Hold::Clearing { value, since, need } => write!(
+            HoldReason::Clearing { value, started_at: since, hold_time: need } => write!(
                 f,
                 "{metric} {} is within limits, for {:?} of {need:?}",
                 self.amount(value),
-                millis(self.now.since(since)),
+                truncate_to_millis(self.now.since(since)),
             ),
-            Hold::NotWorse { crossing, room } => {
-                self.crossing(f, crossing)?;
+            HoldReason::NotWorse { crossing, headroom: room } => {
+                self.write_crossing(f, crossing)?;
                 f.write_str(", but it was captured and has not become worse")?;
                 match room {
                     Some(room) => write!(f, ": {} are left", self.amount(room)),
                     None => Ok(()),
                 }
             }
-            Hold::Gap { crossing, until } => {
-                self.crossing(f, crossing)?;
-                let left = millis(until.since(self.now));
-                write!(f, ", but min_between_incidents has {left:?} to go")
+            HoldReason::TooSoon { crossing, until } => {
+                self.write_crossing(f, crossing)?;
+                let remaining = truncate_to_millis(until.since(self.now));
+                write!(f, ", but min_between_incidents has {remaining:?} to go")
             }
-            Hold::Spent { crossing, until } => {
-                self.crossing(f, crossing)?;
-                let left = millis(until.since(self.now));
-                write!(f, ", but incidents_per_day are spent for another {left:?}")
+            HoldReason::DailyBudgetSpent { crossing, until } => {
+                self.write_crossing(f, crossing)?;
+                let remaining = truncate_to_millis(until.since(self.now));
+                write!(f, ", but incidents_per_day are spent for another {remaining:?}")
             }
-            Hold::Exhausted { crossing } => {
-                self.crossing(f, crossing)?;
+            HoldReason::CaptureLimitReached { crossing } => {
+                self.write_crossing(f, crossing)?;
                 f.write_str(", but captures_per_incident are spent")
             }
         }
@@ -357,14 +361,14 @@ impl StateExplanation<'_> {
 impl fmt::Display for StateExplanation<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.decision {
-            Decision::Fire(crossing) => self.crossing(f, crossing),
-            Decision::Hold(hold) => self.hold(f, hold),
+            Decision::Fire(crossing) => self.write_crossing(f, crossing),
+            Decision::Hold(hold) => self.write_hold_reason(f, hold),
             Decision::Clear => write!(f, "{} is back within limits", self.rule.metric),
         }
     }
 }
 
 /// Rounds `duration` down to whole milliseconds.
-fn millis(duration: Duration) -> Duration {
+fn truncate_to_millis(duration: Duration) -> Duration {
     Duration::from_millis(duration.as_millis().try_into().unwrap_or(u64::MAX))
 }

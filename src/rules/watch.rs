@@ -8,15 +8,15 @@ use std::time::Duration;
 use super::history::{FireHistory, FireRecord};
 use super::past::{DecisionChange, DecisionHistory};
 use super::ring::{ValueRing, WINDOW};
-use super::verdict::{By, Decision, Hold, ThresholdCrossing};
+use super::verdict::{Condition, Decision, HoldReason, ThresholdCrossing};
 use super::{Admission, LastFire};
 use crate::base::{EventTime, Moment};
-use crate::model::{Holds, Metric, Mode, Rule, Vitals};
+use crate::model::{HoldDurations, Metric, Mode, Rule, Vitals};
 use hold::HeldTime;
 
 /// Time without a value after which an incident clears. A value can be missing for some ticks, for
 /// example while the process has no descriptor left.
-const VALUE_LOST: Duration = Duration::from_secs(60);
+const MISSING_VALUE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A rule and its state.
 #[derive(Clone, Debug)]
@@ -24,15 +24,15 @@ pub(super) struct WatchedRule {
     pub(super) rule: Rule,
     ring: ValueRing,
     /// Hold time of each condition.
-    crossed: [HeldTime; By::COUNT],
-    capturing: bool,
+    hold_times: [HeldTime; Condition::COUNT],
+    is_capturing: bool,
     /// End of its last capture.
-    pub(super) captured: Option<EventTime>,
+    pub(super) last_capture_end: Option<EventTime>,
     /// `true` if the last incident could not be opened, so the retry does not wait for the whole
     /// cooldown.
-    lost: bool,
+    open_failed: bool,
     /// The value on which it fired last.
-    mark: Option<LastFire>,
+    last_fire: Option<LastFire>,
     /// Its incidents of the last 24 hours.
     pub(super) history: FireHistory,
     /// `true` if the value has been within `critical` since the last capture.
@@ -40,17 +40,17 @@ pub(super) struct WatchedRule {
     /// `true` if the rule has fired and not cleared.
     pub(super) active: bool,
     /// `true` if its incident may have no more captures.
-    exhausted: bool,
+    capture_limit_reached: bool,
     /// Time since which all conditions for clearing have held.
-    clearing: Option<Moment>,
+    clear_started_at: Option<Moment>,
     /// First tick without a value since the last value.
-    lost_since: Option<Moment>,
+    missing_since: Option<Moment>,
     pub(super) value: Option<f64>,
     pub(super) decision: Decision,
     /// Time of the last change of the kind of decision. `None` before the first tick.
-    pub(super) since: Option<Moment>,
+    pub(super) changed_at: Option<Moment>,
     /// Earlier decisions, with the times of their changes.
-    pub(super) past: DecisionHistory,
+    pub(super) decision_history: DecisionHistory,
 }
 
 /// The limit that a rising value approaches.
@@ -59,14 +59,15 @@ struct LimitAhead {
     value: Option<f64>,
     /// `true` if the value is past a soft limit, which only slows the process down. `value` is then
     /// the hard limit behind it.
-    is_behind_soft: bool,
+    is_above_soft_limit: bool,
 }
 
 impl LimitAhead {
     fn new(metric: &Metric, value: f64, vitals: &Vitals) -> Self {
         let nearest = metric.limit(vitals);
-        let behind = metric.limit_behind(vitals).filter(|_| nearest.is_some_and(|it| value >= it));
-        Self { value: behind.or(nearest), is_behind_soft: behind.is_some() }
+        let hard_limit =
+            metric.hard_limit(vitals).filter(|_| nearest.is_some_and(|limit| value >= limit));
+        Self { value: hard_limit.or(nearest), is_above_soft_limit: hard_limit.is_some() }
     }
 }
 
@@ -75,107 +76,107 @@ impl WatchedRule {
         Self {
             rule,
             ring: ValueRing::default(),
-            crossed: [HeldTime::default(); By::COUNT],
-            capturing: false,
-            captured: None,
-            lost: false,
-            mark: None,
+            hold_times: [HeldTime::default(); Condition::COUNT],
+            is_capturing: false,
+            last_capture_end: None,
+            open_failed: false,
+            last_fire: None,
             history: FireHistory::default(),
             was_below_critical: true,
             active: false,
-            exhausted: false,
-            clearing: None,
-            lost_since: None,
+            capture_limit_reached: false,
+            clear_started_at: None,
+            missing_since: None,
             value: None,
-            decision: Decision::Hold(Hold::WarmingUp { seen: 0 }),
-            since: None,
-            past: DecisionHistory::default(),
+            decision: Decision::Hold(HoldReason::WarmingUp { value_count: 0 }),
+            changed_at: None,
+            decision_history: DecisionHistory::default(),
         }
     }
 
     /// Replaces the rule and keeps the state that still applies.
-    pub(super) fn change(&mut self, rule: Rule) {
+    pub(super) fn replace_rule(&mut self, rule: Rule) {
         if rule == self.rule {
             return;
         }
-        self.crossed = [HeldTime::default(); By::COUNT];
-        self.clearing = None;
+        self.hold_times = [HeldTime::default(); Condition::COUNT];
+        self.clear_started_at = None;
         if rule.metric != self.rule.metric {
             self.ring = ValueRing::default();
-            self.mark = None;
+            self.last_fire = None;
             self.history.clear();
             self.value = None;
-            self.decision = Decision::Hold(Hold::WarmingUp { seen: 0 });
-            self.since = None;
+            self.decision = Decision::Hold(HoldReason::WarmingUp { value_count: 0 });
+            self.changed_at = None;
         }
         // A dry run fired without captures, so its history does not count.
         if rule.mode != self.rule.mode && self.rule.mode == Mode::DryRun {
             self.history.clear();
-            self.captured = None;
-            self.mark = None;
+            self.last_capture_end = None;
+            self.last_fire = None;
         }
         // Earlier decisions would be explained in the terms of the new rule.
         if rule.metric != self.rule.metric
             || rule.diff != self.rule.diff
             || rule.below != self.rule.below
         {
-            self.past = DecisionHistory::default();
+            self.decision_history = DecisionHistory::default();
         }
         self.rule = rule;
     }
 
     /// Moves the start of all hold times by `time`, in which the process was stopped.
-    pub(super) fn stood_still(&mut self, time: Duration) {
-        self.crossed.iter_mut().for_each(|held| held.postpone(time));
-        for since in [&mut self.clearing, &mut self.lost_since].into_iter().flatten() {
-            *since = *since + time;
+    pub(super) fn exclude_standstill(&mut self, time: Duration) {
+        self.hold_times.iter_mut().for_each(|held| held.shift(time));
+        for start in [&mut self.clear_started_at, &mut self.missing_since].into_iter().flatten() {
+            *start = *start + time;
         }
     }
 
-    pub(super) fn capture_began(&mut self) {
-        self.capturing = true;
+    pub(super) fn capture_started(&mut self) {
+        self.is_capturing = true;
     }
 
     pub(super) fn capture_ended(&mut self, now: Moment) {
-        self.capturing = false;
-        self.captured = Some(now.into());
-        self.lost = false;
+        self.is_capturing = false;
+        self.last_capture_end = Some(now.into());
+        self.open_failed = false;
     }
 
     /// Records that its incident could not be opened. It is retried, but not at every tick.
-    pub(super) fn capture_lost(&mut self, now: Moment) {
+    pub(super) fn incident_open_failed(&mut self, now: Moment) {
         self.capture_ended(now);
         self.active = false;
-        self.lost = true;
-        self.history.withdraw();
+        self.open_failed = true;
+        self.history.remove_last();
     }
 
     /// Restores the state of the same rule that an earlier process saved.
-    pub(super) fn remember(&mut self, captured: EventTime, records: &[FireRecord]) {
-        self.captured = Some(captured);
-        self.mark = records.last().map(|record| record.mark);
+    pub(super) fn restore(&mut self, captured: EventTime, records: &[FireRecord]) {
+        self.last_capture_end = Some(captured);
+        self.last_fire = records.last().map(|record| record.worst_fire);
         self.history.restore(records);
     }
 
-    pub(super) fn exhaust(&mut self) {
-        self.exhausted = true;
+    pub(super) fn mark_capture_limit_reached(&mut self) {
+        self.capture_limit_reached = true;
     }
 
     /// Evaluates the rule at a tick.
-    pub(super) fn observe(
+    pub(super) fn evaluate(
         &mut self,
         now: Moment,
         vitals: &Vitals,
-        opening: &dyn Fn(&Rule) -> Admission,
+        admission: &dyn Fn(&Rule) -> Admission,
     ) {
         // An infinite time to a limit is a value: no limit is in sight.
-        let told =
+        let is_valid =
             |value: &f64| value.is_finite() || *value == f64::INFINITY && self.rule.below.is_some();
-        self.value = self.rule.metric.value(vitals).filter(told);
-        let decision = self.decide(now, vitals, opening);
-        if self.since.is_none() || !decision.is_like(&self.decision) {
-            self.since = Some(now);
-            self.past.push(DecisionChange { at: now, value: self.value, decision });
+        self.value = self.rule.metric.value(vitals).filter(is_valid);
+        let decision = self.decide(now, vitals, admission);
+        if self.changed_at.is_none() || !decision.is_same_kind(&self.decision) {
+            self.changed_at = Some(now);
+            self.decision_history.push(DecisionChange { at: now, value: self.value, decision });
         }
         self.decision = decision;
     }
@@ -184,67 +185,68 @@ impl WatchedRule {
         &mut self,
         now: Moment,
         vitals: &Vitals,
-        opening: &dyn Fn(&Rule) -> Admission,
+        admission: &dyn Fn(&Rule) -> Admission,
     ) -> Decision {
         let Some(value) = self.value else {
-            self.crossed = [HeldTime::default(); By::COUNT];
-            self.clearing = None;
-            return self.without_value(now);
+            self.hold_times = [HeldTime::default(); Condition::COUNT];
+            self.clear_started_at = None;
+            return self.decide_without_value(now);
         };
-        self.lost_since = None;
+        self.missing_since = None;
         self.was_below_critical |= !self.is_critical(value);
         self.ring.push(now, value);
         if !self.ring.is_full() {
-            return Decision::Hold(Hold::WarmingUp { seen: self.ring.seen() });
+            return Decision::Hold(HoldReason::WarmingUp { value_count: self.ring.len() });
         }
         let limit = LimitAhead::new(&self.rule.metric, value, vitals);
-        let hold = match self.judge(now, value, limit.value) {
+        let hold = match self.check_conditions(now, value, limit.value) {
             Ok(crossing) => {
-                self.clearing = None;
-                return self.crossed(now, crossing, limit, opening);
+                self.clear_started_at = None;
+                return self.decide_crossing(now, crossing, limit, admission);
             }
             Err(hold) => hold,
         };
-        if !self.active || matches!(hold, Hold::Holding { .. } | Hold::AboveMax { .. }) {
-            self.clearing = None;
+        if !self.active || matches!(hold, HoldReason::Pending { .. } | HoldReason::AboveMax { .. })
+        {
+            self.clear_started_at = None;
             return Decision::Hold(hold);
         }
-        let falls = self.rule.below.is_some();
-        let is_beyond = |clear: &f64| if falls { value < *clear } else { value > *clear };
+        let lower_is_worse = self.rule.below.is_some();
+        let is_beyond = |clear: &f64| if lower_is_worse { value < *clear } else { value > *clear };
         if let Some(clear) = self.rule.clear.filter(is_beyond) {
-            self.clearing = None;
-            return Decision::Hold(Hold::NotClear { value, clear });
+            self.clear_started_at = None;
+            return Decision::Hold(HoldReason::NotClear { value, clear });
         }
-        let since = *self.clearing.get_or_insert(now);
-        let need = self.rule.clear_hold;
-        if now.since(since) < need {
-            return Decision::Hold(Hold::Clearing { value, since, need });
+        let started_at = *self.clear_started_at.get_or_insert(now);
+        let hold_time = self.rule.clear_for;
+        if now.since(started_at) < hold_time {
+            return Decision::Hold(HoldReason::Clearing { value, started_at, hold_time });
         }
         self.clear().unwrap_or(Decision::Hold(hold))
     }
 
     /// Decides at a tick without a value. An incident does not stay open for a value that is gone,
     /// such as that of a runtime that has shut down: it would absorb all later incidents.
-    fn without_value(&mut self, now: Moment) -> Decision {
-        let since = *self.lost_since.get_or_insert(now);
-        let is_lost = now.since(since) >= VALUE_LOST;
+    fn decide_without_value(&mut self, now: Moment) -> Decision {
+        let missing_since = *self.missing_since.get_or_insert(now);
+        let is_timed_out = now.since(missing_since) >= MISSING_VALUE_TIMEOUT;
         if self.active
-            && is_lost
-            && let Some(cleared) = self.clear()
+            && is_timed_out
+            && let Some(decision) = self.clear()
         {
-            return cleared;
+            return decision;
         }
-        Decision::Hold(Hold::NoValue)
+        Decision::Hold(HoldReason::NoValue)
     }
 
     /// Ends the part of this rule in its incident. `None` while its capture runs.
     fn clear(&mut self) -> Option<Decision> {
-        if self.capturing {
+        if self.is_capturing {
             return None;
         }
         self.active = false;
-        self.exhausted = false;
-        self.clearing = None;
+        self.capture_limit_reached = false;
+        self.clear_started_at = None;
         Some(Decision::Clear)
     }
 
@@ -254,69 +256,75 @@ impl WatchedRule {
     ///
     /// `diff` compares products instead of quotients, so that comparisons of whole numbers are
     /// exact.
-    fn judge(
+    fn check_conditions(
         &mut self,
         now: Moment,
         value: f64,
         limit: Option<f64>,
-    ) -> Result<ThresholdCrossing, Hold> {
+    ) -> Result<ThresholdCrossing, HoldReason> {
         let Rule { min, max, .. } = self.rule;
         if value < min {
-            let Holds { abs, diff, forecast, below } = self.rule.hold;
+            let HoldDurations { abs, diff, forecast, below } = self.rule.hold;
             let needs = [abs, diff, forecast, below];
-            self.crossed
+            self.hold_times
                 .iter_mut()
                 .zip(needs)
-                .for_each(|(held, need)| held.record_false(now, need));
-            return Err(Hold::BelowMin { value, min });
+                .for_each(|(held, hold_time)| held.record_false(now, hold_time));
+            return Err(HoldReason::BelowMin { value, min });
         }
         if let Some(max) = max.filter(|max| value >= *max) {
-            self.crossed = [HeldTime::default(); By::COUNT];
-            return Err(Hold::AboveMax { value, max });
+            self.hold_times = [HeldTime::default(); Condition::COUNT];
+            return Err(HoldReason::AboveMax { value, max });
         }
         let average = self.ring.average();
-        let crossing = |by, threshold| ThresholdCrossing { value, threshold, by, average };
-        let above = self.rule.abs.filter(|abs| value > *abs).map(|abs| crossing(By::Abs, abs));
+        let crossing =
+            |by, threshold| ThresholdCrossing { value, threshold, condition: by, average };
+        let above =
+            self.rule.abs.filter(|abs| value > *abs).map(|abs| crossing(Condition::Abs, abs));
         let raised = self.rule.diff.and_then(|diff| {
             let sum = self.ring.sum();
             let raised = sum * 100.0 + sum.abs() * diff;
             let scale = (WINDOW * 100) as f64;
-            (self.ring.is_below(value) && value * scale >= raised)
-                .then(|| crossing(By::Diff, raised / scale))
+            (self.ring.is_average_below(value) && value * scale >= raised)
+                .then(|| crossing(Condition::Diff, raised / scale))
         });
-        let soon = self.rule.forecast.zip(limit).and_then(|(within, limit)| {
-            let (rise, room) = (self.ring.rise(), limit - value);
-            (rise > 0.0 && room <= rise * within.as_secs_f64())
-                .then(|| crossing(By::Forecast { left: seconds(room / rise) }, limit))
+        let forecast = self.rule.forecast.zip(limit).and_then(|(horizon, limit)| {
+            let (rise_rate, headroom) = (self.ring.rise_rate(), limit - value);
+            (rise_rate > 0.0 && headroom <= rise_rate * horizon.as_secs_f64()).then(|| {
+                crossing(
+                    Condition::Forecast { time_to_limit: duration_from_secs(headroom / rise_rate) },
+                    limit,
+                )
+            })
         });
         let below = self.rule.below.filter(|below| value < *below);
-        let below = below.map(|below| crossing(By::Below, below));
+        let below = below.map(|below| crossing(Condition::Below, below));
         let holds = self.rule.hold;
-        let (mut fires, mut waiting) = (None, None);
-        let conditions: [_; By::COUNT] = [
+        let (mut fires, mut pending) = (None, None);
+        let conditions: [_; Condition::COUNT] = [
             (above, holds.abs),
             (raised, holds.diff),
-            (soon, holds.forecast),
+            (forecast, holds.forecast),
             (below, holds.below),
         ];
-        for ((found, need), held) in conditions.into_iter().zip(&mut self.crossed) {
+        for ((found, hold_time), held_time) in conditions.into_iter().zip(&mut self.hold_times) {
             let Some(crossing) = found else {
-                held.record_false(now, need);
+                held_time.record_false(now, hold_time);
                 continue;
             };
-            let since = held.record_true(now, need);
-            if now.since(since) >= need {
+            let started_at = held_time.record_true(now, hold_time);
+            if now.since(started_at) >= hold_time {
                 fires = fires.or(Some(crossing));
             } else {
-                waiting = waiting.or(Some(Hold::Holding { crossing, since, need }));
+                pending = pending.or(Some(HoldReason::Pending { crossing, started_at, hold_time }));
             }
         }
-        let within = Hold::WithinLimits { value, abs: self.rule.abs, average };
-        fires.ok_or(waiting.unwrap_or(within))
+        let within_limits = HoldReason::WithinLimits { value, abs: self.rule.abs, average };
+        fires.ok_or(pending.unwrap_or(within_limits))
     }
 }
 
 /// Converts `seconds` to a duration, saturating at [`Duration::MAX`].
-fn seconds(seconds: f64) -> Duration {
+fn duration_from_secs(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)
 }

@@ -16,7 +16,7 @@ pub mod threads;
 mod waker;
 
 pub use registry::{PollGuard, TaskRegistration};
-pub use reply_queue::poll_seen;
+pub use reply_queue::poll_capturing;
 
 use crate::os;
 

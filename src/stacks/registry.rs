@@ -23,7 +23,7 @@ use std::task::Waker;
 
 use tokio::task::Id;
 
-use super::slot::{LocalFreeList, SlotView, Slots, Store};
+use super::slot::{LocalFreeList, SlotStore, SlotView, Slots};
 use super::waker::is_capturing;
 use crate::base::Moment;
 use crate::model::Calibration;
@@ -31,71 +31,71 @@ use crate::os::clock::cycle_clock;
 use crate::os::proc::threads;
 
 /// Maximum number of free slots that a thread holds: 4 KiB.
-const ROOM: usize = 64;
+const MAX_LOCAL_SLOTS: usize = 64;
 
 /// Number of task numbers that a thread reserves at a time.
-const NUMBERS: u64 = 1024;
+const NUMBERS_PER_BATCH: u64 = 1024;
 
 /// Data that a task stores when it first waits.
 #[derive(Clone, Debug)]
-pub(super) struct Kept {
+pub(super) struct StoredWaker {
     pub(super) waker: Waker,
     pub(super) id: Option<Id>,
 }
 
 /// The slot of a task.
-pub(super) type Slot = super::slot::TaskSlot<Kept>;
+pub(super) type Slot = super::slot::TaskSlot<StoredWaker>;
 
 /// The tasks of this process.
-static TASKS: Slots<Kept> = Slots { store: Mutex::new(Store::new()) };
+static TASK_SLOTS: Slots<StoredWaker> = Slots { store: Mutex::new(SlotStore::new()) };
 
-static NUMBER: AtomicU64 = AtomicU64::new(1);
+static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
 
 /// A tick from before the first poll, and its moment.
-static FIRST: OnceLock<(u64, Moment)> = OnceLock::new();
+static FIRST_PAIR: OnceLock<(u64, Moment)> = OnceLock::new();
 
 /// Free slots and reserved task numbers of a thread.
 struct Local {
-    hand: LocalFreeList<Kept, ROOM>,
-    next: u64,
-    last: u64,
+    free_slots: LocalFreeList<StoredWaker, MAX_LOCAL_SLOTS>,
+    next_number: u64,
+    end_number: u64,
 }
 
 impl Local {
     const fn new() -> Self {
-        Self { hand: LocalFreeList::new(), next: 0, last: 0 }
+        Self { free_slots: LocalFreeList::new(), next_number: 0, end_number: 0 }
     }
 
     #[inline]
-    fn number(&mut self) -> u64 {
-        if self.next == self.last {
-            self.more_numbers();
+    fn allocate_number(&mut self) -> u64 {
+        if self.next_number == self.end_number {
+            self.reserve_numbers();
         }
-        self.next += 1;
-        self.next - 1
+        self.next_number += 1;
+        self.next_number - 1
     }
 
     #[cold]
-    fn more_numbers(&mut self) {
+    fn reserve_numbers(&mut self) {
         // Selects the clock source, which must precede the first tick.
         cycle_clock::source();
-        FIRST.get_or_init(cycle_clock::pair);
-        self.next = NUMBER.fetch_add(NUMBERS, Relaxed);
-        self.last = self.next + NUMBERS;
+        FIRST_PAIR.get_or_init(cycle_clock::tick_and_time);
+        self.next_number = NEXT_NUMBER.fetch_add(NUMBERS_PER_BATCH, Relaxed);
+        self.end_number = self.next_number + NUMBERS_PER_BATCH;
     }
 
     #[inline]
-    fn make(&mut self, site: u16) -> Option<(&'static Slot, u64)> {
-        let slot = self.hand.take(&TASKS)?;
-        let number = self.number();
-        slot.make(number, site);
+    fn claim_slot(&mut self, site: u16) -> Option<(&'static Slot, u64)> {
+        let slot = self.free_slots.take(&TASK_SLOTS)?;
+        let number = self.allocate_number();
+        slot.assign(number, site);
         Some((slot, number))
     }
 }
 
 impl Drop for Local {
     fn drop(&mut self) {
-        self.hand.give_back(&TASKS);
+        self.free_slots.return_all(&TASK_SLOTS);
     }
 }
 
@@ -103,38 +103,38 @@ thread_local! {
     static LOCAL: RefCell<Local> = const { RefCell::new(Local::new()) };
 }
 
-/// Runs `act` on the thread's state. Uses a temporary state if the thread-local is destroyed or
+/// Runs `f` on the thread's state. Uses a temporary state if the thread-local is destroyed or
 /// borrowed.
 #[inline]
-fn locally<T>(act: impl Fn(&mut Local) -> T) -> T {
-    let done = LOCAL.try_with(|local| local.try_borrow_mut().ok().map(|mut local| act(&mut local)));
-    match done {
+fn with_local<T>(f: impl Fn(&mut Local) -> T) -> T {
+    let result = LOCAL.try_with(|local| local.try_borrow_mut().ok().map(|mut local| f(&mut local)));
+    match result {
         Ok(Some(done)) => done,
-        _ => act(&mut Local::new()),
+        _ => f(&mut Local::new()),
     }
 }
 
 /// Returns the conversion of ticks to moments.
 pub(super) fn calibration() -> Calibration {
-    Calibration::new(FIRST.get().copied().into_iter().chain([cycle_clock::pair()]))
+    Calibration::new(FIRST_PAIR.get().copied().into_iter().chain([cycle_clock::tick_and_time()]))
 }
 
 /// Returns at most `most` tasks from `from` on, and the cursor of the next task if there are more.
 /// Requests the stacks of tasks that can be woken for the dump `ask`, unless that is 0. A default
 /// cursor starts at the first task.
-pub(super) fn batch(
+pub(super) fn list_batch(
     from: SlotCursor,
-    most: usize,
-    ask: u32,
-) -> (Vec<(&'static Slot, SlotView<Kept>)>, Option<SlotCursor>) {
+    max: usize,
+    dump: u32,
+) -> (Vec<(&'static Slot, SlotView<StoredWaker>)>, Option<SlotCursor>) {
     let mut listed = Vec::new();
     let SlotCursor { mut chunk, mut index } = from;
-    while let Some(slots) = TASKS.chunk(chunk) {
+    while let Some(slots) = TASK_SLOTS.chunk(chunk) {
         for slot in slots.iter().skip(index) {
-            if listed.len() >= most {
+            if listed.len() >= max {
                 return (listed, Some(SlotCursor { chunk, index }));
             }
-            listed.extend(slot.look(ask).map(|seen| (slot, seen)));
+            listed.extend(slot.view(dump).map(|seen| (slot, seen)));
             index += 1;
         }
         (chunk, index) = (chunk + 1, 0);
@@ -143,8 +143,8 @@ pub(super) fn batch(
 }
 
 /// Returns the number of tasks. For tests and status: reads every slot.
-pub(super) fn len() -> usize {
-    let chunks = (0..).map_while(|chunk| TASKS.chunk(chunk));
+pub(super) fn task_count() -> usize {
+    let chunks = (0..).map_while(|chunk| TASK_SLOTS.chunk(chunk));
     chunks.flatten().filter(|slot| slot.number() != 0).count()
 }
 
@@ -162,7 +162,7 @@ pub struct TaskRegistration {
     slot: Option<&'static Slot>,
     /// Addresses of the stored waker's data and vtable; compared, never dereferenced. The stored
     /// waker keeps its data alive, so equal addresses mean the same waker.
-    waker: (usize, usize),
+    waker_addresses: (usize, usize),
 }
 
 impl TaskRegistration {
@@ -171,37 +171,38 @@ impl TaskRegistration {
     /// allocation per 256 tasks above the previous maximum.
     #[inline]
     pub fn new(site: u16) -> (Self, u64) {
-        let (slot, number) = locally(|local| local.make(site)).unzip();
-        (Self { slot, waker: (0, 0) }, number.unwrap_or(0))
+        let (slot, number) = with_local(|local| local.claim_slot(site)).unzip();
+        (Self { slot, waker_addresses: (0, 0) }, number.unwrap_or(0))
     }
 
     /// Starts a poll at this tick.
     #[inline]
-    pub fn enter(&self, tick: u64) -> PollGuard {
-        let before = self.slot.map_or(0, |slot| slot.enter(threads::current(), tick));
-        PollGuard { slot: self.slot, before }
+    pub fn begin_poll(&self, tick: u64) -> PollGuard {
+        let previous_poll =
+            self.slot.map_or(0, |slot| slot.begin_poll(threads::current_tid(), tick));
+        PollGuard { slot: self.slot, previous_poll }
     }
 
     /// Stores a clone of `waker`, with which a poll returned `Pending`, if it differs from the
     /// stored one. It is not stored earlier: a task that completes in its first poll never needs
     /// one.
     #[inline]
-    pub fn keep(&mut self, waker: &Waker) {
+    pub fn store_waker(&mut self, waker: &Waker) {
         let key = (waker.data().addr(), std::ptr::from_ref(waker.vtable()).addr());
-        if key != self.waker {
-            self.learn(waker, key);
+        if key != self.waker_addresses {
+            self.replace_waker(waker, key);
         }
     }
 
     #[cold]
-    fn learn(&mut self, waker: &Waker, key: (usize, usize)) {
+    fn replace_waker(&mut self, waker: &Waker, key: (usize, usize)) {
         // A capturing waker is valid only for this poll: a dump captures a future around this task.
         if is_capturing(waker) {
             return;
         }
-        let kept = Kept { waker: waker.clone(), id: tokio::task::try_id() };
-        let old = self.slot.and_then(|slot| slot.keep(kept));
-        self.waker = key;
+        let stored = StoredWaker { waker: waker.clone(), id: tokio::task::try_id() };
+        let old = self.slot.and_then(|slot| slot.store(stored));
+        self.waker_addresses = key;
         drop(old);
     }
 }
@@ -210,10 +211,10 @@ impl Drop for TaskRegistration {
     #[inline]
     fn drop(&mut self) {
         let Some(slot) = self.slot else { return };
-        let kept = slot.end(self.waker != (0, 0));
-        locally(|local| local.hand.put(slot, &TASKS));
+        let stored = slot.release(self.waker_addresses != (0, 0));
+        with_local(|local| local.free_slots.put(slot, &TASK_SLOTS));
         // Dropped last, outside of the lock: dropping a waker can run foreign code.
-        drop(kept);
+        drop(stored);
     }
 }
 
@@ -221,27 +222,27 @@ impl Drop for TaskRegistration {
 #[derive(Debug)]
 pub struct PollGuard {
     slot: Option<&'static Slot>,
-    before: u64,
+    previous_poll: u64,
 }
 
 impl PollGuard {
     /// Returns `true` if a dump requests the task's stack.
     #[inline]
-    pub fn is_asked(&self) -> bool {
-        self.slot.is_some_and(Slot::is_asked)
+    pub fn is_stack_requested(&self) -> bool {
+        self.slot.is_some_and(Slot::is_stack_requested)
     }
 
     /// Takes the pending request. Returns the number of the dump and of the task.
-    pub(super) fn take_question(&self) -> Option<(u32, u64)> {
+    pub(super) fn take_request(&self) -> Option<(u32, u64)> {
         let slot = self.slot?;
-        let dump = slot.take_question();
+        let dump = slot.take_request();
         (dump != 0).then_some((dump, slot.number()))
     }
 
     /// Restores the start of the task's previous poll, because this poll was caused by a dump.
-    pub(super) fn disregard(&self) {
+    pub(super) fn restore_previous_poll(&self) {
         if let Some(slot) = self.slot {
-            slot.disregard(self.before);
+            slot.restore_last_poll(self.previous_poll);
         }
     }
 }
@@ -250,7 +251,7 @@ impl Drop for PollGuard {
     #[inline]
     fn drop(&mut self) {
         if let Some(slot) = self.slot {
-            slot.leave();
+            slot.end_poll();
         }
     }
 }
@@ -260,15 +261,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slots_come_back_from_threads_that_only_end_tasks_and_from_threads_that_are_no_more() {
-        let chunks = || (0..).map_while(|chunk| TASKS.chunk(chunk)).count();
+    fn slots_are_reused_after_their_threads_exit() {
+        let chunks = || (0..).map_while(|chunk| TASK_SLOTS.chunk(chunk)).count();
         let before = chunks();
         for _ in 0..200 {
-            let made = std::thread::spawn(|| {
+            let registrations = std::thread::spawn(|| {
                 (0..500).map(|_| TaskRegistration::new(0).0).collect::<Vec<_>>()
             });
-            let made = made.join().unwrap();
-            std::thread::spawn(|| drop(made)).join().unwrap();
+            let registrations = registrations.join().unwrap();
+            std::thread::spawn(|| drop(registrations)).join().unwrap();
         }
         // 100,000 tasks, with at most 500 of this test at once, and few of the tests that run in
         // parallel.
@@ -276,10 +277,10 @@ mod tests {
     }
 
     #[test]
-    fn no_two_tasks_have_one_number() {
-        let made = || (0..3000).map(|_| TaskRegistration::new(0).1).collect::<Vec<_>>();
-        let others: Vec<_> = (0..3).map(|_| std::thread::spawn(made)).collect();
-        let mut numbers = made();
+    fn task_numbers_are_unique_across_threads() {
+        let register = || (0..3000).map(|_| TaskRegistration::new(0).1).collect::<Vec<_>>();
+        let others: Vec<_> = (0..3).map(|_| std::thread::spawn(register)).collect();
+        let mut numbers = register();
         others.into_iter().for_each(|other| numbers.extend(other.join().unwrap()));
         numbers.sort_unstable();
         numbers.dedup();

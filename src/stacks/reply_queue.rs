@@ -19,24 +19,30 @@ use super::waker::StackCapture;
 /// `poll` should call the future's own `poll` through a pointer, so that it is not inlined.
 #[cold]
 #[inline(never)]
-pub fn poll_seen<F: ?Sized, T>(
-    turn: &PollGuard,
+pub fn poll_capturing<F: ?Sized, T>(
+    guard: &PollGuard,
     cx: &mut Context<'_>,
     future: std::pin::Pin<&mut F>,
     poll: fn(std::pin::Pin<&mut F>, &mut Context<'_>) -> Poll<T>,
 ) -> Poll<T> {
-    let Some((dump, number)) = turn.take_question() else { return poll(future, cx) };
+    let Some((dump, number)) = guard.take_request() else { return poll(future, cx) };
     let capture = StackCapture::new(cx.waker());
     let waker = capture.waker();
     let outcome = poll(future, &mut Context::from_waker(waker.get()));
-    let seen = capture.into_seen();
+    let captured = capture.into_captured();
     if outcome.is_pending() {
-        turn.disregard();
+        guard.restore_previous_poll();
     }
-    let ended = outcome.is_ready();
-    DESK.hand_in(
+    let completed = outcome.is_ready();
+    REPLY_QUEUE.push(
         dump,
-        TaskReply { number, ended, stacks: seen.stacks, more: seen.more, broken: seen.broken },
+        TaskReply {
+            number,
+            completed,
+            stacks: captured.stacks,
+            more_stacks: captured.more_stacks,
+            incomplete_stacks: captured.incomplete_stacks,
+        },
     );
     outcome
 }
@@ -46,67 +52,69 @@ pub fn poll_seen<F: ?Sized, T>(
 pub(super) struct TaskReply {
     pub(super) number: u64,
     /// `true` if the task completed in the captured poll.
-    pub(super) ended: bool,
+    pub(super) completed: bool,
     pub(super) stacks: Vec<Box<[u64]>>,
-    pub(super) more: u32,
-    pub(super) broken: u32,
+    pub(super) more_stacks: u32,
+    pub(super) incomplete_stacks: u32,
 }
 
 /// The queue of replies and its condvar.
 pub(super) struct ReplyQueue {
-    pile: Mutex<ReplyPile>,
-    bell: Condvar,
+    pending: Mutex<PendingReplies>,
+    ready: Condvar,
 }
 
 #[derive(Default)]
-struct ReplyPile {
+struct PendingReplies {
     /// Number of the dump that accepts replies; 0 for none.
     dump: u32,
     /// Number of replies at which the condvar is notified.
-    wanted: usize,
-    answers: Vec<TaskReply>,
+    expected: usize,
+    replies: Vec<TaskReply>,
 }
 
-pub(super) static DESK: ReplyQueue = ReplyQueue {
-    pile: Mutex::new(ReplyPile { dump: 0, wanted: 0, answers: Vec::new() }),
-    bell: Condvar::new(),
+pub(super) static REPLY_QUEUE: ReplyQueue = ReplyQueue {
+    pending: Mutex::new(PendingReplies { dump: 0, expected: 0, replies: Vec::new() }),
+    ready: Condvar::new(),
 };
 
 impl ReplyQueue {
-    fn pile(&self) -> MutexGuard<'_, ReplyPile> {
-        self.pile.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, PendingReplies> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn open(&self, dump: u32) {
-        let mut pile = self.pile();
-        pile.dump = dump;
-        pile.answers.clear();
+        let mut pending = self.lock();
+        pending.dump = dump;
+        pending.replies.clear();
     }
 
     pub(super) fn close(&self) {
-        *self.pile() = ReplyPile { dump: 0, wanted: 0, answers: Vec::new() };
+        *self.lock() = PendingReplies { dump: 0, expected: 0, replies: Vec::new() };
     }
 
-    fn hand_in(&self, dump: u32, answer: TaskReply) {
-        let mut pile = self.pile();
-        if pile.dump != dump {
+    fn push(&self, dump: u32, reply: TaskReply) {
+        let mut pending = self.lock();
+        if pending.dump != dump {
             return;
         }
-        pile.answers.push(answer);
-        let ring = pile.answers.len() == pile.wanted;
-        drop(pile);
-        if ring {
-            self.bell.notify_one();
+        pending.replies.push(reply);
+        let is_complete = pending.replies.len() == pending.expected;
+        drop(pending);
+        if is_complete {
+            self.ready.notify_one();
         }
     }
 
     /// Takes all replies, once there are `wanted` of them or `most` has passed.
-    pub(super) fn collect(&self, wanted: usize, most: Duration) -> Vec<TaskReply> {
-        let mut pile = self.pile();
-        pile.wanted = wanted;
-        let short = |pile: &mut ReplyPile| pile.answers.len() < wanted;
-        let (mut pile, _) =
-            self.bell.wait_timeout_while(pile, most, short).unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut pile.answers)
+    pub(super) fn collect(&self, expected: usize, timeout: Duration) -> Vec<TaskReply> {
+        let mut pending = self.lock();
+        pending.expected = expected;
+        let is_incomplete = |pile: &mut PendingReplies| pile.replies.len() < expected;
+        let (mut pending, _) = self
+            .ready
+            .wait_timeout_while(pending, timeout, is_incomplete)
+            .unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut pending.replies)
     }
 }

@@ -39,16 +39,16 @@ pub(super) struct TaskSlot<W> {
     /// Number of the task that owns the slot; 0 for none.
     owner: AtomicU64,
     /// Number of the dump that requests the task's stack; 0 for none.
-    asked: AtomicU32,
+    requested_by: AtomicU32,
     /// Thread that polls the task; 0 for none.
-    running: AtomicU32,
+    polling_thread: AtomicU32,
     /// Start of the last poll, in ticks; 0 for none.
-    polled: AtomicU64,
+    last_poll: AtomicU64,
     /// Number of the task's site: its name and spawn location.
     site: AtomicU32,
     /// The stored waker. A [`Mutex`] would double the size of a slot. A dump holds the lock for as
     /// long as it takes to clone a waker.
-    held: BareMutex<Option<W>>,
+    stored: BareMutex<Option<W>>,
 }
 
 /// The state of a slot's task.
@@ -57,27 +57,27 @@ pub(super) struct SlotView<W> {
     pub(super) number: u64,
     pub(super) site: u16,
     /// `None` if the task has never waited.
-    pub(super) held: Option<W>,
+    pub(super) stored: Option<W>,
 }
 
 impl<W> TaskSlot<W> {
     fn new() -> Self {
         Self {
             owner: AtomicU64::new(0),
-            asked: AtomicU32::new(0),
-            running: AtomicU32::new(0),
-            polled: AtomicU64::new(0),
+            requested_by: AtomicU32::new(0),
+            polling_thread: AtomicU32::new(0),
+            last_poll: AtomicU64::new(0),
             site: AtomicU32::new(0),
-            held: BareMutex::new(None),
+            stored: BareMutex::new(None),
         }
     }
 
     /// Assigns the slot to the task with this number.
     #[inline]
-    pub(super) fn make(&self, number: u64, site: u16) {
+    pub(super) fn assign(&self, number: u64, site: u16) {
         fence(Ordering::Release);
         self.site.store(u32::from(site), Ordering::Relaxed);
-        self.polled.store(0, Ordering::Relaxed);
+        self.last_poll.store(0, Ordering::Relaxed);
         self.owner.store(number, Ordering::Release);
     }
 
@@ -85,46 +85,46 @@ impl<W> TaskSlot<W> {
     /// that the caller drops it outside of the lock: its drop can drop another task, which ends
     /// here again.
     #[inline]
-    pub(super) fn end(&self, waits: bool) -> Option<W> {
-        let held = if waits { self.let_go() } else { None };
+    pub(super) fn release(&self, waits: bool) -> Option<W> {
+        let stored = if waits { self.release_stored() } else { None };
         self.owner.store(0, Ordering::Release);
-        held
+        stored
     }
 
     #[cold]
-    fn let_go(&self) -> Option<W> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+    fn release_stored(&self) -> Option<W> {
+        let mut stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
         self.owner.store(0, Ordering::Release);
-        self.asked.store(0, Ordering::Relaxed);
-        held.take()
+        self.requested_by.store(0, Ordering::Relaxed);
+        stored.take()
     }
 
     /// Stores `fresh` and returns the previous value. Must be called by the task that owns the
     /// slot.
-    pub(super) fn keep(&self, fresh: W) -> Option<W> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).replace(fresh)
+    pub(super) fn store(&self, fresh: W) -> Option<W> {
+        self.stored.lock().unwrap_or_else(PoisonError::into_inner).replace(fresh)
     }
 
     /// Returns the state of the task, if the slot has one. If the task can be woken and `ask` is
     /// not 0, the dump `ask` requests its stack.
-    pub(super) fn look(&self, ask: u32) -> Option<SlotView<W>>
+    pub(super) fn view(&self, dump: u32) -> Option<SlotView<W>>
     where
         W: Clone,
     {
         if self.number() == 0 {
             return None;
         }
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
         let number = self.number();
         let site = self.site.load(Ordering::Relaxed) as u16;
         fence(Ordering::Acquire);
         if number == 0 || self.owner.load(Ordering::Relaxed) != number {
             return None;
         }
-        if held.is_some() {
-            self.asked.store(ask, Ordering::Relaxed);
+        if stored.is_some() {
+            self.requested_by.store(dump, Ordering::Relaxed);
         }
-        Some(SlotView { number, site, held: held.clone() })
+        Some(SlotView { number, site, stored: stored.clone() })
     }
 
     /// Returns the number of the task that owns the slot; 0 for none.
@@ -134,70 +134,70 @@ impl<W> TaskSlot<W> {
 
     /// Starts a poll. Returns the start of the previous one.
     #[inline]
-    pub(super) fn enter(&self, thread: u32, tick: u64) -> u64 {
-        let before = self.polled.load(Ordering::Relaxed);
-        self.polled.store(tick, Ordering::Relaxed);
-        self.running.store(thread, Ordering::Relaxed);
-        before
+    pub(super) fn begin_poll(&self, thread: u32, tick: u64) -> u64 {
+        let previous = self.last_poll.load(Ordering::Relaxed);
+        self.last_poll.store(tick, Ordering::Relaxed);
+        self.polling_thread.store(thread, Ordering::Relaxed);
+        previous
     }
 
     /// Ends a poll.
     #[inline]
-    pub(super) fn leave(&self) {
-        self.running.store(0, Ordering::Relaxed);
+    pub(super) fn end_poll(&self) {
+        self.polling_thread.store(0, Ordering::Relaxed);
     }
 
     /// Discards the start of the current poll: the previous poll started at `before`.
-    pub(super) fn disregard(&self, before: u64) {
-        self.polled.store(before, Ordering::Relaxed);
+    pub(super) fn restore_last_poll(&self, previous: u64) {
+        self.last_poll.store(previous, Ordering::Relaxed);
     }
 
     /// Returns the thread that polls the task. `None` if it is not being polled.
-    pub(super) fn running(&self) -> Option<u32> {
-        Some(self.running.load(Ordering::Relaxed)).filter(|&tid| tid != 0)
+    pub(super) fn polling_thread(&self) -> Option<u32> {
+        Some(self.polling_thread.load(Ordering::Relaxed)).filter(|&tid| tid != 0)
     }
 
     /// Returns the start of the last poll in ticks. `None` if there was none.
-    pub(super) fn polled(&self) -> Option<u64> {
-        Some(self.polled.load(Ordering::Relaxed)).filter(|&at| at != 0)
+    pub(super) fn last_poll(&self) -> Option<u64> {
+        Some(self.last_poll.load(Ordering::Relaxed)).filter(|&at| at != 0)
     }
 
     /// Returns `true` if a dump requests the task's stack.
     #[inline]
-    pub(super) fn is_asked(&self) -> bool {
-        self.asked.load(Ordering::Relaxed) != 0
+    pub(super) fn is_stack_requested(&self) -> bool {
+        self.requested_by.load(Ordering::Relaxed) != 0
     }
 
     /// Takes the pending request and returns the number of its dump; 0 for none.
-    pub(super) fn take_question(&self) -> u32 {
-        self.asked.swap(0, Ordering::Relaxed)
+    pub(super) fn take_request(&self) -> u32 {
+        self.requested_by.swap(0, Ordering::Relaxed)
     }
 
     /// Withdraws a request of `dump`.
     pub(super) fn withdraw(&self, dump: u32) {
-        let _ = self.asked.compare_exchange(dump, 0, Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self.requested_by.compare_exchange(dump, 0, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 
 /// All slots, and the free ones that are in no thread's hand.
 #[derive(Debug)]
 pub(super) struct Slots<W: 'static> {
-    pub(super) store: Mutex<Store<W>>,
+    pub(super) store: Mutex<SlotStore<W>>,
 }
 
 #[derive(Debug)]
-pub(super) struct Store<W: 'static> {
+pub(super) struct SlotStore<W: 'static> {
     chunks: Vec<&'static [TaskSlot<W>]>,
     free: Vec<&'static TaskSlot<W>>,
 }
 
-impl<W> Default for Store<W> {
+impl<W> Default for SlotStore<W> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<W> Store<W> {
+impl<W> SlotStore<W> {
     pub(super) const fn new() -> Self {
         Self { chunks: Vec::new(), free: Vec::new() }
     }
@@ -207,24 +207,24 @@ impl<W> Slots<W> {
     /// Moves at most `most` free slots to the empty `hand`. Allocates `chunk` slots first if there
     /// are none.
     #[cold]
-    fn fill(&self, hand: &mut Vec<&'static TaskSlot<W>>, most: usize, chunk: usize) {
+    fn fill(&self, free_list: &mut Vec<&'static TaskSlot<W>>, max_slots: usize, chunk: usize) {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         if store.free.is_empty() {
             let slots: Vec<TaskSlot<W>> = (0..chunk).map(|_| TaskSlot::new()).collect();
             let slots: &'static [TaskSlot<W>] = slots.leak();
             store.chunks.push(slots);
             // Capacity for all slots, so that giving slots back never allocates.
-            let all = store.chunks.len() * chunk;
-            store.free.reserve(all);
+            let total = store.chunks.len() * chunk;
+            store.free.reserve(total);
             store.free.extend(slots.iter().rev());
         }
-        let rest = store.free.len().saturating_sub(most);
-        hand.extend(store.free.drain(rest..));
+        let rest = store.free.len().saturating_sub(max_slots);
+        free_list.extend(store.free.drain(rest..));
     }
 
     /// Takes slots back from a thread.
     #[cold]
-    fn take_back(&self, slots: impl Iterator<Item = &'static TaskSlot<W>>) {
+    fn return_slots(&self, slots: impl Iterator<Item = &'static TaskSlot<W>>) {
         self.store.lock().unwrap_or_else(PoisonError::into_inner).free.extend(slots);
     }
 
@@ -235,15 +235,15 @@ impl<W> Slots<W> {
     }
 }
 
-/// The free slots of one thread, at most `ROOM`.
+/// The free slots of one thread, at most `CAPACITY`.
 #[derive(Debug)]
-pub(super) struct LocalFreeList<W: 'static, const ROOM: usize> {
+pub(super) struct LocalFreeList<W: 'static, const CAPACITY: usize> {
     free: Vec<&'static TaskSlot<W>>,
 }
 
-impl<W, const ROOM: usize> LocalFreeList<W, ROOM> {
+impl<W, const CAPACITY: usize> LocalFreeList<W, CAPACITY> {
     /// Number of slots allocated together.
-    pub(super) const CHUNK: usize = 4 * ROOM;
+    pub(super) const SLOTS_PER_CHUNK: usize = 4 * CAPACITY;
 
     pub(super) const fn new() -> Self {
         Self { free: Vec::new() }
@@ -255,24 +255,24 @@ impl<W, const ROOM: usize> LocalFreeList<W, ROOM> {
         if let slot @ Some(_) = self.free.pop() {
             return slot;
         }
-        self.free.reserve_exact(ROOM);
-        slots.fill(&mut self.free, ROOM / 2, Self::CHUNK);
+        self.free.reserve_exact(CAPACITY);
+        slots.fill(&mut self.free, CAPACITY / 2, Self::SLOTS_PER_CHUNK);
         self.free.pop()
     }
 
     /// Puts back the slot of a task that ended.
     #[inline]
     pub(super) fn put(&mut self, slot: &'static TaskSlot<W>, slots: &Slots<W>) {
-        if self.free.len() >= ROOM {
-            slots.take_back(self.free.drain(ROOM / 2..));
+        if self.free.len() >= CAPACITY {
+            slots.return_slots(self.free.drain(CAPACITY / 2..));
         }
         self.free.push(slot);
     }
 
     /// Gives all slots back to the store.
-    pub(super) fn give_back(&mut self, slots: &Slots<W>) {
+    pub(super) fn return_all(&mut self, slots: &Slots<W>) {
         if !self.free.is_empty() {
-            slots.take_back(self.free.drain(..));
+            slots.return_slots(self.free.drain(..));
         }
     }
 }

@@ -29,40 +29,41 @@ use std::task::Waker;
 use std::time::Duration;
 
 use super::Error;
-use super::registry::{self, Kept, Slot, SlotCursor};
+use super::registry::{self, Slot, SlotCursor, StoredWaker};
 use super::slot::SlotView;
 use crate::base::{Clock, Moment, SpawnSite, TimeAnchor};
 use crate::model::{
-    Calibration, Profile, Sample, Spawned, StackHandle, TaskDump, TaskRow, TaskState, ValueType,
+    Calibration, Profile, Sample, SpawnLocation, StackHandle, TaskDump, TaskRow, TaskState,
+    ValueType,
 };
 use crate::os::clock::cycle_clock;
 use crate::os::images;
-use crate::stacks::reply_queue::{DESK, TaskReply};
+use crate::stacks::reply_queue::{REPLY_QUEUE, TaskReply};
 use crate::unwind;
 use sampling::TaskSampling;
 
 /// Tasks captured at once: 1 ms of work for two workers.
-const BATCH: usize = 256;
+const BATCH_TASKS: usize = 256;
 
 /// Maximum time to wait for a batch before the next is requested. A blocked worker must not keep
 /// the other tasks out of the dump.
-const BATCH_WAIT: Duration = Duration::from_millis(20);
+const BATCH_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// Maximum time to wait, after the last batch, for tasks that did not reply during their batch.
-const LAST_WAIT: Duration = Duration::from_millis(100);
+const FINAL_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Upper bounds and labels of the age classes in a profile.
-const AGES: [(Duration, &str); 5] = [
+const AGE_CLASSES: [(Duration, &str); 5] = [
     (Duration::from_millis(10), "< 10ms"),
     (Duration::from_millis(100), "< 100ms"),
     (Duration::from_secs(1), "< 1s"),
     (Duration::from_secs(10), "< 10s"),
     (Duration::from_secs(60), "< 1m"),
 ];
-const OLDEST: &str = ">= 1m";
+const OLDEST_CLASS: &str = ">= 1m";
 
 /// Spawn location of a task whose site did not fit into the table.
-const NOWHERE: Spawned = Spawned { file: "unknown", line: 0 };
+const UNKNOWN_SITE: SpawnLocation = SpawnLocation { file: "unknown", line: 0 };
 
 /// `tasks` counts a task once; `leaves` counts each of its stacks.
 const SAMPLE_TYPES: [ValueType; 2] =
@@ -72,21 +73,21 @@ const SAMPLE_TYPES: [ValueType; 2] =
 #[derive(Clone, Copy, Debug)]
 pub struct DumpOptions {
     /// `true` to wake tasks so that their stacks are captured; `false` to only list them.
-    pub ask: bool,
+    pub capture_stacks: bool,
     /// `true` if the threads of running tasks may be signalled to capture their stacks.
-    pub signals: bool,
+    pub allow_signals: bool,
     /// Maximum duration of the whole dump.
-    pub deadline: Duration,
+    pub timeout: Duration,
 }
 
 /// Returns the number of wrapped tasks.
-pub fn alive() -> usize {
-    registry::len()
+pub fn alive_count() -> usize {
+    registry::task_count()
 }
 
 /// Returns the maximum number of wrapped tasks that a dump lists.
-pub fn most_listed() -> usize {
-    alive().min(sampling::MAX_ROWS)
+pub fn max_listed() -> usize {
+    alive_count().min(sampling::MAX_ROWS)
 }
 
 /// Lists every wrapped task and captures the stack on which it waits. Blocks the caller for at most
@@ -96,14 +97,19 @@ pub fn most_listed() -> usize {
 /// # Errors
 ///
 /// Returns an error if `/proc` cannot be read, without which no stack can be symbolized.
-pub fn dump(clock: &dyn Clock, anchor: TimeAnchor, plan: DumpOptions) -> Result<TaskDump, Error> {
-    static ONE: Mutex<u32> = Mutex::new(0);
-    let mut number = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+pub fn dump(
+    clock: &dyn Clock,
+    anchor: TimeAnchor,
+    options: DumpOptions,
+) -> Result<TaskDump, Error> {
+    static DUMP_NUMBER: Mutex<u32> = Mutex::new(0);
+    let mut number = DUMP_NUMBER.lock().unwrap_or_else(PoisonError::into_inner);
     *number = number.checked_add(1).unwrap_or(1);
     unwind::refresh()?;
-    let mut dump = Dump::new(*number, anchor, plan.deadline);
-    dump.run(clock, plan.ask);
-    let threads = if plan.signals { dump.running_threads(clock)? } else { BTreeMap::new() };
+    let mut dump = Dump::new(*number, anchor, options.timeout);
+    dump.run(clock, options.capture_stacks);
+    let threads =
+        if options.allow_signals { dump.sample_running_threads(clock)? } else { BTreeMap::new() };
     dump.finish(clock, threads)
 }
 
@@ -111,116 +117,124 @@ pub fn dump(clock: &dyn Clock, anchor: TimeAnchor, plan: DumpOptions) -> Result<
 struct Dump {
     number: u32,
     anchor: TimeAnchor,
-    until: Moment,
+    deadline: Moment,
     profile: Profile,
     rows: Vec<TaskRow>,
     /// Tasks without a reply yet: row and slot by task number.
-    asked: HashMap<u64, (usize, &'static Slot)>,
+    requested: HashMap<u64, (usize, &'static Slot)>,
     /// Rows of tasks that have ended.
-    ended: Vec<usize>,
-    running: Vec<RunningDump>,
-    broken: u64,
+    ended_rows: Vec<usize>,
+    running_tasks: Vec<RunningTask>,
+    incomplete_stacks: u64,
     sampling: TaskSampling,
-    nameless: u64,
+    without_site: u64,
     calibration: Calibration,
 }
 
 /// A task that was being polled when it was listed.
-struct RunningDump {
+struct RunningTask {
     number: u64,
     slot: &'static Slot,
     /// In ticks.
-    since: Option<u64>,
+    poll_start: Option<u64>,
 }
 
-impl RunningDump {
+impl RunningTask {
     /// Returns the thread that polls the task, if it is still in the same poll.
-    fn thread(&self) -> Option<u32> {
-        let same = self.slot.number() == self.number && self.slot.polled() == self.since;
-        self.slot.running().filter(|_| same)
+    fn polling_thread(&self) -> Option<u32> {
+        let is_same_poll =
+            self.slot.number() == self.number && self.slot.last_poll() == self.poll_start;
+        self.slot.polling_thread().filter(|_| is_same_poll)
     }
 }
 
 impl Dump {
-    fn new(number: u32, anchor: TimeAnchor, deadline: Duration) -> Self {
+    fn new(number: u32, anchor: TimeAnchor, timeout: Duration) -> Self {
         Self {
             number,
             anchor,
-            until: anchor.moment + deadline,
+            deadline: anchor.moment + timeout,
             profile: Profile::new(&SAMPLE_TYPES, SAMPLE_TYPES[0], 1, anchor.wall),
             rows: Vec::new(),
-            asked: HashMap::new(),
-            ended: Vec::new(),
-            running: Vec::new(),
-            broken: 0,
-            sampling: TaskSampling::of(registry::len()),
-            nameless: 0,
+            requested: HashMap::new(),
+            ended_rows: Vec::new(),
+            running_tasks: Vec::new(),
+            incomplete_stacks: 0,
+            sampling: TaskSampling::for_tasks(registry::task_count()),
+            without_site: 0,
             calibration: registry::calibration(),
         }
     }
 
-    fn run(&mut self, clock: &dyn Clock, ask: bool) {
-        DESK.open(self.number);
+    fn run(&mut self, clock: &dyn Clock, capture_stacks: bool) {
+        REPLY_QUEUE.open(self.number);
         let mut cursor = Some(SlotCursor::default());
         while let Some(from) = cursor {
-            let in_time = ask && clock.now() < self.until;
-            let (batch, next) = registry::batch(from, BATCH, if in_time { self.number } else { 0 });
+            let in_time = capture_stacks && clock.now() < self.deadline;
+            let (batch, next) =
+                registry::list_batch(from, BATCH_TASKS, if in_time { self.number } else { 0 });
             cursor = next;
-            let wakers = self.list(batch, in_time);
-            let asked = wakers.len();
+            let wakers = self.add_rows(batch, in_time);
+            let requested = wakers.len();
             wakers.into_iter().for_each(Waker::wake);
-            self.collect(clock, asked, BATCH_WAIT);
+            self.collect_replies(clock, requested, BATCH_TIMEOUT);
         }
-        self.collect(clock, self.asked.len(), LAST_WAIT);
-        self.asked.values().for_each(|(_, slot)| slot.withdraw(self.number));
+        self.collect_replies(clock, self.requested.len(), FINAL_TIMEOUT);
+        self.requested.values().for_each(|(_, slot)| slot.withdraw(self.number));
         // Also takes the replies that arrived before the requests were withdrawn.
-        DESK.collect(0, Duration::ZERO).into_iter().for_each(|answer| self.take(answer));
-        DESK.close();
-        for (number, (row, slot)) in std::mem::take(&mut self.asked) {
-            self.settle(number, row, slot);
+        REPLY_QUEUE
+            .collect(0, Duration::ZERO)
+            .into_iter()
+            .for_each(|answer| self.apply_reply(answer));
+        REPLY_QUEUE.close();
+        for (number, (row, slot)) in std::mem::take(&mut self.requested) {
+            self.set_unanswered_state(number, row, slot);
         }
     }
 
     /// Adds the rows of a batch. Returns the wakers of the tasks to wake.
-    fn list(&mut self, batch: Vec<(&'static Slot, SlotView<Kept>)>, ask: bool) -> Vec<Waker> {
+    fn add_rows(
+        &mut self,
+        batch: Vec<(&'static Slot, SlotView<StoredWaker>)>,
+        capture_stacks: bool,
+    ) -> Vec<Waker> {
         let mut wakers = Vec::with_capacity(batch.len());
         for (slot, seen) in batch {
-            let (number, id) = (seen.number, seen.held.as_ref().and_then(|kept| kept.id));
+            let (number, id) = (seen.number, seen.stored.as_ref().and_then(|kept| kept.id));
             // tokio exposes the number of an id only as text.
             let id = id.and_then(|id| id.to_string().parse().ok());
-            let site = SpawnSite::of(seen.site);
+            let site = SpawnSite::from_number(seen.site);
             let name = site.and_then(|site| site.name).unwrap_or("");
-            let spawned = site.map_or(NOWHERE, |SpawnSite { place, .. }| Spawned {
-                file: place.file(),
-                line: place.line(),
+            let spawned = site.map_or(UNKNOWN_SITE, |SpawnSite { location: place, .. }| {
+                SpawnLocation { file: place.file(), line: place.line() }
             });
-            self.nameless += u64::from(site.is_none());
-            if !self.sampling.takes(spawned, name, id) {
+            self.without_site += u64::from(site.is_none());
+            if !self.sampling.select(spawned, name, id) {
                 slot.withdraw(self.number);
                 continue;
             }
-            let polled = slot.polled();
-            let state = match (&seen.held, slot.running()) {
+            let polled = slot.last_poll();
+            let state = match (&seen.stored, slot.polling_thread()) {
                 (_, Some(tid)) => TaskState::Running { tid },
-                (None, None) => TaskState::Fresh,
-                (Some(_), None) => TaskState::NotAsked,
+                (None, None) => TaskState::NeverPolled,
+                (Some(_), None) => TaskState::NotDumped,
             };
-            if let (true, Some(kept)) = (ask, seen.held) {
-                self.asked.insert(number, (self.rows.len(), slot));
+            if let (true, Some(kept)) = (capture_stacks, seen.stored) {
+                self.requested.insert(number, (self.rows.len(), slot));
                 wakers.push(kept.waker);
-            } else if ask && let TaskState::Running { .. } = state {
+            } else if capture_stacks && let TaskState::Running { .. } = state {
                 // A task in its first poll has no stored waker.
-                self.running.push(RunningDump { number, slot, since: polled });
+                self.running_tasks.push(RunningTask { number, slot, poll_start: polled });
             }
             self.rows.push(TaskRow {
                 number,
                 id,
                 name,
-                spawned,
+                location: spawned,
                 state,
-                since_poll: polled.map(|tick| self.age(tick)),
+                time_since_poll: polled.map(|tick| self.age(tick)),
                 stacks: Vec::new(),
-                more_stacks: 0,
+                omitted_stacks: 0,
                 weight: 1,
             });
         }
@@ -234,61 +248,66 @@ impl Dump {
     }
 
     /// Takes replies until `wanted` have arrived, `most` has passed, or the deadline is reached.
-    fn collect(&mut self, clock: &dyn Clock, wanted: usize, most: Duration) {
+    fn collect_replies(&mut self, clock: &dyn Clock, expected: usize, timeout: Duration) {
         let now = clock.now();
-        let until = (now + most).min(self.until.max(now));
-        let mut got = 0;
+        let deadline = (now + timeout).min(self.deadline.max(now));
+        let mut received = 0;
         loop {
             let now = clock.now();
-            let answers = DESK.collect(wanted - got, until.since(now));
-            got += answers.len();
-            answers.into_iter().for_each(|answer| self.take(answer));
-            if got >= wanted || clock.now() >= until {
+            let replies = REPLY_QUEUE.collect(expected - received, deadline.since(now));
+            received += replies.len();
+            replies.into_iter().for_each(|answer| self.apply_reply(answer));
+            if received >= expected || clock.now() >= deadline {
                 return;
             }
         }
     }
 
-    fn take(&mut self, answer: TaskReply) {
-        let Some((at, _)) = self.asked.remove(&answer.number) else { return };
-        self.broken += u64::from(answer.broken);
-        if answer.ended {
-            self.ended.push(at);
+    fn apply_reply(&mut self, reply: TaskReply) {
+        let Some((row_index, _)) = self.requested.remove(&reply.number) else { return };
+        self.incomplete_stacks += u64::from(reply.incomplete_stacks);
+        if reply.completed {
+            self.ended_rows.push(row_index);
             return;
         }
         let stacks: Vec<StackHandle> =
-            answer.stacks.iter().filter_map(|stack| self.profile.intern_stack(stack)).collect();
-        let Some(row) = self.rows.get_mut(at) else { return };
-        row.state = if stacks.is_empty() { TaskState::WaitingUnseen } else { TaskState::Waiting };
+            reply.stacks.iter().filter_map(|stack| self.profile.intern_stack(stack)).collect();
+        let Some(row) = self.rows.get_mut(row_index) else { return };
+        row.state =
+            if stacks.is_empty() { TaskState::WaitingWithoutWaker } else { TaskState::Waiting };
         row.stacks = stacks;
-        row.more_stacks = answer.more;
+        row.omitted_stacks = reply.more_stacks;
     }
 
     /// Sets the state of a task that did not reply.
-    fn settle(&mut self, number: u64, at: usize, slot: &'static Slot) {
-        let (running, polled) = (slot.running(), slot.polled());
+    fn set_unanswered_state(&mut self, number: u64, row_index: usize, slot: &'static Slot) {
+        let (running, polled) = (slot.polling_thread(), slot.last_poll());
         let age = polled.map(|tick| self.age(tick));
-        let Some(row) = self.rows.get_mut(at) else { return };
+        let Some(row) = self.rows.get_mut(row_index) else { return };
         if slot.number() != number {
-            self.ended.push(at);
+            self.ended_rows.push(row_index);
             return;
         }
         row.state = running.map_or(TaskState::Scheduled, |tid| TaskState::Running { tid });
         if running.is_some() {
-            self.running.push(RunningDump { number, slot, since: polled });
-            row.since_poll = age;
+            self.running_tasks.push(RunningTask { number, slot, poll_start: polled });
+            row.time_since_poll = age;
         }
     }
 
     /// Returns the stacks of the threads that poll tasks.
-    fn running_threads(&mut self, clock: &dyn Clock) -> Result<BTreeMap<u32, StackHandle>, Error> {
-        let before: Vec<u32> = self.running.iter().filter_map(RunningDump::thread).collect();
+    fn sample_running_threads(
+        &mut self,
+        clock: &dyn Clock,
+    ) -> Result<BTreeMap<u32, StackHandle>, Error> {
+        let before: Vec<u32> =
+            self.running_tasks.iter().filter_map(RunningTask::polling_thread).collect();
         if before.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let stacks = super::threads::stacks_of(clock, &before, &mut self.profile)?;
+        let stacks = super::threads::sample_stacks(clock, &before, &mut self.profile)?;
         // Excludes tasks whose poll ended meanwhile: their thread was sampled in other code.
-        let after = self.running.iter().filter_map(RunningDump::thread);
+        let after = self.running_tasks.iter().filter_map(RunningTask::polling_thread);
         Ok(after.filter_map(|tid| Some((tid, *stacks.get(&tid)?))).collect())
     }
 
@@ -297,37 +316,37 @@ impl Dump {
         clock: &dyn Clock,
         threads: BTreeMap<u32, StackHandle>,
     ) -> Result<TaskDump, Error> {
-        self.ended.sort_unstable();
-        for &at in self.ended.iter().rev() {
+        self.ended_rows.sort_unstable();
+        for &at in self.ended_rows.iter().rev() {
             let row = self.rows.swap_remove(at);
-            self.sampling.ended(row.spawned, row.name);
+            self.sampling.remove_ended(row.location, row.name);
         }
         self.rows.sort_unstable_by_key(|row| row.number);
-        self.sampling.weigh(&mut self.rows);
-        self.count();
-        self.profile.losses.add("task stacks cut or not walked", self.broken);
+        self.sampling.set_weights(&mut self.rows);
+        self.add_samples();
+        self.profile.losses.add("task stacks cut or not walked", self.incomplete_stacks);
         let places = "task places beyond the 4,096 that are told apart";
-        self.profile.losses.add(places, self.nameless);
+        self.profile.losses.add(places, self.without_site);
         self.profile.attach_mappings(images::loaded()?);
         Ok(TaskDump {
-            took: clock.now().since(self.anchor.moment),
+            duration: clock.now().since(self.anchor.moment),
             profile: self.profile,
             tasks: self.rows,
             runtime_tasks: self.sampling.runtime_tasks(),
             sites: self.sampling.into_sites(),
-            unwrapped: None,
+            unwrapped_tasks: None,
             threads,
         })
     }
 
     /// Adds one sample per stack, state, spawn location and age class.
-    fn count(&mut self) {
+    fn add_samples(&mut self) {
         let mut counts = HashMap::new();
         for row in &self.rows {
-            let age = row.since_poll.map_or("", age);
+            let age = row.time_since_poll.map_or("", age_class);
             let weight = i64::try_from(row.weight).unwrap_or(i64::MAX);
             let mut count = |stack, first: bool| {
-                let key = (stack, row.state.name(), row.spawned, row.name, age);
+                let key = (stack, row.state.name(), row.location, row.name, age);
                 let sum: &mut [i64; 2] = counts.entry(key).or_default();
                 sum[0] += if first { weight } else { 0 };
                 sum[1] += weight;
@@ -357,8 +376,8 @@ impl Dump {
 }
 
 /// Returns the class of an age.
-fn age(idle: Duration) -> &'static str {
-    AGES.iter().find(|(end, _)| idle < *end).map_or(OLDEST, |(_, name)| name)
+fn age_class(idle: Duration) -> &'static str {
+    AGE_CLASSES.iter().find(|(end, _)| idle < *end).map_or(OLDEST_CLASS, |(_, name)| name)
 }
 
 #[cfg(test)]
@@ -366,8 +385,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ages_have_classes() {
-        let ages = [0, 9, 10, 59_999, 60_000].map(|ms| age(Duration::from_millis(ms)));
+    fn age_class_boundaries() {
+        let ages = [0, 9, 10, 59_999, 60_000].map(|ms| age_class(Duration::from_millis(ms)));
         assert_eq!(ages, ["< 10ms", "< 10ms", "< 100ms", "< 1m", ">= 1m"]);
     }
 }

@@ -38,7 +38,7 @@ const MAX_THREADS: usize = 8192;
 
 /// Number of threads whose `/proc` data is read before they are signalled. The threads before them
 /// answer on another core meanwhile.
-const AHEAD: usize = 32;
+const READ_AHEAD_THREADS: usize = 32;
 
 const SAMPLE_TYPES: [ValueType; 2] =
     [ValueType { name: "threads", unit: "count" }, ValueType { name: "cpu", unit: "nanoseconds" }];
@@ -51,10 +51,10 @@ const SAMPLE_TYPES: [ValueType; 2] =
 ///
 /// Returns an error if `/proc` cannot be read, or lists no thread.
 pub fn dump(clock: &dyn Clock, anchor: TimeAnchor, signals: bool) -> Result<ThreadDump, Error> {
-    let dump = dump_those(clock, anchor, signals, Threads::all()?)?;
+    let dump = dump_threads(clock, anchor, signals, Threads::all()?)?;
     match dump.threads.is_empty() {
         // Impossible unless `/proc` is incomplete: the calling thread is running.
-        true => Err(threads::Error::none_can_be_read().into()),
+        true => Err(threads::Error::no_readable_thread().into()),
         false => Ok(dump),
     }
 }
@@ -66,29 +66,33 @@ pub fn dump(clock: &dyn Clock, anchor: TimeAnchor, signals: bool) -> Result<Thre
 ///
 /// As [`dump`].
 pub fn dump_one(clock: &dyn Clock, anchor: TimeAnchor, tid: u32) -> Result<ThreadDump, Error> {
-    dump_those(clock, anchor, true, Threads::of(vec![tid])?)
+    dump_threads(clock, anchor, true, Threads::with_tids(vec![tid])?)
 }
 
-fn dump_those(
+fn dump_threads(
     clock: &dyn Clock,
     anchor: TimeAnchor,
     signals: bool,
     mut threads: Threads,
 ) -> Result<ThreadDump, Error> {
     let mut profile = Profile::new(&SAMPLE_TYPES, SAMPLE_TYPES[0], 1, anchor.wall);
-    let beyond = threads.tids.len().saturating_sub(MAX_THREADS);
-    profile.losses.add("threads beyond the 8192 that a dump shows", beyond as u64);
+    let excess = threads.tids.len().saturating_sub(MAX_THREADS);
+    profile.losses.add("threads beyond the 8192 that a dump shows", excess as u64);
     threads.tids.truncate(MAX_THREADS);
-    let caught = if signals { catch(clock, &threads)? } else { SampledStacks::unasked(&threads) };
-    if let Some(why) = &caught.no_signals {
-        profile.comments.push(why.clone());
+    let sampled = if signals {
+        sample_threads(clock, &threads)?
+    } else {
+        SampledStacks::without_signals(&threads)
+    };
+    if let Some(reason) = &sampled.signal_error {
+        profile.comments.push(reason.clone());
     }
-    let rows: Vec<ThreadRow> = (caught.listed.into_iter())
-        .filter(|thread| !caught.ended.contains(&thread.tid))
+    let rows: Vec<ThreadRow> = (sampled.listed.into_iter())
+        .filter(|thread| !sampled.ended.contains(&thread.tid))
         .map(|thread| {
-            let stack = caught.stacks.get(&thread.tid);
+            let stack = sampled.stacks.get(&thread.tid);
             ThreadRow {
-                remark: remark(&thread, signals, caught.signal, stack),
+                remark: remark(&thread, signals, sampled.signal, stack),
                 stack: stack.and_then(|stack| profile.intern_stack(&stack.frames)),
                 tid: thread.tid,
                 name: thread.name,
@@ -107,8 +111,8 @@ fn dump_those(
         ];
         profile.samples.push(Sample { stack: row.stack, values: vec![1, cpu], labels });
     }
-    let without = rows.iter().filter(|row| !row.remark.is_empty()).count();
-    profile.losses.add("threads without a whole stack", without as u64);
+    let without_stack = rows.iter().filter(|row| !row.remark.is_empty()).count();
+    profile.losses.add("threads without a whole stack", without_stack as u64);
     let files = images::loaded_at(profile.frames.iter().map(|frame| frame.address))?;
     profile.attach_mappings(files);
     Ok(ThreadDump { profile, threads: rows })
@@ -116,13 +120,13 @@ fn dump_those(
 
 /// Returns the stacks of some threads, interned in `profile`. Threads that cannot be sampled are
 /// missing.
-pub(super) fn stacks_of(
+pub(super) fn sample_stacks(
     clock: &dyn Clock,
     tids: &[u32],
     profile: &mut Profile,
 ) -> Result<HashMap<u32, StackHandle>, Error> {
-    let caught = catch(clock, &Threads::of(tids.to_vec())?)?;
-    let stacks = caught.stacks.into_iter();
+    let sampled = sample_threads(clock, &Threads::with_tids(tids.to_vec())?)?;
+    let stacks = sampled.stacks.into_iter();
     Ok(stacks
         .filter_map(|(tid, stack)| Some((tid, profile.intern_stack(&stack.frames)?)))
         .collect())
@@ -137,13 +141,13 @@ struct SampledStacks {
     /// Threads that had ended before their signal.
     ended: Vec<u32>,
     signal: i32,
-    no_signals: Option<String>,
+    signal_error: Option<String>,
 }
 
 impl SampledStacks {
     /// Reads the threads from `/proc` without sending signals.
-    fn unasked(threads: &Threads) -> Self {
-        let listed = threads.tids.iter().filter_map(|&tid| threads.look(tid)).collect();
+    fn without_signals(threads: &Threads) -> Self {
+        let listed = threads.tids.iter().filter_map(|&tid| threads.thread_state(tid)).collect();
         Self { listed, ..Self::default() }
     }
 }
@@ -153,60 +157,60 @@ struct Stack {
     end: WalkEnd,
 }
 
-fn catch(clock: &dyn Clock, threads: &Threads) -> Result<SampledStacks, Error> {
-    let net = match ThreadSampler::cast() {
+fn sample_threads(clock: &dyn Clock, threads: &Threads) -> Result<SampledStacks, Error> {
+    let sampler = match ThreadSampler::lock() {
         Ok(net) => net,
-        Err(why) => {
-            let no_signals = Some(why);
+        Err(error) => {
+            let signal_error = Some(error);
             return Ok(SampledStacks {
                 signal: SIGNAL,
-                no_signals,
-                ..SampledStacks::unasked(threads)
+                signal_error,
+                ..SampledStacks::without_signals(threads)
             });
         }
     };
-    let mut caught = SampledStacks { signal: SIGNAL, ..SampledStacks::default() };
-    let own = threads::current();
+    let mut sampled = SampledStacks { signal: SIGNAL, ..SampledStacks::default() };
+    let own = threads::current_tid();
     if threads.tids.contains(&own) {
         let mut frames = [0; MAX_FRAMES];
         if let Ok(walk) = unwind::unwind_here(0, &mut frames) {
             let frames = frames.iter().take(walk.depth).copied().collect();
-            caught.stacks.insert(own, Stack { frames, end: walk.end });
+            sampled.stacks.insert(own, Stack { frames, end: walk.end });
         }
     }
     let mut walker = StackWalker::new()?;
-    let SampledStacks { listed, stacks, ended, .. } = &mut caught;
-    let answering = threads.tids.chunks(AHEAD).flat_map(|tids| {
+    let SampledStacks { listed, stacks, ended, .. } = &mut sampled;
+    let signalled = threads.tids.chunks(READ_AHEAD_THREADS).flat_map(|tids| {
         let before = listed.len();
-        listed.extend(tids.iter().filter_map(|&tid| threads.look(tid)));
-        let answers = |thread: &&Thread| thread.tid != own && !blocks(thread, SIGNAL);
-        let looked = listed.iter().skip(before).filter(answers);
-        looked.map(|thread| thread.tid).collect::<Vec<u32>>()
+        listed.extend(tids.iter().filter_map(|&tid| threads.thread_state(tid)));
+        let answers = |thread: &&Thread| thread.tid != own && !blocks_signal(thread, SIGNAL);
+        let answering = listed.iter().skip(before).filter(answers);
+        answering.map(|thread| thread.tid).collect::<Vec<u32>>()
     });
-    let take = |tid, frames: &[u64], end| {
+    let push_stack = |tid, frames: &[u64], end| {
         stacks.insert(tid, Stack { frames: frames.into(), end });
     };
-    net.catch(clock, answering, &mut walker, |tid| ended.push(tid), take)?;
-    Ok(caught)
+    sampler.sample(clock, signalled, &mut walker, |tid| ended.push(tid), push_stack)?;
+    Ok(sampled)
 }
 
-fn blocks(thread: &Thread, signal: i32) -> bool {
+fn blocks_signal(thread: &Thread, signal: i32) -> bool {
     thread.blocked >> (signal - 1) & 1 == 1
 }
 
 /// Returns the reason why there is no complete stack; empty if there is one.
 fn remark(thread: &Thread, signals: bool, signal: i32, stack: Option<&Stack>) -> &'static str {
     match stack.map(|stack| stack.end) {
-        Some(WalkEnd::Whole) => "",
-        Some(WalkEnd::Truncated) => "the outer end is missing: deeper than 256 KiB",
-        Some(WalkEnd::TooDeep) => "the outer end is missing: deeper than 4096 frames",
-        Some(WalkEnd::Broken) => "the outer end is missing: code without unwind information",
-        Some(WalkEnd::Elsewhere) => {
+        Some(WalkEnd::Complete) => "",
+        Some(WalkEnd::CopyTooShort) => "the outer end is missing: deeper than 256 KiB",
+        Some(WalkEnd::TooManyFrames) => "the outer end is missing: deeper than 4096 frames",
+        Some(WalkEnd::NoUnwindInfo) => "the outer end is missing: code without unwind information",
+        Some(WalkEnd::OtherStack) => {
             "the outer end is missing: in a signal handler with a stack of its own"
         }
         None if !signals => "no stack: threads are not signalled",
         None if signal == 0 => "no stack: no handler",
-        None if blocks(thread, signal) => "no stack: blocks SIGURG",
+        None if blocks_signal(thread, signal) => "no stack: blocks SIGURG",
         None => "no stack: did not answer within 100 ms",
     }
 }

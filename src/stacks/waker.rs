@@ -39,15 +39,15 @@ const MAX_WALKS: u32 = 64;
 
 /// The stacks captured in one poll.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct CapturedStacks {
     /// Stacks, innermost frame first, without the function that polled.
     pub(super) stacks: Vec<Box<[u64]>>,
     /// Number of leaves without a kept stack.
-    pub(super) more: u32,
+    pub(super) more_stacks: u32,
     /// Number of stacks that could not be unwound, or not completely.
-    pub(super) broken: u32,
+    pub(super) incomplete_stacks: u32,
     /// Number of stacks unwound.
-    walks: u32,
+    walk_count: u32,
 }
 
 /// The capture of one poll. It is a local variable of the function that polls, so its address
@@ -55,13 +55,13 @@ pub(super) struct Seen {
 #[derive(Debug)]
 pub(super) struct StackCapture<'a> {
     real: &'a Waker,
-    seen: Mutex<Seen>,
+    captured: Mutex<CapturedStacks>,
 }
 
 impl<'a> StackCapture<'a> {
     /// Creates a capture around `real`, the waker that the future would be polled with.
     pub(super) fn new(real: &'a Waker) -> Self {
-        Self { real, seen: Mutex::default() }
+        Self { real, captured: Mutex::default() }
     }
 
     /// Returns the waker to poll with instead.
@@ -70,59 +70,64 @@ impl<'a> StackCapture<'a> {
         // is for as long as this borrow lives. Several threads may call them at once, as for any
         // `Waker`: a `StackCapture` is Sync. Only `clone` could make a copy of the pointer that
         // outlives the borrow, and it returns another waker's pointer.
-        let waker = unsafe { Waker::new(ptr::from_ref(self).cast(), &TABLE) };
+        let waker = unsafe { Waker::new(ptr::from_ref(self).cast(), &CAPTURE_VTABLE) };
         CaptureWaker { waker: ManuallyDrop::new(waker), _capture: PhantomData }
     }
 
     /// Returns the captured stacks.
-    pub(super) fn into_seen(self) -> Seen {
-        self.seen.into_inner().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn into_captured(self) -> CapturedStacks {
+        self.captured.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, CapturedStacks> {
+        self.captured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Captures the stack above the caller, which must be called by one of the functions of the
     /// vtable.
     #[inline(always)]
-    fn see(&self) {
+    fn record_stack(&self) {
         {
-            let mut seen = self.seen();
-            if seen.walks >= MAX_WALKS {
-                seen.more = seen.more.saturating_add(1);
+            let mut captured = self.lock();
+            if captured.walk_count >= MAX_WALKS {
+                captured.more_stacks = captured.more_stacks.saturating_add(1);
                 return;
             }
-            seen.walks += 1;
+            captured.walk_count += 1;
         }
         let mut frames = [0; MAX_FRAMES];
         // Skips the caller itself: the stack starts with the code that cloned the waker.
         let walk = unwind::unwind_up_to(ptr::from_ref(self).addr() as u64, 1, &mut frames);
-        self.keep(walk.ok().map(|walk| (walk.end, frames.get(..walk.depth).unwrap_or_default())));
+        self.record_walk(
+            walk.ok().map(|walk| (walk.end, frames.get(..walk.depth).unwrap_or_default())),
+        );
     }
 
     /// Keeps the result of unwinding.
-    fn keep(&self, walk: Option<(WalkEnd, &[u64])>) {
-        let mut seen = self.seen();
+    fn record_walk(&self, walk: Option<(WalkEnd, &[u64])>) {
+        let mut captured = self.lock();
         let Some((end, frames)) = walk else {
-            seen.broken += 1;
+            captured.incomplete_stacks += 1;
             return;
         };
         // The outermost frame is the function that polled.
         let frames = match end {
-            WalkEnd::Whole => frames.split_last().map_or(frames, |(_, inner)| inner),
-            WalkEnd::Truncated | WalkEnd::TooDeep | WalkEnd::Broken | WalkEnd::Elsewhere => {
-                seen.broken += 1;
+            WalkEnd::Complete => frames.split_last().map_or(frames, |(_, inner)| inner),
+            WalkEnd::CopyTooShort
+            | WalkEnd::TooManyFrames
+            | WalkEnd::NoUnwindInfo
+            | WalkEnd::OtherStack => {
+                captured.incomplete_stacks += 1;
                 frames
             }
         };
-        if seen.stacks.iter().any(|known| **known == *frames) {
+        if captured.stacks.iter().any(|known| **known == *frames) {
             return;
         }
-        if seen.stacks.len() < MAX_STACKS {
-            seen.stacks.push(frames.into());
+        if captured.stacks.len() < MAX_STACKS {
+            captured.stacks.push(frames.into());
         } else {
-            seen.more += 1;
+            captured.more_stacks += 1;
         }
     }
 }
@@ -143,10 +148,10 @@ impl CaptureWaker<'_> {
 
 /// Returns `true` if `waker` is a [`CaptureWaker`].
 pub(super) fn is_capturing(waker: &Waker) -> bool {
-    ptr::eq(waker.vtable(), &TABLE)
+    ptr::eq(waker.vtable(), &CAPTURE_VTABLE)
 }
 
-static TABLE: RawWakerVTable = RawWakerVTable::new(clone, wake, wake_by_ref, forget);
+static CAPTURE_VTABLE: RawWakerVTable = RawWakerVTable::new(clone, wake, wake_by_ref, drop_nothing);
 
 /// # Safety
 ///
@@ -154,7 +159,7 @@ static TABLE: RawWakerVTable = RawWakerVTable::new(clone, wake, wake_by_ref, for
 unsafe fn clone(data: *const ()) -> RawWaker {
     // SAFETY: the caller guarantees it.
     let capture = unsafe { &*data.cast::<StackCapture<'_>>() };
-    capture.see();
+    capture.record_stack();
     // Taken apart instead of dropped: the receiver of the parts drops them.
     let real = ManuallyDrop::new(capture.real.clone());
     RawWaker::new(real.data(), real.vtable())
@@ -177,14 +182,14 @@ unsafe fn wake(data: *const ()) {
 unsafe fn wake_by_ref(data: *const ()) {
     // SAFETY: the caller guarantees it.
     let capture = unsafe { &*data.cast::<StackCapture<'_>>() };
-    capture.see();
+    capture.record_stack();
     capture.real.wake_by_ref();
 }
 
 /// # Safety
 ///
 /// None: nothing is released.
-unsafe fn forget(_: *const ()) {}
+unsafe fn drop_nothing(_: *const ()) {}
 
 #[cfg(test)]
 mod tests {
@@ -210,50 +215,50 @@ mod tests {
     }
 
     #[test]
-    fn what_it_clones_is_the_real_waker_and_outlives_it() {
+    fn clone_is_the_real_waker_and_outlives_capture() {
         let (woken, real) = woken();
-        let kept = {
+        let cloned = {
             let capture = StackCapture::new(&real);
             let waker = capture.waker();
             assert!(is_capturing(waker.get()));
-            let kept = waker.get().clone();
-            assert!(!is_capturing(&kept));
-            assert_eq!(kept.data(), real.data());
-            kept
+            let cloned = waker.get().clone();
+            assert!(!is_capturing(&cloned));
+            assert_eq!(cloned.data(), real.data());
+            cloned
         };
         assert_eq!(Arc::strong_count(&woken), 3);
         drop(real);
-        kept.wake();
+        cloned.wake();
         assert_eq!(woken.0.load(Ordering::Relaxed), 1);
         assert_eq!(Arc::strong_count(&woken), 1);
     }
 
     #[test]
-    fn it_wakes_the_real_one_and_holds_nothing() {
+    fn wake_by_ref_wakes_real_waker_without_holding_references() {
         let (woken, real) = woken();
         let capture = StackCapture::new(&real);
         capture.waker().get().wake_by_ref();
         capture.waker().get().wake_by_ref();
         assert_eq!(woken.0.load(Ordering::Relaxed), 2);
         assert_eq!(Arc::strong_count(&woken), 2);
-        let seen = capture.into_seen();
-        assert!(!seen.stacks.is_empty() || seen.broken > 0, "yielding is seen");
+        let captured = capture.into_captured();
+        assert!(!captured.stacks.is_empty() || captured.incomplete_stacks > 0, "yielding is seen");
     }
 
     #[test]
-    fn leaves_beyond_those_that_are_walked_are_counted() {
+    fn leaves_beyond_walk_limit_are_counted() {
         let (_woken, real) = woken();
         let capture = StackCapture::new(&real);
         let count = if cfg!(miri) { 200 } else { 50_000 };
         let leaves: Vec<Waker> = (0..count).map(|_| capture.waker().get().clone()).collect();
         assert!(leaves.iter().all(|leaf| leaf.data() == real.data()));
-        let seen = capture.into_seen();
-        assert_eq!(seen.walks, MAX_WALKS);
-        assert!(seen.more >= count - MAX_WALKS, "{}", seen.more);
+        let captured = capture.into_captured();
+        assert_eq!(captured.walk_count, MAX_WALKS);
+        assert!(captured.more_stacks >= count - MAX_WALKS, "{}", captured.more_stacks);
     }
 
     #[test]
-    fn several_threads_may_clone_it_at_once() {
+    fn capture_waker_can_be_cloned_by_several_threads() {
         let (woken, real) = woken();
         let capture = StackCapture::new(&real);
         let waker = capture.waker();
@@ -261,9 +266,9 @@ mod tests {
             for _ in 0..3 {
                 let waker = waker.get();
                 scope.spawn(move || {
-                    let kept = waker.clone();
+                    let cloned = waker.clone();
                     thread::yield_now();
-                    kept.wake();
+                    cloned.wake();
                 });
             }
         });

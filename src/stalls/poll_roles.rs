@@ -10,7 +10,7 @@ pub(crate) enum PollRole {
     /// The loop of a current-thread runtime.
     Driver,
     /// That loop is waiting for events.
-    Waits,
+    EventWait,
     /// A task is polled here.
     Poll,
     /// The worker was handed to another thread.
@@ -26,7 +26,7 @@ pub(crate) enum Flavor {
 }
 
 impl Flavor {
-    pub(crate) fn of(tid: u32, drivers: &[u32]) -> Self {
+    pub(crate) fn of_thread(tid: u32, drivers: &[u32]) -> Self {
         if drivers.contains(&tid) { Self::CurrentThread } else { Self::MultiThread }
     }
 
@@ -42,8 +42,8 @@ impl Flavor {
 /// is true if it drives a current-thread runtime.
 pub(crate) fn holds_up<'n>(names: impl Iterator<Item = &'n str>, is_driver: bool) -> bool {
     let flavor = if is_driver { Flavor::CurrentThread } else { Flavor::MultiThread };
-    let roles: Vec<PollRole> = names.map(role).collect();
-    let poll = poll_in(|at| roles.get(at).copied(), roles.len(), flavor).flatten();
+    let roles: Vec<PollRole> = names.map(function_role).collect();
+    let poll = find_poll(|at| roles.get(at).copied(), roles.len(), flavor).flatten();
     poll.is_some() && !roles.contains(&PollRole::InPlace)
 }
 
@@ -52,7 +52,7 @@ pub(crate) fn holds_up<'n>(names: impl Iterator<Item = &'n str>, is_driver: bool
 /// A current-thread runtime also polls the future of `block_on`, which is not a task and has no
 /// frame to recognize. Any callee of its loop is that poll, unless the loop is waiting for events.
 /// The index is then that of the loop.
-pub(crate) fn poll_in(
+pub(crate) fn find_poll(
     mut role: impl FnMut(usize) -> Option<PollRole>,
     depth: usize,
     flavor: Flavor,
@@ -62,7 +62,7 @@ pub(crate) fn poll_in(
         match (role(at), worker_loop) {
             (Some(role), _) if role == flavor.worker_loop() => worker_loop = Some(at),
             (Some(PollRole::Poll), Some(_)) => return Some(Some(at)),
-            (Some(PollRole::Waits), Some(_)) => return Some(None),
+            (Some(PollRole::EventWait), Some(_)) => return Some(None),
             (Some(_), _) => {}
             // The function called by the loop is known and is not waiting.
             (None, Some(inner)) if flavor == Flavor::CurrentThread && at + 1 < inner => break,
@@ -74,9 +74,9 @@ pub(crate) fn poll_in(
 
 /// Returns the role of a function. If several functions were folded into one, returns the first
 /// role found among them.
-pub(crate) fn role(name: &str) -> PollRole {
-    symbols::each_of(name)
-        .map(role_of)
+pub(crate) fn function_role(name: &str) -> PollRole {
+    symbols::listed_names(name)
+        .map(single_function_role)
         .find(|role| *role != PollRole::Other)
         .unwrap_or(PollRole::Other)
 }
@@ -86,7 +86,7 @@ pub(crate) fn is_in_place_function(name: &str) -> bool {
     name.contains("block_in_place") || name.contains("runtime_mt::exit_runtime")
 }
 
-fn role_of(name: &str) -> PollRole {
+fn single_function_role(name: &str) -> PollRole {
     const WORKER: &str = "tokio::runtime::scheduler::multi_thread::worker::";
     // In optimized builds the first jumps to the second.
     const POLLS: [&str; 2] =
@@ -104,7 +104,7 @@ fn role_of(name: &str) -> PollRole {
     if is_in_place_function(name) {
         PollRole::InPlace
     } else if WAITS.iter().any(|waits| name.starts_with(waits)) {
-        PollRole::Waits
+        PollRole::EventWait
     } else if POLLS.iter().any(|poll| name.starts_with(poll)) {
         PollRole::Poll
     } else if name.contains(WORKER) {
@@ -124,11 +124,11 @@ mod tests {
     const CURRENT: Flavor = Flavor::CurrentThread;
 
     #[test]
-    fn a_worker_in_a_poll_is_told_from_what_looks_like_one() {
+    fn worker_blocked_inside_task_poll_is_recognized() {
         const POLL: &str = "tokio::runtime::task::raw::poll";
         const LOOP: &str = "tokio::runtime::scheduler::multi_thread::worker::Context::run";
         let blocking = ["tokio::runtime::blocking::pool::Inner::run", "start_thread"];
-        for (inner, stuck) in [
+        for (inner, blocks) in [
             (&["orders::wait", POLL, LOOP, POLL][..], true),
             (&["orders::wait", "tokio::runtime::task::raw::poll::<T, S>", LOOP, POLL], true),
             (
@@ -154,17 +154,17 @@ mod tests {
             ),
         ] {
             let names = inner.iter().chain(&blocking).copied();
-            assert_eq!(holds_up(names, false), stuck, "{inner:?}");
+            assert_eq!(holds_up(names, false), blocks, "{inner:?}");
         }
     }
 
     #[test]
-    fn driver_of_a_runtime_of_one_thread_is_in_a_poll_unless_it_waits() {
+    fn current_thread_driver_polls_unless_it_waits_for_events() {
         const BLOCK_ON: &str =
             "tokio::runtime::scheduler::current_thread::CurrentThread::block_on::<main>";
         const ENTER: &str = "tokio::runtime::scheduler::current_thread::Context::enter";
         const POLL: &str = "tokio::runtime::task::raw::poll";
-        for (names, stuck) in [
+        for (names, blocks) in [
             (
                 &["clock_nanosleep", "orders::wait", "orders::main", ENTER, BLOCK_ON, "main"][..],
                 true,
@@ -177,37 +177,39 @@ mod tests {
             ),
             (&["orders::wait", "main"], false),
         ] {
-            assert_eq!(holds_up(names.iter().copied(), true), stuck, "{names:?}");
+            assert_eq!(holds_up(names.iter().copied(), true), blocks, "{names:?}");
             assert!(!holds_up(names.iter().copied(), false), "{names:?}");
         }
     }
 
     #[test]
-    fn of_two_polls_the_task_is_the_one_inside_of_the_loop() {
+    fn task_poll_is_the_one_inside_the_worker_loop() {
         use PollRole::{Other, Poll, Worker};
-        let place = |roles: &[Option<PollRole>]| poll_in(|at| roles[at], roles.len(), MULTI);
-        let some = |roles: &[PollRole]| place(&roles.iter().copied().map(Some).collect::<Vec<_>>());
+        let index_of = |roles: &[Option<PollRole>]| find_poll(|at| roles[at], roles.len(), MULTI);
+        let some =
+            |roles: &[PollRole]| index_of(&roles.iter().copied().map(Some).collect::<Vec<_>>());
         assert_eq!(some(&[Other, Poll, Other, Worker, Worker, Other, Poll, Other]), Some(Some(1)));
         assert_eq!(some(&[Other, Worker, Poll]), Some(None));
         // Frames further in are irrelevant.
-        assert_eq!(place(&[None, Some(Poll), Some(Worker)]), Some(Some(1)));
-        assert_eq!(place(&[None, Some(Worker)]), None);
+        assert_eq!(index_of(&[None, Some(Poll), Some(Worker)]), Some(Some(1)));
+        assert_eq!(index_of(&[None, Some(Worker)]), None);
         // A current-thread runtime in the blocking pool is not a worker.
         assert_eq!(some(&[Other, PollRole::Driver, Poll, Other]), Some(None));
     }
 
     #[test]
-    fn runtime_of_one_thread_polls_tasks_and_the_future_of_block_on_and_waits() {
-        use PollRole::{Driver, Other, Poll, Waits};
-        let place = |roles: &[Option<PollRole>]| poll_in(|at| roles[at], roles.len(), CURRENT);
-        let some = |roles: &[PollRole]| place(&roles.iter().copied().map(Some).collect::<Vec<_>>());
+    fn current_thread_runtime_polls_tasks_and_block_on_future() {
+        use PollRole::{Driver, EventWait, Other, Poll};
+        let index_of = |roles: &[Option<PollRole>]| find_poll(|at| roles[at], roles.len(), CURRENT);
+        let some =
+            |roles: &[PollRole]| index_of(&roles.iter().copied().map(Some).collect::<Vec<_>>());
         assert_eq!(some(&[Other, Poll, Other, Driver, Other, Driver, Other]), Some(Some(1)));
         assert_eq!(some(&[Other, Other, Driver, Other, Driver, Other]), Some(Some(2)), "block_on");
-        assert_eq!(some(&[Other, Waits, Driver, Other, Driver, Other]), Some(None));
+        assert_eq!(some(&[Other, EventWait, Driver, Other, Driver, Other]), Some(None));
         // Parked inside a task: a mutex of another library, or the driver of another runtime.
-        assert_eq!(some(&[Waits, Other, Poll, Driver, Other]), Some(Some(2)));
+        assert_eq!(some(&[EventWait, Other, Poll, Driver, Other]), Some(Some(2)));
         assert_eq!(some(&[Other, Other]), Some(None), "nothing drives it");
-        assert_eq!(place(&[None, Some(Driver), Some(Other)]), None);
-        assert_eq!(place(&[None, Some(Other), Some(Driver)]), Some(Some(2)));
+        assert_eq!(index_of(&[None, Some(Driver), Some(Other)]), None);
+        assert_eq!(index_of(&[None, Some(Other), Some(Driver)]), Some(Some(2)));
     }
 }

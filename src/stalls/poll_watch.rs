@@ -28,11 +28,12 @@ use crate::model::{Calibration, RawSlice};
 use crate::os::clock::cycle_clock;
 use crate::os::eventfd::EventListener;
 use crate::stalls::recorded_polls::{
-    EndedPoll, FoundPolls, RecordedPollDetector, SeenPoll, StarvedPoll,
+    EndedPoll, FoundStall, RecordedPollDetector, StarvedPolls, ThreadPollState,
 };
-use crate::stalls::waits::{ExcludedTime, PollWait, WaitEstimator};
+use crate::stalls::waits::{ExcludedTime, PollingThread, WaitEstimator};
 use crate::trace::open_polls::{
-    self, BEGAN, RingOwner, ThreadRings, is_poll, rest, rests, running, stir,
+    self, POLL_STARTED, RingOwner, ThreadRings, arm_wakeup, disarm_wakeup, is_poll,
+    is_wakeup_armed, running,
 };
 
 /// A poll that lasted longer than the threshold.
@@ -46,58 +47,60 @@ pub(crate) struct LongPoll {
     pub(crate) number: u64,
     pub(crate) start: Moment,
     /// Excludes the time in which the thread waited for a core or the process was stopped.
-    pub(crate) lasted: Duration,
+    pub(crate) duration: Duration,
     /// Upper bound of the time in which the thread waited for a core.
-    pub(crate) waited: Duration,
+    pub(crate) run_delay: Duration,
     /// `true` if the poll was still in progress at the check.
-    pub(crate) running: bool,
-    tenancy: u64,
+    pub(crate) is_running: bool,
+    owner_id: u64,
     /// Start in ticks; valid only while `running` is `true`.
-    tick: u64,
+    start_tick: u64,
 }
 
 impl LongPoll {
     /// Returns `true` if the poll is still in progress.
-    pub(crate) fn goes_on(&self) -> bool {
-        self.running
+    pub(crate) fn is_still_running(&self) -> bool {
+        self.is_running
             && open_polls::threads().into_iter().any(|(rings, tenancy)| {
-                tenancy.id == self.tenancy
-                    && running(rings).is_some_and(|open| open.start == self.tick)
+                tenancy.id == self.owner_id
+                    && running(rings).is_some_and(|open| open.start == self.start_tick)
             })
     }
 }
 
 /// Polls shorter than this count in full: their waits for a core are not read.
-const SHORT: Duration = Duration::from_millis(10);
+const MIN_MEASURED_POLL: Duration = Duration::from_millis(10);
 
 /// Run delays of the threads; `Some` while a [`StallWatch`] exists.
-static WAITS: Mutex<Option<WaitEstimator>> = Mutex::new(None);
+static WAIT_ESTIMATOR: Mutex<Option<WaitEstimator>> = Mutex::new(None);
 
-fn waits() -> MutexGuard<'static, Option<WaitEstimator>> {
-    WAITS.lock().unwrap_or_else(PoisonError::into_inner)
+fn wait_estimator() -> MutexGuard<'static, Option<WaitEstimator>> {
+    WAIT_ESTIMATOR.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Returns the part of `from..until` that is not the own time of a poll on the thread of `own`.
-fn exclude(
+fn excluded_time(
     waits: &mut Option<WaitEstimator>,
     own: &RingOwner,
     from: Moment,
     until: Moment,
 ) -> ExcludedTime {
     match waits {
-        Some(waits) => waits.exclude(own.id, own.tid, from, until),
-        None => ExcludedTime { still: standstill::within(from, until), ..ExcludedTime::default() },
+        Some(waits) => waits.excluded_time(own.id, own.tid, from, until),
+        None => {
+            ExcludedTime { standstill: standstill::overlap(from, until), ..ExcludedTime::default() }
+        }
     }
 }
 
 /// The detector for stalls of recorded polls.
 #[derive(Debug)]
 pub(crate) struct StallWatch {
-    overdue: RecordedPollDetector,
-    first: (u64, Moment),
+    detector: RecordedPollDetector,
+    first_pair: (u64, Moment),
     /// Receives a wake-up when a poll starts. `None` if no `eventfd` is available; the detector
     /// then checks once per threshold.
-    began: Option<EventListener>,
+    poll_started: Option<EventListener>,
 }
 
 impl StallWatch {
@@ -105,38 +108,42 @@ impl StallWatch {
     /// enabled.
     pub(crate) fn new(threshold: Duration) -> Self {
         cycle_clock::source();
-        let began = EventListener::new(&BEGAN).ok();
-        *waits() = Some(WaitEstimator::new());
-        Self { overdue: RecordedPollDetector::new(threshold), first: cycle_clock::pair(), began }
+        let poll_started = EventListener::new(&POLL_STARTED).ok();
+        *wait_estimator() = Some(WaitEstimator::new());
+        Self {
+            detector: RecordedPollDetector::new(threshold),
+            first_pair: cycle_clock::tick_and_time(),
+            poll_started,
+        }
     }
 
     /// Waits until a poll starts after the wake-up was armed; a check is then due. Cancel safe.
-    pub(crate) async fn began(&self) {
-        match &self.began {
-            Some(began) => began.next().await,
+    pub(crate) async fn poll_started(&self) {
+        match &self.poll_started {
+            Some(listener) => listener.next().await,
             None => std::future::pending().await,
         }
     }
 
     /// Returns the polls that have become too long since the last check, and the time until the
     /// next check.
-    pub(crate) fn look(&mut self) -> (Vec<LongPoll>, Duration) {
-        let told = self.began.is_some() && rests();
-        let (tick, now) = cycle_clock::pair();
-        let calibration = Calibration::new([self.first, (tick, now)]);
+    pub(crate) fn check(&mut self) -> (Vec<LongPoll>, Duration) {
+        let told = self.poll_started.is_some() && is_wakeup_armed();
+        let (tick, now) = cycle_clock::tick_and_time();
+        let calibration = Calibration::new([self.first_pair, (tick, now)]);
         let threads = open_polls::threads();
-        let seen: Vec<SeenPoll> = threads
+        let seen: Vec<ThreadPollState> = threads
             .iter()
-            .map(|(rings, tenancy)| SeenPoll {
+            .map(|(rings, tenancy)| ThreadPollState {
                 thread: tenancy.id,
-                next: rings.slices.next(),
-                running: running(rings)
+                next_record: rings.slices.next(),
+                open_poll: running(rings)
                     .map(|open| (calibration.moment(open.start), open.task, open.start)),
             })
             .collect();
-        let of = |thread: u64| threads.iter().find(|(_, tenancy)| tenancy.id == thread);
+        let find_thread = |thread: u64| threads.iter().find(|(_, tenancy)| tenancy.id == thread);
         let ended = |thread: u64, from: u64| -> Vec<EndedPoll> {
-            let Some((rings, _)) = of(thread) else { return Vec::new() };
+            let Some((rings, _)) = find_thread(thread) else { return Vec::new() };
             let slices = rings.slices.copy(from, |_| true).records.into_iter().map(RawSlice);
             let polls = slices.filter(|slice| slice.kind().is_some_and(is_poll));
             polls
@@ -147,31 +154,31 @@ impl StallWatch {
                 })
                 .collect()
         };
-        let mut waits = waits();
+        let mut waits = wait_estimator();
         if let Some(waits) = &mut *waits {
             let polling =
-                threads.iter().zip(&seen).filter(|(_, seen)| self.overdue.has_moved(seen));
-            let polling = polling.map(|((_, own), seen)| PollWait {
+                threads.iter().zip(&seen).filter(|(_, seen)| self.detector.has_polled(seen));
+            let polling = polling.map(|((_, own), seen)| PollingThread {
                 thread: own.id,
                 tid: own.tid,
-                since: seen.running.map(|(start, ..)| start),
+                poll_start: seen.open_poll.map(|(start, ..)| start),
             });
-            waits.look(now, polling.collect());
+            waits.read_polling(now, polling.collect());
         }
-        let excluded = |thread: u64, from: Moment, until: Moment| match of(thread) {
-            Some((_, own)) => exclude(&mut waits, own, from, until),
+        let excluded = |thread: u64, from: Moment, until: Moment| match find_thread(thread) {
+            Some((_, own)) => excluded_time(&mut waits, own, from, until),
             None => ExcludedTime::default(),
         };
-        let (found, next) = self.overdue.look(now, &seen, told, ended, excluded);
+        let (found, next) = self.detector.check(now, &seen, told, ended, excluded);
         drop(waits);
-        if self.began.is_some() && self.overdue.is_quiet(now) {
-            rest();
+        if self.poll_started.is_some() && self.detector.is_quiet(now) {
+            arm_wakeup();
         } else {
-            stir();
+            disarm_wakeup();
         }
         let found = found.into_iter().filter_map(|found| {
-            let (rings, tenancy) = of(found.thread)?;
-            Some(overlong(rings, tenancy, found))
+            let (rings, tenancy) = find_thread(found.thread)?;
+            Some(long_poll(rings, tenancy, found))
         });
         (found.collect(), next)
     }
@@ -180,22 +187,22 @@ impl StallWatch {
 impl StallWatch {
     /// Takes the polls since the last call that were too long only because their threads waited for
     /// a core.
-    pub(crate) fn take_starved(&mut self) -> StarvedPoll {
-        self.overdue.take_starved()
+    pub(crate) fn take_starved(&mut self) -> StarvedPolls {
+        self.detector.take_starved()
     }
 }
 
 impl Drop for StallWatch {
     fn drop(&mut self) {
-        *waits() = None;
+        *wait_estimator() = None;
         // The wake-up has no receiver any more.
-        stir();
+        disarm_wakeup();
     }
 }
 
 /// Returns the duration of the longest poll in progress. `None` if polls are not recorded or no
 /// thread has recorded any.
-pub(crate) fn longest() -> Option<Duration> {
+pub(crate) fn longest_poll() -> Option<Duration> {
     if !open_polls::are_recorded() {
         return None;
     }
@@ -208,38 +215,38 @@ pub(crate) fn longest() -> Option<Duration> {
         .collect();
     polls.sort_unstable_by_key(|(start, _)| *start);
     let mut longest = (!threads.is_empty()).then_some(Duration::ZERO)?;
-    let mut waits = waits();
+    let mut waits = wait_estimator();
     for (start, own) in polls {
         let lasted = now.since(start);
         // The remaining polls started later.
         if lasted <= longest {
             break;
         }
-        let excluded = if lasted < SHORT {
+        let excluded = if lasted < MIN_MEASURED_POLL {
             ExcludedTime::default()
         } else {
-            exclude(&mut waits, own, start, now)
+            excluded_time(&mut waits, own, start, now)
         };
-        longest = longest.max(lasted.saturating_sub(excluded.waited + excluded.still));
+        longest = longest.max(lasted.saturating_sub(excluded.run_delay + excluded.standstill));
     }
     Some(longest)
 }
 
-fn overlong(rings: &ThreadRings, tenancy: &RingOwner, found: FoundPolls) -> LongPoll {
+fn long_poll(rings: &ThreadRings, owner: &RingOwner, found: FoundStall) -> LongPoll {
     let [runtime, worker] =
         [&rings.runtime, &rings.worker].map(|number| number.load(Ordering::Relaxed));
     LongPoll {
-        tid: tenancy.tid,
-        thread: tenancy.thread.to_string(),
+        tid: owner.tid,
+        thread: owner.thread.to_string(),
         runtime: Some(runtime).filter(|&runtime| runtime > 0),
         worker: worker.checked_sub(1),
         task: open_polls::task_name(found.task.site),
-        number: found.task.short().number,
+        number: found.task.truncated().number,
         start: found.start,
-        lasted: found.lasted,
-        waited: found.excluded.waited,
-        running: found.tick.is_some(),
-        tenancy: tenancy.id,
-        tick: found.tick.unwrap_or(0),
+        duration: found.duration,
+        run_delay: found.excluded.run_delay,
+        is_running: found.start_tick.is_some(),
+        owner_id: owner.id,
+        start_tick: found.start_tick.unwrap_or(0),
     }
 }

@@ -8,68 +8,68 @@ use crate::model::TaskKey;
 use crate::stalls::waits::ExcludedTime;
 
 /// Maximum delay until a stall is found.
-pub(crate) const PERIOD: Duration = Duration::from_millis(10);
+pub(crate) const CHECK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Minimum time between two checks.
-const GAP: Duration = Duration::from_millis(5);
+const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Minimum time between two checks while no poll runs: 20 wake-ups a second, a few microseconds
 /// each.
-pub(crate) const REST: Duration = Duration::from_millis(50);
+pub(crate) const IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Time without a poll after which the detector arms the wake-up and sleeps.
-pub(crate) const IDLE: Duration = Duration::from_millis(500);
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Fallback check interval while the wake-up is armed. Covers the race in which a poll starts just
 /// before the wake-up bit is set and its thread is preempted.
-const ASLEEP: Duration = Duration::from_secs(2);
+const ARMED_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Tolerance within which two start times belong to the same poll. Converting ticks to moments
 /// gives slightly different results at different checks.
-const SAME: Duration = Duration::from_millis(1);
+const START_TOLERANCE: Duration = Duration::from_millis(1);
 
 /// A poll that ended: start, end, task.
 pub(crate) type EndedPoll = (Moment, Moment, TaskKey);
 
 /// State of one thread at a check.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct SeenPoll {
+pub(crate) struct ThreadPollState {
     pub(crate) thread: u64,
     /// Number of the next record in the ring.
-    pub(crate) next: u64,
+    pub(crate) next_record: u64,
     /// Outermost open poll: start, task, start in ticks.
-    pub(crate) running: Option<(Moment, TaskKey, u64)>,
+    pub(crate) open_poll: Option<(Moment, TaskKey, u64)>,
 }
 
 /// A stall found by a check.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct FoundPolls {
+pub(crate) struct FoundStall {
     pub(crate) thread: u64,
     pub(crate) task: TaskKey,
     pub(crate) start: Moment,
     /// Excludes the time in `excluded`.
-    pub(crate) lasted: Duration,
+    pub(crate) duration: Duration,
     pub(crate) excluded: ExcludedTime,
     /// Start in ticks. `None` if the poll has ended.
-    pub(crate) tick: Option<u64>,
+    pub(crate) start_tick: Option<u64>,
 }
 
 /// State kept per thread between checks.
 #[derive(Debug)]
-struct KnownPoll {
+struct KnownThread {
     thread: u64,
-    next: u64,
-    told: Option<Moment>,
+    next_record: u64,
+    reported_start: Option<Moment>,
     /// Start of the poll last counted as starved.
-    starved: Option<Moment>,
+    starved_start: Option<Moment>,
 }
 
 /// Polls that were too long only because their threads waited for a core.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct StarvedPoll {
+pub(crate) struct StarvedPolls {
     pub(crate) polls: u64,
     /// Longest wait of a single poll.
-    pub(crate) longest: Duration,
+    pub(crate) longest_wait: Duration,
 }
 
 /// The decision state of the stall detector.
@@ -79,9 +79,9 @@ pub(crate) struct RecordedPollDetector {
     /// Time at which the next check is due.
     due: Option<Moment>,
     /// Time since which no poll has run. `None` if one ran in the last interval.
-    quiet: Option<Moment>,
-    known: Vec<KnownPoll>,
-    starved: StarvedPoll,
+    quiet_since: Option<Moment>,
+    known: Vec<KnownThread>,
+    starved: StarvedPolls,
 }
 
 impl RecordedPollDetector {
@@ -89,9 +89,9 @@ impl RecordedPollDetector {
         Self {
             threshold,
             due: None,
-            quiet: None,
+            quiet_since: None,
             known: Vec::new(),
-            starved: StarvedPoll::default(),
+            starved: StarvedPolls::default(),
         }
     }
 
@@ -103,107 +103,123 @@ impl RecordedPollDetector {
     /// * `ended(thread, from)`: the records of a thread from number `from` on, ordered by end.
     /// * `exclude(thread, from, until)`: the part of the interval that is not the thread's own
     ///   time.
-    pub(crate) fn look(
+    pub(crate) fn check(
         &mut self,
         now: Moment,
-        seen: &[SeenPoll],
-        told: bool,
+        seen: &[ThreadPollState],
+        was_armed: bool,
         ended: impl Fn(u64, u64) -> Vec<EndedPoll>,
         mut exclude: impl FnMut(u64, Moment, Moment) -> ExcludedTime,
-    ) -> (Vec<FoundPolls>, Duration) {
-        let late = self.due.is_some_and(|due| now.since(due) > SAME);
+    ) -> (Vec<FoundStall>, Duration) {
+        let is_late = self.due.is_some_and(|due| now.since(due) > START_TOLERANCE);
         self.known.retain(|known| seen.iter().any(|seen| seen.thread == known.thread));
         let mut found = Vec::new();
         let (mut moved, mut due) = (false, Duration::MAX);
-        for &SeenPoll { thread, next, running } in seen {
+        for &ThreadPollState { thread, next_record: next, open_poll: running } in seen {
             if !self.known.iter().any(|known| known.thread == thread) {
-                self.known.push(KnownPoll { thread, next, told: None, starved: None });
+                self.known.push(KnownThread {
+                    thread,
+                    next_record: next,
+                    reported_start: None,
+                    starved_start: None,
+                });
             }
             let Some(known) = self.known.iter_mut().find(|known| known.thread == thread) else {
                 continue;
             };
-            moved |= known.next != next || running.is_some();
-            if late && known.next != next {
-                let since = running.map(|(start, ..)| start);
-                let long = overlong_of(&ended(thread, known.next), self.threshold, since);
+            moved |= known.next_record != next || running.is_some();
+            if is_late && known.next_record != next {
+                let open_since = running.map(|(start, ..)| start);
+                let long = outermost_long_polls(
+                    &ended(thread, known.next_record),
+                    self.threshold,
+                    open_since,
+                );
                 for (start, end, task) in long {
-                    if is_same(known.told, start) {
+                    if is_same_poll(known.reported_start, start) {
                         continue;
                     }
                     let excluded = exclude(thread, start, end);
-                    let lasted = own(end.since(start), excluded);
+                    let lasted = own_time(end.since(start), excluded);
                     if lasted >= self.threshold {
-                        found.push(FoundPolls {
+                        found.push(FoundStall {
                             thread,
                             task,
                             start,
-                            lasted,
+                            duration: lasted,
                             excluded,
-                            tick: None,
+                            start_tick: None,
                         });
                     } else {
-                        self.starved.count(&mut known.starved, start, excluded);
+                        self.starved.count(&mut known.starved_start, start, excluded);
                     }
                 }
             }
-            known.next = next;
+            known.next_record = next;
             let Some((start, task, tick)) = running else { continue };
             let lasted = now.since(start);
             if lasted < self.threshold {
                 due = due.min(self.threshold - lasted);
-            } else if !is_same(known.told, start) {
+            } else if !is_same_poll(known.reported_start, start) {
                 let excluded = exclude(thread, start, now);
-                let lasted = own(lasted, excluded);
+                let lasted = own_time(lasted, excluded);
                 if lasted < self.threshold {
                     due = due.min(self.threshold - lasted);
-                    self.starved.count(&mut known.starved, start, excluded);
+                    self.starved.count(&mut known.starved_start, start, excluded);
                     continue;
                 }
-                known.told = Some(start);
-                found.push(FoundPolls { thread, task, start, lasted, excluded, tick: Some(tick) });
+                known.reported_start = Some(start);
+                found.push(FoundStall {
+                    thread,
+                    task,
+                    start,
+                    duration: lasted,
+                    excluded,
+                    start_tick: Some(tick),
+                });
             }
         }
         if moved {
-            self.quiet = None;
+            self.quiet_since = None;
         } else {
-            self.quiet.get_or_insert(now);
+            self.quiet_since.get_or_insert(now);
         }
-        let rest = match moved {
-            true => PERIOD,
-            false if told && self.is_quiet(now) => ASLEEP,
-            false => REST,
+        let max_interval = match moved {
+            true => CHECK_INTERVAL,
+            false if was_armed && self.is_quiet(now) => ARMED_CHECK_INTERVAL,
+            false => IDLE_CHECK_INTERVAL,
         };
-        let rest = self.threshold.max(rest);
-        // The margin `SAME` keeps a timer that fires slightly early from finding a poll just below
+        let max_interval = self.threshold.max(max_interval);
+        // The margin `START_TOLERANCE` keeps a timer that fires slightly early from finding a poll just below
         // the threshold.
-        let next = due.saturating_add(SAME).min(rest).max(GAP);
+        let next = due.saturating_add(START_TOLERANCE).min(max_interval).max(MIN_CHECK_INTERVAL);
         self.due = Some(now + next);
         (found, next)
     }
 
     /// Returns `true` if the thread has polled since the last check.
-    pub(crate) fn has_moved(&self, seen: &SeenPoll) -> bool {
+    pub(crate) fn has_polled(&self, seen: &ThreadPollState) -> bool {
         let known = self.known.iter().find(|known| known.thread == seen.thread);
-        seen.running.is_some() || known.is_none_or(|known| known.next != seen.next)
+        seen.open_poll.is_some() || known.is_none_or(|known| known.next_record != seen.next_record)
     }
 
     /// Takes the polls that were too long only because their threads waited for a core.
-    pub(crate) fn take_starved(&mut self) -> StarvedPoll {
+    pub(crate) fn take_starved(&mut self) -> StarvedPolls {
         std::mem::take(&mut self.starved)
     }
 
-    /// Returns `true` if no poll has run for [`IDLE`], so that the detector can sleep until one
+    /// Returns `true` if no poll has run for [`IDLE_TIMEOUT`], so that the detector can sleep until one
     /// starts.
     pub(crate) fn is_quiet(&self, now: Moment) -> bool {
-        self.quiet.is_some_and(|since| now.since(since) >= IDLE)
+        self.quiet_since.is_some_and(|since| now.since(since) >= IDLE_TIMEOUT)
     }
 }
 
-impl StarvedPoll {
+impl StarvedPolls {
     /// Counts the poll that started at `start`, at most once, if its thread waited for a core.
     fn count(&mut self, counted: &mut Option<Moment>, start: Moment, excluded: ExcludedTime) {
-        self.longest = self.longest.max(excluded.waited);
-        if !excluded.waited.is_zero() && !is_same(*counted, start) {
+        self.longest_wait = self.longest_wait.max(excluded.run_delay);
+        if !excluded.run_delay.is_zero() && !is_same_poll(*counted, start) {
             self.polls += 1;
             *counted = Some(start);
         }
@@ -211,13 +227,13 @@ impl StarvedPoll {
 }
 
 /// Returns the own time of a poll: `lasted - waited - still`.
-fn own(lasted: Duration, excluded: ExcludedTime) -> Duration {
-    lasted.saturating_sub(excluded.waited + excluded.still)
+fn own_time(lasted: Duration, excluded: ExcludedTime) -> Duration {
+    lasted.saturating_sub(excluded.run_delay + excluded.standstill)
 }
 
 /// Returns the outermost polls in `ended` that lasted for at least `threshold`. Skips polls inside
 /// the open poll that started at `running`.
-fn overlong_of(
+fn outermost_long_polls(
     ended: &[EndedPoll],
     threshold: Duration,
     running: Option<Moment>,
@@ -234,8 +250,8 @@ fn overlong_of(
     found
 }
 
-fn is_same(told: Option<Moment>, start: Moment) -> bool {
-    told.is_some_and(|told| told.since(start).max(start.since(told)) < SAME)
+fn is_same_poll(known: Option<Moment>, start: Moment) -> bool {
+    known.is_some_and(|told| told.since(start).max(start.since(told)) < START_TOLERANCE)
 }
 
 #[cfg(test)]
@@ -245,7 +261,7 @@ mod tests {
     const MILLI: u64 = 1_000_000;
     const THRESHOLD: Duration = Duration::from_millis(50);
 
-    fn nothing(_: u64, _: Moment, _: Moment) -> ExcludedTime {
+    fn no_exclusion(_: u64, _: Moment, _: Moment) -> ExcludedTime {
         ExcludedTime::default()
     }
 
@@ -260,40 +276,41 @@ mod tests {
         TaskKey { site: 1, number: number as u64 }
     }
 
-    fn seen(threads: &[Thread], now: u64) -> Vec<SeenPoll> {
+    fn seen(threads: &[Thread], now: u64) -> Vec<ThreadPollState> {
         let thread = |(thread, polls): (usize, &Thread)| {
             let next = polls.iter().filter(|poll| poll.1 <= now).count();
             let running = polls.iter().position(|poll| poll.0 <= now && now < poll.1);
-            SeenPoll {
+            ThreadPollState {
                 thread: thread as u64,
-                next: next as u64,
-                running: running.map(|poll| (at(polls[poll].0), task(poll), polls[poll].0)),
+                next_record: next as u64,
+                open_poll: running.map(|poll| (at(polls[poll].0), task(poll), polls[poll].0)),
             }
         };
         threads.iter().enumerate().map(thread).collect()
     }
 
     /// Runs checks until `end`. `late` returns the delay of each check.
-    fn watch(
+    fn run_checks(
         threads: &[Thread],
         end: u64,
         mut late: impl FnMut() -> u64,
-    ) -> Vec<(FoundPolls, u64)> {
-        let mut overdue = RecordedPollDetector::new(THRESHOLD);
-        let (mut now, mut all, mut looks) = (0, Vec::new(), 0);
+    ) -> Vec<(FoundStall, u64)> {
+        let mut detector = RecordedPollDetector::new(THRESHOLD);
+        let (mut now, mut all, mut checks) = (0, Vec::new(), 0);
         while now < end {
             let ended = |thread: u64, from: u64| {
                 let polls = threads[thread as usize].iter().enumerate();
                 let polls = polls.filter(|(_, poll)| poll.1 <= now).skip(from as usize);
                 polls.map(|(n, poll)| (at(poll.0), at(poll.1), task(n))).collect()
             };
-            let (found, next) = overdue.look(at(now), &seen(threads, now), false, ended, nothing);
-            assert!(next >= GAP && next <= THRESHOLD + SAME, "{next:?}");
+            let (found, next) =
+                detector.check(at(now), &seen(threads, now), false, ended, no_exclusion);
+            assert!(next >= MIN_CHECK_INTERVAL && next <= THRESHOLD + START_TOLERANCE, "{next:?}");
             all.extend(found.into_iter().map(|found| (found, now)));
             now += next.as_micros() as u64 + late();
-            looks += 1;
+            checks += 1;
         }
-        assert!(looks as u64 <= end / 5_000 + 1);
+        assert!(checks as u64 <= end / 5_000 + 1);
         all
     }
 
@@ -316,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lasts_is_found_named_and_dated_and_nothing_else_is() {
+    fn long_polls_are_found_with_task_and_start() {
         const END: u64 = 20_000_000;
         for stall in [20, 40, 49, 61, 100, 200, 400] {
             for (idle, workers, lateness) in [
@@ -330,15 +347,15 @@ mod tests {
             ] {
                 let threads: Vec<Thread> =
                     (0..workers).map(|n| polls(stall, idle, 1 + n * 41_117, END)).collect();
-                let mut turn = 0;
+                let mut step = 0;
                 let late = || {
-                    turn += 1;
-                    (turn * 7919) % (lateness + 1)
+                    step += 1;
+                    (step * 7919) % (lateness + 1)
                 };
-                let found = watch(&threads, END + 3_000_000, late);
-                let mut told: Vec<(u64, u64)> =
+                let found = run_checks(&threads, END + 3_000_000, late);
+                let mut reported: Vec<(u64, u64)> =
                     found.iter().map(|(found, _)| (found.thread, found.task.number)).collect();
-                told.sort_unstable();
+                reported.sort_unstable();
                 let expected: Vec<(u64, u64)> = (0..workers)
                     .flat_map(|thread| {
                         let polls = threads[thread as usize].iter().enumerate();
@@ -346,14 +363,20 @@ mod tests {
                         long.map(move |(n, _)| (thread, n as u64)).collect::<Vec<_>>()
                     })
                     .collect();
-                assert_eq!(told, expected, "{stall} ms, idle {idle}, {workers}, late {lateness}");
+                assert_eq!(
+                    reported, expected,
+                    "{stall} ms, idle {idle}, {workers}, late {lateness}"
+                );
                 // Polls that ended before a late check are read from the rings.
                 for (found, now) in found {
                     let poll = threads[found.thread as usize][found.task.number as usize];
                     assert_eq!(found.start, at(poll.0));
-                    assert!(found.lasted >= THRESHOLD);
+                    assert!(found.duration >= THRESHOLD);
                     if lateness == 0 {
-                        assert!(now - poll.0 <= 61_000 && found.tick == Some(poll.0), "{now}");
+                        assert!(
+                            now - poll.0 <= 61_000 && found.start_tick == Some(poll.0),
+                            "{now}"
+                        );
                     }
                 }
             }
@@ -361,86 +384,87 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_process_is_looked_at_once_a_threshold() {
-        let mut overdue = RecordedPollDetector::new(Duration::from_millis(10));
-        let seen = [SeenPoll { thread: 1, next: 7, running: None }];
+    fn idle_process_is_checked_at_idle_interval() {
+        let mut detector = RecordedPollDetector::new(Duration::from_millis(10));
+        let seen = [ThreadPollState { thread: 1, next_record: 7, open_poll: None }];
         for step in 0..5 {
             let now = Moment::from_nanos(step * 50 * MILLI);
             assert_eq!(
-                overdue.look(now, &seen, false, |_, _| Vec::new(), nothing),
-                (Vec::new(), REST)
+                detector.check(now, &seen, false, |_, _| Vec::new(), no_exclusion),
+                (Vec::new(), IDLE_CHECK_INTERVAL)
             );
         }
     }
 
     #[test]
-    fn who_is_told_when_a_poll_begins_sleeps_while_none_does() {
-        let mut overdue = RecordedPollDetector::new(THRESHOLD);
-        let mut look = |millis: u64, next, told, running: Option<u64>| {
+    fn armed_detector_sleeps_until_a_poll_starts() {
+        let mut detector = RecordedPollDetector::new(THRESHOLD);
+        let mut check = |millis: u64, next, told, running: Option<u64>| {
             let running = running.map(|start| (at(start * 1000), task(1), start));
-            let seen = [SeenPoll { thread: 1, next, running }];
+            let seen = [ThreadPollState { thread: 1, next_record: next, open_poll: running }];
             let (found, next) =
-                overdue.look(at(millis * 1000), &seen, told, |_, _| Vec::new(), nothing);
-            (found.len(), next.as_millis(), overdue.is_quiet(at(millis * 1000)))
+                detector.check(at(millis * 1000), &seen, told, |_, _| Vec::new(), no_exclusion);
+            (found.len(), next.as_millis(), detector.is_quiet(at(millis * 1000)))
         };
         // The detector sleeps only after 500 ms without a poll, and not at the first check after
         // that.
-        assert_eq!(look(0, 7, false, None), (0, 50, false));
-        assert_eq!(look(450, 7, false, None), (0, 50, false));
-        assert_eq!(look(500, 7, false, None), (0, 50, true));
-        assert_eq!(look(550, 7, true, None), (0, 2000, true));
+        assert_eq!(check(0, 7, false, None), (0, 50, false));
+        assert_eq!(check(450, 7, false, None), (0, 50, false));
+        assert_eq!(check(500, 7, false, None), (0, 50, true));
+        assert_eq!(check(550, 7, true, None), (0, 2000, true));
         // Woken by a poll: the usual intervals apply until 500 ms after it.
-        assert_eq!(look(1000, 7, false, Some(1000)), (0, 50, false));
-        assert_eq!(look(1051, 7, false, Some(1000)), (1, 50, false));
-        assert_eq!(look(1100, 8, false, None), (0, 50, false));
-        assert_eq!(look(1150, 8, false, None), (0, 50, false));
-        assert_eq!(look(1649, 8, true, None), (0, 50, false));
-        assert_eq!(look(1650, 8, true, None), (0, 2000, true));
+        assert_eq!(check(1000, 7, false, Some(1000)), (0, 50, false));
+        assert_eq!(check(1051, 7, false, Some(1000)), (1, 50, false));
+        assert_eq!(check(1100, 8, false, None), (0, 50, false));
+        assert_eq!(check(1150, 8, false, None), (0, 50, false));
+        assert_eq!(check(1649, 8, true, None), (0, 50, false));
+        assert_eq!(check(1650, 8, true, None), (0, 2000, true));
         // A poll that triggered no wake-up is found late.
-        assert_eq!(look(3650, 8, true, Some(1700)), (1, 50, false));
+        assert_eq!(check(3650, 8, true, Some(1700)), (1, 50, false));
     }
 
     /// Checks a thread in a poll of 200 ms. `excluded` returns the excluded time up to a moment.
     #[test]
-    fn only_own_time_makes_a_stall() {
-        let look_until_found = |excluded: &dyn Fn(u64) -> ExcludedTime| {
-            let mut overdue = RecordedPollDetector::new(THRESHOLD);
+    fn run_delay_and_standstill_do_not_count_as_stall() {
+        let check_until_found = |excluded: &dyn Fn(u64) -> ExcludedTime| {
+            let mut detector = RecordedPollDetector::new(THRESHOLD);
             for millis in (0..200).step_by(5) {
                 let running = Some((at(0), task(1), 0));
-                let seen = [SeenPoll { thread: 1, next: 7, running }];
+                let seen = [ThreadPollState { thread: 1, next_record: 7, open_poll: running }];
                 let exclude = |_, _, until: Moment| excluded(until.as_nanos() / MILLI);
                 let (found, _) =
-                    overdue.look(at(millis * 1000), &seen, false, |_, _| Vec::new(), exclude);
+                    detector.check(at(millis * 1000), &seen, false, |_, _| Vec::new(), exclude);
                 if let Some(found) = found.first() {
                     return (
-                        Some((millis, found.lasted.as_millis())),
-                        overdue.take_starved().polls,
+                        Some((millis, found.duration.as_millis())),
+                        detector.take_starved().polls,
                     );
                 }
             }
-            (None, overdue.take_starved().polls)
+            (None, detector.take_starved().polls)
         };
         let millis = Duration::from_millis;
-        assert_eq!(look_until_found(&|_| ExcludedTime::default()), (Some((50, 50)), 0));
+        assert_eq!(check_until_found(&|_| ExcludedTime::default()), (Some((50, 50)), 0));
         // On a core for half of the time.
-        let half = |now: u64| ExcludedTime { waited: millis(now / 2), ..ExcludedTime::default() };
-        assert_eq!(look_until_found(&half), (Some((100, 50)), 1));
-        let most =
-            |now: u64| ExcludedTime { waited: millis(now * 9 / 10), ..ExcludedTime::default() };
-        assert_eq!(look_until_found(&most), (None, 1));
+        let half =
+            |now: u64| ExcludedTime { run_delay: millis(now / 2), ..ExcludedTime::default() };
+        assert_eq!(check_until_found(&half), (Some((100, 50)), 1));
+        let mostly =
+            |now: u64| ExcludedTime { run_delay: millis(now * 9 / 10), ..ExcludedTime::default() };
+        assert_eq!(check_until_found(&mostly), (None, 1));
         // Process stopped: the time is excluded, but the poll is not starved.
         let still =
-            |now: u64| ExcludedTime { still: millis(now.min(120)), ..ExcludedTime::default() };
-        assert_eq!(look_until_found(&still), (Some((170, 50)), 0));
+            |now: u64| ExcludedTime { standstill: millis(now.min(120)), ..ExcludedTime::default() };
+        assert_eq!(check_until_found(&still), (Some((170, 50)), 0));
     }
 
     #[test]
-    fn a_poll_inside_of_another_is_part_of_it() {
+    fn nested_poll_is_not_reported_separately() {
         let poll = |start, end, n| (at(start), at(end), task(n));
         let ended =
             [poll(110_000, 170_000, 1), poll(100_000, 180_000, 2), poll(200_000, 290_000, 3)];
         let numbers = |running| {
-            let long = overlong_of(&ended, THRESHOLD, running).into_iter();
+            let long = outermost_long_polls(&ended, THRESHOLD, running).into_iter();
             long.map(|(.., task)| task.number).collect::<Vec<_>>()
         };
         assert_eq!(numbers(None), [2, 3]);

@@ -9,10 +9,10 @@ use crate::base::Moment;
 use crate::model::Stall;
 
 /// Minimum time between two lines of a group.
-const EVERY: Duration = Duration::from_secs(10);
+const SUMMARY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Minimum wait for a core that is mentioned.
-const MENTIONED: Duration = Duration::from_millis(1);
+const MIN_REPORTED_WAIT: Duration = Duration::from_millis(1);
 
 /// Maximum number of groups with separate lines. Further groups share one.
 const MAX_GROUPS: usize = 32;
@@ -23,9 +23,9 @@ const MAX_GROUPS: usize = 32;
 struct StallGroup(String);
 
 #[derive(Debug)]
-struct Since {
-    logged: Moment,
-    more: u64,
+struct GroupSummary {
+    logged_at: Moment,
+    count: u64,
     longest: Duration,
     /// Longest wait for a core among them.
     waited: Duration,
@@ -36,12 +36,12 @@ struct Since {
 /// Groups of stalls logged in the last ten seconds.
 #[derive(Debug, Default)]
 pub(crate) struct StallLog {
-    groups: HashMap<StallGroup, Since>,
+    groups: HashMap<StallGroup, GroupSummary>,
 }
 
 impl StallLog {
     /// Records a stall found at `now`. Returns its line if it must be logged at once.
-    pub(crate) fn take(&mut self, now: Moment, stall: &Stall) -> Option<String> {
+    pub(crate) fn record(&mut self, now: Moment, stall: &Stall) -> Option<String> {
         let mut group = StallGroup(match (stall.suspected, &stall.function) {
             (true, Some(function)) => function.clone(),
             _ => stall.task.clone(),
@@ -49,49 +49,50 @@ impl StallLog {
         if self.groups.len() >= MAX_GROUPS && !self.groups.contains_key(&group) {
             group = StallGroup::default();
         }
-        if let Some(since) = self.groups.get_mut(&group) {
-            since.more += 1;
-            since.longest = since.longest.max(stall.lasted);
-            since.waited = since.waited.max(stall.waited);
-            since.function = stall.function.clone().or(since.function.take());
+        if let Some(summary) = self.groups.get_mut(&group) {
+            summary.count += 1;
+            summary.longest = summary.longest.max(stall.lasted);
+            summary.waited = summary.waited.max(stall.waited);
+            summary.function = stall.function.clone().or(summary.function.take());
             return None;
         }
         let zero = Duration::ZERO;
-        let since = Since { logged: now, more: 0, longest: zero, waited: zero, function: None };
-        self.groups.insert(group, since);
+        let summary =
+            GroupSummary { logged_at: now, count: 0, longest: zero, waited: zero, function: None };
+        self.groups.insert(group, summary);
         Some(stall.to_string())
     }
 
     /// Returns the summary lines that are due at `now`.
-    pub(crate) fn due(&mut self, now: Moment) -> Vec<String> {
+    pub(crate) fn due_summaries(&mut self, now: Moment) -> Vec<String> {
         let mut lines = Vec::new();
-        self.groups.retain(|group, since| {
-            let passed = now.since(since.logged);
-            if passed < EVERY {
+        self.groups.retain(|group, summary| {
+            let passed = now.since(summary.logged_at);
+            if passed < SUMMARY_INTERVAL {
                 return true;
             }
-            if since.more == 0 {
+            if summary.count == 0 {
                 return false;
             }
-            lines.push(line(group, since, passed));
-            (since.logged, since.more) = (now, 0);
-            (since.longest, since.waited) = (Duration::ZERO, Duration::ZERO);
+            lines.push(summary_line(group, summary, passed));
+            (summary.logged_at, summary.count) = (now, 0);
+            (summary.longest, summary.waited) = (Duration::ZERO, Duration::ZERO);
             true
         });
         lines
     }
 }
 
-fn line(group: &StallGroup, since: &Since, passed: Duration) -> String {
-    let Since { more, longest, waited, function, .. } = since;
+fn summary_line(group: &StallGroup, summary: &GroupSummary, passed: Duration) -> String {
+    let GroupSummary { count: more, longest, waited, function, .. } = summary;
     let of = if group.0.is_empty() { "of other tasks" } else { "of" };
-    let mut line = format!("{more} more stalls {of} {}", crate::base::log::escaped(&group.0));
+    let mut line = format!("{more} more stalls {of} {}", crate::base::log::escape(&group.0));
     if let Some(function) = function.as_ref().filter(|function| **function != group.0) {
         let _ = write!(line, ", in {function}");
     }
     let (seconds, millis) = (passed.as_secs(), longest.as_millis());
     let _ = write!(line, " in the last {seconds} s, the longest {millis} ms so far");
-    if *waited >= MENTIONED {
+    if *waited >= MIN_REPORTED_WAIT {
         let waited = waited.as_millis();
         let _ =
             write!(line, "; besides, they waited for a core (CPU contention), up to {waited} ms");
@@ -123,17 +124,17 @@ mod tests {
     }
 
     #[test]
-    fn many_stalls_of_a_task_are_two_lines_in_ten_seconds() {
+    fn repeated_stalls_of_a_task_log_one_summary_per_interval() {
         let mut log = StallLog::default();
         let mut lines = Vec::new();
         // 200 a second of one task, and one of another in the middle.
         for step in 0..4_000_u64 {
             let now = Moment::from_nanos(step * 5_000_000);
-            lines.extend(log.take(now, &stall("a.rs:1", 150 + step % 7)));
+            lines.extend(log.record(now, &stall("a.rs:1", 150 + step % 7)));
             if step == 1000 {
-                lines.extend(log.take(now, &stall("b.rs:2", 300)));
+                lines.extend(log.record(now, &stall("b.rs:2", 300)));
             }
-            lines.extend(log.due(now));
+            lines.extend(log.due_summaries(now));
         }
         assert_eq!(lines.len(), 3, "{lines:#?}");
         assert!(lines[0].contains("task `a.rs:1` #1 has been polled for 150 ms"), "{lines:#?}");
@@ -141,20 +142,20 @@ mod tests {
         let rest = "2000 more stalls of a.rs:1, in orders::parse in the last 10 s, the longest 156 ms so far";
         assert_eq!(lines[2], rest);
         // After the stalls end, the last ones are counted and the group is removed.
-        let over = |seconds: u64| Moment::from_nanos(seconds * 1_000_000_000);
-        assert_eq!(log.due(over(21)).len(), 1);
-        assert_eq!(log.due(over(40)).len(), 0);
-        assert!(log.take(over(41), &stall("a.rs:1", 150)).is_some());
+        let at_second = |seconds: u64| Moment::from_nanos(seconds * 1_000_000_000);
+        assert_eq!(log.due_summaries(at_second(21)).len(), 1);
+        assert_eq!(log.due_summaries(at_second(40)).len(), 0);
+        assert!(log.record(at_second(41), &stall("a.rs:1", 150)).is_some());
     }
 
     #[test]
-    fn tasks_without_number_share_a_line() {
+    fn stalls_beyond_group_limit_share_a_line() {
         let mut log = StallLog::default();
         let lines: Vec<String> = (0..1000)
-            .filter_map(|n| log.take(Moment::from_nanos(1), &stall(&format!("t{n}"), 100)))
+            .filter_map(|n| log.record(Moment::from_nanos(1), &stall(&format!("t{n}"), 100)))
             .collect();
         assert_eq!(lines.len(), MAX_GROUPS + 1);
-        let rest = log.due(Moment::from_nanos(11_000_000_000));
+        let rest = log.due_summaries(Moment::from_nanos(11_000_000_000));
         assert_eq!(rest.len(), 1, "{rest:?}");
         assert!(rest[0].starts_with("967 more stalls of other tasks "), "{rest:?}");
     }

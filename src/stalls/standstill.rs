@@ -23,14 +23,14 @@ use crate::os::proc::{process, threads};
 
 /// Minimum duration of a recorded standstill. A shorter one may be a late timer of a virtual
 /// machine.
-const LEAST: Duration = Duration::from_millis(20);
+const MIN_STANDSTILL: Duration = Duration::from_millis(20);
 
 /// Minimum duration of a logged standstill. Tools that limit CPU use by signals stop a process ten
 /// times a second.
-const LEAST_LOGGED: Duration = Duration::from_millis(500);
+const MIN_LOGGED_STANDSTILL: Duration = Duration::from_millis(500);
 
 /// Minimum time between two log lines. Standstills in between are counted in the next line.
-const LOG_EVERY: Duration = Duration::from_secs(10);
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 thread_local! {
     static PARKED_AT: Cell<Moment> = const { Cell::new(Moment::from_nanos(0)) };
@@ -52,16 +52,16 @@ struct Sleep {
 pub(crate) fn observe_sleeps(builder: &mut Builder) -> &mut Builder {
     builder
         .on_thread_park(|| PARKED_AT.set(SystemClock.now()))
-        .on_thread_unpark(|| push(Sleep { from: PARKED_AT.get(), until: SystemClock.now() }))
+        .on_thread_unpark(|| push_sleep(Sleep { from: PARKED_AT.get(), until: SystemClock.now() }))
 }
 
-fn push(sleep: Sleep) {
+fn push_sleep(sleep: Sleep) {
     let [first, second, third, _] = SLEEPS.get();
     SLEEPS.set([Some(sleep), first, second, third]);
 }
 
 /// Takes the sleep with the longest delay past `due` and returns it with that delay.
-fn take_latest(due: Moment) -> Option<(Sleep, Duration)> {
+fn take_longest_delay(due: Moment) -> Option<(Sleep, Duration)> {
     let sleeps = SLEEPS.take().into_iter().flatten();
     sleeps
         .map(|sleep| (sleep, sleep.until.since(due.max(sleep.from))))
@@ -72,20 +72,20 @@ fn take_latest(due: Moment) -> Option<(Sleep, Duration)> {
 #[derive(Clone, Copy, Debug)]
 struct ClockBaseline {
     /// Run delay of the agent's thread: its total time waiting for a core.
-    waited: Duration,
+    run_delay: Duration,
     /// CPU time of the agent's thread.
-    own: Duration,
-    process: Process,
+    thread_cpu: Duration,
+    process_cpu: ProcessCpu,
 }
 
 /// CPU time of the process.
 #[derive(Clone, Copy, Debug)]
-struct Process {
+struct ProcessCpu {
     at: Moment,
     used: Duration,
 }
 
-impl Process {
+impl ProcessCpu {
     fn measure(now: Moment) -> Self {
         Self { at: now, used: process::cpu_time() }
     }
@@ -96,9 +96,9 @@ impl Process {
 struct TickLateness {
     late: Duration,
     /// Growth since the baseline.
-    waited: Duration,
-    own: Duration,
-    process: Duration,
+    run_delay: Duration,
+    thread_cpu: Duration,
+    process_cpu: Duration,
     /// Time over which `process` grew.
     elapsed: Duration,
     cores: f64,
@@ -107,31 +107,31 @@ struct TickLateness {
 impl TickLateness {
     /// Returns the duration of the standstill, or `None` if the delay has another cause.
     fn standstill(self) -> Option<Duration> {
-        let unexplained = self.late.saturating_sub(self.waited + self.own);
+        let unexplained = self.late.saturating_sub(self.run_delay + self.thread_cpu);
         // All cores may have worked for the process before and after the standstill.
-        let worked = self.elapsed.saturating_sub(unexplained) + LEAST;
-        let possible = worked.mul_f64(self.cores.max(1.0));
-        (unexplained >= LEAST && self.process <= possible).then_some(unexplained)
+        let running = self.elapsed.saturating_sub(unexplained) + MIN_STANDSTILL;
+        let max_cpu = running.mul_f64(self.cores.max(1.0));
+        (unexplained >= MIN_STANDSTILL && self.process_cpu <= max_cpu).then_some(unexplained)
     }
 }
 
 /// The standstill detector. Must stay on the agent's thread.
 pub(crate) struct StandstillDetector {
     /// `None` if the kernel does not report run delays; detection is impossible then.
-    eyes: Option<ProcThreadReader>,
+    thread_reader: Option<ProcThreadReader>,
     tid: u32,
     cores: f64,
     baseline: Option<ClockBaseline>,
-    logged: Option<Moment>,
-    unlogged: u32,
+    logged_at: Option<Moment>,
+    unlogged_count: u32,
     unlogged_time: Duration,
 }
 
 impl StandstillDetector {
     /// Returns a detector for the calling thread.
     pub(crate) fn new() -> Self {
-        let eyes = match ProcThreadReader::open() {
-            Ok(eyes) => Some(eyes),
+        let reader = match ProcThreadReader::open() {
+            Ok(reader) => Some(reader),
             Err(why) => {
                 let text = format!(
                     "a stopped or starved process cannot be told from a stall: {why}; stalls may be reported that \
@@ -142,83 +142,85 @@ impl StandstillDetector {
             }
         };
         Self {
-            eyes,
-            tid: threads::current(),
+            thread_reader: reader,
+            tid: threads::current_tid(),
             cores: process::cores().map_or(1.0, f64::from),
             baseline: None,
-            logged: None,
-            unlogged: 0,
+            logged_at: None,
+            unlogged_count: 0,
             unlogged_time: Duration::ZERO,
         }
     }
 
     /// Examines a wake-up of the thread that was due by `due` at the latest. Returns the duration
     /// of the standstill, if there was one.
-    pub(crate) fn woke(&mut self, due: Instant) -> Option<Duration> {
-        let (sleep, late) = take_latest(moment_of(due))?;
-        if late < LEAST {
+    pub(crate) fn check_wakeup(&mut self, due: Instant) -> Option<Duration> {
+        let (sleep, late) = take_longest_delay(to_moment(due))?;
+        if late < MIN_STANDSTILL {
             return None;
         }
         let now = SystemClock.now();
         let before = self.baseline?;
-        let after = self.measure(Process::measure(now))?;
+        let after = self.measure(ProcessCpu::measure(now))?;
         self.baseline = Some(after);
         let lateness = TickLateness {
             late,
-            elapsed: now.since(before.process.at),
-            waited: after.waited.saturating_sub(before.waited),
-            own: after.own.saturating_sub(before.own),
-            process: after.process.used.saturating_sub(before.process.used),
+            elapsed: now.since(before.process_cpu.at),
+            run_delay: after.run_delay.saturating_sub(before.run_delay),
+            thread_cpu: after.thread_cpu.saturating_sub(before.thread_cpu),
+            process_cpu: after.process_cpu.used.saturating_sub(before.process_cpu.used),
             cores: self.cores,
         };
-        let still = lateness.standstill()?;
+        let duration = lateness.standstill()?;
         // The standstill started at an unknown time within the sleep.
         standstill::record(sleep.from, sleep.until);
-        if still >= LEAST_LOGGED {
-            self.log(now, still);
+        if duration >= MIN_LOGGED_STANDSTILL {
+            self.log(now, duration);
         }
-        Some(still)
+        Some(duration)
     }
 
     /// Reads the baseline for the next late wake-up. Costs about 5 us: the CPU time of the process
     /// is taken from the last reading of the vitals.
-    pub(crate) fn tick(&mut self) {
+    pub(crate) fn update_baseline(&mut self) {
         let now = SystemClock.now();
-        let last = process::last_cpu_time().map(|(at, used)| Process { at, used });
-        self.baseline = self.measure(last.unwrap_or_else(|| Process::measure(now)));
-        if self.unlogged > 0 && self.logged.is_none_or(|at| now.since(at) >= LOG_EVERY) {
-            let (times, time) = (self.unlogged, self.unlogged_time.as_secs_f64());
+        let last = process::last_cpu_time().map(|(at, used)| ProcessCpu { at, used });
+        self.baseline = self.measure(last.unwrap_or_else(|| ProcessCpu::measure(now)));
+        if self.unlogged_count > 0 && self.logged_at.is_none_or(|at| now.since(at) >= LOG_INTERVAL)
+        {
+            let (times, time) = (self.unlogged_count, self.unlogged_time.as_secs_f64());
             log::warn(format!(
                 "the process stood still {times} more times, for {time:.1} s together (stopped, frozen or suspended)"
             ));
-            (self.logged, self.unlogged, self.unlogged_time) = (Some(now), 0, Duration::ZERO);
+            (self.logged_at, self.unlogged_count, self.unlogged_time) =
+                (Some(now), 0, Duration::ZERO);
         }
     }
 
-    fn measure(&self, process: Process) -> Option<ClockBaseline> {
-        let waited = self.eyes.as_ref()?.runs(self.tid)?.waited;
-        Some(ClockBaseline { waited, own: threads::cpu_time(), process })
+    fn measure(&self, process: ProcessCpu) -> Option<ClockBaseline> {
+        let run_delay = self.thread_reader.as_ref()?.sched_stat(self.tid)?.run_delay;
+        Some(ClockBaseline { run_delay, thread_cpu: threads::cpu_time(), process_cpu: process })
     }
 
-    fn log(&mut self, now: Moment, still: Duration) {
-        if self.logged.is_some_and(|at| now.since(at) < LOG_EVERY) {
-            self.unlogged += 1;
-            self.unlogged_time += still;
+    fn log(&mut self, now: Moment, duration: Duration) {
+        if self.logged_at.is_some_and(|at| now.since(at) < LOG_INTERVAL) {
+            self.unlogged_count += 1;
+            self.unlogged_time += duration;
             return;
         }
-        self.logged = Some(now);
+        self.logged_at = Some(now);
         log::warn(format!(
             "the process stood still for {:.1} s (stopped, frozen or suspended)",
-            still.as_secs_f64()
+            duration.as_secs_f64()
         ));
     }
 }
 
 /// Converts `instant` to a moment; both use `CLOCK_MONOTONIC`.
-fn moment_of(instant: Instant) -> Moment {
+fn to_moment(instant: Instant) -> Moment {
     let (now, now_instant) = (SystemClock.now(), Instant::now());
     match instant.checked_duration_since(now_instant) {
-        Some(left) => now + left,
+        Some(remaining) => now + remaining,
         None => now - now_instant.saturating_duration_since(instant),
     }
 }
@@ -228,22 +230,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sleep_that_was_interrupted_as_the_process_went_on_is_not_forgotten() {
+    fn longest_delay_is_found_among_several_sleeps() {
         let at = |millis: u64| Moment::from_nanos(millis * 1_000_000);
         // Due at 250. Stopped from 100 to 6000, then asleep for an instant until the timer is read.
-        push(Sleep { from: at(0), until: at(50) });
-        push(Sleep { from: at(60), until: at(6000) });
-        push(Sleep { from: at(6001), until: at(6002) });
-        let (sleep, late) = take_latest(at(250)).unwrap();
+        push_sleep(Sleep { from: at(0), until: at(50) });
+        push_sleep(Sleep { from: at(60), until: at(6000) });
+        push_sleep(Sleep { from: at(6001), until: at(6002) });
+        let (sleep, late) = take_longest_delay(at(250)).unwrap();
         assert_eq!(
             (sleep.from, sleep.until, late),
             (at(60), at(6000), Duration::from_millis(5750))
         );
-        assert!(take_latest(at(250)).is_none());
+        assert!(take_longest_delay(at(250)).is_none());
     }
 
     #[test]
-    fn a_late_wake_up_is_a_standstill_only_if_nothing_else_explains_it() {
+    fn late_wakeup_is_standstill_only_if_counters_do_not_explain_it() {
         let millis = Duration::from_millis;
         // late, elapsed, waited, own, process; expected.
         for (late, elapsed, waited, own, process, expected) in [
@@ -265,9 +267,9 @@ mod tests {
             let lateness = TickLateness {
                 late: millis(late),
                 elapsed: millis(elapsed),
-                waited: millis(waited),
-                own: millis(own),
-                process: millis(process),
+                run_delay: millis(waited),
+                thread_cpu: millis(own),
+                process_cpu: millis(process),
                 cores: 2.0,
             };
             assert_eq!(lateness.standstill(), expected.map(millis), "{lateness:?}");

@@ -14,7 +14,7 @@
 //! - **The thread slept.** A thread that used no CPU between two checks was in one poll all the
 //!   time. Reading its CPU clock costs 0.3 us and does not disturb the thread. Its stack is read
 //!   once, after the threshold, to distinguish a poll from a parked worker.
-//! - **Every sample shows the same task**, for the threshold and for at least [`BATCH`], and for
+//! - **Every sample shows the same task**, for the threshold and for at least [`MAX_BATCH_DURATION`], and for
 //!   longer than the worker's last batches. `BATCH` is the longest time that 61 polls of one task
 //!   can take without a stall. A stack identifies the poll by the frames outside of the task's own
 //!   code and by their contents, above all the task's address. This distinguishes tasks, but not
@@ -45,54 +45,54 @@ use std::time::Duration;
 
 use crate::base::Moment;
 use crate::model::WorkerProgress;
-use crate::stalls::recorded_polls::{PERIOD, REST};
+use crate::stalls::recorded_polls::{CHECK_INTERVAL, IDLE_CHECK_INTERVAL};
 use crate::stalls::search_budget::SearchBudget;
-use crate::stalls::workers::{BUSY, WorkerState, WorkerStates};
+use crate::stalls::workers::{BUSY_CHECK_INTERVAL, WorkerState, WorkerStates};
 
 /// Longest time between two counter updates of a worker without a stall: 61 polls of 5 ms, plus a
 /// margin.
-const BATCH: Duration = Duration::from_millis(310);
+const MAX_BATCH_DURATION: Duration = Duration::from_millis(310);
 
 /// Samples in the same poll that are required before a computing thread is reported. If two tasks
 /// alternate, one of them is in eight consecutive samples once in 128 times (`2 * 2^-8`). With
-/// tasks 11 ms apart on average, over [`BATCH`], this almost never happens.
-const SAMES: u32 = 8;
+/// tasks 11 ms apart on average, over [`MAX_BATCH_DURATION`], this almost never happens.
+const MIN_SAME_SAMPLES: u32 = 8;
 
 /// Minimum time between two samples of a computing thread; at most twice as long. On average
-/// [`SAMES`] of them fit into [`BATCH`].
-const SAMPLE: Duration = Duration::from_millis(25);
+/// [`MIN_SAME_SAMPLES`] of them fit into [`MAX_BATCH_DURATION`].
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(25);
 
 /// The same for a thread whose stall was reported, to find the end of the stall.
-const SAMPLE_REPORTED: Duration = Duration::from_millis(150);
+const REPORTED_SAMPLE_INTERVAL: Duration = Duration::from_millis(150);
 
 /// Minimum time between two searches over all running threads.
-const PAUSE: Duration = Duration::from_millis(20);
+const SEARCH_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Maximum CPU time that a sleeping thread uses to answer one signal.
-const ANSWER: Duration = Duration::from_micros(50);
+const MAX_HANDLER_CPU_TIME: Duration = Duration::from_micros(50);
 
 /// Maximum number of threads followed at once.
-pub(crate) const MAX_FOLLOWED: usize = 64;
+pub(crate) const MAX_TRACKED_THREADS: usize = 64;
 
 /// The request for one sampling round.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct PollStackRequest {
     /// Threads whose current stack is needed.
-    pub(crate) follow: Vec<u32>,
+    pub(crate) tracked: Vec<u32>,
     /// Sleeping threads whose stack is needed.
-    pub(crate) still: Vec<Still>,
+    pub(crate) sleeping: Vec<SleepingWorker>,
     /// Running threads without a known poll whose stack is needed.
     pub(crate) search: Vec<u32>,
     /// `true` if threads of other workers are searched for by thread name.
-    pub(crate) names: bool,
+    pub(crate) search_by_name: bool,
 }
 
 /// A thread that has used no CPU for a while.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Still {
+pub(crate) struct SleepingWorker {
     pub(crate) tid: u32,
-    pub(crate) cpu: Duration,
-    pub(crate) since: Moment,
+    pub(crate) cpu_time: Duration,
+    pub(crate) asleep_since: Moment,
 }
 
 /// State of a worker's thread at a check.
@@ -100,9 +100,9 @@ pub(crate) struct Still {
 pub(crate) struct WorkerThread {
     pub(crate) tid: u32,
     /// CPU time used so far.
-    pub(crate) cpu: Duration,
+    pub(crate) cpu_time: Duration,
     /// `true` if the thread is in a recorded poll.
-    pub(crate) recorded: bool,
+    pub(crate) in_recorded_poll: bool,
 }
 
 /// Result of a sampling round for one thread.
@@ -110,13 +110,13 @@ pub(crate) struct WorkerThread {
 pub(crate) struct PollSample {
     pub(crate) tid: u32,
     /// Hash of the poll that the thread is in. `None` if the thread is no worker or in no poll.
-    pub(crate) poll: Option<u64>,
+    pub(crate) poll_hash: Option<u64>,
     /// `true` if the thread is in a worker's loop, or if that is unknown.
     pub(crate) is_worker: bool,
     /// Time since which the thread has slept. `None` if that is not certain.
-    pub(crate) still: Option<Moment>,
+    pub(crate) asleep_since: Option<Moment>,
     /// Total run delay of the thread since its start.
-    pub(crate) waited: Duration,
+    pub(crate) run_delay: Duration,
 }
 
 /// A poll that has lasted too long.
@@ -124,8 +124,8 @@ pub(crate) struct PollSample {
 pub(crate) struct SuspectedStall {
     pub(crate) tid: u32,
     /// Time at which the poll was first seen.
-    pub(crate) since: Moment,
-    pub(crate) lasted: Duration,
+    pub(crate) first_seen: Moment,
+    pub(crate) duration: Duration,
     /// The worker that the poll runs on, if that is certain.
     pub(crate) worker: Option<(u64, u32)>,
     /// `true` if the thread drives a single-threaded runtime.
@@ -137,8 +137,8 @@ pub(crate) struct SuspectedStall {
 pub(crate) struct UnrecordedPollDetector {
     threshold: Duration,
     workers: WorkerStates,
-    threads: BTreeMap<u32, Thread>,
-    followed: Vec<TrackedThread>,
+    threads: BTreeMap<u32, WorkerThreadState>,
+    tracked: Vec<TrackedThread>,
     /// Earliest time of the next search over all running threads.
     next_search: Option<Moment>,
     budget: SearchBudget,
@@ -146,13 +146,13 @@ pub(crate) struct UnrecordedPollDetector {
 
 /// A worker's thread.
 #[derive(Debug)]
-struct Thread {
-    cpu: Duration,
+struct WorkerThreadState {
+    cpu_time: Duration,
     /// Time since which `cpu` is unchanged.
-    since: Moment,
-    recorded: bool,
+    unchanged_since: Moment,
+    in_recorded_poll: bool,
     /// `Unset` unless the thread was found parked and has slept since then.
-    parked: WorkerBaseline,
+    parked_baseline: WorkerBaseline,
 }
 
 /// CPU time of a thread after it answered a signal. It becomes known at the next check.
@@ -173,7 +173,7 @@ impl WorkerBaseline {
                 *self = Self::At(cpu);
                 false
             }
-            Self::At(before) => cpu.saturating_sub(before) > ANSWER,
+            Self::At(before) => cpu.saturating_sub(before) > MAX_HANDLER_CPU_TIME,
         }
     }
 }
@@ -181,37 +181,37 @@ impl WorkerBaseline {
 #[derive(Debug)]
 struct TrackedThread {
     tid: u32,
-    poll: u64,
-    since: Moment,
+    poll_hash: u64,
+    first_seen: Moment,
     /// Time at which the thread was last seen running.
-    ran: Moment,
+    last_ran: Moment,
     /// `true` if the thread had slept at the last sample.
-    slept: bool,
+    was_asleep: bool,
     /// Number of samples in this poll.
-    sames: u32,
+    same_samples: u32,
     /// Time of the next sample.
-    next: Moment,
-    answered: WorkerBaseline,
+    next_sample: Moment,
+    signal_baseline: WorkerBaseline,
     /// `true` if the thread has run since it answered.
     has_run: bool,
     /// Run delay of the thread at the first and at the last sample in this poll.
-    waited: (Duration, Duration),
-    told: bool,
+    run_delay: (Duration, Duration),
+    reported: bool,
     /// `true` if the thread blocks no worker, or if that is unknown.
-    acquitted: bool,
+    dismissed: bool,
 }
 
 /// Suspected stalls that need a closer inspection of their threads' stacks.
 #[derive(Debug)]
-pub(crate) struct StallVerdict {
-    pub(crate) suspicions: Vec<SuspectedStall>,
+pub(crate) struct StallSuspects {
+    pub(crate) suspects: Vec<SuspectedStall>,
     /// Maximum number of them that can be stalled.
-    most: usize,
+    max_stalled: usize,
 }
 
 impl TrackedThread {
-    fn is_open(&self) -> bool {
-        !self.told && !self.acquitted
+    fn is_undecided(&self) -> bool {
+        !self.reported && !self.dismissed
     }
 }
 
@@ -221,235 +221,261 @@ impl UnrecordedPollDetector {
             threshold,
             workers: WorkerStates::new(threshold),
             threads: BTreeMap::new(),
-            followed: Vec::new(),
+            tracked: Vec::new(),
             next_search: None,
             budget: SearchBudget::new(),
         }
     }
 
     /// Charges the CPU time of a check, or of other work for the search.
-    pub(crate) fn charge(&mut self, cost: Duration, is_look: bool) {
-        if is_look { self.budget.charge_look(cost) } else { self.budget.charge(cost) }
+    pub(crate) fn charge(&mut self, cost: Duration, is_check: bool) {
+        if is_check { self.budget.charge_check(cost) } else { self.budget.charge(cost) }
     }
 
     /// Restarts all measurements at `now`, up to which the process was stopped.
-    pub(crate) fn stood_still(&mut self, now: Moment) {
-        self.workers.stood_still(now);
-        self.threads.values_mut().for_each(|thread| thread.since = now);
-        self.followed.retain(|thread| thread.told);
+    pub(crate) fn restart_measurements(&mut self, now: Moment) {
+        self.workers.restart_measurements(now);
+        self.threads.values_mut().for_each(|thread| thread.unchanged_since = now);
+        self.tracked.retain(|thread| thread.reported);
     }
 
     /// Updates the state from the counters of the workers and the CPU time of their threads at
     /// `now`. Returns the sampling round to run, if any, and the time until the next check.
-    pub(crate) fn look(
+    pub(crate) fn check(
         &mut self,
         now: Moment,
-        beats: &[WorkerProgress],
+        progress: &[WorkerProgress],
         threads: &[WorkerThread],
     ) -> (Option<PollStackRequest>, Duration) {
         self.budget.refill(now);
-        let rest = self.workers.look(now, beats);
-        self.note(now, threads);
-        let standing = self.workers.standing(now).count();
-        let pace = self.budget.pace().min(Duration::from_millis(500));
-        if standing == 0 {
-            self.followed.clear();
-            return (None, spread(rest, now).max(pace));
+        let interval = self.workers.update(now, progress);
+        self.update_threads(now, threads);
+        let stuck = self.workers.without_progress(now).count();
+        let min_interval = self.budget.min_check_interval().min(Duration::from_millis(500));
+        if stuck == 0 {
+            self.tracked.clear();
+            return (None, spread(interval, now).max(min_interval));
         }
-        let is_complete = self.threads.len() == beats.len();
-        let (still, still_due) = self.sleepers(now, is_complete);
-        let is_late = self.workers.standing(now).any(|worker| worker.is_late(now));
-        let may_hint = self.budget.has_plenty() || (is_late && self.budget.has_any());
+        let is_complete = self.threads.len() == progress.len();
+        let (sleeping, still_due) = self.sleeping_threads(now, is_complete);
+        let is_late = self.workers.without_progress(now).any(|worker| worker.is_late(now));
+        let may_follow_hints = self.budget.exceeds_reserve() || (is_late && self.budget.has_any());
 
-        let told = self.followed.iter().filter(|thread| thread.told).count();
-        let recorded = self.threads.values().filter(|thread| thread.recorded).count();
-        let explained = self.followed.iter().filter(|thread| !thread.acquitted).count()
+        let reported = self.tracked.iter().filter(|thread| thread.reported).count();
+        let recorded = self.threads.values().filter(|thread| thread.in_recorded_poll).count();
+        let explained = self.tracked.iter().filter(|thread| !thread.dismissed).count()
             + if is_complete { recorded } else { 0 };
         let may_search =
-            standing > explained && may_hint && self.next_search.is_none_or(|at| now >= at);
+            stuck > explained && may_follow_hints && self.next_search.is_none_or(|at| now >= at);
         let running = self.threads.iter().filter(|(tid, thread)| {
-            let is_followed = self.followed.iter().any(|followed| followed.tid == **tid);
-            thread.since == now && !thread.recorded && !is_followed
+            let is_followed = self.tracked.iter().any(|followed| followed.tid == **tid);
+            thread.unchanged_since == now && !thread.in_recorded_poll && !is_followed
         });
         let search: Vec<u32> = running.map(|(&tid, _)| tid).filter(|_| may_search).collect();
-        let names = may_search && !is_complete;
-        let may_ask = |thread: &&TrackedThread| {
-            let sampled = if thread.sames > 1 { self.budget.has_any() } else { may_hint };
+        let search_by_name = may_search && !is_complete;
+        let should_sample = |thread: &&TrackedThread| {
+            let sampled =
+                if thread.same_samples > 1 { self.budget.has_any() } else { may_follow_hints };
             thread.has_run
-                && now >= thread.next
-                && if thread.is_open() { sampled } else { self.budget.has_plenty() }
+                && now >= thread.next_sample
+                && if thread.is_undecided() { sampled } else { self.budget.exceeds_reserve() }
         };
-        let follow: Vec<u32> = self.followed.iter().filter(may_ask).map(|it| it.tid).collect();
+        let tracked: Vec<u32> =
+            self.tracked.iter().filter(should_sample).map(|it| it.tid).collect();
 
-        let sampled = self.followed.iter().filter(|thread| thread.is_open() && thread.has_run);
-        let mut next = spread(if standing > told { BUSY } else { REST }, now);
-        for due in sampled.map(|thread| thread.next).chain(still_due) {
+        let sampled = self.tracked.iter().filter(|thread| thread.is_undecided() && thread.has_run);
+        let mut next =
+            spread(if stuck > reported { BUSY_CHECK_INTERVAL } else { IDLE_CHECK_INTERVAL }, now);
+        for due in sampled.map(|thread| thread.next_sample).chain(still_due) {
             next = next.min(due.since(now));
         }
-        let next = next.clamp(PERIOD, self.threshold.max(PERIOD)).max(pace);
-        let ask = PollStackRequest { follow, still, search, names };
-        ((ask != PollStackRequest::default()).then_some(ask), next)
+        let next = next.clamp(CHECK_INTERVAL, self.threshold.max(CHECK_INTERVAL)).max(min_interval);
+        let request = PollStackRequest { tracked, sleeping, search, search_by_name };
+        ((request != PollStackRequest::default()).then_some(request), next)
     }
 
     /// Updates the CPU times of the workers' threads at `now`.
-    fn note(&mut self, now: Moment, threads: &[WorkerThread]) {
+    fn update_threads(&mut self, now: Moment, threads: &[WorkerThread]) {
         self.threads.retain(|tid, _| threads.iter().any(|thread| thread.tid == *tid));
-        for &WorkerThread { tid, cpu, recorded } in threads {
-            let fresh = Thread { cpu, since: now, recorded, parked: WorkerBaseline::Unset };
+        for &WorkerThread { tid, cpu_time: cpu, in_recorded_poll: recorded } in threads {
+            let fresh = WorkerThreadState {
+                cpu_time: cpu,
+                unchanged_since: now,
+                in_recorded_poll: recorded,
+                parked_baseline: WorkerBaseline::Unset,
+            };
             let known = self.threads.entry(tid).or_insert(fresh);
-            if known.cpu != cpu {
-                (known.cpu, known.since) = (cpu, now);
+            if known.cpu_time != cpu {
+                (known.cpu_time, known.unchanged_since) = (cpu, now);
             }
-            known.recorded = recorded;
-            if known.parked.has_run(cpu) {
-                known.parked = WorkerBaseline::Unset;
+            known.in_recorded_poll = recorded;
+            if known.parked_baseline.has_run(cpu) {
+                known.parked_baseline = WorkerBaseline::Unset;
             }
         }
-        for thread in &mut self.followed {
+        for thread in &mut self.tracked {
             // A thread that belongs to no known worker is assumed to run.
             let known = self.threads.get(&thread.tid);
-            thread.has_run = known.is_none_or(|known| thread.answered.has_run(known.cpu));
+            thread.has_run =
+                known.is_none_or(|known| thread.signal_baseline.has_run(known.cpu_time));
         }
     }
 
     /// Returns the threads that have slept for the threshold and may be in a poll, and the time at
     /// which the next thread reaches the threshold.
-    fn sleepers(&self, now: Moment, is_complete: bool) -> (Vec<Still>, Option<Moment>) {
-        let sleeps = |thread: &&Thread| thread.since < now && !thread.recorded;
+    fn sleeping_threads(
+        &self,
+        now: Moment,
+        is_complete: bool,
+    ) -> (Vec<SleepingWorker>, Option<Moment>) {
+        let sleeps =
+            |thread: &&WorkerThreadState| thread.unchanged_since < now && !thread.in_recorded_poll;
         // All threads are known, and at most as many sleep as workers were parked all the time. So
         // the sleeping threads are the parked workers.
-        if is_complete && self.threads.values().filter(sleeps).count() <= self.workers.asleep() {
+        if is_complete
+            && self.threads.values().filter(sleeps).count() <= self.workers.parked_count()
+        {
             return (Vec::new(), None);
         }
         let open = self.threads.iter().filter(|(tid, thread)| {
             sleeps(thread)
-                && thread.parked == WorkerBaseline::Unset
-                && !self.followed.iter().any(|it| it.tid == **tid && !it.is_open() && !it.has_run)
+                && thread.parked_baseline == WorkerBaseline::Unset
+                && !self.tracked.iter().any(|tracked| {
+                    tracked.tid == **tid && !tracked.is_undecided() && !tracked.has_run
+                })
         });
-        let (mut still, mut due) = (Vec::new(), None::<Moment>);
+        let (mut sleeping, mut due) = (Vec::new(), None::<Moment>);
         for (&tid, thread) in open {
-            let at = thread.since + self.threshold;
+            let at = thread.unchanged_since + self.threshold;
             if now < at {
                 due = Some(due.map_or(at, |due| due.min(at)));
             } else if self.budget.has_any() {
-                still.push(Still { tid, cpu: thread.cpu, since: thread.since });
+                sleeping.push(SleepingWorker {
+                    tid,
+                    cpu_time: thread.cpu_time,
+                    asleep_since: thread.unchanged_since,
+                });
             }
         }
-        still.sort_unstable_by_key(|still| still.since);
-        still.truncate(MAX_FOLLOWED / 4);
-        (still, due)
+        sleeping.sort_unstable_by_key(|still| still.asleep_since);
+        sleeping.truncate(MAX_TRACKED_THREADS / 4);
+        (sleeping, due)
     }
 
-    /// Evaluates at `now` the samples of a round that started at `asked`. [`Self::look`] must have
+    /// Evaluates at `now` the samples of a round that started at `asked`. [`Self::check`] must have
     /// been called before.
-    pub(crate) fn hear(
+    pub(crate) fn ingest(
         &mut self,
         now: Moment,
-        asked: Moment,
+        sampled_at: Moment,
         samples: &[PollSample],
         searched: bool,
-    ) -> Option<StallVerdict> {
+    ) -> Option<StallSuspects> {
         if searched {
-            self.next_search = Some(now + jittered(PAUSE, now));
+            self.next_search = Some(now + jittered(SEARCH_INTERVAL, now));
         }
         for sample in samples {
-            self.take(now, sample);
+            self.ingest_sample(now, sample);
         }
-        let standing: Vec<&WorkerState> = self.workers.standing(now).collect();
-        let told = self.followed.iter().filter(|thread| thread.told).count();
-        let most = standing.len().saturating_sub(told);
-        let whole_batch =
-            standing.iter().any(|worker| now.since(worker.since) >= BATCH && worker.is_late(now));
-        let worker = match standing[..] {
-            [only] => Some(only.beat.worker),
+        let stuck: Vec<&WorkerState> = self.workers.without_progress(now).collect();
+        let reported = self.tracked.iter().filter(|thread| thread.reported).count();
+        let max_stalled = stuck.len().saturating_sub(reported);
+        let exceeds_batch = stuck.iter().any(|worker| {
+            now.since(worker.unchanged_since) >= MAX_BATCH_DURATION && worker.is_late(now)
+        });
+        let worker = match stuck[..] {
+            [only] => Some(only.progress.worker),
             _ => None,
         };
         let is_certain = |thread: &&TrackedThread| {
-            let slept = thread.slept && asked.since(thread.ran) >= self.threshold;
-            let waited = thread.waited.1.saturating_sub(thread.waited.0);
-            let own = asked.since(thread.since).saturating_sub(waited);
-            let same = whole_batch && thread.sames >= SAMES && own >= self.threshold.max(BATCH);
-            thread.is_open() && (slept || same)
+            let slept = thread.was_asleep && sampled_at.since(thread.last_ran) >= self.threshold;
+            let waited = thread.run_delay.1.saturating_sub(thread.run_delay.0);
+            let own = sampled_at.since(thread.first_seen).saturating_sub(waited);
+            let same = exceeds_batch
+                && thread.same_samples >= MIN_SAME_SAMPLES
+                && own >= self.threshold.max(MAX_BATCH_DURATION);
+            thread.is_undecided() && (slept || same)
         };
-        let suspicions = self.followed.iter().filter(is_certain).map(|thread| SuspectedStall {
+        let suspects = self.tracked.iter().filter(is_certain).map(|thread| SuspectedStall {
             tid: thread.tid,
-            since: thread.since,
-            lasted: asked.since(thread.since),
+            first_seen: thread.first_seen,
+            duration: sampled_at.since(thread.first_seen),
             worker: self.workers.driven_by(thread.tid).or(worker),
             is_driver: self.workers.driven_by(thread.tid).is_some(),
         });
-        let suspicions: Vec<SuspectedStall> = suspicions.collect();
-        (most > 0 && !suspicions.is_empty()).then_some(StallVerdict { suspicions, most })
+        let suspects: Vec<SuspectedStall> = suspects.collect();
+        (max_stalled > 0 && !suspects.is_empty()).then_some(StallSuspects { suspects, max_stalled })
     }
 
     /// Applies the result of inspecting the suspects: `is_stuck` returns `true` for a thread that
     /// is stalled. Returns the stalls to report.
-    pub(crate) fn settle(
+    pub(crate) fn confirm(
         &mut self,
-        verdict: StallVerdict,
+        candidates: StallSuspects,
         is_stuck: impl Fn(u32) -> bool,
     ) -> Vec<SuspectedStall> {
-        let StallVerdict { mut suspicions, most } = verdict;
-        let examined: Vec<u32> = suspicions.iter().map(|suspicion| suspicion.tid).collect();
+        let StallSuspects { suspects: mut suspicions, max_stalled: most } = candidates;
+        let inspected: Vec<u32> = suspicions.iter().map(|suspicion| suspicion.tid).collect();
         suspicions.retain(|suspicion| is_stuck(suspicion.tid));
         if suspicions.len() > most {
             suspicions.clear();
         }
-        for thread in self.followed.iter_mut().filter(|thread| examined.contains(&thread.tid)) {
-            thread.told = suspicions.iter().any(|suspicion| suspicion.tid == thread.tid);
-            thread.next = thread.next.max(thread.ran + SAMPLE_REPORTED);
-            thread.acquitted = !thread.told;
+        for thread in self.tracked.iter_mut().filter(|thread| inspected.contains(&thread.tid)) {
+            thread.reported = suspicions.iter().any(|suspicion| suspicion.tid == thread.tid);
+            thread.next_sample = thread.next_sample.max(thread.last_ran + REPORTED_SAMPLE_INTERVAL);
+            thread.dismissed = !thread.reported;
         }
         suspicions
     }
 
     /// Returns the start of the oldest reported poll that is still in progress.
-    pub(crate) fn oldest(&self) -> Option<Moment> {
-        self.followed.iter().filter(|thread| thread.told).map(|thread| thread.since).min()
+    pub(crate) fn oldest_reported(&self) -> Option<Moment> {
+        self.tracked.iter().filter(|thread| thread.reported).map(|thread| thread.first_seen).min()
     }
 
-    fn take(&mut self, now: Moment, sample: &PollSample) {
-        let known = self.followed.iter_mut().find(|thread| thread.tid == sample.tid);
-        let Some(poll) = sample.poll else {
-            self.followed.retain(|thread| thread.tid != sample.tid);
+    fn ingest_sample(&mut self, now: Moment, sample: &PollSample) {
+        let known = self.tracked.iter_mut().find(|thread| thread.tid == sample.tid);
+        let Some(poll) = sample.poll_hash else {
+            self.tracked.retain(|thread| thread.tid != sample.tid);
             if let Some(thread) = self.threads.get_mut(&sample.tid) {
-                thread.parked = WorkerBaseline::Pending;
+                thread.parked_baseline = WorkerBaseline::Pending;
             }
             if !sample.is_worker {
                 self.workers.dismiss(sample.tid, now);
             }
             return;
         };
-        let since = sample.still.unwrap_or(now);
-        let next = now + jittered(SAMPLE, now);
+        let since = sample.asleep_since.unwrap_or(now);
+        let next = now + jittered(SAMPLE_INTERVAL, now);
         if let Some(thread) = known
-            && thread.poll == poll
+            && thread.poll_hash == poll
         {
-            thread.sames += 1;
-            thread.slept = sample.still.is_some();
-            thread.ran = since.max(thread.ran);
-            thread.next = if thread.is_open() { next } else { now + SAMPLE_REPORTED };
-            thread.answered = WorkerBaseline::Pending;
-            thread.waited.1 = sample.waited;
+            thread.same_samples += 1;
+            thread.was_asleep = sample.asleep_since.is_some();
+            thread.last_ran = since.max(thread.last_ran);
+            thread.next_sample =
+                if thread.is_undecided() { next } else { now + REPORTED_SAMPLE_INTERVAL };
+            thread.signal_baseline = WorkerBaseline::Pending;
+            thread.run_delay.1 = sample.run_delay;
             return;
         }
         let fresh = TrackedThread {
             tid: sample.tid,
-            poll,
-            since,
-            ran: since,
-            slept: sample.still.is_some(),
-            sames: 1,
-            next,
-            answered: WorkerBaseline::Pending,
+            poll_hash: poll,
+            first_seen: since,
+            last_ran: since,
+            was_asleep: sample.asleep_since.is_some(),
+            same_samples: 1,
+            next_sample: next,
+            signal_baseline: WorkerBaseline::Pending,
             has_run: true,
-            waited: (sample.waited, sample.waited),
-            told: false,
-            acquitted: false,
+            run_delay: (sample.run_delay, sample.run_delay),
+            reported: false,
+            dismissed: false,
         };
-        match self.followed.iter().position(|thread| thread.tid == sample.tid) {
-            Some(at) => self.followed[at] = fresh,
-            None if self.followed.len() < MAX_FOLLOWED => self.followed.push(fresh),
+        match self.tracked.iter().position(|thread| thread.tid == sample.tid) {
+            Some(at) => self.tracked[at] = fresh,
+            None if self.tracked.len() < MAX_TRACKED_THREADS => self.tracked.push(fresh),
             None => {}
         }
     }
@@ -467,7 +493,7 @@ fn jittered(time: Duration, now: Moment) -> Duration {
 /// would be missed or none.
 fn spread(time: Duration, now: Moment) -> Duration {
     let mixed = now.as_nanos().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
-    (time * 3 / 4 + time * mixed as u32 / 512).max(PERIOD)
+    (time * 3 / 4 + time * mixed as u32 / 512).max(CHECK_INTERVAL)
 }
 
 #[cfg(test)]

@@ -11,13 +11,13 @@ use crate::model::{Stall, ThreadDump};
 use crate::vitals::Runtimes;
 
 /// Stub of a detected stall.
-pub(crate) struct FoundStalls {
+pub(crate) struct DetectedStall {
     pub(crate) stall: Stall,
     pub(crate) dump: Option<Box<ThreadDump>>,
     pub(crate) is_in_place: bool,
 }
 
-pub(crate) fn longest() -> Option<Duration> {
+pub(crate) fn longest_poll_in_progress() -> Option<Duration> {
     None
 }
 
@@ -35,7 +35,7 @@ impl Stalls {
 
     pub(crate) fn apply(&mut self, _: &Settings) {}
 
-    pub(crate) fn due(&self) -> Instant {
+    pub(crate) fn next_check(&self) -> Instant {
         Instant::now() + Duration::from_secs(3600)
     }
 
@@ -43,7 +43,7 @@ impl Stalls {
         &mut self,
         _: &mut StandstillDetector,
         _: Instant,
-    ) -> Vec<FoundStalls> {
+    ) -> Vec<DetectedStall> {
         std::future::pending().await
     }
 }

@@ -15,49 +15,49 @@ use crate::os::proc::thread_reader::ProcThreadReader;
 
 /// Maximum number of threads that one check reads, longest-running polls first. A reading costs
 /// about 4 us.
-const MAX_READ: usize = 8;
+const MAX_THREADS_PER_CHECK: usize = 8;
 
 /// Minimum time between two checks that read counters, which limits their cost to 0.07 % of a core.
-const READ_EVERY: Duration = Duration::from_millis(50);
+const READ_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Limits on reading the counters of threads in long polls: rate per second and burst. Each reading
 /// takes about 15 us, so all of them take at most 0.3 % of a core. The delay of the other threads
 /// is estimated from these.
-const MEASURED_PER_SECOND: u64 = 200;
-const MEASURED_AT_ONCE: u64 = 50;
+const MAX_READS_PER_SECOND: u64 = 200;
+const MAX_READ_BURST: u64 = 50;
 
 /// Maximum number of readings kept per thread.
-const KEPT: usize = 8;
+const MAX_READINGS: usize = 8;
 
 /// Age at the start of a poll beyond which a reading is not used for that poll.
-const STALE: Duration = Duration::from_millis(500);
+const MAX_READING_AGE: Duration = Duration::from_millis(500);
 
 /// Age up to which a reading belongs to the current check.
-const FRESH: Duration = Duration::from_millis(2);
+const CURRENT_READING_AGE: Duration = Duration::from_millis(2);
 
 /// The parts of a poll's duration that are not its own time.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct ExcludedTime {
     /// Time in which the thread waited for a core.
-    pub(crate) waited: Duration,
+    pub(crate) run_delay: Duration,
     /// Time in which the whole process was stopped.
-    pub(crate) still: Duration,
+    pub(crate) standstill: Duration,
 }
 
 /// The counters of one thread at one moment.
 #[derive(Clone, Copy, Debug)]
 struct WaitReading {
     at: Moment,
-    waited: Duration,
-    cpu: Duration,
+    run_delay: Duration,
+    cpu_time: Duration,
 }
 
 /// The readings of all threads, by registry id.
 pub(crate) struct WaitEstimator {
     /// `None` if the kernel does not provide the counters.
-    eyes: Option<ProcThreadReader>,
+    thread_reader: Option<ProcThreadReader>,
     threads: HashMap<u64, Vec<WaitReading>>,
-    next: Option<Moment>,
+    next_read: Option<Moment>,
     estimate: WaitEstimate,
 }
 
@@ -65,67 +65,67 @@ pub(crate) struct WaitEstimator {
 /// on readings.
 #[derive(Debug, Default)]
 struct WaitEstimate {
-    share: f64,
+    delay_fraction: f64,
     /// Time at which the whole burst is available again.
-    full_at: Moment,
+    burst_full_at: Moment,
 }
 
 impl WaitEstimate {
     /// Returns `true` if one more thread can be read at `now`, and counts it.
-    fn may_measure(&mut self, now: Moment) -> bool {
-        let cost = Duration::from_secs(1) / MEASURED_PER_SECOND as u32;
-        let full_at = self.full_at.max(now) + cost;
-        let may = full_at.since(now) <= cost * MEASURED_AT_ONCE as u32;
-        if may {
-            self.full_at = full_at;
+    fn try_measure(&mut self, now: Moment) -> bool {
+        let cost = Duration::from_secs(1) / MAX_READS_PER_SECOND as u32;
+        let full_at = self.burst_full_at.max(now) + cost;
+        let is_allowed = full_at.since(now) <= cost * MAX_READ_BURST as u32;
+        if is_allowed {
+            self.burst_full_at = full_at;
         }
-        may
+        is_allowed
     }
 
     /// Adds the measured delay of a poll that took `total` to the average.
-    fn measured(&mut self, waited: Duration, total: Duration) {
+    fn add_measurement(&mut self, waited: Duration, total: Duration) {
         let share = if total.is_zero() { 0.0 } else { waited.div_duration_f64(total) };
-        self.share += (share.min(1.0) - self.share) / 8.0;
+        self.delay_fraction += (share.min(1.0) - self.delay_fraction) / 8.0;
     }
 }
 
 /// A polling thread: its registry id, its kernel thread ID, and the start of its poll.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct PollWait {
+pub(crate) struct PollingThread {
     pub(crate) thread: u64,
     pub(crate) tid: u32,
-    pub(crate) since: Option<Moment>,
+    pub(crate) poll_start: Option<Moment>,
 }
 
 impl WaitEstimator {
     pub(crate) fn new() -> Self {
         Self {
-            eyes: ProcThreadReader::open().ok(),
+            thread_reader: ProcThreadReader::open().ok(),
             threads: HashMap::new(),
-            next: None,
+            next_read: None,
             estimate: WaitEstimate::default(),
         }
     }
 
     /// Reads the counters of some of the threads that poll at `now`.
-    pub(crate) fn look(&mut self, now: Moment, mut polling: Vec<PollWait>) {
-        if self.next.is_some_and(|next| now < next) {
+    pub(crate) fn read_polling(&mut self, now: Moment, mut polling: Vec<PollingThread>) {
+        if self.next_read.is_some_and(|next| now < next) {
             return;
         }
-        self.next = Some(now + READ_EVERY);
+        self.next_read = Some(now + READ_INTERVAL);
         self.threads.retain(|thread, readings| {
-            polling.iter().any(|it| it.thread == *thread)
-                || readings.last().is_some_and(|last| now.since(last.at) < STALE)
+            polling.iter().any(|polled| polled.thread == *thread)
+                || readings.last().is_some_and(|last| now.since(last.at) < MAX_READING_AGE)
         });
-        polling.sort_unstable_by_key(|it| it.since.unwrap_or(now));
-        for it in polling.into_iter().take(MAX_READ) {
-            self.read(now, it);
+        polling.sort_unstable_by_key(|polled| polled.poll_start.unwrap_or(now));
+        for polled in polling.into_iter().take(MAX_THREADS_PER_CHECK) {
+            self.read(now, polled);
         }
     }
 
     /// Returns the part of a poll's interval `from..until` that is not its own time. `until` is in
     /// the past or about now.
-    pub(crate) fn exclude(
+    pub(crate) fn excluded_time(
         &mut self,
         thread: u64,
         tid: u32,
@@ -133,40 +133,49 @@ impl WaitEstimator {
         until: Moment,
     ) -> ExcludedTime {
         let now = SystemClock.now();
-        let still = standstill::within(from, until);
-        let running = until.since(from).saturating_sub(still);
-        if !self.estimate.may_measure(now) {
-            return ExcludedTime { waited: running.mul_f64(self.estimate.share), still };
+        let standstill = standstill::overlap(from, until);
+        let running = until.since(from).saturating_sub(standstill);
+        if !self.estimate.try_measure(now) {
+            return ExcludedTime {
+                run_delay: running.mul_f64(self.estimate.delay_fraction),
+                standstill,
+            };
         }
-        self.read(now, PollWait { thread, tid, since: Some(from) });
+        self.read(now, PollingThread { thread, tid, poll_start: Some(from) });
         let readings = self.threads.get(&thread).map_or(&[][..], Vec::as_slice);
-        let mut all = waited(readings, from, until);
-        let goes_on = now.since(until) < FRESH;
-        if goes_on && self.waits_now(tid) {
+        let mut total_delay = run_delay_between(readings, from, until);
+        let is_current = now.since(until) < CURRENT_READING_AGE;
+        if is_current && self.is_waiting_for_core(tid) {
             // Skips the readings made by this check.
-            let last = readings.iter().rev().find(|reading| now.since(reading.at) >= FRESH);
+            let last =
+                readings.iter().rev().find(|reading| now.since(reading.at) >= CURRENT_READING_AGE);
             let since = last.map_or(from, |last| last.at.max(from));
-            all += until.since(since).saturating_sub(counted_since(readings, since));
+            total_delay += until.since(since).saturating_sub(counted_since(readings, since));
         }
-        let waited = all.min(running);
-        self.estimate.measured(waited, running);
-        ExcludedTime { waited, still }
+        let waited = total_delay.min(running);
+        self.estimate.add_measurement(waited, running);
+        ExcludedTime { run_delay: waited, standstill }
     }
 
     /// Returns `true` if the thread is runnable and not running: its CPU time does not grow.
-    fn waits_now(&self, tid: u32) -> bool {
-        let Some(eyes) = &self.eyes else { return false };
-        let before = cpu_timer::cpu_time_of(tid).ok();
-        let is_runnable = eyes.look(tid).is_some_and(|(thread, _)| thread.state == 'R');
-        is_runnable && before.is_some() && cpu_timer::cpu_time_of(tid).ok() == before
+    fn is_waiting_for_core(&self, tid: u32) -> bool {
+        let Some(thread_reader) = &self.thread_reader else { return false };
+        let before = cpu_timer::thread_cpu_time(tid).ok();
+        let is_runnable =
+            thread_reader.thread_state(tid).is_some_and(|(thread, _)| thread.state == 'R');
+        is_runnable && before.is_some() && cpu_timer::thread_cpu_time(tid).ok() == before
     }
 
-    fn read(&mut self, now: Moment, polling: PollWait) {
-        let runs = self.eyes.as_ref().and_then(|eyes| eyes.runs(polling.tid));
-        let Some(runs) = runs else { return };
+    fn read(&mut self, now: Moment, polling: PollingThread) {
+        let sched_stat = self.thread_reader.as_ref().and_then(|eyes| eyes.sched_stat(polling.tid));
+        let Some(sched_stat) = sched_stat else { return };
         let readings = self.threads.entry(polling.thread).or_default();
-        let since = polling.since.or(readings.last().map(|last| last.at)).unwrap_or(now);
-        readings.push(WaitReading { at: now, waited: runs.waited, cpu: runs.cpu });
+        let since = polling.poll_start.or(readings.last().map(|last| last.at)).unwrap_or(now);
+        readings.push(WaitReading {
+            at: now,
+            run_delay: sched_stat.run_delay,
+            cpu_time: sched_stat.cpu_time,
+        });
         trim(readings, since);
     }
 }
@@ -176,17 +185,18 @@ impl WaitEstimator {
 fn trim(readings: &mut Vec<WaitReading>, since: Moment) {
     let last_before = readings.iter().rposition(|reading| reading.at <= since).unwrap_or(0);
     readings.drain(..last_before);
-    if readings.len() > KEPT {
+    if readings.len() > MAX_READINGS {
         readings.remove(1);
     }
 }
 
 /// Returns an upper bound of the thread's run delay in `from..until`.
-fn waited(readings: &[WaitReading], from: Moment, until: Moment) -> Duration {
+fn run_delay_between(readings: &[WaitReading], from: Moment, until: Moment) -> Duration {
     let Some(last) = readings.last() else { return Duration::ZERO };
-    let is_before = |reading: &&WaitReading| reading.at <= from && from.since(reading.at) < STALE;
+    let is_before =
+        |reading: &&WaitReading| reading.at <= from && from.since(reading.at) < MAX_READING_AGE;
     if let Some(before) = readings.iter().rev().find(is_before) {
-        return last.waited.saturating_sub(before.waited).min(until.since(from));
+        return last.run_delay.saturating_sub(before.run_delay).min(until.since(from));
     }
     // No reading from before the poll: assume the same delay per time before the first reading as
     // after it.
@@ -197,7 +207,7 @@ fn waited(readings: &[WaitReading], from: Moment, until: Moment) -> Duration {
     if known.is_zero() {
         return Duration::ZERO;
     }
-    let share = last.waited.saturating_sub(first.waited).as_secs_f64() / known.as_secs_f64();
+    let share = last.run_delay.saturating_sub(first.run_delay).as_secs_f64() / known.as_secs_f64();
     until.since(from).mul_f64(share.min(1.0))
 }
 
@@ -206,7 +216,7 @@ fn waited(readings: &[WaitReading], from: Moment, until: Moment) -> Duration {
 fn counted_since(readings: &[WaitReading], since: Moment) -> Duration {
     let before = readings.iter().rev().find(|reading| reading.at <= since);
     let (Some(last), Some(before)) = (readings.last(), before) else { return Duration::ZERO };
-    last.waited.saturating_sub(before.waited) + last.cpu.saturating_sub(before.cpu)
+    last.run_delay.saturating_sub(before.run_delay) + last.cpu_time.saturating_sub(before.cpu_time)
 }
 
 #[cfg(test)]
@@ -220,14 +230,14 @@ mod tests {
     fn readings(readings: &[(u64, u64)]) -> Vec<WaitReading> {
         let reading = |&(milli, waited)| WaitReading {
             at: at(milli),
-            waited: Duration::from_millis(waited),
-            cpu: Duration::ZERO,
+            run_delay: Duration::from_millis(waited),
+            cpu_time: Duration::ZERO,
         };
         readings.iter().map(reading).collect()
     }
 
     #[test]
-    fn a_wait_is_what_the_counter_grew_by_since_before_the_poll() {
+    fn run_delay_is_counter_growth_since_before_the_poll() {
         for (name, readings, from, until, expected) in [
             ("nothing is known", readings(&[]), 100, 200, 0),
             ("one reading", readings(&[(200, 70)]), 100, 200, 0),
@@ -249,43 +259,43 @@ mod tests {
                 0,
             ),
         ] {
-            let found = waited(&readings, at(from), at(until));
+            let found = run_delay_between(&readings, at(from), at(until));
             assert_eq!(found, Duration::from_millis(expected), "{name}");
         }
     }
 
     #[test]
-    fn the_reading_before_a_long_poll_is_kept() {
-        let mut kept = readings(&[(0, 1), (50, 2)]);
+    fn trim_keeps_last_reading_before_poll_start() {
+        let mut recent = readings(&[(0, 1), (50, 2)]);
         for n in 0..100 {
-            kept.push(readings(&[(100 + n * 50, 3 + n)])[0]);
-            trim(&mut kept, at(60));
+            recent.push(readings(&[(100 + n * 50, 3 + n)])[0]);
+            trim(&mut recent, at(60));
         }
-        assert_eq!(kept[0].at, at(50));
-        assert!(kept.len() <= KEPT);
-        trim(&mut kept, at(10_000));
-        assert_eq!(kept.len(), 1, "of an earlier poll nothing is kept");
+        assert_eq!(recent[0].at, at(50));
+        assert!(recent.len() <= MAX_READINGS);
+        trim(&mut recent, at(10_000));
+        assert_eq!(recent.len(), 1, "of an earlier poll nothing is kept");
     }
 
     #[test]
-    fn many_long_polls_are_read_at_a_bounded_rate_and_the_rest_is_estimated() {
+    fn run_delay_reads_are_rate_limited_and_others_estimated() {
         let mut estimate = WaitEstimate::default();
         let start = Moment::from_nanos(1_000_000_000_000);
         // 5000 a second for ten seconds.
         let measured = (0..50_000).filter(|n| {
-            let may = estimate.may_measure(start + Duration::from_micros(n * 200));
-            if may {
-                estimate.measured(Duration::from_millis(30), Duration::from_millis(120));
+            let is_allowed = estimate.try_measure(start + Duration::from_micros(n * 200));
+            if is_allowed {
+                estimate.add_measurement(Duration::from_millis(30), Duration::from_millis(120));
             }
-            may
+            is_allowed
         });
         let measured = measured.count() as u64;
-        let most = MEASURED_PER_SECOND * 10 + MEASURED_AT_ONCE;
-        assert!((most - 5..=most).contains(&measured), "{measured}");
-        assert!((0.24..=0.26).contains(&estimate.share), "{}", estimate.share);
+        let max_reads = MAX_READS_PER_SECOND * 10 + MAX_READ_BURST;
+        assert!((max_reads - 5..=max_reads).contains(&measured), "{measured}");
+        assert!((0.24..=0.26).contains(&estimate.delay_fraction), "{}", estimate.delay_fraction);
         // At a low rate every poll is read.
         let later = start + Duration::from_secs(3600);
         let few = |n: u64| later + Duration::from_millis(n * 100);
-        assert!((0..100).all(|n| estimate.may_measure(few(n))));
+        assert!((0..100).all(|n| estimate.try_measure(few(n))));
     }
 }

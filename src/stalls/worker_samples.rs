@@ -12,8 +12,8 @@ use std::time::Duration;
 use tokio::sync::oneshot::Receiver;
 
 use super::unrecorded_polls::{
-    MAX_FOLLOWED, PollSample, PollStackRequest, StallVerdict, Still, SuspectedStall,
-    UnrecordedPollDetector, WorkerThread,
+    MAX_TRACKED_THREADS, PollSample, PollStackRequest, SleepingWorker, StallSuspects,
+    SuspectedStall, UnrecordedPollDetector, WorkerThread,
 };
 use crate::base::side_thread::SideThread;
 use crate::base::{Clock, Moment, SystemClock, standstill, warnings};
@@ -21,7 +21,7 @@ use crate::model::{Profile, ValueType, WorkerProgress};
 use crate::os::clock::cpu_timer;
 use crate::os::images;
 use crate::os::proc::threads;
-use crate::stalls::poll_roles::{Flavor, PollRole, poll_in, role};
+use crate::stalls::poll_roles::{Flavor, PollRole, find_poll, function_role};
 pub(crate) use crate::stalls::poll_roles::{holds_up, is_in_place_function};
 use crate::stalls::thread_probe::{SampledStack, ThreadProbe};
 use crate::symbols;
@@ -29,7 +29,7 @@ use crate::trace::open_polls::polling_threads;
 use crate::vitals::Runtimes;
 
 /// Time for which a thread that is not a worker is skipped.
-const PLAIN: Duration = Duration::from_secs(10);
+const NON_WORKER_SKIP_TIME: Duration = Duration::from_secs(10);
 
 /// Maximum number of addresses with a known role: more than a service has in tokio's code.
 const MAX_ROLES: usize = 4096;
@@ -38,24 +38,24 @@ const MAX_ROLES: usize = 4096;
 /// takes ten times the CPU time of the search itself: 40 ms in a debug build. Within the budget,
 /// that would suspend the search for half a second, longer than most stalls. Names are read once,
 /// in the first searches.
-const FREE_LESSONS: u32 = 8;
+const FREE_SYMBOL_LOOKUPS: u32 = 8;
 
 /// Cost of a round beyond the CPU time of the sampling thread: two thread wake-ups.
-const ROUND: Duration = Duration::from_micros(20);
+const ROUND_OVERHEAD: Duration = Duration::from_micros(20);
 
 /// CPU time a sampled thread takes to reply.
-const ANSWER: Duration = Duration::from_micros(15);
+const REPLY_COST: Duration = Duration::from_micros(15);
 
 /// Number of threads above which only names of threads with ids near those of known workers are
 /// read. Reading a name takes 7 us.
-const MAX_LISTED: usize = 512;
-const NEAR: u32 = 128;
+const MAX_THREADS_NAMED: usize = 512;
+const TID_SEARCH_RANGE: u32 = 128;
 
 /// The detector of unrecorded stalls.
 pub(crate) struct StallCandidates {
     runtimes: Runtimes,
-    suspects: UnrecordedPollDetector,
-    beats: Vec<WorkerProgress>,
+    detector: UnrecordedPollDetector,
+    worker_progress: Vec<WorkerProgress>,
     /// Threads found to be workers that have not yet run a task of the agent.
     workers: Vec<u32>,
     /// Threads that drive a current-thread runtime.
@@ -66,17 +66,17 @@ pub(crate) struct StallCandidates {
     round: Option<Receiver<ExamineRound>>,
     thread: SideThread,
     /// True if the system does not permit sampling threads.
-    refused: bool,
+    sampling_denied: bool,
     /// Total standstill time at the last check.
-    stood_still: Duration,
+    standstill_total: Duration,
 }
 
 /// Result of one round of sampling.
 struct ExamineRound {
     examiner: Box<StackExaminer>,
-    asked: Moment,
+    requested_at: Moment,
     samples: Vec<PollSample>,
-    searched: bool,
+    did_search: bool,
     cost: Duration,
 }
 
@@ -84,44 +84,44 @@ impl StallCandidates {
     pub(crate) fn new(runtimes: Runtimes, threshold: Duration, thread: SideThread) -> Self {
         Self {
             runtimes,
-            suspects: UnrecordedPollDetector::new(threshold),
-            beats: Vec::new(),
+            detector: UnrecordedPollDetector::new(threshold),
+            worker_progress: Vec::new(),
             workers: Vec::new(),
             drivers: Vec::new(),
             threads: Vec::new(),
             examiner: None,
             round: None,
             thread,
-            refused: false,
-            stood_still: standstill::total(),
+            sampling_denied: false,
+            standstill_total: standstill::total(),
         }
     }
 
     /// Checks the workers and samples threads if necessary. Returns the time until the next check.
     /// `before` is the CPU time of this thread before the check of recorded polls, which is part of
     /// the cost.
-    pub(crate) fn look(&mut self, before: Duration) -> Duration {
-        let (ask, next) = self.look_at_workers();
-        if let Some(ask) = ask.filter(|_| !self.refused && self.round.is_none()) {
-            self.ask(ask);
+    pub(crate) fn check(&mut self, before: Duration) -> Duration {
+        let (request, next) = self.check_workers();
+        if let Some(request) = request.filter(|_| !self.sampling_denied && self.round.is_none()) {
+            self.start_round(request);
         }
-        self.suspects.charge(threads::cpu_time().saturating_sub(before), true);
+        self.detector.charge(threads::cpu_time().saturating_sub(before), true);
         next
     }
 
-    fn look_at_workers(&mut self) -> (Option<PollStackRequest>, Duration) {
-        let stood_still = standstill::total();
-        if stood_still != self.stood_still {
-            self.stood_still = stood_still;
-            self.suspects.stood_still(SystemClock.now());
+    fn check_workers(&mut self) -> (Option<PollStackRequest>, Duration) {
+        let standstill_total = standstill::total();
+        if standstill_total != self.standstill_total {
+            self.standstill_total = standstill_total;
+            self.detector.restart_measurements(SystemClock.now());
         }
-        self.runtimes.beats(&mut self.beats);
+        self.runtimes.read_worker_progress(&mut self.worker_progress);
         self.drivers.clear();
-        self.drivers.extend(self.beats.iter().filter_map(|beat| beat.driver));
+        self.drivers.extend(self.worker_progress.iter().filter_map(|beat| beat.driver_tid));
         let recorded = polling_threads();
         self.threads.clear();
         // The CPU time of the threads is irrelevant while all workers are parked.
-        if self.beats.iter().any(|beat| !beat.parked) {
+        if self.worker_progress.iter().any(|beat| !beat.is_parked) {
             let mut tids = self.runtimes.threads();
             self.workers.retain(|tid| !tids.contains(tid));
             tids.extend(&self.workers);
@@ -129,19 +129,19 @@ impl StallCandidates {
             tids.sort_unstable();
             tids.dedup();
             self.threads.extend(tids.into_iter().filter_map(|tid| {
-                let cpu = cpu_timer::cpu_time_of(tid).ok()?;
-                Some(WorkerThread { tid, cpu, recorded: recorded.contains(&tid) })
+                let cpu = cpu_timer::thread_cpu_time(tid).ok()?;
+                Some(WorkerThread { tid, cpu_time: cpu, in_recorded_poll: recorded.contains(&tid) })
             }));
             let alive = |tid: &u32| self.threads.iter().any(|thread| thread.tid == *tid);
             self.workers.retain(alive);
         }
-        self.suspects.look(SystemClock.now(), &self.beats, &self.threads)
+        self.detector.check(SystemClock.now(), &self.worker_progress, &self.threads)
     }
 
-    fn ask(&mut self, ask: PollStackRequest) {
+    fn start_round(&mut self, request: PollStackRequest) {
         let examiner = match self.examiner.take() {
             Some(examiner) => Ok(examiner),
-            None => ThreadProbe::new().map(|onlooker| Box::new(StackExaminer::new(onlooker))),
+            None => ThreadProbe::new().map(|probe| Box::new(StackExaminer::new(probe))),
         };
         match examiner {
             Ok(examiner) => {
@@ -149,10 +149,10 @@ impl StallCandidates {
                 workers.retain(|tid| !self.drivers.contains(tid));
                 let drivers = self.drivers.clone();
                 self.round =
-                    Some(self.thread.run(move || examiner.round(&ask, &workers, &drivers)));
+                    Some(self.thread.run(move || examiner.run_round(&request, &workers, &drivers)));
             }
             Err(why) => {
-                self.refused = true;
+                self.sampling_denied = true;
                 let text = format!("stalls of tasks that are not recorded are not seen: {why}");
                 warnings::set("stacks.threads", text);
             }
@@ -161,201 +161,207 @@ impl StallCandidates {
 
     /// Waits for the samples of the current round. Returns the suspected stalls, if any. Never
     /// completes while no round is running.
-    pub(crate) async fn heard(&mut self) -> Option<StallVerdict> {
+    pub(crate) async fn next_verdict(&mut self) -> Option<StallSuspects> {
         let Some(round) = &mut self.round else { return std::future::pending().await };
         let round = round.await;
         self.round = None;
         let before = threads::cpu_time();
-        let ExamineRound { examiner, asked, samples, searched, cost } = round.ok()?;
-        let found = samples.iter().filter(|sample| sample.poll.is_some()).map(|sample| sample.tid);
+        let ExamineRound { examiner, requested_at: asked, samples, did_search: searched, cost } =
+            round.ok()?;
+        let found =
+            samples.iter().filter(|sample| sample.poll_hash.is_some()).map(|sample| sample.tid);
         let fresh = found.filter(|tid| !self.threads.iter().any(|thread| thread.tid == *tid));
         self.workers.extend(fresh);
-        self.workers.truncate(MAX_FOLLOWED);
+        self.workers.truncate(MAX_TRACKED_THREADS);
         self.examiner = Some(examiner);
-        self.look_at_workers();
-        let verdict = self.suspects.hear(SystemClock.now(), asked, &samples, searched);
+        self.check_workers();
+        let verdict = self.detector.ingest(SystemClock.now(), asked, &samples, searched);
         let own = threads::cpu_time().saturating_sub(before);
-        self.suspects.charge(own + cost, false);
+        self.detector.charge(own + cost, false);
         verdict
     }
 
     /// Charges the CPU time used to confirm suspected stalls.
     pub(crate) fn charge(&mut self, cost: Duration) {
-        self.suspects.charge(cost, false);
+        self.detector.charge(cost, false);
     }
 
     /// Returns the suspected stalls that are confirmed, given the result of `is_stuck` for each
     /// thread.
-    pub(crate) fn settle(
+    pub(crate) fn confirm(
         &mut self,
-        verdict: StallVerdict,
-        is_stuck: impl Fn(u32) -> bool,
+        verdict: StallSuspects,
+        is_stalled: impl Fn(u32) -> bool,
     ) -> Vec<SuspectedStall> {
-        self.suspects.settle(verdict, is_stuck)
+        self.detector.confirm(verdict, is_stalled)
     }
 
     /// Returns `true` if there is a worker whose stalls would be detected.
-    pub(crate) fn sees_workers(&self) -> bool {
-        !self.refused && !self.beats.is_empty()
+    pub(crate) fn has_workers(&self) -> bool {
+        !self.sampling_denied && !self.worker_progress.is_empty()
     }
 
     /// Returns the start time of the oldest reported stall in progress.
-    pub(crate) fn oldest(&self) -> Option<Moment> {
-        self.suspects.oldest()
+    pub(crate) fn oldest_start(&self) -> Option<Moment> {
+        self.detector.oldest_reported()
     }
 }
 
 /// Sampler of threads that caches the roles of functions.
 struct StackExaminer {
-    onlooker: ThreadProbe,
+    probe: ThreadProbe,
     roles: HashMap<u64, PollRole>,
     /// Number of symbol look-ups.
-    lessons: u32,
+    symbol_lookups: u32,
     /// Threads that are not workers, each with the time until which it is skipped.
-    plain: HashMap<u32, Moment>,
+    ignored_threads: HashMap<u32, Moment>,
 }
 
 impl StackExaminer {
-    fn new(onlooker: ThreadProbe) -> Self {
-        Self { onlooker, roles: HashMap::new(), lessons: 0, plain: HashMap::new() }
+    fn new(probe: ThreadProbe) -> Self {
+        Self { probe, roles: HashMap::new(), symbol_lookups: 0, ignored_threads: HashMap::new() }
     }
 
-    fn round(
+    fn run_round(
         mut self: Box<Self>,
-        ask: &PollStackRequest,
+        request: &PollStackRequest,
         workers: &[u32],
         drivers: &[u32],
     ) -> ExamineRound {
-        let (asked, before) = (SystemClock.now(), threads::cpu_time());
-        let still: Vec<&Still> = ask.still.iter().filter(|still| self.has_slept(still)).collect();
-        let mut open = ask.follow.clone();
-        open.extend(still.iter().map(|still| still.tid));
-        open.extend(&ask.search);
-        if ask.names {
-            open.extend(self.candidates(asked, workers));
+        let (requested_at, before) = (SystemClock.now(), threads::cpu_time());
+        let asleep: Vec<&SleepingWorker> =
+            request.sleeping.iter().filter(|still| self.has_slept(still)).collect();
+        let mut tids = request.tracked.clone();
+        tids.extend(asleep.iter().map(|still| still.tid));
+        tids.extend(&request.search);
+        if request.search_by_name {
+            tids.extend(self.candidate_threads(requested_at, workers));
         }
-        open.sort_unstable();
-        open.dedup();
-        open.truncate(MAX_FOLLOWED);
+        tids.sort_unstable();
+        tids.dedup();
+        tids.truncate(MAX_TRACKED_THREADS);
         // Stalls of recorded polls are detected exactly, so their threads are skipped.
         let recorded = polling_threads();
-        let (others, open): (Vec<u32>, Vec<u32>) =
-            open.into_iter().partition(|tid| recorded.contains(tid));
-        let left_out = |tid| PollSample {
+        let (others, tids): (Vec<u32>, Vec<u32>) =
+            tids.into_iter().partition(|tid| recorded.contains(tid));
+        let recorded_sample = |tid| PollSample {
             tid,
-            poll: None,
+            poll_hash: None,
             is_worker: true,
-            still: None,
-            waited: Duration::ZERO,
+            asleep_since: None,
+            run_delay: Duration::ZERO,
         };
-        let mut samples: Vec<PollSample> = others.into_iter().map(left_out).collect();
-        let stands = self.onlooker.ask(&SystemClock, &open);
-        let learning = threads::cpu_time();
-        self.learn(&stands, drivers);
-        let learning = threads::cpu_time().saturating_sub(learning);
-        let free = if self.lessons <= FREE_LESSONS { learning } else { Duration::ZERO };
-        samples.extend(open.iter().map(|&tid| {
-            let stand = stands.iter().find(|stand| stand.tid == tid);
-            let flavor = Flavor::of(tid, drivers);
-            let poll = stand.and_then(|stand| self.poll_of(stand, flavor));
-            let is_worker = stand.is_none_or(|stand| self.is_worker(stand, flavor));
+        let mut samples: Vec<PollSample> = others.into_iter().map(recorded_sample).collect();
+        let stacks = self.probe.sample(&SystemClock, &tids);
+        let lookup_start = threads::cpu_time();
+        self.resolve_roles(&stacks, drivers);
+        let lookup_time = threads::cpu_time().saturating_sub(lookup_start);
+        let free =
+            if self.symbol_lookups <= FREE_SYMBOL_LOOKUPS { lookup_time } else { Duration::ZERO };
+        samples.extend(tids.iter().map(|&tid| {
+            let stack = stacks.iter().find(|stand| stand.tid == tid);
+            let flavor = Flavor::of_thread(tid, drivers);
+            let poll = stack.and_then(|stand| self.poll_hash(stand, flavor));
+            let is_worker = stack.is_none_or(|stand| self.is_worker(stand, flavor));
             if !is_worker {
-                self.plain.insert(tid, asked + PLAIN);
+                self.ignored_threads.insert(tid, requested_at + NON_WORKER_SKIP_TIME);
             }
-            let still = still.iter().find(|still| still.tid == tid).map(|still| still.since);
-            let waited = stand.map_or(Duration::ZERO, |stand| stand.runs.waited);
-            PollSample { tid, poll, is_worker, still, waited }
+            let still =
+                asleep.iter().find(|still| still.tid == tid).map(|still| still.asleep_since);
+            let waited = stack.map_or(Duration::ZERO, |stand| stand.sched_stat.run_delay);
+            PollSample { tid, poll_hash: poll, is_worker, asleep_since: still, run_delay: waited }
         }));
         let own = threads::cpu_time().saturating_sub(before + free);
-        let cost = own + ROUND + ANSWER * open.len() as u32;
-        let searched = ask.names || !ask.search.is_empty();
-        ExamineRound { examiner: self, asked, samples, searched, cost }
+        let cost = own + ROUND_OVERHEAD + REPLY_COST * tids.len() as u32;
+        let searched = request.search_by_name || !request.search.is_empty();
+        ExamineRound { examiner: self, requested_at, samples, did_search: searched, cost }
     }
 
     /// Returns `true` if a thread sleeps and has used no CPU since `still` was recorded, so that it
     /// is not waiting for a core.
-    fn has_slept(&self, still: &Still) -> bool {
-        cpu_timer::cpu_time_of(still.tid).is_ok_and(|cpu| cpu == still.cpu)
-            && !self.onlooker.is_runnable(still.tid)
+    fn has_slept(&self, still: &SleepingWorker) -> bool {
+        cpu_timer::thread_cpu_time(still.tid).is_ok_and(|cpu| cpu == still.cpu_time)
+            && !self.probe.is_runnable(still.tid)
     }
 
     /// Returns the threads named like one of `workers`.
-    fn candidates(&mut self, now: Moment, workers: &[u32]) -> Vec<u32> {
-        self.plain.retain(|_, until| *until > now);
-        let names: Vec<String> = workers.iter().filter_map(|&tid| self.stem(tid)).collect();
+    fn candidate_threads(&mut self, now: Moment, workers: &[u32]) -> Vec<u32> {
+        self.ignored_threads.retain(|_, until| *until > now);
+        let names: Vec<String> = workers.iter().filter_map(|&tid| self.name_prefix(tid)).collect();
         if names.is_empty() {
             return Vec::new();
         }
-        let is_many = self.onlooker.count().is_none_or(|count| count > MAX_LISTED);
+        let is_many = self.probe.count().is_none_or(|count| count > MAX_THREADS_NAMED);
         let mut tids = match workers.iter().min().zip(workers.iter().max()) {
             // A runtime starts its workers in sequence, so their ids are close.
-            Some((first, last)) if is_many => (first.saturating_sub(NEAR)
-                ..first.saturating_add(NEAR))
-                .chain(last.saturating_sub(NEAR)..last.saturating_add(NEAR))
+            Some((first, last)) if is_many => (first.saturating_sub(TID_SEARCH_RANGE)
+                ..first.saturating_add(TID_SEARCH_RANGE))
+                .chain(last.saturating_sub(TID_SEARCH_RANGE)..last.saturating_add(TID_SEARCH_RANGE))
                 .collect(),
-            _ => self.onlooker.list(),
+            _ => self.probe.list(),
         };
-        tids.retain(|tid| !workers.contains(tid) && !self.plain.contains_key(tid));
-        let (like, others) = tids
+        tids.retain(|tid| !workers.contains(tid) && !self.ignored_threads.contains_key(tid));
+        let (matching, others) = tids
             .into_iter()
-            .partition(|&tid| self.stem(tid).is_some_and(|name| names.contains(&name)));
+            .partition(|&tid| self.name_prefix(tid).is_some_and(|name| names.contains(&name)));
         let others: Vec<u32> = others;
-        self.plain.extend(others.into_iter().map(|tid| (tid, now + PLAIN)));
-        like
+        self.ignored_threads
+            .extend(others.into_iter().map(|tid| (tid, now + NON_WORKER_SKIP_TIME)));
+        matching
     }
 
     /// Returns the thread's name without its trailing number.
-    fn stem(&self, tid: u32) -> Option<String> {
-        let name = self.onlooker.name(tid)?;
+    fn name_prefix(&self, tid: u32) -> Option<String> {
+        let name = self.probe.name(tid)?;
         Some(name.trim_end_matches(|end: char| end.is_ascii_digit()).to_owned())
     }
 
     /// Symbolizes the stacks that contain frames of unknown role.
-    fn learn(&mut self, stands: &[SampledStack], drivers: &[u32]) {
-        let flavor = |stand: &SampledStack| Flavor::of(stand.tid, drivers);
-        let unread: Vec<&SampledStack> =
-            stands.iter().filter(|stand| self.read(stand, flavor(stand)).is_none()).collect();
-        if unread.is_empty() {
+    fn resolve_roles(&mut self, stacks: &[SampledStack], drivers: &[u32]) {
+        let flavor = |stand: &SampledStack| Flavor::of_thread(stand.tid, drivers);
+        let unresolved: Vec<&SampledStack> =
+            stacks.iter().filter(|stand| self.poll_index(stand, flavor(stand)).is_none()).collect();
+        if unresolved.is_empty() {
             return;
         }
-        self.lessons = self.lessons.saturating_add(1);
+        self.symbol_lookups = self.symbol_lookups.saturating_add(1);
         if self.roles.len() > MAX_ROLES {
             self.roles.clear();
         }
         let kind = ValueType { name: "threads", unit: "count" };
         let mut profile = Profile::new(&[kind], kind, 1, SystemClock.wall());
-        for address in unread.iter().flat_map(|stand| stand.frames.iter()) {
+        for address in unresolved.iter().flat_map(|stand| stand.frames.iter()) {
             profile.frames.intern(*address);
         }
         let Ok(loaded) = images::loaded() else { return };
         profile.attach_mappings(loaded);
-        symbols::name_functions(&mut profile);
+        symbols::symbolize(&mut profile);
         for frame in profile.frames.iter() {
             let function = frame.lines.first().map(|line| line.function.index());
             let function = function.and_then(|function| profile.functions.get(function));
             let name = function.map_or("", |function| profile.strings.get(function.name));
-            self.roles.insert(frame.address, role(name));
+            self.roles.insert(frame.address, function_role(name));
         }
     }
 
     /// Returns a hash that identifies the poll of a worker.
-    fn poll_of(&self, stand: &SampledStack, flavor: Flavor) -> Option<u64> {
-        let at = self.read(stand, flavor)??;
+    fn poll_hash(&self, stack: &SampledStack, flavor: Flavor) -> Option<u64> {
+        let at = self.poll_index(stack, flavor)??;
         let mut hasher = DefaultHasher::new();
-        hasher.write_u64(*stand.marks.get(at)?);
-        stand.frames.get(at..)?.iter().for_each(|&frame| hasher.write_u64(frame));
+        hasher.write_u64(*stack.frame_hashes.get(at)?);
+        stack.frames.get(at..)?.iter().for_each(|&frame| hasher.write_u64(frame));
         Some(hasher.finish())
     }
 
     /// Returns the index of the frame in which a worker polls: `Some(None)` if it does not poll,
     /// `None` if frames are unknown.
-    fn read(&self, stand: &SampledStack, flavor: Flavor) -> Option<Option<usize>> {
-        let role = |at: usize| self.roles.get(stand.frames.get(at)?).copied();
-        poll_in(role, stand.frames.len(), flavor)
+    fn poll_index(&self, stack: &SampledStack, flavor: Flavor) -> Option<Option<usize>> {
+        let role = |at: usize| self.roles.get(stack.frames.get(at)?).copied();
+        find_poll(role, stack.frames.len(), flavor)
     }
 
-    fn is_worker(&self, stand: &SampledStack, flavor: Flavor) -> bool {
-        stand.frames.iter().any(|frame| self.roles.get(frame) == Some(&flavor.worker_loop()))
+    fn is_worker(&self, stack: &SampledStack, flavor: Flavor) -> bool {
+        stack.frames.iter().any(|frame| self.roles.get(frame) == Some(&flavor.worker_loop()))
     }
 }
 
@@ -364,25 +370,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_worker_is_found_in_its_poll_and_functions_are_read_once_for_that() {
+    fn worker_poll_is_found_with_one_symbol_lookup() {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(1).thread_name("examined").build().unwrap();
-        let (tell, told) = std::sync::mpsc::channel();
+        let (tid_sender, tid_receiver) = std::sync::mpsc::channel();
         let (release, released) = std::sync::mpsc::channel::<()>();
         runtime.spawn(async move {
-            tell.send(threads::current()).unwrap();
+            tid_sender.send(threads::current_tid()).unwrap();
             let _ = released.recv();
         });
-        let worker = told.recv().unwrap();
-        let ask = PollStackRequest { search: vec![worker], ..PollStackRequest::default() };
+        let worker = tid_receiver.recv().unwrap();
+        let request = PollStackRequest { search: vec![worker], ..PollStackRequest::default() };
         let mut examiner = Box::new(StackExaminer::new(ThreadProbe::new().unwrap()));
         for _ in 0..3 {
-            let round = examiner.round(&ask, &[worker], &[]);
+            let round = examiner.run_round(&request, &[worker], &[]);
             let sample = round.samples.iter().find(|sample| sample.tid == worker).unwrap();
-            assert!(sample.poll.is_some(), "{sample:?}");
+            assert!(sample.poll_hash.is_some(), "{sample:?}");
             examiner = round.examiner;
         }
-        assert_eq!(examiner.lessons, 1);
+        assert_eq!(examiner.symbol_lookups, 1);
         drop(release);
     }
 }

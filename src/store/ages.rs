@@ -8,7 +8,7 @@
 //! - Within one boot of the machine, the time between two scans is exact, even if different
 //!   processes make them.
 //! - Between two boots, it is the difference of the wall times. It is 0 if the clock went back or
-//!   advanced by more than [`MAX_STEP`], because the clock was probably set.
+//!   advanced by more than [`MAX_BOOT_GAP`], because the clock was probably set.
 //!
 //! An incident without a stored age, from an earlier version or after `ages.json` was lost, starts
 //! at 0. So an incident may stay longer than `max_age`, never shorter. The other limits hold
@@ -22,24 +22,24 @@ use serde::{Deserialize, Serialize};
 
 use super::dir::Dir;
 use super::error::Error;
-use super::names::AGES;
+use super::names::AGES_FILE;
 use crate::base::{Bytes, ClockReading, Elapsed, IncidentId, TimeAnchor, warnings};
 
 /// The longest time between two boots that is accepted.
-const MAX_STEP: Duration = Duration::from_secs(24 * 60 * 60);
+const MAX_BOOT_GAP: Duration = Duration::from_secs(24 * 60 * 60);
 /// `ages.json` is written when incidents were added or evicted, and otherwise at this interval.
 const WRITE_INTERVAL: Duration = Duration::from_secs(60);
 /// 100,000 incidents with 40 bytes each. A larger file is not from this store.
-const MAX_FILE: Bytes = Bytes::mib(4);
+const MAX_FILE_BYTES: Bytes = Bytes::mib(4);
 
 /// The ages of the incidents in a directory, as of the last scan.
 #[derive(Debug, Default)]
 pub(super) struct IncidentAges {
-    seen: AgeRecord,
+    record: AgeRecord,
     /// `true` once `ages.json` was read.
     is_read: bool,
     /// Time since `ages.json` was last written.
-    unwritten: Duration,
+    since_last_write: Duration,
 }
 
 /// Contents of `ages.json`.
@@ -53,26 +53,31 @@ struct AgeRecord {
 
 impl IncidentAges {
     /// Updates the ages. `held` are the present incidents with the wall times in their names.
-    pub(super) fn look(&mut self, root: &Dir, now: TimeAnchor, held: &[(IncidentId, Timestamp)]) {
+    pub(super) fn update(
+        &mut self,
+        root: &Dir,
+        now: TimeAnchor,
+        incidents: &[(IncidentId, Timestamp)],
+    ) {
         if !std::mem::replace(&mut self.is_read, true) {
             // An unreadable file is replaced: the ages restart at 0, so no incident expires early.
-            self.seen = root
-                .read(AGES, MAX_FILE)
+            self.record = root
+                .read(AGES_FILE, MAX_FILE_BYTES)
                 .ok()
                 .and_then(|text| serde_json::from_slice(&text).ok())
                 .unwrap_or_default();
         }
         let reading = ClockReading::new(now);
-        let passed = match self.seen.clock.as_ref().map(|last| reading.elapsed_since(last)) {
+        let passed = match self.record.clock.as_ref().map(|last| reading.elapsed_since(last)) {
             None => Duration::ZERO,
             Some(Elapsed::Exact(passed)) => passed,
-            Some(Elapsed::ByWall(passed)) if passed <= MAX_STEP => passed,
-            Some(Elapsed::ByWall(_)) => Duration::ZERO,
+            Some(Elapsed::WallClock(passed)) if passed <= MAX_BOOT_GAP => passed,
+            Some(Elapsed::WallClock(_)) => Duration::ZERO,
         };
-        self.seen.clock = Some(reading);
-        let known = std::mem::take(&mut self.seen.ages_ms);
-        let mut changed = known.len() != held.len();
-        for &(id, opened) in held {
+        self.record.clock = Some(reading);
+        let known = std::mem::take(&mut self.record.ages_ms);
+        let mut changed = known.len() != incidents.len();
+        for &(id, opened) in incidents {
             let age = match known.get(&id) {
                 Some(&age) => age.saturating_add(millis(passed)),
                 // Opened since the last scan.
@@ -82,26 +87,26 @@ impl IncidentAges {
                     millis(by_wall.unwrap_or_default().min(passed))
                 }
             };
-            self.seen.ages_ms.insert(id, age);
+            self.record.ages_ms.insert(id, age);
         }
-        self.unwritten = self.unwritten.saturating_add(passed);
-        if changed || !held.is_empty() && self.unwritten >= WRITE_INTERVAL {
+        self.since_last_write = self.since_last_write.saturating_add(passed);
+        if changed || !incidents.is_empty() && self.since_last_write >= WRITE_INTERVAL {
             self.write(root);
         }
     }
 
     /// Returns the age of the incident `id` at the last scan.
-    pub(super) fn of(&self, id: IncidentId) -> Duration {
-        Duration::from_millis(self.seen.ages_ms.get(&id).copied().unwrap_or(0))
+    pub(super) fn age(&self, id: IncidentId) -> Duration {
+        Duration::from_millis(self.record.ages_ms.get(&id).copied().unwrap_or(0))
     }
 
     fn write(&mut self, root: &Dir) {
-        let written = serde_json::to_vec(&self.seen)
-            .map_err(|source| Error::State { path: root.at(AGES), source })
-            .and_then(|text| root.replace(AGES, &text));
+        let written = serde_json::to_vec(&self.record)
+            .map_err(|source| Error::State { path: root.path_of(AGES_FILE), source })
+            .and_then(|text| root.replace(AGES_FILE, &text));
         match written {
             Ok(()) => {
-                self.unwritten = Duration::ZERO;
+                self.since_last_write = Duration::ZERO;
                 warnings::clear("store.max_age");
             }
             Err(error) => warnings::set(

@@ -22,11 +22,11 @@ use super::error::Error;
 #[cfg(target_os = "linux")]
 use super::file_system::is_refusal;
 use super::file_system::{FileSystem, FsFeature};
-use super::names::PART;
+use super::names::PART_SUFFIX;
 use crate::base::{Bytes, spare};
 
 pub(super) use modes::Modes;
-pub(super) use write::NamedFile;
+pub(super) use write::NamingResult;
 
 /// An open directory.
 #[derive(Debug)]
@@ -53,11 +53,11 @@ impl Dir {
     /// Opens the directory at `path` for reading, regardless of its owner. The last component is
     /// not followed if it is a link.
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
-        let path = plain(path);
+        let path = normalize_path(path);
         let fd = open_directory(&path)?;
-        let stat = fs::fstat(&fd).map_err(|errno| failed("look at", path.clone(), errno))?;
-        let us = geteuid().as_raw();
-        let file_system = FileSystem::new(&path, us, stat.st_gid, stat.st_nlink > 0);
+        let stat = fs::fstat(&fd).map_err(|errno| io_error("look at", path.clone(), errno))?;
+        let user = geteuid().as_raw();
+        let file_system = FileSystem::new(&path, user, stat.st_gid, stat.st_nlink > 0);
         Ok(Self::new(fd, path, Arc::new(file_system)))
     }
 
@@ -66,26 +66,28 @@ impl Dir {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file_system = Arc::clone(&self.file_system);
         open_at(&self.fd, name, flags, Mode::empty())
-            .map(|fd| Self { fd, path: self.at(name), pid: self.pid, file_system })
-            .map_err(|errno| self.failed("open the directory", name, errno))
+            .map(|fd| Self { fd, path: self.path_of(name), pid: self.pid, file_system })
+            .map_err(|errno| self.error("open the directory", name, errno))
     }
 
     /// Creates the directory `name` in this one.
     pub(super) fn make_subdir(&self, name: &str) -> Result<Self, Error> {
         self.check_process()?;
         fs::mkdirat(&self.fd, name, self.modes().dir)
-            .map_err(|errno| self.failed("make the directory", name, errno))?;
+            .map_err(|errno| self.error("make the directory", name, errno))?;
         let dir = match self.subdir(name) {
             // The umask removed the permissions of the owner.
-            Err(Error::Io { .. }) if self.modes().open_up(&self.fd, name) => self.subdir(name)?,
+            Err(Error::Io { .. }) if self.modes().restore_owner_access(&self.fd, name) => {
+                self.subdir(name)?
+            }
             opened => opened?,
         };
-        self.modes().settle(&dir.fd, &self.file_system);
+        self.modes().apply(&dir.fd, &self.file_system);
         Ok(dir)
     }
 
     fn modes(&self) -> Modes {
-        Modes::of(self.file_system.group_read())
+        Modes::new(self.file_system.group_read())
     }
 
     /// Sets the modes of this directory and of all files and directories created later.
@@ -93,7 +95,7 @@ impl Dir {
         self.file_system.set_group_read(group_read);
         // Group access is added but never removed: the user may have set the mode of the directory.
         if group_read && !self.is_inherited() {
-            self.modes().settle(&self.fd, &self.file_system);
+            self.modes().apply(&self.fd, &self.file_system);
         }
     }
 
@@ -101,7 +103,7 @@ impl Dir {
         &self.file_system
     }
 
-    pub(super) fn moved_to(self, path: PathBuf) -> Self {
+    pub(super) fn with_path(self, path: PathBuf) -> Self {
         Self { path, ..self }
     }
 
@@ -120,7 +122,7 @@ impl Dir {
 
     /// Returns `true` if the directory was deleted after it was opened.
     pub(super) fn is_removed(&self) -> bool {
-        self.file_system.counts_links && fs::fstat(&self.fd).is_ok_and(|stat| stat.st_nlink == 0)
+        self.file_system.has_link_counts && fs::fstat(&self.fd).is_ok_and(|stat| stat.st_nlink == 0)
     }
 
     /// Returns the path at which the directory was opened.
@@ -129,16 +131,16 @@ impl Dir {
     }
 
     /// Returns the path of `name` in the directory, or of the directory itself if `name` is empty.
-    pub(super) fn at(&self, name: &str) -> PathBuf {
+    pub(super) fn path_of(&self, name: &str) -> PathBuf {
         if name.is_empty() { self.path.clone() } else { self.path.join(name) }
     }
 
     /// Returns all names except `.` and `..`. Invalid UTF-8 is replaced, so such a name matches no
     /// pattern.
-    pub(super) fn names(&self) -> Result<Vec<String>, Error> {
+    pub(super) fn entry_names(&self) -> Result<Vec<String>, Error> {
         let list = || -> rustix::io::Result<Vec<String>> {
             let mut names = Vec::new();
-            for entry in spare::with(|| fs::Dir::read_from(&self.fd))? {
+            for entry in spare::open_with_retry(|| fs::Dir::read_from(&self.fd))? {
                 let name = entry?.file_name().to_string_lossy().into_owned();
                 if name != "." && name != ".." {
                     names.push(name);
@@ -146,7 +148,7 @@ impl Dir {
             }
             Ok(names)
         };
-        list().map_err(|errno| self.failed("list", "", errno))
+        list().map_err(|errno| self.error("list", "", errno))
     }
 
     /// Returns the status of `name` without following links, or `None` if it does not exist.
@@ -154,19 +156,19 @@ impl Dir {
         match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(stat)),
             Err(Errno::NOENT) => Ok(None),
-            Err(errno) => Err(self.failed("look at", name, errno)),
+            Err(errno) => Err(self.error("look at", name, errno)),
         }
     }
 
     /// Returns `true` if the directory belongs to this process's user.
-    pub(super) fn is_ours(&self) -> bool {
-        let us = [geteuid().as_raw(), self.file_system.owner];
-        fs::fstat(&self.fd).is_ok_and(|stat| us.contains(&stat.st_uid))
+    pub(super) fn is_owned_by_this_user(&self) -> bool {
+        let own_users = [geteuid().as_raw(), self.file_system.owner];
+        fs::fstat(&self.fd).is_ok_and(|stat| own_users.contains(&stat.st_uid))
     }
 
     /// Returns the space of the file system as available to unprivileged users. `None` if it
     /// reports no blocks, as object stores do.
-    pub(super) fn space(&self) -> Option<DiskSpace> {
+    pub(super) fn disk_space(&self) -> Option<DiskSpace> {
         let stat = fs::fstatvfs(&self.fd).ok()?;
         let in_bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize.max(1));
         (stat.f_blocks > 0)
@@ -179,7 +181,7 @@ impl Dir {
     pub(super) fn is_in_memory(&self) -> bool {
         const TMPFS: fs::FsWord = 0x0102_1994;
         const RAMFS: fs::FsWord = 0x8584_58f6_u32 as fs::FsWord;
-        fs::fstatfs(&self.fd).is_ok_and(|it| [TMPFS, RAMFS].contains(&it.f_type))
+        fs::fstatfs(&self.fd).is_ok_and(|stat| [TMPFS, RAMFS].contains(&stat.f_type))
     }
 
     #[cfg(not(target_os = "linux"))]
@@ -193,8 +195,8 @@ impl Dir {
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = open_at(&self.fd, name, flags, self.modes().file)
-            .map_err(|errno| self.failed("create", name, errno))?;
-        self.modes().settle(&file, &self.file_system);
+            .map_err(|errno| self.error("create", name, errno))?;
+        self.modes().apply(&file, &self.file_system);
         Ok(File::from(file))
     }
 
@@ -205,44 +207,44 @@ impl Dir {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         open_at(&self.fd, name, flags, Mode::RUSR | Mode::WUSR)
             .map(File::from)
-            .map_err(|errno| self.failed("open", name, errno))
+            .map_err(|errno| self.error("open", name, errno))
     }
 
     /// Creates a file without a name, for [`Self::link`]. `None` if the file system does not
     /// support it.
     #[cfg(target_os = "linux")]
-    pub(super) fn unnamed(&self) -> Result<Option<File>, Error> {
+    pub(super) fn create_unnamed(&self) -> Result<Option<File>, Error> {
         self.check_process()?;
-        if !self.file_system.has(FsFeature::Unnamed) {
+        if !self.file_system.supports(FsFeature::UnnamedFiles) {
             return Ok(None);
         }
         // Opened readable, so that the file can be copied if it cannot be linked.
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         match open_at(&self.fd, ".", flags, self.modes().file) {
             Ok(fd) => {
-                self.modes().settle(&fd, &self.file_system);
+                self.modes().apply(&fd, &self.file_system);
                 Ok(Some(File::from(fd)))
             }
             // Kernels and file systems without `O_TMPFILE` fail as if a directory were opened for
             // writing.
             Err(errno) if is_refusal(errno) || (errno == Errno::NOENT && !self.is_removed()) => {
-                self.lacks_unnamed("open(O_TMPFILE)", errno);
+                self.report_no_unnamed_files("open(O_TMPFILE)", errno);
                 Ok(None)
             }
-            Err(errno) => Err(self.failed("create a file in", "", errno)),
+            Err(errno) => Err(self.error("create a file in", "", errno)),
         }
     }
 
     #[cfg(not(target_os = "linux"))]
-    pub(super) fn unnamed(&self) -> Result<Option<File>, Error> {
+    pub(super) fn create_unnamed(&self) -> Result<Option<File>, Error> {
         Ok(None)
     }
 
-    fn lacks_unnamed(&self, call: &str, errno: Errno) {
-        self.file_system.lacks(FsFeature::Unnamed, |path| {
+    fn report_no_unnamed_files(&self, call: &str, errno: Errno) {
+        self.file_system.report_missing(FsFeature::UnnamedFiles, |path| {
             format!(
                 "no files without a name in {path} ({call}: {errno}): artifacts are written to files that end in \
-                 `{PART}` and renamed; after a kill such a file stays until the next start"
+                 `{PART_SUFFIX}` and renamed; after a kill such a file stays until the next start"
             )
         });
     }
@@ -255,13 +257,13 @@ impl Dir {
             Ok(fd) => fd,
             // FreeBSD returns EMLINK where other systems return ELOOP.
             Err(Errno::LOOP | Errno::MLINK) => {
-                return Err(Error::NoArtifact { path: self.at(name) });
+                return Err(Error::NoArtifact { path: self.path_of(name) });
             }
-            Err(errno) => return Err(self.failed("open", name, errno)),
+            Err(errno) => return Err(self.error("open", name, errno)),
         };
-        let stat = fs::fstat(&fd).map_err(|errno| self.failed("look at", name, errno))?;
+        let stat = fs::fstat(&fd).map_err(|errno| self.error("look at", name, errno))?;
         if !is_file(&stat) {
-            return Err(Error::NoArtifact { path: self.at(name) });
+            return Err(Error::NoArtifact { path: self.path_of(name) });
         }
         Ok(File::from(fd))
     }
@@ -272,19 +274,19 @@ impl Dir {
         self.open_file(name)?
             .take(limit.get().saturating_add(1))
             .read_to_end(&mut bytes)
-            .map_err(|source| Error::io("read", self.at(name), source))?;
+            .map_err(|source| Error::io("read", self.path_of(name), source))?;
         if bytes.len() as u64 > limit.get() {
-            return Err(Error::TooLarge { path: self.at(name), limit });
+            return Err(Error::TooLarge { path: self.path_of(name), limit });
         }
         Ok(bytes)
     }
 
-    fn failed(&self, doing: &'static str, name: &str, errno: Errno) -> Error {
+    fn error(&self, operation: &'static str, name: &str, errno: Errno) -> Error {
         // The error of a call in a deleted directory differs between calls and file systems.
         if self.is_removed() {
-            return Error::Removed { path: self.at(name) };
+            return Error::Removed { path: self.path_of(name) };
         }
-        failed(doing, self.at(name), errno)
+        io_error(operation, self.path_of(name), errno)
     }
 }
 
@@ -295,7 +297,7 @@ fn open_at(
     flags: OFlags,
     mode: Mode,
 ) -> rustix::io::Result<OwnedFd> {
-    spare::with(|| fs::openat(dir, name, flags, mode))
+    spare::open_with_retry(|| fs::openat(dir, name, flags, mode))
 }
 
 pub(super) fn is_dir(stat: &Stat) -> bool {
@@ -312,11 +314,11 @@ pub(super) fn open_directory(path: &Path) -> Result<OwnedFd, Error> {
     match open_at(&CWD, path, flags, Mode::empty()) {
         Ok(fd) => Ok(fd),
         Err(Errno::LOOP | Errno::MLINK | Errno::NOTDIR) => {
-            let link = path.symlink_metadata().is_ok_and(|it| it.file_type().is_symlink());
-            let what = if link { "a symbolic link" } else { "a file" };
-            Err(Error::NotADirectory { path: path.to_owned(), what })
+            let is_link = path.symlink_metadata().is_ok_and(|meta| meta.file_type().is_symlink());
+            let file_type = if is_link { "a symbolic link" } else { "a file" };
+            Err(Error::NotADirectory { path: path.to_owned(), file_type })
         }
-        Err(errno) => Err(failed("open the directory", path.to_owned(), errno)),
+        Err(errno) => Err(io_error("open the directory", path.to_owned(), errno)),
     }
 }
 
@@ -325,12 +327,12 @@ pub(super) fn file_size_limit() -> u64 {
     getrlimit(Resource::Fsize).current.unwrap_or(u64::MAX)
 }
 
-pub(super) fn failed(doing: &'static str, path: PathBuf, errno: Errno) -> Error {
-    Error::io(doing, path, errno.into())
+pub(super) fn io_error(operation: &'static str, path: PathBuf, errno: Errno) -> Error {
+    Error::io(operation, path, errno.into())
 }
 
 /// Returns `path` as an absolute path without a trailing slash or dot, with which the kernel would
 /// follow a link in the last component.
-pub(super) fn plain(path: &Path) -> PathBuf {
+pub(super) fn normalize_path(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).components().collect()
 }

@@ -10,25 +10,25 @@ use std::sync::{Arc, PoisonError};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
-use super::dir::{NamedFile, file_size_limit};
+use super::dir::{NamingResult, file_size_limit};
 use super::error::{Error, StoreLimit};
-use super::incident::Open;
+use super::incident::IncidentInner;
 
-use super::names::{PART, artifact, custom_extension, short_stem};
+use super::names::{PART_SUFFIX, artifact_name, custom_extension, short_stem};
 use crate::base::Bytes;
-use crate::model::{Artifact, FileName, Form};
+use crate::model::{Artifact, ArtifactFormat, FileName};
 use crate::store::usage::SpaceReservation;
 
 /// Encoders write a few bytes at a time. Space is reserved and the kernel called once per buffer. A
 /// draft started because memory is low must not need much memory itself.
-const BUFFER: usize = 32 << 10;
+const BUFFER_BYTES: usize = 32 << 10;
 
 /// A large write is split, so that it reserves space step by step.
-const MAX_WRITE: usize = 1 << 20;
+const MAX_WRITE_BYTES: usize = 1 << 20;
 
 /// Maximum number of taken names that a commit skips. A name is taken only if another program
 /// creates files here.
-const MAX_TAKEN: u32 = 1000;
+const MAX_SKIPPED_NAMES: u32 = 1000;
 
 /// An artifact that is being written. Its final name does not exist until [`Self::commit`]. Nothing
 /// is left if it is dropped instead.
@@ -42,70 +42,79 @@ const MAX_TAKEN: u32 = 1000;
 pub struct ArtifactDraft {
     file: File,
     /// Temporary name, if the file has one.
-    part: Option<String>,
-    open: Arc<Open>,
-    form: Form,
+    part_name: Option<String>,
+    incident: Arc<IncidentInner>,
+    form: ArtifactFormat,
     /// The last part of the file name.
     extension: Cow<'static, str>,
-    taken: Timestamp,
+    taken_at: Timestamp,
     buffer: Vec<u8>,
     hash: Sha256,
-    written: u64,
+    bytes_written: u64,
     size_limit: u64,
-    room: SpaceReservation,
+    reservation: SpaceReservation,
     /// Size that the file would have had after a write that one of the store's limits rejected.
-    refused: Option<Bytes>,
-    failed: bool,
+    rejected_size: Option<Bytes>,
+    has_failed: bool,
 }
 
 impl ArtifactDraft {
-    pub(super) fn begin(open: &Arc<Open>, form: Form, taken: Timestamp) -> Result<Self, Error> {
-        Self::named(open, form, form.extension().into(), taken)
+    pub(super) fn begin(
+        incident: &Arc<IncidentInner>,
+        form: ArtifactFormat,
+        taken_at: Timestamp,
+    ) -> Result<Self, Error> {
+        Self::with_extension(incident, form, form.extension().into(), taken_at)
     }
 
     /// Starts a draft of a custom artifact, which the service writes.
-    pub(super) fn custom(
-        open: &Arc<Open>,
+    pub(super) fn begin_custom(
+        incident: &Arc<IncidentInner>,
         name: &FileName,
-        taken: Timestamp,
+        taken_at: Timestamp,
     ) -> Result<Self, Error> {
-        Self::named(open, Form::Custom, custom_extension(name).into(), taken)
+        Self::with_extension(
+            incident,
+            ArtifactFormat::Custom,
+            custom_extension(name).into(),
+            taken_at,
+        )
     }
 
-    fn named(
-        open: &Arc<Open>,
-        form: Form,
+    fn with_extension(
+        incident: &Arc<IncidentInner>,
+        form: ArtifactFormat,
         extension: Cow<'static, str>,
-        taken: Timestamp,
+        taken_at: Timestamp,
     ) -> Result<Self, Error> {
-        let (file, part) = create(open)?;
+        let (file, part_name) = create_file(incident)?;
         Ok(Self {
             file,
-            part,
-            open: Arc::clone(open),
+            part_name,
+            incident: Arc::clone(incident),
             form,
             extension,
-            taken,
-            buffer: Vec::with_capacity(BUFFER),
+            taken_at,
+            buffer: Vec::with_capacity(BUFFER_BYTES),
             hash: Sha256::new(),
-            written: 0,
+            bytes_written: 0,
             size_limit: file_size_limit(),
-            room: SpaceReservation::new(open.shared(), open.id()),
-            refused: None,
-            failed: false,
+            reservation: SpaceReservation::new(incident.store(), incident.id()),
+            rejected_size: None,
+            has_failed: false,
         })
     }
 
     /// Returns the number of bytes written.
     pub fn bytes(&self) -> Bytes {
-        Bytes(self.written + self.buffer.len() as u64)
+        Bytes(self.bytes_written + self.buffer.len() as u64)
     }
 
     /// Returns the size that the draft would have had after a write that one of the store's limits
     /// rejected, or `None`. This is the amount of space to free. A full device and a disk quota are
     /// not limits of the store.
-    pub fn refused(&self) -> Option<Bytes> {
-        self.refused
+    pub fn rejected_size(&self) -> Option<Bytes> {
+        self.rejected_size
     }
 
     /// Turns the draft into an artifact `{service}_{domain}.{seq}.{form}`, completely or not at
@@ -121,98 +130,104 @@ impl ArtifactDraft {
     /// # Errors
     /// If it cannot be written, synced or named. Nothing of it is left then.
     pub fn commit(mut self) -> Result<Artifact, Error> {
-        if self.failed {
+        if self.has_failed {
             return Err(Error::Incomplete { path: self.path() });
         }
-        self.open.dir.check_process()?;
-        self.spill()?;
-        let synced = self.open.dir.sync_file(&self.file);
+        self.incident.dir.check_process()?;
+        self.flush_buffer()?;
+        let synced = self.incident.dir.sync_file(&self.file);
         synced.map_err(|source| Error::io("sync", self.path(), source))?;
         let file = self.publish()?;
-        if let Err(error) = self.open.dir.sync() {
-            let _ = self.open.dir.unlink(&file);
+        if let Err(error) = self.incident.dir.sync() {
+            let _ = self.incident.dir.unlink(&file);
             return Err(error);
         }
         Ok(Artifact {
             file,
             kind: self.form.kind(),
-            bytes: Bytes(self.written),
+            bytes: Bytes(self.bytes_written),
             sha256: hex(std::mem::take(&mut self.hash)),
-            taken: self.taken,
+            taken: self.taken_at,
             part: None,
             note: None,
         })
     }
 
     fn publish(&mut self) -> Result<String, Error> {
-        let open = Arc::clone(&self.open);
-        let mut seq = open.seq.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut stem = Cow::Borrowed(open.stem.as_str());
-        for _ in 0..MAX_TAKEN {
-            let name = artifact(&stem, *seq + 1, &self.extension);
-            let mut named = NamedFile::Taken;
-            self.room.settle(|| {
-                named = name_file(&open, &mut self.file, &mut self.part, &name)?;
-                Ok(named == NamedFile::Yes)
+        let incident = Arc::clone(&self.incident);
+        let mut seq = incident.seq.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stem = Cow::Borrowed(incident.stem.as_str());
+        for _ in 0..MAX_SKIPPED_NAMES {
+            let name = artifact_name(&stem, *seq + 1, &self.extension);
+            let mut result = NamingResult::NameExists;
+            self.reservation.commit(|| {
+                result = name_file(&incident, &mut self.file, &mut self.part_name, &name)?;
+                Ok(result == NamingResult::Named)
             })?;
-            match named {
-                NamedFile::Yes => {
+            match result {
+                NamingResult::Named => {
                     *seq += 1;
-                    self.part = None;
+                    self.part_name = None;
                     return Ok(name);
                 }
-                NamedFile::Taken => *seq += 1,
-                NamedFile::TooLong if matches!(stem, Cow::Borrowed(_)) => {
+                NamingResult::NameExists => *seq += 1,
+                NamingResult::NameTooLong if matches!(stem, Cow::Borrowed(_)) => {
                     stem = Cow::Owned(short_stem(&stem));
                 }
-                NamedFile::TooLong => {
+                NamingResult::NameTooLong => {
                     let source = rustix::io::Errno::NAMETOOLONG.into();
-                    return Err(Error::io("name the file", open.dir.at(&name), source));
+                    return Err(Error::io("name the file", incident.dir.path_of(&name), source));
                 }
             }
         }
-        let taken = rustix::io::Errno::EXIST.into();
-        Err(Error::io("name the file", artifact_path(&open, *seq, &self.extension), taken))
+        let name_exists = rustix::io::Errno::EXIST.into();
+        Err(Error::io(
+            "name the file",
+            artifact_path(&incident, *seq, &self.extension),
+            name_exists,
+        ))
     }
 
-    fn spill(&mut self) -> Result<(), Error> {
+    fn flush_buffer(&mut self) -> Result<(), Error> {
         let buffer = std::mem::take(&mut self.buffer);
-        let written = self.write_out(&buffer);
+        let result = self.write_to_file(&buffer);
         self.buffer = buffer;
         self.buffer.clear();
-        written
+        result
     }
 
-    fn write_out(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        let written = self.try_write_out(bytes);
-        if let Err(error) = &written {
-            self.failed = true;
-            let wanted = self.written.saturating_add(bytes.len() as u64);
-            self.refused = error.is_bound().then_some(Bytes(wanted));
+    fn write_to_file(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let result = self.try_write_to_file(bytes);
+        if let Err(error) = &result {
+            self.has_failed = true;
+            let needed_size = self.bytes_written.saturating_add(bytes.len() as u64);
+            self.rejected_size = error.is_store_limit().then_some(Bytes(needed_size));
         }
-        written
+        result
     }
 
-    fn try_write_out(&mut self, mut rest: &[u8]) -> Result<(), Error> {
+    fn try_write_to_file(&mut self, mut remaining: &[u8]) -> Result<(), Error> {
         // A forked child shares the file offset: its writes would land in the middle of the
         // parent's.
-        self.open.dir.check_process()?;
-        let length = rest.len() as u64;
-        if self.written.saturating_add(length) > self.size_limit {
-            return Err(Error::Full { path: self.path(), bound: StoreLimit::FileSize });
+        self.incident.dir.check_process()?;
+        let length = remaining.len() as u64;
+        if self.bytes_written.saturating_add(length) > self.size_limit {
+            return Err(Error::Full { path: self.path(), limit: StoreLimit::FileSize });
         }
-        let open = &self.open;
-        self.room.grow(length, || artifact_path(open, next(open), &self.extension))?;
-        while !rest.is_empty() {
-            match self.file.write(rest) {
+        let incident = &self.incident;
+        self.reservation
+            .grow(length, || artifact_path(incident, next_number(incident), &self.extension))?;
+        while !remaining.is_empty() {
+            match self.file.write(remaining) {
                 Ok(count) => {
-                    let (written, more) = rest.split_at_checked(count).unwrap_or((rest, &[]));
+                    let (written, more) =
+                        remaining.split_at_checked(count).unwrap_or((remaining, &[]));
                     self.hash.update(written);
-                    self.written += written.len() as u64;
-                    rest = more;
+                    self.bytes_written += written.len() as u64;
+                    remaining = more;
                     if count == 0 {
-                        let nothing = io::ErrorKind::WriteZero.into();
-                        return Err(Error::io("write", self.path(), nothing));
+                        let write_zero = io::ErrorKind::WriteZero.into();
+                        return Err(Error::io("write", self.path(), write_zero));
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -224,22 +239,22 @@ impl ArtifactDraft {
 
     /// Returns the path the draft would get, for messages.
     fn path(&self) -> PathBuf {
-        artifact_path(&self.open, next(&self.open), &self.extension)
+        artifact_path(&self.incident, next_number(&self.incident), &self.extension)
     }
 }
 
 impl Write for ArtifactDraft {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.failed {
+        if self.has_failed {
             return Err(Error::Incomplete { path: self.path() }.into());
         }
-        if self.buffer.len() + bytes.len() > BUFFER {
-            self.spill()?;
+        if self.buffer.len() + bytes.len() > BUFFER_BYTES {
+            self.flush_buffer()?;
         }
-        if bytes.len() >= BUFFER {
-            let (piece, _) = bytes.split_at_checked(MAX_WRITE).unwrap_or((bytes, &[]));
-            self.write_out(piece)?;
-            return Ok(piece.len());
+        if bytes.len() >= BUFFER_BYTES {
+            let (chunk, _) = bytes.split_at_checked(MAX_WRITE_BYTES).unwrap_or((bytes, &[]));
+            self.write_to_file(chunk)?;
+            return Ok(chunk.len());
         }
         self.buffer.extend_from_slice(bytes);
         Ok(bytes.len())
@@ -247,38 +262,38 @@ impl Write for ArtifactDraft {
 
     /// Writes the buffer to the kernel. Only [`ArtifactDraft::commit`] syncs the file to disk.
     fn flush(&mut self) -> io::Result<()> {
-        if self.failed {
+        if self.has_failed {
             return Err(Error::Incomplete { path: self.path() }.into());
         }
-        Ok(self.spill()?)
+        Ok(self.flush_buffer()?)
     }
 }
 
 impl Drop for ArtifactDraft {
     fn drop(&mut self) {
-        if let Some(part) = self.part.take() {
+        if let Some(part_name) = self.part_name.take() {
             // If it cannot be deleted, the next start deletes it.
-            let _ = self.open.dir.unlink(&part);
+            let _ = self.incident.dir.unlink(&part_name);
         }
     }
 }
 
 /// Creates a file, and returns its name if it needs one.
-fn create(open: &Open) -> Result<(File, Option<String>), Error> {
-    if let Some(file) = open.dir.unnamed()? {
+fn create_file(incident: &IncidentInner) -> Result<(File, Option<String>), Error> {
+    if let Some(file) = incident.dir.create_unnamed()? {
         return Ok((file, None));
     }
-    let part = free_part(open)?;
-    Ok((open.dir.create(&part)?, Some(part)))
+    let part_name = unused_part_name(incident)?;
+    Ok((incident.dir.create(&part_name)?, Some(part_name)))
 }
 
 /// Returns an unused name for a draft.
-fn free_part(open: &Open) -> Result<String, Error> {
-    let number = open.named_drafts.fetch_add(1, Ordering::Relaxed);
-    let part = format!(".draft-{number}{PART}");
+fn unused_part_name(incident: &IncidentInner) -> Result<String, Error> {
+    let number = incident.named_drafts.fetch_add(1, Ordering::Relaxed);
+    let part_name = format!(".draft-{number}{PART_SUFFIX}");
     // Only this process creates drafts here, so an existing file was planted or left by a crash.
-    open.dir.unlink(&part)?;
-    Ok(part)
+    incident.dir.unlink(&part_name)?;
+    Ok(part_name)
 }
 
 /// Renames `file` to `name`, or links it if it has no name. `part` is its temporary name, if any.
@@ -286,34 +301,34 @@ fn free_part(open: &Open) -> Result<String, Error> {
 /// If an unnamed file cannot be linked (no `/proc`, no hard links), it is copied to a named file
 /// first. Later drafts then have a name from the start.
 fn name_file(
-    open: &Open,
+    incident: &IncidentInner,
     file: &mut File,
-    part: &mut Option<String>,
+    part_name: &mut Option<String>,
     name: &str,
-) -> Result<NamedFile, Error> {
-    if part.is_none()
-        && let Some(named) = open.dir.link(file, name)?
+) -> Result<NamingResult, Error> {
+    if part_name.is_none()
+        && let Some(result) = incident.dir.link(file, name)?
     {
-        return Ok(named);
+        return Ok(result);
     }
-    let part = match part {
-        Some(part) => part,
+    let part_name = match part_name {
+        Some(part_name) => part_name,
         None => {
-            let name = free_part(open)?;
-            *file = open.dir.copy(file, &name)?;
-            part.insert(name)
+            let name = unused_part_name(incident)?;
+            *file = incident.dir.copy(file, &name)?;
+            part_name.insert(name)
         }
     };
-    open.dir.rename_file(part, name)
+    incident.dir.rename_file(part_name, name)
 }
 
 /// Returns the number of the next artifact, unless that name is taken.
-fn next(open: &Open) -> u32 {
-    open.seq.lock().map_or(1, |seq| *seq + 1)
+fn next_number(incident: &IncidentInner) -> u32 {
+    incident.seq.lock().map_or(1, |seq| *seq + 1)
 }
 
-fn artifact_path(open: &Open, seq: u32, extension: &str) -> PathBuf {
-    open.dir.at(&artifact(&open.stem, seq, extension))
+fn artifact_path(incident: &IncidentInner, seq: u32, extension: &str) -> PathBuf {
+    incident.dir.path_of(&artifact_name(&incident.stem, seq, extension))
 }
 
 /// Returns the hash in lower-case hex.

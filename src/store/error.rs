@@ -20,9 +20,9 @@ pub enum StoreLimit {
     /// `max_bytes` of the incident's rule.
     RuleBytes,
     /// `max_incident_bytes`.
-    Incident,
+    IncidentBytes,
     /// `keep_free`.
-    Free,
+    MinFreeSpace,
     /// The memory left below the process's limit, of which a file system in memory takes part.
     Memory,
     /// The file system is full.
@@ -43,8 +43,8 @@ impl StoreLimit {
             Self::Bytes => "max_bytes",
             Self::RuleIncidents => "max_incidents of its rule",
             Self::RuleBytes => "max_bytes of its rule",
-            Self::Incident => "max_incident_bytes",
-            Self::Free => "keep_free",
+            Self::IncidentBytes => "max_incident_bytes",
+            Self::MinFreeSpace => "keep_free",
             Self::Memory => "the memory left, of which a tmpfs takes",
             Self::Device => "the file system is full",
             Self::Quota => "the disk quota is used up",
@@ -61,8 +61,10 @@ impl StoreLimit {
             Self::RuleIncidents | Self::RuleBytes => {
                 "raise it under [store.rule], or remove incidents that are kept by files of your own"
             }
-            Self::Incident => "raise it under [store]",
-            Self::Free => "make room on the file system, lower it, or set `dir` to another one",
+            Self::IncidentBytes => "raise it under [store]",
+            Self::MinFreeSpace => {
+                "make room on the file system, lower it, or set `dir` to another one"
+            }
             Self::Memory => "set `dir` to a directory on a disk",
             Self::Device => "make room on the file system, or set `dir` to another one",
             Self::Quota => "raise the quota, or set `dir` to another file system",
@@ -75,10 +77,10 @@ impl StoreLimit {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A system call failed.
-    #[error("cannot {doing} {}: {source}{}", path.display(), advice(source))]
+    #[error("cannot {operation} {}: {source}{}", path.display(), advice(source))]
     Io {
         /// The failed operation, as in "cannot … the path".
-        doing: &'static str,
+        operation: &'static str,
         /// The path.
         path: PathBuf,
         /// The cause.
@@ -96,28 +98,28 @@ pub enum Error {
     },
     /// The incident directory is a link or not a directory.
     #[error(
-        "{} is {what}, not a directory: set `dir` to the directory itself, or remove what is there",
+        "{} is {file_type}, not a directory: set `dir` to the directory itself, or remove what is there",
         path.display()
     )]
     NotADirectory {
         /// The path.
         path: PathBuf,
         /// The kind of the existing entry.
-        what: &'static str,
+        file_type: &'static str,
     },
     /// The incident directory belongs to another user.
     #[error(
-        "{} belongs to user {owner} and this process runs as user {us}: captures hold secrets, so \
-         `chown {us}` it or set `dir` to a directory of your own below it",
+        "{} belongs to user {owner} and this process runs as user {user}: captures hold secrets, so \
+         `chown {user}` it or set `dir` to a directory of your own below it",
         path.display()
     )]
-    NotOurs {
+    WrongOwner {
         /// The path.
         path: PathBuf,
         /// Its owner.
         owner: u32,
         /// The process's effective user.
-        us: u32,
+        user: u32,
     },
     /// Other users can write to the incident directory and occupy every name for a private
     /// directory in it.
@@ -126,7 +128,7 @@ pub enum Error {
          `chmod go-w` it, or set `dir` to a directory below it",
         path.display()
     )]
-    Writable {
+    WritableByOthers {
         /// The path.
         path: PathBuf,
         /// Its permission bits.
@@ -157,12 +159,12 @@ pub enum Error {
         opener: u32,
     },
     /// There is no space for the write, and nothing more can be evicted.
-    #[error("no room for {} ({}): {}", path.display(), bound.name(), bound.advice())]
+    #[error("no room for {} ({}): {}", path.display(), limit.name(), limit.advice())]
     Full {
         /// The file being written.
         path: PathBuf,
         /// The limit that was reached.
-        bound: StoreLimit,
+        limit: StoreLimit,
     },
     /// The artifact was discarded after an earlier write failed.
     #[error("an earlier write to {} failed, so it is incomplete and not kept", path.display())]
@@ -233,7 +235,7 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Busy { .. } => ErrorKind::Busy,
-            Self::NotOurs { .. } | Self::Writable { .. } => ErrorKind::NotPermitted,
+            Self::WrongOwner { .. } | Self::WritableByOthers { .. } => ErrorKind::NotPermitted,
             Self::Full { .. } => ErrorKind::Full,
             Self::Io { source, .. } => match source.kind() {
                 io::ErrorKind::PermissionDenied => ErrorKind::NotPermitted,
@@ -245,20 +247,20 @@ impl Error {
     }
 
     /// Creates the error of a failed call. Lack of space becomes [`Error::Full`].
-    pub(super) fn io(doing: &'static str, path: PathBuf, source: io::Error) -> Self {
-        let bound = match source.kind() {
+    pub(super) fn io(operation: &'static str, path: PathBuf, source: io::Error) -> Self {
+        let limit = match source.kind() {
             io::ErrorKind::StorageFull => StoreLimit::Device,
             io::ErrorKind::QuotaExceeded => StoreLimit::Quota,
             io::ErrorKind::FileTooLarge => StoreLimit::FileSize,
-            _ => return Self::Io { doing, path, source },
+            _ => return Self::Io { operation, path, source },
         };
-        Self::Full { path, bound }
+        Self::Full { path, limit }
     }
 
     /// Returns `true` if one of the store's own limits leaves no space.
-    pub(super) fn is_bound(&self) -> bool {
-        let foreign = [StoreLimit::Device, StoreLimit::Quota, StoreLimit::FileSize];
-        matches!(self, Self::Full { bound, .. } if !foreign.contains(bound))
+    pub(super) fn is_store_limit(&self) -> bool {
+        let system_limits = [StoreLimit::Device, StoreLimit::Quota, StoreLimit::FileSize];
+        matches!(self, Self::Full { limit, .. } if !system_limits.contains(limit))
     }
 
     /// Returns `true` if there is no space. Enforcing the limits may free some.
@@ -271,8 +273,8 @@ impl From<Error> for io::Error {
     /// Wraps the error under the `io::ErrorKind` that callers of a writer expect.
     fn from(error: Error) -> Self {
         let kind = match &error {
-            Error::Full { bound: StoreLimit::Quota, .. } => io::ErrorKind::QuotaExceeded,
-            Error::Full { bound: StoreLimit::FileSize, .. } => io::ErrorKind::FileTooLarge,
+            Error::Full { limit: StoreLimit::Quota, .. } => io::ErrorKind::QuotaExceeded,
+            Error::Full { limit: StoreLimit::FileSize, .. } => io::ErrorKind::FileTooLarge,
             Error::Full { .. } => io::ErrorKind::StorageFull,
             Error::Io { source, .. } => source.kind(),
             Error::Removed { .. } => io::ErrorKind::NotFound,

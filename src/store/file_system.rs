@@ -27,10 +27,10 @@ pub(super) enum FsFeature {
     Lock,
     Sync,
     DirSync,
-    Unnamed,
-    RenameNew,
+    UnnamedFiles,
+    RenameNoReplace,
     RenameDir,
-    Link,
+    HardLinks,
     Modes,
     GroupRead,
 }
@@ -40,10 +40,10 @@ impl FsFeature {
         Self::Lock,
         Self::Sync,
         Self::DirSync,
-        Self::Unnamed,
-        Self::RenameNew,
+        Self::UnnamedFiles,
+        Self::RenameNoReplace,
         Self::RenameDir,
-        Self::Link,
+        Self::HardLinks,
         Self::Modes,
         Self::GroupRead,
     ];
@@ -58,10 +58,10 @@ impl FsFeature {
             Self::Lock => "store.lock",
             Self::Sync => "store.sync",
             Self::DirSync => "store.directory_sync",
-            Self::Unnamed => "store.unnamed_files",
-            Self::RenameNew => "store.rename",
+            Self::UnnamedFiles => "store.unnamed_files",
+            Self::RenameNoReplace => "store.rename",
             Self::RenameDir => "store.directory_rename",
-            Self::Link => "store.links",
+            Self::HardLinks => "store.links",
             Self::Modes => "store.modes",
             Self::GroupRead => "store.group_read",
         }
@@ -80,44 +80,44 @@ pub(super) struct FileSystem {
     pub(super) group: u32,
     /// `false` if the file system reports a link count of 0 for every directory, as some FUSE ones
     /// do.
-    pub(super) counts_links: bool,
+    pub(super) has_link_counts: bool,
     /// `true` if members of `group` may read the files.
     group_read: AtomicBool,
-    lacking: AtomicU32,
+    missing_features: AtomicU32,
 }
 
 impl FileSystem {
-    pub(super) fn new(path: &Path, owner: u32, group: u32, counts_links: bool) -> Self {
+    pub(super) fn new(path: &Path, owner: u32, group: u32, has_link_counts: bool) -> Self {
         Self {
             path: path.to_owned(),
             owner,
             group,
-            counts_links,
+            has_link_counts,
             group_read: AtomicBool::new(false),
-            lacking: AtomicU32::new(0),
+            missing_features: AtomicU32::new(0),
         }
     }
 
-    pub(super) fn has(&self, feature: FsFeature) -> bool {
-        self.lacking.load(Ordering::Relaxed) & feature.bit() == 0
+    pub(super) fn supports(&self, feature: FsFeature) -> bool {
+        self.missing_features.load(Ordering::Relaxed) & feature.bit() == 0
     }
 
     /// Records that `feature` was refused, and reports `text` the first time.
-    pub(super) fn lacks(&self, feature: FsFeature, text: impl FnOnce(&str) -> String) {
-        if self.lacking.fetch_or(feature.bit(), Ordering::Relaxed) & feature.bit() == 0 {
+    pub(super) fn report_missing(&self, feature: FsFeature, text: impl FnOnce(&str) -> String) {
+        if self.missing_features.fetch_or(feature.bit(), Ordering::Relaxed) & feature.bit() == 0 {
             warnings::set(feature.topic(), text(&self.path.display().to_string()));
         }
     }
 
     /// Records that `feature` is missing, without a warning.
     #[cfg(test)]
-    pub(super) fn pretend_without(&self, feature: FsFeature) {
-        self.lacking.fetch_or(feature.bit(), Ordering::Relaxed);
+    pub(super) fn disable(&self, feature: FsFeature) {
+        self.missing_features.fetch_or(feature.bit(), Ordering::Relaxed);
     }
 
     /// Clears the warnings about features that no operation of this store has found missing.
     pub(super) fn clear_warnings(&self) {
-        for feature in FsFeature::ALL.into_iter().filter(|feature| self.has(*feature)) {
+        for feature in FsFeature::ALL.into_iter().filter(|feature| self.supports(*feature)) {
             warnings::clear(feature.topic());
         }
     }
@@ -151,6 +151,6 @@ pub(super) fn is_refusal(errno: Errno) -> bool {
 
 /// Returns `true` if a refused `fsync` of a file means that the file system has none. `EACCES` does
 /// not count: network file systems return it for writes that the server rejected later.
-pub(super) fn has_no_sync(errno: Errno) -> bool {
+pub(super) fn is_sync_unsupported(errno: Errno) -> bool {
     [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP, Errno::PERM].contains(&errno)
 }

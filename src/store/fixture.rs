@@ -15,11 +15,11 @@ use crate::model::{
     ProcessInfo, Reason, Versions, VitalsRow,
 };
 
-pub(super) const OPENED: &str = "2026-11-23T02:57:33.123Z";
+pub(super) const OPENED_AT: &str = "2026-11-23T02:57:33.123Z";
 
-/// Returns the manifest of an incident that opened at [`OPENED`], with one running capture.
+/// Returns the manifest of an incident that opened at [`OPENED_AT`], with one running capture.
 pub(super) fn manifest() -> Manifest {
-    manifest_at(OPENED.parse().unwrap())
+    manifest_at(OPENED_AT.parse().unwrap())
 }
 
 pub(super) fn manifest_at(opened: Timestamp) -> Manifest {
@@ -65,12 +65,12 @@ pub(super) fn manifest_at(opened: Timestamp) -> Manifest {
 }
 
 /// Returns limits that no test reaches.
-pub(super) fn roomy() -> StoreSettings {
+pub(super) fn generous_settings() -> StoreSettings {
     StoreSettings {
         max_bytes: Bytes::gib(1),
         max_incidents: 100,
         max_age: Duration::from_secs(86_400),
-        keep_free: DiskReserve::Bytes(Bytes(0)),
+        min_free_space: DiskReserve::Bytes(Bytes(0)),
         ..StoreSettings::default()
     }
 }
@@ -85,7 +85,7 @@ pub(super) struct Fixture {
 impl Fixture {
     pub(super) fn new(settings: StoreSettings) -> Self {
         let temp = tempfile::tempdir().unwrap();
-        let clock = Arc::new(ManualClock::new(OPENED.parse().unwrap()));
+        let clock = Arc::new(ManualClock::new(OPENED_AT.parse().unwrap()));
         let (store, _) =
             Store::open(&temp.path().join("captures"), settings, Arc::clone(&clock) as _).unwrap();
         Self { temp, clock, store }
@@ -101,15 +101,15 @@ impl Fixture {
     }
 
     /// Creates, one second later, a closed incident with one artifact of `bytes` bytes.
-    pub(super) fn closed(&self, bytes: usize) -> IncidentId {
-        self.closed_by("memory", bytes)
+    pub(super) fn create_closed(&self, bytes: usize) -> IncidentId {
+        self.create_closed_for_rule("memory", bytes)
     }
 
     /// Creates a closed incident like [`Self::closed`], of the rule `name`.
-    pub(super) fn closed_by(&self, name: &str, bytes: usize) -> IncidentId {
+    pub(super) fn create_closed_for_rule(&self, name: &str, bytes: usize) -> IncidentId {
         use std::io::Write;
         self.clock.advance(Duration::from_secs(1));
-        let mut incident = self.store.begin(name, self.manifest()).unwrap();
+        let mut incident = self.store.create_incident(name, self.manifest()).unwrap();
         let mut draft = incident.draft(CaptureKind::Heap, self.clock.wall()).unwrap();
         draft.write_all(&vec![b'x'; bytes]).unwrap();
         let artifact = draft.commit().unwrap();
@@ -123,8 +123,8 @@ impl Fixture {
     }
 
     /// Returns the incident IDs of the index, latest first.
-    pub(super) fn ids(&self) -> Vec<IncidentId> {
-        self.store.index().unwrap().iter().map(|entry| entry.id).collect()
+    pub(super) fn incident_ids(&self) -> Vec<IncidentId> {
+        self.store.list_incidents().unwrap().iter().map(|entry| entry.id).collect()
     }
 
     /// Drops the store, as an ending process does, and opens it again.

@@ -12,11 +12,11 @@ use super::dir::Dir;
 use super::draft::ArtifactDraft;
 use super::error::{Error, StoreLimit};
 use super::manifest::{self, ManifestHead};
-use super::names::{IncidentName, MANIFEST, NEW, PART, artifact_stem};
+use super::names::{IncidentName, MANIFEST_FILE, NEW_PREFIX, PART_SUFFIX, artifact_stem};
 use super::retention::SpaceRequest;
 use crate::base::{Bytes, IncidentId};
-use crate::model::{FileName, Form, Manifest};
-use crate::store::prune::{between, enough, give_up};
+use crate::model::{ArtifactFormat, FileName, Manifest};
+use crate::store::prune::{discard, removable_files, select_to_free};
 use crate::store::usage::{Registration, StoreInner};
 
 /// The directory of an open incident. The incident is not evicted while this handle or a draft of
@@ -25,14 +25,14 @@ use crate::store::usage::{Registration, StoreInner};
 #[derive(Debug)]
 #[must_use = "the incident stays open in its manifest until an update closes it"]
 pub struct IncidentDir {
-    open: Arc<Open>,
+    inner: Arc<IncidentInner>,
     manifest: Manifest,
-    size: u64,
+    manifest_bytes: u64,
 }
 
 /// State shared by an incident and its drafts.
 #[derive(Debug)]
-pub(super) struct Open {
+pub(super) struct IncidentInner {
     pub(super) dir: Dir,
     /// `{service}_{domain}`.
     pub(super) stem: String,
@@ -43,9 +43,9 @@ pub(super) struct Open {
     registration: Registration,
 }
 
-impl Open {
-    pub(super) fn shared(&self) -> &Arc<StoreInner> {
-        &self.registration.shared
+impl IncidentInner {
+    pub(super) fn store(&self) -> &Arc<StoreInner> {
+        &self.registration.store
     }
 
     pub(super) fn id(&self) -> IncidentId {
@@ -56,67 +56,67 @@ impl Open {
 impl IncidentDir {
     /// Returns `true` if the directory was deleted.
     pub fn is_removed(&self) -> bool {
-        self.open.dir.is_removed()
+        self.inner.dir.is_removed()
     }
 
-    pub(super) fn begin(
-        shared: &Arc<StoreInner>,
+    pub(super) fn create(
+        store: &Arc<StoreInner>,
         name: &str,
         mut manifest: Manifest,
     ) -> Result<Self, Error> {
         let (id, opened) = (manifest.id, manifest.opened);
         let text = IncidentName { opened, name: name.to_owned(), id }.format();
-        let registration = Registration::new(shared, id, name).ok_or_else(|| {
-            Error::io("make the directory", shared.root.at(&text), Errno::EXIST.into())
+        let registration = Registration::new(store, id, name).ok_or_else(|| {
+            Error::io("make the directory", store.root.path_of(&text), Errno::EXIST.into())
         })?;
-        shared.lock.check(&shared.root);
-        shared.make_room(
-            &mut shared.ledger(),
+        store.lock.detect_other_writer(&store.root);
+        store.free_space(
+            &mut store.lock_usage(),
             SpaceRequest { incidents: 1, incident: Some(id), ..SpaceRequest::default() },
         );
 
-        let temporary = format!("{NEW}{id}");
-        let mut made = shared.root.make_subdir(&temporary)?;
-        let published = put(&made, &mut manifest)
-            .and_then(|size| match shared.root.rename_dir(&temporary, &text)? {
+        let temporary = format!("{NEW_PREFIX}{id}");
+        let mut dir = store.root.make_subdir(&temporary)?;
+        let published = write_manifest(&dir, &mut manifest)
+            .and_then(|size| match store.root.rename_dir(&temporary, &text)? {
                 true => Ok(size),
                 false => {
-                    made.unlink(MANIFEST)?;
-                    shared.root.rmdir(&temporary)?;
-                    made = shared.root.make_subdir(&text)?;
-                    put(&made, &mut manifest)
+                    dir.unlink(MANIFEST_FILE)?;
+                    store.root.rmdir(&temporary)?;
+                    dir = store.root.make_subdir(&text)?;
+                    write_manifest(&dir, &mut manifest)
                 }
             })
-            .and_then(|size| shared.root.sync().map(|()| size));
+            .and_then(|size| store.root.sync().map(|()| size));
         let size = match published {
             Ok(size) => size,
             Err(error) => {
                 // The next start deletes or marks any remains.
-                let _ = made.unlink(MANIFEST);
-                let _ = made.unlink(&format!("{MANIFEST}{PART}"));
-                let _ = shared.root.rmdir(&temporary).or_else(|_| shared.root.rmdir(&text));
+                let _ = dir.unlink(MANIFEST_FILE);
+                let _ = dir.unlink(&format!("{MANIFEST_FILE}{PART_SUFFIX}"));
+                let _ = store.root.rmdir(&temporary).or_else(|_| store.root.rmdir(&text));
                 return Err(error);
             }
         };
-        shared.ledger().resize(id, 0, size);
-        let open = Open {
-            dir: made.moved_to(shared.root.at(&text)),
+        store.lock_usage().resize(id, 0, size);
+        let inner = IncidentInner {
+            dir: dir.with_path(store.root.path_of(&text)),
             stem: artifact_stem(&manifest.service, &manifest.domain),
             seq: Mutex::new(0),
             named_drafts: AtomicU32::new(0),
             registration,
         };
-        Ok(Self { open: Arc::new(open), manifest, size })
+        Ok(Self { inner: Arc::new(inner), manifest, manifest_bytes: size })
     }
 
     /// Returns the path of the directory.
     pub fn path(&self) -> &Path {
-        self.open.dir.path()
+        self.inner.dir.path()
     }
 
     /// Returns the incident ID.
     pub fn id(&self) -> IncidentId {
-        self.open.id()
+        self.inner.id()
     }
 
     /// Returns the manifest as of the last [`Self::update`].
@@ -130,8 +130,12 @@ impl IncidentDir {
     ///
     /// # Errors
     /// If no file can be created.
-    pub fn draft(&self, form: impl Into<Form>, taken: Timestamp) -> Result<ArtifactDraft, Error> {
-        ArtifactDraft::begin(&self.open, form.into(), taken)
+    pub fn draft(
+        &self,
+        form: impl Into<ArtifactFormat>,
+        taken_at: Timestamp,
+    ) -> Result<ArtifactDraft, Error> {
+        ArtifactDraft::begin(&self.inner, form.into(), taken_at)
     }
 
     /// Starts a custom artifact, named `{service}_{domain}.{seq}.custom.{name}`. Otherwise like
@@ -139,8 +143,12 @@ impl IncidentDir {
     ///
     /// # Errors
     /// If no file can be created.
-    pub fn draft_custom(&self, name: &FileName, taken: Timestamp) -> Result<ArtifactDraft, Error> {
-        ArtifactDraft::custom(&self.open, name, taken)
+    pub fn draft_custom(
+        &self,
+        name: &FileName,
+        taken_at: Timestamp,
+    ) -> Result<ArtifactDraft, Error> {
+        ArtifactDraft::begin_custom(&self.inner, name, taken_at)
     }
 
     /// Returns the tightest limit, and the bytes that can still be written under it after every
@@ -148,8 +156,8 @@ impl IncidentDir {
     ///
     /// # Errors
     /// If the incident directory cannot be listed.
-    pub fn room(&self) -> Result<(StoreLimit, Bytes), Error> {
-        self.open.shared().room(self.id())
+    pub fn available_space(&self) -> Result<(StoreLimit, Bytes), Error> {
+        self.inner.store().available_space(self.id())
     }
 
     /// Prunes files of this incident to free space for `bytes` more: of each form those between the
@@ -159,33 +167,41 @@ impl IncidentDir {
     /// # Errors
     /// If the manifest cannot be written; nothing is deleted then. Also if a file cannot be
     /// deleted.
-    pub fn make_room(&mut self, bytes: Bytes) -> Result<bool, Error> {
-        let shared = Arc::clone(self.open.shared());
-        let need = SpaceRequest {
+    pub fn free_space(&mut self, bytes: Bytes) -> Result<bool, Error> {
+        let store = Arc::clone(self.inner.store());
+        let request = SpaceRequest {
             bytes: bytes.get(),
             incident: Some(self.id()),
             ..SpaceRequest::default()
         };
-        let Some(short) = shared.shortage(&shared.ledger(), need) else { return Ok(true) };
-        let files = self.manifest.artifacts.iter().map(|it| (it.file.as_str(), it.bytes.get()));
-        let spare = between(files);
-        let Some(chosen) = enough(&spare, short.missing) else { return Ok(false) };
+        let Some(exceeded) = store.exceeded_limit(&store.lock_usage(), request) else {
+            return Ok(true);
+        };
+        let files = self
+            .manifest
+            .artifacts
+            .iter()
+            .map(|artifact| (artifact.file.as_str(), artifact.bytes.get()));
+        let removable = removable_files(files);
+        let Some(chosen) = select_to_free(&removable, exceeded.missing_bytes) else {
+            return Ok(false);
+        };
         let (names, freed): (Vec<String>, Vec<u64>) =
             chosen.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes)).unzip();
         let before = (self.manifest.artifacts.clone(), self.manifest.removed.clone());
-        let now = shared.clock.wall();
-        if let Err(error) = self.update(|it| give_up(it, &names, short.bound, now)) {
+        let now = store.clock.wall();
+        if let Err(error) = self.update(|manifest| discard(manifest, &names, exceeded.limit, now)) {
             (self.manifest.artifacts, self.manifest.removed) = before;
             return Err(error);
         }
         for (name, bytes) in names.iter().zip(freed) {
-            self.open.dir.unlink(name)?;
-            let mut ledger = shared.ledger();
+            self.inner.dir.unlink(name)?;
+            let mut ledger = store.lock_usage();
             ledger.resize(self.id(), bytes, 0);
-            ledger.thinned += 1;
+            ledger.pruned_count += 1;
         }
-        self.open.dir.sync()?;
-        Ok(shared.shortage(&shared.ledger(), need).is_none())
+        self.inner.dir.sync()?;
+        Ok(store.exceeded_limit(&store.lock_usage(), request).is_none())
     }
 
     /// Changes the manifest and replaces `incident.json` atomically. It writes and syncs the whole
@@ -201,30 +217,32 @@ impl IncidentDir {
     /// too.
     pub fn update(&mut self, change: impl FnOnce(&mut Manifest)) -> Result<(), Error> {
         change(&mut self.manifest);
-        let size = put(&self.open.dir, &mut self.manifest)?;
-        self.open.shared().ledger().resize(self.id(), self.size, size);
-        self.size = size;
+        let size = write_manifest(&self.inner.dir, &mut self.manifest)?;
+        self.inner.store().lock_usage().resize(self.id(), self.manifest_bytes, size);
+        self.manifest_bytes = size;
         Ok(())
     }
 }
 
 /// Writes `manifest` to `dir`, the directory of an incident, and returns its size.
-fn put(dir: &Dir, manifest: &mut Manifest) -> Result<u64, Error> {
+fn write_manifest(dir: &Dir, manifest: &mut Manifest) -> Result<u64, Error> {
     let text = manifest::write_bounded(manifest);
-    let text = text.map_err(|source| Error::io("write", dir.at(MANIFEST), source))?;
-    dir.replace(MANIFEST, &text)?;
+    let text = text.map_err(|source| Error::io("write", dir.path_of(MANIFEST_FILE), source))?;
+    dir.replace(MANIFEST_FILE, &text)?;
     Ok(text.len() as u64)
 }
 
 /// Replaces the head of the manifest in `dir`. The vitals are copied without parsing.
-pub(super) fn put_head(dir: &Dir, mut head: ManifestHead) -> Result<(), Error> {
-    let Some(rest) = head.rest else { return put(dir, &mut head.manifest).map(drop) };
-    let failed = |source| Error::io("read", dir.at(MANIFEST), source);
-    let text = manifest::write_head(&head.manifest).map_err(failed)?;
-    let mut old = dir.open_file(MANIFEST)?;
-    let size = old.metadata().map_err(failed)?.len() - rest + text.len() as u64;
-    old.seek(SeekFrom::Start(rest)).map_err(failed)?;
-    dir.replace_by(MANIFEST, size, |file| {
+pub(super) fn write_manifest_head(dir: &Dir, mut head: ManifestHead) -> Result<(), Error> {
+    let Some(vitals_offset) = head.vitals_offset else {
+        return write_manifest(dir, &mut head.manifest).map(drop);
+    };
+    let read_error = |source| Error::io("read", dir.path_of(MANIFEST_FILE), source);
+    let text = manifest::write_head(&head.manifest).map_err(read_error)?;
+    let mut old = dir.open_file(MANIFEST_FILE)?;
+    let size = old.metadata().map_err(read_error)?.len() - vitals_offset + text.len() as u64;
+    old.seek(SeekFrom::Start(vitals_offset)).map_err(read_error)?;
+    dir.replace_with(MANIFEST_FILE, size, |file| {
         file.write_all(&text)?;
         io::copy(&mut old, file).map(drop)
     })
@@ -234,59 +252,66 @@ pub(super) fn put_head(dir: &Dir, mut head: ManifestHead) -> Result<(), Error> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use super::super::fixture::{Fixture, roomy};
+    use super::super::fixture::{Fixture, generous_settings};
     use super::super::manifest::read;
     use super::*;
     use crate::model::IncidentState;
 
     #[test]
-    fn an_incident_appears_under_its_name_with_a_whole_private_manifest() {
-        let it = Fixture::new(roomy());
-        let incident = it.store.begin("Memory/Use", it.manifest()).unwrap();
+    fn new_incident_has_complete_private_manifest() {
+        let fixture = Fixture::new(generous_settings());
+        let incident = fixture.store.create_incident("Memory/Use", fixture.manifest()).unwrap();
         let name = incident.path().file_name().unwrap().to_str().unwrap();
         assert_eq!(name, format!("20261123T025733.123Z-memory-use-{}", incident.id()));
         let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o7777;
-        let manifest = incident.path().join(MANIFEST);
-        assert_eq!((mode(it.dir()), mode(incident.path()), mode(&manifest)), (0o700, 0o700, 0o600));
+        let manifest = incident.path().join(MANIFEST_FILE);
+        assert_eq!(
+            (mode(fixture.dir()), mode(incident.path()), mode(&manifest)),
+            (0o700, 0o700, 0o600)
+        );
         assert_eq!(&read(&std::fs::read(manifest).unwrap()).unwrap(), incident.manifest());
-        let entries = std::fs::read_dir(it.dir()).unwrap().count();
+        let entries = std::fs::read_dir(fixture.dir()).unwrap().count();
         assert_eq!(entries, 2, "the lock and the incident");
     }
 
     #[test]
-    fn an_update_replaces_the_manifest() {
-        let it = Fixture::new(roomy());
-        let mut incident = it.store.begin("memory", it.manifest()).unwrap();
+    fn update_replaces_manifest() {
+        let fixture = Fixture::new(generous_settings());
+        let mut incident = fixture.store.create_incident("memory", fixture.manifest()).unwrap();
         incident.update(|manifest| manifest.state = IncidentState::Closed).unwrap();
-        let entry = it.store.find(incident.id()).unwrap();
+        let entry = fixture.store.find(incident.id()).unwrap();
         assert_eq!(entry.manifest.unwrap().state, IncidentState::Closed);
         assert!(!incident.path().join("incident.json.part").exists());
     }
 
     #[test]
-    fn what_an_update_could_not_write_the_next_one_does() {
-        let it = Fixture::new(roomy());
-        let mut incident = it.store.begin("memory", it.manifest()).unwrap();
+    fn next_update_writes_change_of_failed_update() {
+        let fixture = Fixture::new(generous_settings());
+        let mut incident = fixture.store.create_incident("memory", fixture.manifest()).unwrap();
         let obstacle = incident.path().join("incident.json.part");
         std::fs::create_dir(&obstacle).unwrap();
         let error = incident.update(|manifest| manifest.service = "changed".into()).unwrap_err();
         assert!(error.to_string().contains("incident.json.part"), "{error}");
-        assert_eq!(it.store.find(incident.id()).unwrap().manifest.unwrap().service, "orders");
+        assert_eq!(fixture.store.find(incident.id()).unwrap().manifest.unwrap().service, "orders");
         std::fs::remove_dir(&obstacle).unwrap();
         incident.update(|_| ()).unwrap();
-        assert_eq!(it.store.find(incident.id()).unwrap().manifest.unwrap().service, "changed");
+        assert_eq!(fixture.store.find(incident.id()).unwrap().manifest.unwrap().service, "changed");
     }
 
     #[test]
-    fn an_id_is_used_once() {
-        let it = Fixture::new(roomy());
-        let manifest = it.manifest();
-        let first = it.store.begin("memory", manifest.clone()).unwrap();
-        assert!(it.store.begin("memory", manifest.clone()).is_err());
+    fn incident_id_is_used_once() {
+        let fixture = Fixture::new(generous_settings());
+        let manifest = fixture.manifest();
+        let first = fixture.store.create_incident("memory", manifest.clone()).unwrap();
+        assert!(fixture.store.create_incident("memory", manifest.clone()).is_err());
         drop(first);
-        assert!(it.store.begin("memory", manifest).is_err());
-        assert_eq!(it.ids().len(), 1);
-        assert_eq!(std::fs::read_dir(it.dir()).unwrap().count(), 3, "it, the lock and ages.json");
-        assert!(it.store.shared.ledger().open.is_empty());
+        assert!(fixture.store.create_incident("memory", manifest).is_err());
+        assert_eq!(fixture.incident_ids().len(), 1);
+        assert_eq!(
+            std::fs::read_dir(fixture.dir()).unwrap().count(),
+            3,
+            "it, the lock and ages.json"
+        );
+        assert!(fixture.store.inner.lock_usage().open_incidents.is_empty());
     }
 }

@@ -8,8 +8,8 @@ use jiff::Timestamp;
 
 use super::dir::{Dir, is_dir};
 use super::error::Error;
-use super::manifest::{self, MAX_MANIFEST, ManifestHead};
-use super::names::{IncidentName, MANIFEST, artifact_form};
+use super::manifest::{self, MAX_MANIFEST_BYTES, ManifestHead};
+use super::names::{IncidentName, MANIFEST_FILE, artifact_form};
 use super::place::Location;
 use crate::base::IncidentId;
 use crate::model::Manifest;
@@ -39,8 +39,8 @@ pub struct IncidentEntries {
 }
 
 impl IncidentEntries {
-    pub(super) fn of(root: &Arc<Dir>) -> Result<Self, Error> {
-        let mut names = incidents(root)?;
+    pub(super) fn from_dir(root: &Arc<Dir>) -> Result<Self, Error> {
+        let mut names = incident_names(root)?;
         names.sort_by(|(a, _), (b, _)| b.cmp(a));
         Ok(Self { root: Arc::clone(root), names: names.into_iter() })
     }
@@ -60,7 +60,7 @@ impl Location {
     /// # Errors
     /// If the directory cannot be listed. An unreadable manifest is reported in its entry.
     pub fn entries(&self) -> Result<IncidentEntries, Error> {
-        IncidentEntries::of(&self.root()?)
+        IncidentEntries::from_dir(&self.open_root()?)
     }
 
     /// Returns the incident `id`.
@@ -68,7 +68,7 @@ impl Location {
     /// # Errors
     /// If there is no such incident, or the directory cannot be listed.
     pub fn find(&self, id: IncidentId) -> Result<IncidentEntry, Error> {
-        entry(&*self.root()?, id)
+        find_entry(&*self.open_root()?, id)
     }
 
     /// Opens `file` of incident `id` for reading: an artifact or `incident.json`.
@@ -77,7 +77,7 @@ impl Location {
     /// If there is no such incident or file, or `file` is not a valid artifact name. A name from a
     /// request can therefore be passed unchecked.
     pub fn open_artifact(&self, id: IncidentId, file: &str) -> Result<File, Error> {
-        artifact(&*self.root()?, id, file)
+        open_artifact_in(&*self.open_root()?, id, file)
     }
 }
 
@@ -105,55 +105,60 @@ pub fn open_artifact(dir: &Path, id: IncidentId, file: &str) -> Result<File, Err
     Location::new(dir).open_artifact(id, file)
 }
 
-pub(super) fn entry(root: &Dir, id: IncidentId) -> Result<IncidentEntry, Error> {
-    incidents(root)?
+pub(super) fn find_entry(root: &Dir, id: IncidentId) -> Result<IncidentEntry, Error> {
+    incident_names(root)?
         .into_iter()
         .find(|(_, name)| name.id == id)
         .and_then(|(text, name)| read_entry(root, &text, name))
         .ok_or_else(|| Error::NoIncident { id, dir: root.path().to_owned() })
 }
 
-pub(super) fn artifact(root: &Dir, id: IncidentId, file: &str) -> Result<File, Error> {
-    let (text, _) = incidents(root)?
+pub(super) fn open_artifact_in(root: &Dir, id: IncidentId, file: &str) -> Result<File, Error> {
+    let (text, _) = incident_names(root)?
         .into_iter()
         .find(|(_, name)| name.id == id)
         .ok_or_else(|| Error::NoIncident { id, dir: root.path().to_owned() })?;
-    if file != MANIFEST && artifact_form(file).is_none() {
+    if file != MANIFEST_FILE && artifact_form(file).is_none() {
         // The name is not joined to the path: it may be `../../etc/passwd`.
-        return Err(Error::NoArtifact { path: root.at(&text).join("…") });
+        return Err(Error::NoArtifact { path: root.path_of(&text).join("…") });
     }
     let dir = root.subdir(&text)?;
     match dir.stat(file)? {
         Some(_) => dir.open_file(file),
-        None => Err(Error::NoArtifact { path: dir.at(file) }),
+        None => Err(Error::NoArtifact { path: dir.path_of(file) }),
     }
 }
 
 /// Reads the head of the manifest in `dir`.
-pub(super) fn read_head(dir: &Dir) -> Result<ManifestHead, Error> {
-    let file = dir.open_file(MANIFEST)?;
-    let failed = |source| Error::io("read", dir.at(MANIFEST), source);
-    if file.metadata().map_err(failed)?.len() > MAX_MANIFEST.get() {
-        return Err(Error::TooLarge { path: dir.at(MANIFEST), limit: MAX_MANIFEST });
+pub(super) fn read_manifest_head(dir: &Dir) -> Result<ManifestHead, Error> {
+    let file = dir.open_file(MANIFEST_FILE)?;
+    let read_error = |source| Error::io("read", dir.path_of(MANIFEST_FILE), source);
+    if file.metadata().map_err(read_error)?.len() > MAX_MANIFEST_BYTES.get() {
+        return Err(Error::TooLarge {
+            path: dir.path_of(MANIFEST_FILE),
+            limit: MAX_MANIFEST_BYTES,
+        });
     }
-    let head = manifest::read_head(file).map_err(failed)?;
-    head.map_err(|source| Error::Manifest { path: dir.at(MANIFEST), source })
+    let head = manifest::read_head(file).map_err(read_error)?;
+    head.map_err(|source| Error::Manifest { path: dir.path_of(MANIFEST_FILE), source })
 }
 
-fn incidents(root: &Dir) -> Result<Vec<(String, IncidentName)>, Error> {
-    let names = root.names()?.into_iter();
+fn incident_names(root: &Dir) -> Result<Vec<(String, IncidentName)>, Error> {
+    let names = root.entry_names()?.into_iter();
     Ok(names.filter_map(|text| IncidentName::parse(&text).map(|name| (text, name))).collect())
 }
 
 /// Returns `None` if the incident was removed meanwhile: it is missing or no longer a directory.
 fn read_entry(root: &Dir, text: &str, name: IncidentName) -> Option<IncidentEntry> {
-    let head = root.subdir(text).and_then(|dir| read_head(&dir));
+    let head = root.subdir(text).and_then(|dir| read_manifest_head(&dir));
     let manifest = head.map(|head| head.manifest);
-    if manifest.is_err() && !root.stat(text).is_ok_and(|stat| stat.is_some_and(|it| is_dir(&it))) {
+    if manifest.is_err()
+        && !root.stat(text).is_ok_and(|stat| stat.is_some_and(|status| is_dir(&status)))
+    {
         return None;
     }
     let IncidentName { opened, name, id } = name;
-    Some(IncidentEntry { path: root.at(text), id, name, opened, manifest })
+    Some(IncidentEntry { path: root.path_of(text), id, name, opened, manifest })
 }
 
 #[cfg(test)]
@@ -161,50 +166,50 @@ mod tests {
     use std::fs;
     use std::io::Read;
 
-    use super::super::fixture::{Fixture, roomy};
+    use super::super::fixture::{Fixture, generous_settings};
     use super::*;
     use crate::model::IncidentState;
 
     #[test]
-    fn incidents_are_listed_latest_first_with_and_without_the_lock() {
-        let it = Fixture::new(roomy());
-        let ids = [it.closed(10), it.closed(10)];
-        let listed = list(it.dir()).unwrap();
-        assert_eq!(listed.iter().map(|it| it.id).collect::<Vec<_>>(), [ids[1], ids[0]]);
-        assert_eq!(it.ids(), [ids[1], ids[0]]);
+    fn lists_incidents_latest_first_with_and_without_lock() {
+        let fixture = Fixture::new(generous_settings());
+        let ids = [fixture.create_closed(10), fixture.create_closed(10)];
+        let listed = list(fixture.dir()).unwrap();
+        assert_eq!(listed.iter().map(|entry| entry.id).collect::<Vec<_>>(), [ids[1], ids[0]]);
+        assert_eq!(fixture.incident_ids(), [ids[1], ids[0]]);
         assert_eq!(listed[0].name, "memory");
         assert_eq!(listed[1].manifest.as_ref().unwrap().state, IncidentState::Closed);
         assert_eq!(listed[1].opened, listed[1].manifest.as_ref().unwrap().opened);
-        assert_eq!(find(it.dir(), ids[0]).unwrap().path, listed[1].path);
+        assert_eq!(find(fixture.dir(), ids[0]).unwrap().path, listed[1].path);
     }
 
     #[test]
-    fn a_manifest_that_cannot_be_read_is_an_entry_that_says_why() {
-        let it = Fixture::new(roomy());
-        let ids = [it.closed(10), it.closed(10), it.closed(10)];
-        let manifest = |id| it.store.find(id).unwrap().path.join(MANIFEST);
+    fn unreadable_manifest_is_listed_with_its_error() {
+        let fixture = Fixture::new(generous_settings());
+        let ids = [fixture.create_closed(10), fixture.create_closed(10), fixture.create_closed(10)];
+        let manifest = |id| fixture.store.find(id).unwrap().path.join(MANIFEST_FILE);
         fs::remove_file(manifest(ids[0])).unwrap();
         fs::write(manifest(ids[1]), "not json").unwrap();
         let large = fs::File::create(manifest(ids[2])).unwrap();
-        large.set_len(MAX_MANIFEST.get() + 1).unwrap();
-        let listed = list(it.dir()).unwrap();
+        large.set_len(MAX_MANIFEST_BYTES.get() + 1).unwrap();
+        let listed = list(fixture.dir()).unwrap();
         assert_eq!(listed.len(), 3);
         for (entry, message) in listed.iter().zip(["is larger than", "not a manifest", "No such"]) {
             let error = entry.manifest.as_ref().unwrap_err().to_string();
-            assert!(error.contains(message) && error.contains(MANIFEST), "{error}");
+            assert!(error.contains(message) && error.contains(MANIFEST_FILE), "{error}");
         }
     }
 
     #[test]
-    fn files_of_incidents_are_opened_by_name_and_nothing_else_is() {
-        let it = Fixture::new(roomy());
-        let id = it.closed(10);
-        let path = it.store.find(id).unwrap().path;
+    fn opens_only_manifest_and_artifacts_by_name() {
+        let fixture = Fixture::new(generous_settings());
+        let id = fixture.create_closed(10);
+        let path = fixture.store.find(id).unwrap().path;
         let mut content = String::new();
-        let mut file = it.store.open_artifact(id, "orders_eu-1.001.memory.pprof").unwrap();
+        let mut file = fixture.store.open_artifact(id, "orders_eu-1.001.memory.pprof").unwrap();
         file.read_to_string(&mut content).unwrap();
         assert_eq!(content, "x".repeat(10));
-        assert!(open_artifact(it.dir(), id, MANIFEST).is_ok());
+        assert!(open_artifact(fixture.dir(), id, MANIFEST_FILE).is_ok());
 
         fs::write(path.join("notes.txt"), "private").unwrap();
         std::os::unix::fs::symlink("/etc/hostname", path.join("orders_eu-1.002.cpu.pprof"))
@@ -223,11 +228,11 @@ mod tests {
             "orders_eu-1.004.cpu.pprof",
             "a\0b",
         ] {
-            let error = it.store.open_artifact(id, file).unwrap_err();
+            let error = fixture.store.open_artifact(id, file).unwrap_err();
             assert!(matches!(error, Error::NoArtifact { .. }), "{file}: {error}");
         }
-        let nobody = IncidentId::new(Timestamp::UNIX_EPOCH);
-        let error = it.store.open_artifact(nobody, MANIFEST).unwrap_err();
+        let unknown_id = IncidentId::new(Timestamp::UNIX_EPOCH);
+        let error = fixture.store.open_artifact(unknown_id, MANIFEST_FILE).unwrap_err();
         assert!(matches!(error, Error::NoIncident { .. }), "{error}");
     }
 }

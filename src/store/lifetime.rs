@@ -10,8 +10,8 @@ use crate::os::proc::mounts::Mount;
 const TOPIC: &str = "store.lifetime";
 
 /// File systems from which container runtimes build the root of a container.
-const LAYERED: [&[u8]; 3] = [b"overlay", b"aufs", b"fuse.fuse-overlayfs"];
-const IN_MEMORY: [&[u8]; 2] = [b"tmpfs", b"ramfs"];
+const LAYERED_FILE_SYSTEMS: [&[u8]; 3] = [b"overlay", b"aufs", b"fuse.fuse-overlayfs"];
+const MEMORY_FILE_SYSTEMS: [&[u8]; 2] = [b"tmpfs", b"ramfs"];
 
 /// Files created by container runtimes, for containers whose root is another file system.
 const CONTAINER_FILES: [&str; 2] = ["/.dockerenv", "/run/.containerenv"];
@@ -40,17 +40,17 @@ impl Surroundings {
 pub(super) fn check(dir: &Path, is_in_memory: bool) {
     let dir = std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
     let mountinfo = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-    let remark = match Mount::of(&mountinfo, &dir) {
-        Some(mount) => remark(&dir, &mount, &Surroundings::read()),
-        None => is_in_memory.then(|| in_memory(&dir)),
+    let warning = match Mount::containing(&mountinfo, &dir) {
+        Some(mount) => lifetime_warning(&dir, &mount, &Surroundings::read()),
+        None => is_in_memory.then(|| in_memory_warning(&dir)),
     };
-    match remark {
-        Some(remark) => warnings::set(TOPIC, remark),
+    match warning {
+        Some(warning) => warnings::set(TOPIC, warning),
         None => warnings::clear(TOPIC),
     }
 }
 
-fn remark(dir: &Path, mount: &Mount<'_>, surroundings: &Surroundings) -> Option<String> {
+fn lifetime_warning(dir: &Path, mount: &Mount<'_>, surroundings: &Surroundings) -> Option<String> {
     let shown = dir.display();
     let runtime_directories = surroundings.runtime_directories.split(':');
     let is_below = |runtime: &str| !runtime.is_empty() && dir.starts_with(runtime);
@@ -65,10 +65,10 @@ fn remark(dir: &Path, mount: &Mount<'_>, surroundings: &Surroundings) -> Option<
             "incidents in {shown} are lost when the service stops: it is in a private /tmp (PrivateTmp=); set `dir` \
              to a directory of StateDirectory="
         ))
-    } else if IN_MEMORY.contains(&mount.kind) {
-        Some(in_memory(dir))
+    } else if MEMORY_FILE_SYSTEMS.contains(&mount.kind) {
+        Some(in_memory_warning(dir))
     } else if mount.point == Path::new("/")
-        && (LAYERED.contains(&mount.kind) || surroundings.is_container)
+        && (LAYERED_FILE_SYSTEMS.contains(&mount.kind) || surroundings.is_container)
     {
         Some(format!(
             "incidents in {shown} are lost with the container: it is in the container's own layer ({}); mount a \
@@ -80,7 +80,7 @@ fn remark(dir: &Path, mount: &Mount<'_>, surroundings: &Surroundings) -> Option<
     }
 }
 
-fn in_memory(dir: &Path) -> String {
+fn in_memory_warning(dir: &Path) -> String {
     format!(
         "incidents in {} are lost at the next boot, or with the container or pod: it is in memory, where they count \
          against the memory limit and take at most half of what is left below it; set `dir` to a directory on a disk",
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_goes_with_the_container_the_service_or_the_boot_is_named() {
+    fn warns_if_directory_is_lost_with_container_or_boot() {
         let plain = Surroundings::default();
         let container = Surroundings { is_container: true, ..plain.clone() };
         let service =
@@ -127,7 +127,7 @@ mod tests {
                 Some("PrivateTmp"),
             ),
         ] {
-            let found = remark(Path::new(dir), &mount, surroundings);
+            let found = lifetime_warning(Path::new(dir), &mount, surroundings);
             match (&found, expected) {
                 (Some(found), Some(expected)) => {
                     assert!(found.contains(expected) && found.contains("are lost"), "{found}");

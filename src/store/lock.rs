@@ -4,7 +4,7 @@
 //! the file system or a seccomp filter refuses `flock`, an open file description lock (`fcntl`) is
 //! tried, which some of them support. If both fail, the store opens without a lock: a service that
 //! does not start is worse than two writers, whose incidents have separate directories.
-//! [`WriterLock::others_may_live`] lists what such a start must not touch.
+//! [`WriterLock::previous_writer_may_run`] lists what such a start must not touch.
 //!
 //! A granted lock may not reach another machine or sandbox (gVisor, FUSE, NFS without a lock
 //! daemon). So the file also holds a record of its writer: the process, an ID of this opening, and
@@ -23,12 +23,12 @@ use rustix::process::{Pid, test_kill_process};
 use super::dir::Dir;
 use super::error::Error;
 use super::file_system::FsFeature;
-use super::names::LOCK;
+use super::names::LOCK_FILE;
 use crate::base::{IncidentId, warnings};
 use crate::os::file_lock;
 
 /// A limit above the size of a record with the longest possible host name.
-const MAX_RECORD: u64 = 512;
+const MAX_RECORD_BYTES: u64 = 512;
 
 const TOPIC: &str = "store.writer";
 
@@ -37,16 +37,16 @@ const TOPIC: &str = "store.writer";
 pub(super) struct WriterLock {
     /// `None` if the file system has no files that can be read and written.
     file: Option<File>,
-    how: How,
+    method: LockMethod,
     record: LockRecord,
-    others_may_live: bool,
+    previous_writer_may_run: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum How {
+enum LockMethod {
     Flock,
-    OpenFile,
-    Record,
+    OpenFileDescription,
+    RecordOnly,
 }
 
 /// The record in `.lock` that identifies the writer.
@@ -54,41 +54,47 @@ enum How {
 struct LockRecord {
     pid: Option<u32>,
     /// The ID of this opening of the store.
-    instance: String,
+    writer_id: String,
     host: String,
     /// The PID namespace of `pid`.
-    pids: String,
+    pid_namespace: String,
 }
 
 impl WriterLock {
     /// Acquires the lock of `root` and writes this process's record to it.
-    pub(super) fn take(root: &Dir) -> Result<Self, Error> {
-        let record = LockRecord::ours();
-        let mut file = match root.open_or_create(LOCK) {
+    pub(super) fn acquire(root: &Dir) -> Result<Self, Error> {
+        let record = LockRecord::for_current_process();
+        let mut file = match root.open_or_create(LOCK_FILE) {
             Ok(file) => file,
-            Err(Error::Io { source, .. }) if no_such_file(&source) => {
-                unlocked(root, &format!("opening .lock: {source}"));
-                return Ok(Self { file: None, how: How::Record, record, others_may_live: true });
+            Err(Error::Io { source, .. }) if is_open_unsupported(&source) => {
+                warn_unlocked(root, &format!("opening .lock: {source}"));
+                return Ok(Self {
+                    file: None,
+                    method: LockMethod::RecordOnly,
+                    record,
+                    previous_writer_may_run: true,
+                });
             }
             Err(error) => return Err(error),
         };
-        let how = match acquire(root, &file) {
-            Some(how) => how,
+        let method = match try_lock(root, &file) {
+            Some(method) => method,
             None => {
                 let pid = LockRecord::read(&mut file).pid;
                 return Err(Error::Busy { path: root.path().to_owned(), pid });
             }
         };
-        let others_may_live = how == How::Record && LockRecord::read(&mut file).may_live(&record);
-        let lock = Self { file: Some(file), how, record, others_may_live };
+        let previous_writer_may_run =
+            method == LockMethod::RecordOnly && LockRecord::read(&mut file).may_be_alive(&record);
+        let lock = Self { file: Some(file), method, record, previous_writer_may_run };
         lock.write_record();
         Ok(lock)
     }
 
     /// Returns `true` if the previous writer may still run: there is no lock, and the record does
     /// not name an ended process of this machine. Recovery then skips recently changed entries.
-    pub(super) fn others_may_live(&self) -> bool {
-        self.others_may_live
+    pub(super) fn previous_writer_may_run(&self) -> bool {
+        self.previous_writer_may_run
     }
 
     pub(super) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
@@ -96,11 +102,11 @@ impl WriterLock {
     }
 
     /// Reports another writer that the lock did not exclude, and restores this process's record.
-    pub(super) fn check(&self, root: &Dir) {
+    pub(super) fn detect_other_writer(&self, root: &Dir) {
         let Some(file) = &self.file else { return };
         let Ok(mut file) = file.try_clone() else { return };
         let found = LockRecord::read(&mut file);
-        if found.instance.is_empty() || found.instance == self.record.instance {
+        if found.writer_id.is_empty() || found.writer_id == self.record.writer_id {
             warnings::clear(TOPIC);
             return;
         }
@@ -121,16 +127,16 @@ impl WriterLock {
     /// `fork` and `exec` has a copy of the descriptor and thereby holds the lock.
     pub(super) fn release(&self) {
         let Some(file) = &self.file else { return };
-        match self.how {
-            How::Flock => drop(flock(file, FlockOperation::Unlock)),
-            How::OpenFile => drop(file_lock::unlock(file)),
+        match self.method {
+            LockMethod::Flock => drop(flock(file, FlockOperation::Unlock)),
+            LockMethod::OpenFileDescription => drop(file_lock::unlock(file)),
             // Allows the next start to recover all entries.
-            How::Record => self.end_record(file),
+            LockMethod::RecordOnly => self.clear_record(file),
         }
     }
 
     /// Deletes the record, unless another writer has replaced it.
-    fn end_record(&self, file: &File) {
+    fn clear_record(&self, file: &File) {
         let Ok(mut file) = file.try_clone() else { return };
         if LockRecord::read(&mut file) == self.record {
             let _ = file.set_len(0);
@@ -148,16 +154,16 @@ impl WriterLock {
     }
 
     #[cfg(test)]
-    pub(super) fn copy(&self) -> File {
+    pub(super) fn clone_file(&self) -> File {
         self.file.as_ref().unwrap().try_clone().unwrap()
     }
 }
 
 /// Acquires the best lock available. `None` if another process holds it.
-fn acquire(root: &Dir, file: &File) -> Option<How> {
-    let refused = loop {
+fn try_lock(root: &Dir, file: &File) -> Option<LockMethod> {
+    let flock_error = loop {
         match flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Some(How::Flock),
+            Ok(()) => return Some(LockMethod::Flock),
             Err(Errno::WOULDBLOCK) => return None,
             Err(Errno::INTR) => {}
             Err(errno) => break errno,
@@ -165,63 +171,65 @@ fn acquire(root: &Dir, file: &File) -> Option<How> {
     };
     match file_lock::lock(file) {
         Ok(()) => {
-            root.file_system().lacks(FsFeature::Lock, |path| {
+            root.file_system().report_missing(FsFeature::Lock, |path| {
                 format!(
-                    "flock fails in {path} ({refused}); an fcntl lock is held instead, which does not keep out a \
+                    "flock fails in {path} ({flock_error}); an fcntl lock is held instead, which does not keep out a \
                      process that can call flock or is on another machine: make sure that one process writes there"
                 )
             });
-            Some(How::OpenFile)
+            Some(LockMethod::OpenFileDescription)
         }
         Err(Errno::AGAIN | Errno::ACCESS) => None,
         Err(errno) => {
-            unlocked(root, &format!("flock: {refused}; fcntl lock: {errno}"));
-            Some(How::Record)
+            warn_unlocked(root, &format!("flock: {flock_error}; fcntl lock: {errno}"));
+            Some(LockMethod::RecordOnly)
         }
     }
 }
 
-fn unlocked(root: &Dir, why: &str) {
-    root.file_system().lacks(FsFeature::Lock, |path| {
+fn warn_unlocked(root: &Dir, reason: &str) {
+    root.file_system().report_missing(FsFeature::Lock, |path| {
         format!(
-            "{path} cannot be locked ({why}): one writer is not assured; give each process a `dir` of its own"
+            "{path} cannot be locked ({reason}): one writer is not assured; give each process a `dir` of its own"
         )
     });
 }
 
 /// Returns `true` if the file system has no files that can be read and written, as object stores.
-fn no_such_file(error: &std::io::Error) -> bool {
+fn is_open_unsupported(error: &std::io::Error) -> bool {
     [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP]
         .iter()
         .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 impl LockRecord {
-    fn ours() -> Self {
-        let pids = std::fs::read_link("/proc/thread-self/ns/pid");
+    fn for_current_process() -> Self {
+        let pid_namespace = std::fs::read_link("/proc/thread-self/ns/pid");
         Self {
             pid: Some(std::process::id()),
-            instance: IncidentId::new(Timestamp::now()).to_string(),
+            writer_id: IncidentId::new(Timestamp::now()).to_string(),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-            pids: pids.map(|it| it.to_string_lossy().into_owned()).unwrap_or_default(),
+            pid_namespace: pid_namespace
+                .map(|path| path.to_string_lossy().into_owned())
+                .unwrap_or_default(),
         }
     }
 
     fn format(&self) -> String {
         let pid = self.pid.map(|pid| pid.to_string()).unwrap_or_default();
-        format!("{pid}\n{}\n{}\n{}\n", self.instance, self.host, self.pids)
+        format!("{pid}\n{}\n{}\n{}\n", self.writer_id, self.host, self.pid_namespace)
     }
 
     fn parse(text: &str) -> Self {
         let mut lines = text.lines();
         let mut line = || lines.next().unwrap_or_default().trim().to_owned();
         let pid = line().parse().ok();
-        Self { pid, instance: line(), host: line(), pids: line() }
+        Self { pid, writer_id: line(), host: line(), pid_namespace: line() }
     }
 
     fn read(file: &mut File) -> Self {
         let mut text = Vec::new();
-        let read = file.rewind().and_then(|()| file.take(MAX_RECORD).read_to_end(&mut text));
+        let read = file.rewind().and_then(|()| file.take(MAX_RECORD_BYTES).read_to_end(&mut text));
         if read.is_err() {
             return Self::default();
         }
@@ -229,17 +237,18 @@ impl LockRecord {
     }
 
     /// Returns `true` if the writer of this record may be alive, as far as `ours` allows to decide.
-    fn may_live(&self, ours: &Self) -> bool {
-        if self.instance.is_empty() {
+    fn may_be_alive(&self, ours: &Self) -> bool {
+        if self.writer_id.is_empty() {
             return false;
         }
-        let same_machine =
-            self.host == ours.host && self.pids == ours.pids && !ours.pids.is_empty();
+        let same_machine = self.host == ours.host
+            && self.pid_namespace == ours.pid_namespace
+            && !ours.pid_namespace.is_empty();
         let Some(pid) = self.pid.filter(|_| same_machine) else { return true };
         // Equal to this process's pid: an earlier process had it, as pid 1 in a container.
         let is_ours = Some(pid) == ours.pid;
         let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        !is_ours && process.is_some_and(|it| test_kill_process(it) != Err(Errno::SRCH))
+        !is_ours && process.is_some_and(|process| test_kill_process(process) != Err(Errno::SRCH))
     }
 }
 
@@ -248,8 +257,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_is_read_back_and_that_of_an_earlier_version_has_a_pid() {
-        let record = LockRecord::ours();
+    fn record_round_trips_and_old_format_has_only_pid() {
+        let record = LockRecord::for_current_process();
         assert_eq!(LockRecord::parse(&record.format()), record);
         let old = LockRecord { pid: Some(17), ..LockRecord::default() };
         assert_eq!(LockRecord::parse("17\n"), old);
@@ -257,18 +266,18 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_is_dead_only_if_this_machine_says_so() {
-        let ours = LockRecord::ours();
+    fn writer_is_dead_only_if_its_local_process_ended() {
+        let ours = LockRecord::for_current_process();
         let other = |change: fn(&mut LockRecord)| {
-            let mut other = LockRecord { instance: "another".to_owned(), ..ours.clone() };
+            let mut other = LockRecord { writer_id: "another".to_owned(), ..ours.clone() };
             change(&mut other);
-            other.may_live(&ours)
+            other.may_be_alive(&ours)
         };
         assert!(!other(|_| ()), "the same process number, and it is ours");
-        assert!(other(|it| it.pid = Some(1)), "it runs");
-        assert!(!other(|it| it.pid = Some(i32::MAX as u32)), "there is no such process");
-        assert!(other(|it| it.host = "elsewhere".to_owned()));
-        assert!(other(|it| it.pids = "pid:[1]".to_owned()));
-        assert!(!other(|it| it.instance.clear()), "it stopped");
+        assert!(other(|record| record.pid = Some(1)), "it runs");
+        assert!(!other(|record| record.pid = Some(i32::MAX as u32)), "there is no such process");
+        assert!(other(|record| record.host = "elsewhere".to_owned()));
+        assert!(other(|record| record.pid_namespace = "pid:[1]".to_owned()));
+        assert!(!other(|record| record.writer_id.clear()), "it stopped");
     }
 }

@@ -13,39 +13,41 @@ use crate::model::{Manifest, VitalsRow};
 
 /// A size limit for reading and writing a manifest. 720 rows of vitals with 40 gauges take 1.5 MiB.
 /// Rows beyond the limit are dropped.
-pub(super) const MAX_MANIFEST: Bytes = Bytes::mib(16);
+pub(super) const MAX_MANIFEST_BYTES: Bytes = Bytes::mib(16);
 
 /// A size limit for reading a head: about 10,000 artifacts.
-pub(super) const MAX_HEAD: Bytes = Bytes::mib(4);
+pub(super) const MAX_HEAD_BYTES: Bytes = Bytes::mib(4);
 
 /// A size limit for reading a manifest with its vitals, if it does not have the layout of
-/// [`write`].
-const MAX_WHOLE: Bytes = Bytes::mib(1);
+/// [`write`](fn@write).
+const MAX_UNSPLIT_BYTES: Bytes = Bytes::mib(1);
 
 /// The line at which the vitals begin. It occurs once: strings contain no line breaks, and nested
 /// fields have more indentation.
-const VITALS: &[u8] = b"\n  \"vitals\": [";
+const VITALS_LINE: &[u8] = b"\n  \"vitals\": [";
 
 /// Bytes of a head read at once; most heads are smaller.
-const PIECE: u64 = 16 << 10;
+const READ_CHUNK_BYTES: u64 = 16 << 10;
 
 /// An error of reading a manifest.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The text is not JSON, or lacks required fields.
     #[error("{0}")]
-    Form(#[from] serde_json::Error),
+    Malformed(#[from] serde_json::Error),
     /// A later version wrote the manifest.
-    #[error("it has schema {found}; this version of marple reads up to {reads}: use a later one")]
-    Schema {
+    #[error(
+        "it has schema {found}; this version of marple reads up to {supported}: use a later one"
+    )]
+    UnsupportedSchema {
         /// The schema of the manifest.
         found: u32,
         /// The latest schema that this version reads.
-        reads: u32,
+        supported: u32,
     },
     /// The manifest is longer than any that marple writes.
     #[error("its vitals do not begin within {limit}, as those of each manifest of marple do")]
-    Long {
+    TooLong {
         /// The maximum size that is read.
         limit: Bytes,
     },
@@ -56,30 +58,32 @@ pub enum Error {
 pub(super) struct ManifestHead {
     pub(super) manifest: Manifest,
     /// The offset of the line at which the vitals begin, or `None` if the text was read whole.
-    pub(super) rest: Option<u64>,
+    pub(super) vitals_offset: Option<u64>,
 }
 
 /// Reads the head of a manifest without reading the rest.
 pub(super) fn read_head(mut text: impl Read) -> io::Result<Result<ManifestHead, Error>> {
     let mut head = Vec::new();
     loop {
-        let searched = head.len().saturating_sub(VITALS.len());
-        if text.by_ref().take(PIECE).read_to_end(&mut head)? == 0 {
-            if head.len() as u64 > MAX_WHOLE.get() {
-                return Ok(Err(Error::Long { limit: MAX_WHOLE }));
+        let searched = head.len().saturating_sub(VITALS_LINE.len());
+        if text.by_ref().take(READ_CHUNK_BYTES).read_to_end(&mut head)? == 0 {
+            if head.len() as u64 > MAX_UNSPLIT_BYTES.get() {
+                return Ok(Err(Error::TooLong { limit: MAX_UNSPLIT_BYTES }));
             }
-            return Ok(read(&head).map(|manifest| ManifestHead { manifest, rest: None }));
+            return Ok(read(&head).map(|manifest| ManifestHead { manifest, vitals_offset: None }));
         }
-        let fresh = head.get(searched..).unwrap_or_default();
-        if let Some(at) = fresh.windows(VITALS.len()).position(|window| window == VITALS) {
-            let rest = searched + at;
-            head.truncate(rest + VITALS.len());
+        let unsearched = head.get(searched..).unwrap_or_default();
+        if let Some(at) =
+            unsearched.windows(VITALS_LINE.len()).position(|window| window == VITALS_LINE)
+        {
+            let vitals_offset = searched + at;
+            head.truncate(vitals_offset + VITALS_LINE.len());
             head.extend_from_slice(b"]}");
-            let rest = Some(rest as u64);
-            return Ok(read(&head).map(|manifest| ManifestHead { manifest, rest }));
+            let vitals_offset = Some(vitals_offset as u64);
+            return Ok(read(&head).map(|manifest| ManifestHead { manifest, vitals_offset }));
         }
-        if head.len() as u64 > MAX_HEAD.get() {
-            return Ok(Err(Error::Long { limit: MAX_HEAD }));
+        if head.len() as u64 > MAX_HEAD_BYTES.get() {
+            return Ok(Err(Error::TooLong { limit: MAX_HEAD_BYTES }));
         }
     }
 }
@@ -88,16 +92,16 @@ pub(super) fn read_head(mut text: impl Read) -> io::Result<Result<ManifestHead, 
 pub(super) fn write_head(manifest: &Manifest) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     serde_json::to_writer_pretty(&mut text, manifest)?;
-    let at = text.windows(VITALS.len()).position(|window| window == VITALS);
+    let at = text.windows(VITALS_LINE.len()).position(|window| window == VITALS_LINE);
     text.truncate(at.unwrap_or_default());
     Ok(text)
 }
 
-/// Writes `manifest`. While it is longer than [`MAX_MANIFEST`], it drops every second row of vitals
+/// Writes `manifest`. While it is longer than [`MAX_MANIFEST_BYTES`], it drops every second row of vitals
 /// and retries. Otherwise many gauges in a long incident would make it too large to be read again.
 pub(super) fn write_bounded(manifest: &mut Manifest) -> io::Result<Vec<u8>> {
     loop {
-        let mut text = BoundedReader { text: Vec::new(), is_full: false };
+        let mut text = BoundedWriter { text: Vec::new(), is_full: false };
         match write(manifest, &mut text) {
             Ok(()) => return Ok(text.text),
             Err(_) if text.is_full && !manifest.vitals.is_empty() => {
@@ -107,24 +111,24 @@ pub(super) fn write_bounded(manifest: &mut Manifest) -> io::Result<Vec<u8>> {
                     at += 1;
                     at.is_multiple_of(2)
                 });
-                let gone = before - manifest.vitals.len();
+                let dropped = before - manifest.vitals.len();
                 let cause = "rows of vitals left out: the manifest would be longer than 16 MiB";
-                manifest.losses.add(cause, gone as u64);
+                manifest.losses.add(cause, dropped as u64);
             }
             Err(error) => return Err(error),
         }
     }
 }
 
-/// A buffer of at most [`MAX_MANIFEST`].
-struct BoundedReader {
+/// A buffer of at most [`MAX_MANIFEST_BYTES`].
+struct BoundedWriter {
     text: Vec<u8>,
     is_full: bool,
 }
 
-impl io::Write for BoundedReader {
+impl io::Write for BoundedWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.text.len() + bytes.len() > MAX_MANIFEST.get() as usize {
+        if self.text.len() + bytes.len() > MAX_MANIFEST_BYTES.get() as usize {
             self.is_full = true;
             return Err(io::ErrorKind::FileTooLarge.into());
         }
@@ -158,7 +162,7 @@ pub fn read(text: &[u8]) -> Result<Manifest, Error> {
     let manifest: Manifest = serde_json::from_slice(text)?;
     match manifest.schema {
         0..=Manifest::SCHEMA => Ok(manifest),
-        found => Err(Error::Schema { found, reads: Manifest::SCHEMA }),
+        found => Err(Error::UnsupportedSchema { found, supported: Manifest::SCHEMA }),
     }
 }
 
@@ -171,7 +175,7 @@ mod tests {
     use crate::store::fixture;
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn manifest_round_trips() {
         let manifest = fixture::manifest();
         let mut text = Vec::new();
         write(&manifest, &mut text).unwrap();
@@ -180,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_the_manifest_before_its_vitals_and_joins_what_follows_it() {
+    fn head_ends_before_vitals_and_joins_rest_unchanged() {
         let mut manifest = fixture::manifest();
         // The string closest to the line that is searched for.
         manifest.reasons[0].text = "\n  \"vitals\": [".to_owned();
@@ -193,41 +197,41 @@ mod tests {
             let bare =
                 Manifest { vitals: Vec::new(), losses: Losses::default(), ..manifest.clone() };
             assert_eq!(head.manifest, bare);
-            let rest = head.rest.unwrap() as usize;
+            let vitals_offset = head.vitals_offset.unwrap() as usize;
             let mut joined = write_head(&bare).unwrap();
-            assert_eq!(joined, text[..rest]);
-            joined.extend_from_slice(&text[rest..]);
+            assert_eq!(joined, text[..vitals_offset]);
+            joined.extend_from_slice(&text[vitals_offset..]);
             assert_eq!(joined, text);
         }
     }
 
     #[test]
-    fn a_manifest_written_by_another_program_is_read_whole_unless_it_is_long() {
+    fn compact_manifest_is_read_unless_too_long() {
         let manifest = fixture::manifest();
         let text = serde_json::to_vec(&manifest).unwrap();
         let head = read_head(text.as_slice()).unwrap().unwrap();
-        assert_eq!((head.manifest, head.rest), (manifest, None));
-        let long = io::repeat(b' ').take(MAX_HEAD.get() * 2);
-        assert!(matches!(read_head(long).unwrap(), Err(Error::Long { .. })));
+        assert_eq!((head.manifest, head.vitals_offset), (manifest, None));
+        let long = io::repeat(b' ').take(MAX_HEAD_BYTES.get() * 2);
+        assert!(matches!(read_head(long).unwrap(), Err(Error::TooLong { .. })));
         assert!(read_head(&b"{\n  \"vitals\": ["[..]).unwrap().is_err());
     }
 
     #[test]
-    fn a_manifest_that_would_be_too_long_loses_rows_of_its_vitals() {
+    fn too_long_manifest_drops_vitals_rows() {
         let mut manifest = fixture::manifest();
         let values: BTreeMap<String, f64> =
             (0..1024).map(|at| (format!("gauge.of.the.service.{at}"), at as f64)).collect();
         let at = manifest.opened;
         manifest.vitals = vec![VitalsRow { at, values }; 720];
         let text = write_bounded(&mut manifest).unwrap();
-        assert!(text.len() as u64 <= MAX_MANIFEST.get());
+        assert!(text.len() as u64 <= MAX_MANIFEST_BYTES.get());
         let read = read(&text).unwrap();
         assert!((180..720).contains(&read.vitals.len()), "{}", read.vitals.len());
         assert_eq!(read.losses.iter().next().unwrap().count as usize, 720 - read.vitals.len());
     }
 
     #[test]
-    fn a_gauge_that_is_not_a_number_does_not_cost_the_manifest() {
+    fn non_finite_gauge_values_are_left_out() {
         let mut manifest = fixture::manifest();
         for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 2.5] {
             let values = [("gauge.odd".to_owned(), value), ("cpu".to_owned(), 1.0)].into();
@@ -240,18 +244,18 @@ mod tests {
     }
 
     #[test]
-    fn half_a_manifest_is_an_error_at_every_length() {
+    fn truncated_manifest_is_an_error_at_every_length() {
         let mut text = Vec::new();
         write(&fixture::manifest(), &mut text).unwrap();
-        let whole = text.len() - 1;
-        for length in 0..whole {
-            assert!(read(&text[..length]).is_err(), "{length} of {whole} bytes");
+        let full_length = text.len() - 1;
+        for length in 0..full_length {
+            assert!(read(&text[..length]).is_err(), "{length} of {full_length} bytes");
         }
-        assert!(read(&text[..whole]).is_ok());
+        assert!(read(&text[..full_length]).is_ok());
     }
 
     #[test]
-    fn fields_of_later_versions_are_passed_over_and_later_schemas_are_named() {
+    fn unknown_fields_are_ignored_and_later_schemas_rejected() {
         let mut text = Vec::new();
         write(&fixture::manifest(), &mut text).unwrap();
         let text = String::from_utf8(text).unwrap();

@@ -14,7 +14,7 @@
 //! - A file under a final name is complete. It is written and synced without a name (or under a
 //!   name that ends in `.part`) and then linked; see [`ArtifactDraft::commit`].
 //! - A directory under an incident name contains a complete manifest, because it is created under
-//!   another name; see [`Store::begin`]. A manifest is replaced, never modified in place.
+//!   another name; see [`Store::create_incident`]. A manifest is replaced, never modified in place.
 //! - [`Store::open`] deletes unfinished files and marks incidents that are still open as
 //!   `interrupted`. It adds artifacts that are complete but not listed to the manifest.
 //! - The store deletes only regular files whose names it generates, in directories whose names it
@@ -80,10 +80,10 @@ pub use draft::ArtifactDraft;
 pub use error::{Error, ErrorKind, StoreLimit};
 pub use incident::IncidentDir;
 pub use index::{IncidentEntries, IncidentEntry, find, list, open_artifact};
-pub use names::MANIFEST;
+pub use names::MANIFEST_FILE;
 pub use place::Location;
 pub use recovery::Recovery;
-pub use removed::Removed;
+pub use removed::EvictedIncident;
 pub use retention::{BlockedRemoval, PrunedArtifacts, RetentionReport};
 
 use crate::base::{Bytes, Clock, IncidentId};
@@ -93,7 +93,7 @@ use lock::WriterLock;
 use usage::StoreInner;
 
 /// A limit for `state.json`, which holds a few numbers per rule.
-const MAX_STATE: Bytes = Bytes::mib(1);
+const MAX_STATE_BYTES: Bytes = Bytes::mib(1);
 
 /// Usage of a store: bytes stored, space available, and files deleted since it was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -136,7 +136,7 @@ impl StoreUsage {
 /// clone, [`IncidentDir`] and [`ArtifactDraft`] of it is dropped.
 #[derive(Clone, Debug)]
 pub struct Store {
-    shared: Arc<StoreInner>,
+    inner: Arc<StoreInner>,
 }
 
 impl Store {
@@ -168,56 +168,56 @@ impl Store {
         settings: StoreSettings,
         clock: Arc<dyn Clock>,
     ) -> Result<(Self, Recovery), Error> {
-        let chosen = place::make(location.configured(), settings.group_read)?;
-        let lock = WriterLock::take(&chosen.dir)?;
+        let chosen = place::open_or_create(location.configured(), settings.group_read)?;
+        let lock = WriterLock::acquire(&chosen.dir)?;
         chosen.report();
         chosen.dir.set_group_read(settings.group_read);
         let root = Arc::new(chosen.dir);
-        let shared = Arc::new(StoreInner::new(root, lock, settings, clock, location.clone()));
-        let recovery = recovery::recover(&shared)?;
-        location.set(&shared.root);
-        shared.root.file_system().clear_warnings();
-        lifetime::check(shared.root.path(), shared.in_memory);
-        Ok((Self { shared }, recovery))
+        let inner = Arc::new(StoreInner::new(root, lock, settings, clock, location.clone()));
+        let recovery = recovery::recover(&inner)?;
+        location.set_opened(&inner.root);
+        inner.root.file_system().clear_warnings();
+        lifetime::check(inner.root.path(), inner.in_memory);
+        Ok((Self { inner }, recovery))
     }
 
     /// Returns the location, for readers and for reopening the store.
     pub fn location(&self) -> &Location {
-        &self.shared.location
+        &self.inner.location
     }
 
     /// Returns the path of the directory.
     pub fn dir(&self) -> &Path {
-        self.shared.root.path()
+        self.inner.root.path()
     }
 
     /// Returns the descriptor that holds the lock, so that it can be closed in forked children.
     pub(crate) fn lock_descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.shared.lock_descriptor()
+        self.inner.lock_descriptor()
     }
 
     /// Returns `true` if the directory was deleted. All later operations fail; reopen the store
     /// then.
     pub fn is_removed(&self) -> bool {
-        self.shared.root.is_removed()
+        self.inner.root.is_removed()
     }
 
-    /// Replaces the settings. They apply from the next write or [`Self::retain`].
-    pub fn set_limits(&self, settings: StoreSettings) {
-        self.shared.root.set_group_read(settings.group_read);
-        self.shared.ledger().settings = settings;
+    /// Replaces the settings. They apply from the next write or [`Self::enforce_limits`].
+    pub fn set_settings(&self, settings: StoreSettings) {
+        self.inner.root.set_group_read(settings.group_read);
+        self.inner.lock_usage().settings = settings;
     }
 
     /// Returns `true` if the directory is in memory (tmpfs, ramfs), where files count against the
     /// memory limit of the process.
     pub fn is_in_memory(&self) -> bool {
-        self.shared.in_memory
+        self.inner.in_memory
     }
 
     /// Sets the memory left below the limit, or `None` if it is unknown. A directory in memory
     /// takes at most half of it until the next call. Other directories ignore it.
-    pub fn set_headroom(&self, left: Option<Bytes>) {
-        self.shared.ledger().memory = left.map(|left| left.get() / 2);
+    pub fn set_memory_left(&self, memory_left: Option<Bytes>) {
+        self.inner.lock_usage().memory_left = memory_left.map(|left| left.get() / 2);
     }
 
     /// Creates the directory of an incident, with `manifest` as its first `incident.json`. Frees
@@ -234,8 +234,8 @@ impl Store {
     /// # Errors
     /// If the directory or the manifest cannot be written, or the incident ID is in use. Nothing is
     /// left in the directory then.
-    pub fn begin(&self, name: &str, manifest: Manifest) -> Result<IncidentDir, Error> {
-        IncidentDir::begin(&self.shared, name, manifest)
+    pub fn create_incident(&self, name: &str, manifest: Manifest) -> Result<IncidentDir, Error> {
+        IncidentDir::create(&self.inner, name, manifest)
     }
 
     /// Evicts incidents until every limit holds. The first and the last incident of each rule are
@@ -248,28 +248,28 @@ impl Store {
     ///
     /// Costs one `statx` per remaining file. Failures are listed in the result and do not stop the
     /// eviction.
-    pub fn retain(&self) -> RetentionReport {
-        self.shared.retain()
+    pub fn enforce_limits(&self) -> RetentionReport {
+        self.inner.enforce_limits()
     }
 
     /// Returns the incidents evicted since the last call, for any reason, oldest first. Only the
     /// last 1000 of them are kept.
-    pub fn take_removed(&self) -> Vec<Removed> {
-        std::mem::take(&mut self.shared.ledger().unreported)
+    pub fn take_evicted(&self) -> Vec<EvictedIncident> {
+        std::mem::take(&mut self.inner.lock_usage().unreported_evictions)
     }
 
     /// Returns the usage and the number of deletions. Costs one `fstatvfs`; the directory is not
     /// read.
-    pub fn holdings(&self) -> StoreUsage {
-        self.shared.holdings()
+    pub fn usage(&self) -> StoreUsage {
+        self.inner.usage()
     }
 
     /// Returns all incidents without vitals, latest first.
     ///
     /// # Errors
     /// If the directory cannot be listed. An unreadable manifest is reported in its entry.
-    pub fn index(&self) -> Result<Vec<IncidentEntry>, Error> {
-        Ok(IncidentEntries::of(&self.shared.root)?.collect())
+    pub fn list_incidents(&self) -> Result<Vec<IncidentEntry>, Error> {
+        Ok(IncidentEntries::from_dir(&self.inner.root)?.collect())
     }
 
     /// Returns the incident `id` without vitals.
@@ -277,7 +277,7 @@ impl Store {
     /// # Errors
     /// If there is no such incident, or the directory cannot be listed.
     pub fn find(&self, id: IncidentId) -> Result<IncidentEntry, Error> {
-        index::entry(&self.shared.root, id)
+        index::find_entry(&self.inner.root, id)
     }
 
     /// Opens `file` of incident `id` for reading: an artifact or `incident.json`.
@@ -285,7 +285,7 @@ impl Store {
     /// # Errors
     /// If there is no such incident or file, or `file` is not a valid artifact name.
     pub fn open_artifact(&self, id: IncidentId, file: &str) -> Result<File, Error> {
-        index::artifact(&self.shared.root, id, file)
+        index::open_artifact_in(&self.inner.root, id, file)
     }
 
     /// Replaces `state.json` atomically by `state`, which survives restarts.
@@ -293,13 +293,13 @@ impl Store {
     /// # Errors
     /// If it cannot be written or is larger than 1 MiB. The previous state is kept then.
     pub fn save_state<T: Serialize>(&self, state: &T) -> Result<(), Error> {
-        let path = || self.shared.root.at(names::STATE);
+        let path = || self.inner.root.path_of(names::STATE_FILE);
         let text =
             serde_json::to_vec(state).map_err(|source| Error::State { path: path(), source })?;
-        if text.len() as u64 > MAX_STATE.get() {
-            return Err(Error::TooLarge { path: path(), limit: MAX_STATE });
+        if text.len() as u64 > MAX_STATE_BYTES.get() {
+            return Err(Error::TooLarge { path: path(), limit: MAX_STATE_BYTES });
         }
-        self.shared.root.replace(names::STATE, &text)
+        self.inner.root.replace(names::STATE_FILE, &text)
     }
 
     /// Returns the saved state, or `None` if there is none.
@@ -307,13 +307,13 @@ impl Store {
     /// # Errors
     /// If `state.json` cannot be read or does not parse as `T`.
     pub fn load_state<T: DeserializeOwned>(&self) -> Result<Option<T>, Error> {
-        let root = &self.shared.root;
-        if root.stat(names::STATE)?.is_none() {
+        let root = &self.inner.root;
+        if root.stat(names::STATE_FILE)?.is_none() {
             return Ok(None);
         }
-        serde_json::from_slice(&root.read(names::STATE, MAX_STATE)?)
+        serde_json::from_slice(&root.read(names::STATE_FILE, MAX_STATE_BYTES)?)
             .map(Some)
-            .map_err(|source| Error::State { path: root.at(names::STATE), source })
+            .map_err(|source| Error::State { path: root.path_of(names::STATE_FILE), source })
     }
 }
 
@@ -321,74 +321,76 @@ impl Store {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use super::fixture::{Fixture, roomy};
+    use super::fixture::{Fixture, generous_settings};
     use super::*;
     use crate::base::warnings;
 
     #[test]
-    fn one_writer_at_a_time_and_the_message_says_who() {
-        let it = Fixture::new(roomy());
-        let again = || Store::open(it.dir(), roomy(), Arc::clone(&it.clock) as _);
-        let error = again().unwrap_err();
+    fn second_open_fails_and_names_process() {
+        let fixture = Fixture::new(generous_settings());
+        let open_again =
+            || Store::open(fixture.dir(), generous_settings(), Arc::clone(&fixture.clock) as _);
+        let error = open_again().unwrap_err();
         assert!(matches!(error, Error::Busy { pid: Some(pid), .. } if pid == std::process::id()));
         assert!(error.to_string().contains("another agent in this process"), "{error}");
-        std::fs::write(it.dir().join(names::LOCK), "123456789\n").unwrap();
-        assert!(again().unwrap_err().to_string().contains("process 123456789"));
-        std::fs::write(it.dir().join(names::LOCK), "").unwrap();
-        assert!(matches!(again().unwrap_err(), Error::Busy { pid: None, .. }));
+        std::fs::write(fixture.dir().join(names::LOCK_FILE), "123456789\n").unwrap();
+        assert!(open_again().unwrap_err().to_string().contains("process 123456789"));
+        std::fs::write(fixture.dir().join(names::LOCK_FILE), "").unwrap();
+        assert!(matches!(open_again().unwrap_err(), Error::Busy { pid: None, .. }));
     }
 
     #[test]
-    fn a_writer_that_the_lock_did_not_keep_out_is_reported() {
-        let it = Fixture::new(roomy());
-        let lock = it.dir().join(names::LOCK);
+    fn writer_not_excluded_by_lock_is_reported() {
+        let fixture = Fixture::new(generous_settings());
+        let lock = fixture.dir().join(names::LOCK_FILE);
         let ours = std::fs::read_to_string(&lock).unwrap();
-        let said = || warnings::list().into_iter().find(|it| it.topic == "store.writer");
+        let writer_warning =
+            || warnings::list().into_iter().find(|warning| warning.topic == "store.writer");
         std::fs::write(&lock, "17\nanother\nanother-host\npid:[1]\n").unwrap();
-        it.closed(10);
-        let said_first = said().expect("a warning");
-        assert!(said_first.text.contains("process 17 of host another-host"), "{said_first:?}");
+        fixture.create_closed(10);
+        let warning = writer_warning().expect("a warning");
+        assert!(warning.text.contains("process 17 of host another-host"), "{warning:?}");
         assert_eq!(std::fs::read_to_string(&lock).unwrap(), ours, "it is told in turn");
-        it.closed(10);
-        assert_eq!(said(), None, "the other has gone");
+        fixture.create_closed(10);
+        assert_eq!(writer_warning(), None, "the other has gone");
     }
 
     #[test]
-    fn the_lock_lives_as_long_as_anything_made_of_the_store() {
-        let it = Fixture::new(roomy());
-        let incident = it.store.begin("memory", it.manifest()).unwrap();
-        let Fixture { temp, clock, store } = it;
+    fn lock_is_held_while_any_handle_lives() {
+        let fixture = Fixture::new(generous_settings());
+        let incident = fixture.store.create_incident("memory", fixture.manifest()).unwrap();
+        let Fixture { temp, clock, store } = fixture;
         let dir = store.dir().to_owned();
         drop(store);
-        assert!(Store::open(&dir, roomy(), Arc::clone(&clock) as _).is_err());
+        assert!(Store::open(&dir, generous_settings(), Arc::clone(&clock) as _).is_err());
         drop(incident);
-        Store::open(&dir, roomy(), clock).unwrap();
+        Store::open(&dir, generous_settings(), clock).unwrap();
         drop(temp);
     }
 
     #[test]
-    fn the_state_is_saved_whole_and_loaded() {
-        let it = Fixture::new(roomy());
-        assert_eq!(it.store.load_state::<Vec<u32>>().unwrap(), None);
-        it.store.save_state(&vec![1, 2]).unwrap();
-        it.store.save_state(&vec![3]).unwrap();
-        let path = it.dir().join(names::STATE);
+    fn state_is_saved_atomically_and_loaded() {
+        let fixture = Fixture::new(generous_settings());
+        assert_eq!(fixture.store.load_state::<Vec<u32>>().unwrap(), None);
+        fixture.store.save_state(&vec![1, 2]).unwrap();
+        fixture.store.save_state(&vec![3]).unwrap();
+        let path = fixture.dir().join(names::STATE_FILE);
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o600);
-        let (it, _) = it.reopen(roomy());
-        assert_eq!(it.store.load_state::<Vec<u32>>().unwrap(), Some(vec![3]));
-        assert!(it.store.save_state(&"x".repeat(1 << 20)).is_err());
-        assert_eq!(it.store.load_state::<Vec<u32>>().unwrap(), Some(vec![3]));
+        let (fixture, _) = fixture.reopen(generous_settings());
+        assert_eq!(fixture.store.load_state::<Vec<u32>>().unwrap(), Some(vec![3]));
+        assert!(fixture.store.save_state(&"x".repeat(1 << 20)).is_err());
+        assert_eq!(fixture.store.load_state::<Vec<u32>>().unwrap(), Some(vec![3]));
         std::fs::write(&path, "[3").unwrap();
-        let error = it.store.load_state::<Vec<u32>>().unwrap_err().to_string();
+        let error = fixture.store.load_state::<Vec<u32>>().unwrap_err().to_string();
         assert!(error.contains("state.json"), "{error}");
     }
 
     #[test]
-    fn a_store_is_shared_between_threads() {
-        fn is_shared<T: Send + Sync + 'static>() {}
-        is_shared::<Store>();
-        is_shared::<IncidentDir>();
-        is_shared::<ArtifactDraft>();
-        is_shared::<Error>();
+    fn store_types_are_send_and_sync() {
+        fn assert_send_sync<T: Send + Sync + 'static>() {}
+        assert_send_sync::<Store>();
+        assert_send_sync::<IncidentDir>();
+        assert_send_sync::<ArtifactDraft>();
+        assert_send_sync::<Error>();
     }
 }

@@ -15,25 +15,25 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
 use crate::base::IncidentId;
-use crate::model::{FileName, Form};
+use crate::model::{ArtifactFormat, FileName};
 
 /// The file name of a manifest.
-pub const MANIFEST: &str = "incident.json";
+pub const MANIFEST_FILE: &str = "incident.json";
 /// State that survives restarts, apart from the incidents.
-pub(super) const STATE: &str = "state.json";
-pub(super) const AGES: &str = "ages.json";
+pub(super) const STATE_FILE: &str = "state.json";
+pub(super) const AGES_FILE: &str = "ages.json";
 /// The lock file with the record of the writer.
-pub(super) const LOCK: &str = ".lock";
+pub(super) const LOCK_FILE: &str = ".lock";
 /// Suffix of a named file that is being written.
-pub(super) const PART: &str = ".part";
+pub(super) const PART_SUFFIX: &str = ".part";
 /// Prefix of the directory of an incident that is being created.
-pub(super) const NEW: &str = ".new-";
+pub(super) const NEW_PREFIX: &str = ".new-";
 /// Prefix of the directory of an incident that is being evicted.
-pub(super) const GONE: &str = ".gone-";
+pub(super) const EVICTED_PREFIX: &str = ".gone-";
 
 /// `YYYYMMDDTHHMMSS.mmmZ`: sorts by time and contains no character special to shells or file
 /// systems.
-const TIME: &str = "%Y%m%dT%H%M%S%.3fZ";
+const TIME_FORMAT: &str = "%Y%m%dT%H%M%S%.3fZ";
 const TIME_LEN: usize = 20;
 const ULID_LEN: usize = 26;
 /// A limit for each part of a name; longer parts are cut. It bounds the longest names, of the 255
@@ -44,8 +44,8 @@ const ULID_LEN: usize = 26;
 /// artifact         48 + 1 + 48 + 5 + 15      = 117   `.001.` and `descriptors.txt`
 /// custom artifact  48 + 1 + 48 + 5 + 7 + 64  = 173   `.001.`, `custom.` and a `FileName`
 /// ```
-const PIECE_LEN: usize = 48;
-const SHORT_PIECE_LEN: usize = 12;
+const MAX_COMPONENT_LEN: usize = 48;
+const SHORT_COMPONENT_LEN: usize = 12;
 
 /// The parts of an incident's directory name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,14 +56,14 @@ pub(super) struct IncidentName {
 }
 
 /// Returns `name` as it is written in the directory name of an incident.
-pub(super) fn incident_name(name: &str) -> String {
-    piece(&name.to_ascii_lowercase(), "_-", "incident")
+pub(super) fn sanitize_incident_name(name: &str) -> String {
+    sanitize(&name.to_ascii_lowercase(), "_-", "incident")
 }
 
 impl IncidentName {
     pub(super) fn format(&self) -> String {
-        let name = incident_name(&self.name);
-        format!("{}-{name}-{}", self.opened.strftime(TIME), self.id)
+        let name = sanitize_incident_name(&self.name);
+        format!("{}-{name}-{}", self.opened.strftime(TIME_FORMAT), self.id)
     }
 
     /// Returns `None` for any name that [`Self::format`] does not create.
@@ -72,7 +72,7 @@ impl IncidentName {
         let rest = rest.strip_prefix('-')?;
         let (name, id) = rest.split_at_checked(rest.len().checked_sub(ULID_LEN)?)?;
         let parsed = Self {
-            opened: DateTime::strptime(TIME.replace(".3", ".").as_str(), time)
+            opened: DateTime::strptime(TIME_FORMAT.replace(".3", ".").as_str(), time)
                 .ok()?
                 .to_zoned(TimeZone::UTC)
                 .ok()?
@@ -85,42 +85,42 @@ impl IncidentName {
 }
 
 /// Returns `{service}_{domain}`, the part of an artifact's name that identifies its origin.
-pub(super) fn artifact_stem(service: &str, domain: &str) -> String {
-    format!("{}_{}", piece(service, "-", "service"), piece(domain, "-", "domain"))
+pub(super) fn artifact_stem(service: &str, instance: &str) -> String {
+    format!("{}_{}", sanitize(service, "-", "service"), sanitize(instance, "-", "domain"))
 }
 
 /// Returns a shorter stem, for file systems with names of at most 143 bytes (eCryptfs) or less.
 pub(super) fn short_stem(stem: &str) -> String {
-    let cut = |piece: &str| piece.chars().take(SHORT_PIECE_LEN).collect::<String>();
+    let truncate = |piece: &str| piece.chars().take(SHORT_COMPONENT_LEN).collect::<String>();
     match stem.split_once('_') {
-        Some((service, domain)) => format!("{}_{}", cut(service), cut(domain)),
-        None => cut(stem),
+        Some((service, instance)) => format!("{}_{}", truncate(service), truncate(instance)),
+        None => truncate(stem),
     }
 }
 
-pub(super) fn artifact(stem: &str, seq: u32, extension: &str) -> String {
+pub(super) fn artifact_name(stem: &str, seq: u32, extension: &str) -> String {
     format!("{stem}.{seq:03}.{extension}")
 }
 
 /// Returns the last part of a custom artifact's name. No other form has an extension with this
 /// prefix.
 pub(super) fn custom_extension(name: &FileName) -> String {
-    format!("{}.{name}", Form::Custom.extension())
+    format!("{}.{name}", ArtifactFormat::Custom.extension())
 }
 
-/// Returns the form of the artifact `file`, or `None` for any name that [`artifact`] does not
+/// Returns the form of the artifact `file`, or `None` for any name that [`artifact_name`] does not
 /// create.
-pub(super) fn artifact_form(file: &str) -> Option<Form> {
+pub(super) fn artifact_form(file: &str) -> Option<ArtifactFormat> {
     let mut parts = file.splitn(3, '.');
     let (stem, seq, extension) = (parts.next()?, parts.next()?, parts.next()?);
-    let form = form_of(extension)?;
-    let (service, domain) = stem.split_once('_')?;
-    (artifact_stem(service, domain) == stem && format!("{:03}", seq.parse::<u32>().ok()?) == seq)
+    let form = form_from_extension(extension)?;
+    let (service, instance) = stem.split_once('_')?;
+    (artifact_stem(service, instance) == stem && format!("{:03}", seq.parse::<u32>().ok()?) == seq)
         .then_some(form)
 }
 
 /// Returns the last part of the artifact's name `file`, which identifies its form. `None` for any
-/// name that [`artifact`] does not create.
+/// name that [`artifact_name`] does not create.
 pub(super) fn artifact_extension(file: &str) -> Option<&str> {
     artifact_form(file)?;
     file.splitn(3, '.').nth(2)
@@ -130,38 +130,41 @@ pub(super) fn artifact_number(file: &str) -> Option<u32> {
     file.split('.').nth(1)?.parse().ok()
 }
 
-fn form_of(extension: &str) -> Option<Form> {
-    let custom = extension.strip_prefix(Form::Custom.extension());
+fn form_from_extension(extension: &str) -> Option<ArtifactFormat> {
+    let custom = extension.strip_prefix(ArtifactFormat::Custom.extension());
     if custom
         .and_then(|rest| rest.strip_prefix('.'))
-        .is_some_and(|it| it.parse::<FileName>().is_ok())
+        .is_some_and(|name| name.parse::<FileName>().is_ok())
     {
-        return Some(Form::Custom);
+        return Some(ArtifactFormat::Custom);
     }
-    Form::ALL.into_iter().chain([Form::Custom]).find(|form| form.extension() == extension)
+    ArtifactFormat::ALL
+        .into_iter()
+        .chain([ArtifactFormat::Custom])
+        .find(|form| form.extension() == extension)
 }
 
 /// Returns `true` if `file` is the name of a file that the store was writing.
-pub(super) fn is_part(file: &str) -> bool {
-    file.strip_suffix(PART).is_some_and(|of| {
-        of == MANIFEST
-            || of.strip_prefix(".draft-").is_some_and(|number| number.parse::<u32>().is_ok())
+pub(super) fn is_part_file(file: &str) -> bool {
+    file.strip_suffix(PART_SUFFIX).is_some_and(|base| {
+        base == MANIFEST_FILE
+            || base.strip_prefix(".draft-").is_some_and(|number| number.parse::<u32>().is_ok())
     })
 }
 
 /// Returns `true` if the file system keeps `file` only while a reader has it open (NFS, FUSE). It
 /// deletes the file itself afterwards.
-pub(super) fn is_remains(file: &str) -> bool {
+pub(super) fn is_silly_renamed(file: &str) -> bool {
     file.starts_with(".nfs") || file.starts_with(".fuse_hidden")
 }
 
 /// Returns `text` with every character replaced by `-` that is not an ASCII letter, a digit or in
-/// `also`.
-fn piece(text: &str, also: &str, otherwise: &str) -> String {
-    let text = if text.is_empty() { otherwise } else { text };
+/// `allowed`.
+fn sanitize(text: &str, allowed: &str, default: &str) -> String {
+    let text = if text.is_empty() { default } else { text };
     text.chars()
-        .take(PIECE_LEN)
-        .map(|c| if c.is_ascii_alphanumeric() || also.contains(c) { c } else { '-' })
+        .take(MAX_COMPONENT_LEN)
+        .map(|c| if c.is_ascii_alphanumeric() || allowed.contains(c) { c } else { '-' })
         .collect()
 }
 
@@ -175,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn incidents_are_named_by_time_rule_and_id() {
+    fn incident_name_has_time_rule_and_id() {
         let incident = incident("memory");
         let text = incident.format();
         assert_eq!(text, format!("20261123T025733.123Z-memory-{}", incident.id));
@@ -183,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn names_cannot_leave_the_directory_or_break_the_pattern() {
+    fn incident_names_are_sanitized_and_bounded() {
         for (name, written) in [
             ("../../etc", "------etc"),
             ("Mémoire/Haute", "m-moire-haute"),
@@ -198,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_are_not_taken_for_incidents() {
+    fn foreign_names_are_not_parsed_as_incidents() {
         let ours = incident("memory").format();
         for text in [
             "",
@@ -217,25 +220,28 @@ mod tests {
     }
 
     #[test]
-    fn artifacts_are_named_by_service_domain_order_and_form() {
+    fn artifact_name_has_service_instance_number_and_form() {
         let stem = artifact_stem("Orders", "eu.west_1/a");
-        let file = artifact(&stem, 7, Form::MemoryPprof.extension());
+        let file = artifact_name(&stem, 7, ArtifactFormat::MemoryPprof.extension());
         assert_eq!(file, "Orders_eu-west-1-a.007.memory.pprof");
         let short = short_stem(&artifact_stem(&"s".repeat(60), &"d".repeat(60)));
         assert_eq!(short, format!("{}_{}", "s".repeat(12), "d".repeat(12)));
-        assert_eq!(artifact_form(&artifact(&short, 7, "cpu.pprof")), Some(Form::CpuPprof));
-        for form in Form::ALL {
-            assert_eq!(artifact_form(&artifact(&stem, 1000, form.extension())), Some(form));
+        assert_eq!(
+            artifact_form(&artifact_name(&short, 7, "cpu.pprof")),
+            Some(ArtifactFormat::CpuPprof)
+        );
+        for form in ArtifactFormat::ALL {
+            assert_eq!(artifact_form(&artifact_name(&stem, 1000, form.extension())), Some(form));
         }
         for name in ["queries.txt", "memory.pprof", "incident.json", "custom", "a"] {
             let extension = custom_extension(&name.parse().unwrap());
             assert_eq!(
-                artifact_form(&artifact(&stem, 3, &extension)),
-                Some(Form::Custom),
+                artifact_form(&artifact_name(&stem, 3, &extension)),
+                Some(ArtifactFormat::Custom),
                 "{name}"
             );
         }
-        for stranger in [
+        for foreign in [
             "notes.txt",
             "a_b.1.cpu.pprof",
             "a.001.cpu.pprof",
@@ -247,13 +253,15 @@ mod tests {
             "a_b.001.custom..hidden",
             "a_b.001.custom.x.part",
         ] {
-            assert_eq!(artifact_form(stranger), None, "{stranger}");
+            assert_eq!(artifact_form(foreign), None, "{foreign}");
         }
     }
 
     #[test]
-    fn parts_are_recognised() {
-        assert!(is_part("incident.json.part") && is_part(".draft-12.part"));
-        assert!(!is_part("film.part") && !is_part(".part") && !is_part("incident.json"));
+    fn part_files_are_recognized() {
+        assert!(is_part_file("incident.json.part") && is_part_file(".draft-12.part"));
+        assert!(
+            !is_part_file("film.part") && !is_part_file(".part") && !is_part_file("incident.json")
+        );
     }
 }

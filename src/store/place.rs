@@ -25,7 +25,7 @@ use rustix::fs::{self, AtFlags, CWD, Gid, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-use super::dir::{Dir, Modes, failed, open_directory, plain};
+use super::dir::{Dir, Modes, io_error, normalize_path, open_directory};
 use super::error::Error;
 use super::file_system::{FileSystem, FsFeature};
 use crate::base::{IncidentId, warnings};
@@ -34,14 +34,14 @@ const TOPIC: &str = "store.place";
 
 /// Maximum number of names tried for the private directory. Another user must occupy all of them to
 /// keep this process out.
-const MOST_NAMES: u32 = 64;
+const MAX_NAMES: u32 = 64;
 
 /// The location of a store: the configured directory and the one in use. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Location(Arc<Place>);
+pub struct Location(Arc<LocationInner>);
 
 #[derive(Debug)]
-struct Place {
+struct LocationInner {
     configured: PathBuf,
     /// The directory of the store opened last.
     opened: Mutex<OpenedLocation>,
@@ -56,8 +56,8 @@ struct OpenedLocation {
 impl Location {
     /// Creates a location for the configured directory `dir`.
     pub fn new(dir: &Path) -> Self {
-        let configured = plain(dir);
-        Self(Arc::new(Place { configured, opened: Mutex::default() }))
+        let configured = normalize_path(dir);
+        Self(Arc::new(LocationInner { configured, opened: Mutex::default() }))
     }
 
     /// Returns the incident directory in use, or the configured directory before a store is opened.
@@ -70,7 +70,7 @@ impl Location {
         &self.0.configured
     }
 
-    pub(super) fn set(&self, root: &Arc<Dir>) {
+    pub(super) fn set_opened(&self, root: &Arc<Dir>) {
         let opened =
             OpenedLocation { path: Some(root.path().to_owned()), root: Arc::downgrade(root) };
         *self.0.opened.lock().unwrap_or_else(PoisonError::into_inner) = opened;
@@ -79,11 +79,11 @@ impl Location {
     /// Returns the directory for reading. If this process has the store open, it is the writer's
     /// own descriptor, which cannot be replaced by another directory. Otherwise it is opened by
     /// path.
-    pub(super) fn root(&self) -> Result<Arc<Dir>, Error> {
+    pub(super) fn open_root(&self) -> Result<Arc<Dir>, Error> {
         let opened = self.0.opened.lock().unwrap_or_else(PoisonError::into_inner).root.upgrade();
         match opened.filter(|root| !root.is_removed()) {
             Some(root) => Ok(root),
-            None => existing(&self.0.configured).map(Arc::new),
+            None => open_existing(&self.0.configured).map(Arc::new),
         }
     }
 }
@@ -91,89 +91,92 @@ impl Location {
 /// The directory of a store, and a remark about the choice if it is not the configured one.
 pub(super) struct ChosenDirectory {
     pub(super) dir: Dir,
-    remark: Option<String>,
+    warning: Option<String>,
 }
 
 impl ChosenDirectory {
     /// Reports the chosen directory as a warning. Called after the lock is acquired.
     pub(super) fn report(&self) {
-        match &self.remark {
-            Some(remark) => warnings::set(TOPIC, remark.clone()),
+        match &self.warning {
+            Some(warning) => warnings::set(TOPIC, warning.clone()),
             None => warnings::clear(TOPIC),
         }
     }
 }
 
 /// Creates the directory of a store at `path`, with its parents, or a private directory in `path`.
-pub(super) fn make(path: &Path, group_read: bool) -> Result<ChosenDirectory, Error> {
-    let path = plain(path);
+pub(super) fn open_or_create(path: &Path, group_read: bool) -> Result<ChosenDirectory, Error> {
+    let path = normalize_path(path);
     make_directories(&path, group_read)?;
     let fd = open_directory(&path)?;
-    let stat = look(&fd, &path)?;
-    let us = geteuid().as_raw();
-    if is_private(&stat, us) {
-        return Ok(ChosenDirectory { dir: dir(fd, path, us, &stat), remark: None });
+    let stat = read_stat(&fd, &path)?;
+    let uid = geteuid().as_raw();
+    if is_private(&stat, uid) {
+        return Ok(ChosenDirectory { dir: new_dir(fd, path, uid, &stat), warning: None });
     }
-    let remark = |own: &Dir| {
+    let warning_for = |private_dir: &Dir| {
         format!(
             "{} can be written by others (mode {:04o}, user {}): incidents are in {}, which only this user can write; \
              set `dir` to a directory of this user's alone to choose the place",
             path.display(),
             mode(&stat),
             stat.st_uid,
-            own.path().display(),
+            private_dir.path().display(),
         )
     };
     // The directory of the previous process, if it exists. Finding it needs no free space, unlike
     // the probe.
-    if let Some(dir) = names(us).find_map(|name| own(&fd, &path.join(&name), &name, us)) {
-        let remark = Some(remark(&dir));
-        return Ok(ChosenDirectory { dir, remark });
+    if let Some(dir) =
+        private_dir_names(uid).find_map(|name| open_private(&fd, &path.join(&name), &name, uid))
+    {
+        let warning = Some(warning_for(&dir));
+        return Ok(ChosenDirectory { dir, warning });
     }
-    let probe = WriteProbe::make(&fd, &path, &stat, us)?;
+    let probe = WriteProbe::run(&fd, &path, &stat, uid)?;
     if is_private(&stat, probe.owner) {
-        return Ok(ChosenDirectory { dir: dir(fd, path, probe.owner, &stat), remark: None });
+        return Ok(ChosenDirectory { dir: new_dir(fd, path, probe.owner, &stat), warning: None });
     }
-    if !probe.keeps_modes {
-        let dir = dir(fd, path, probe.owner, &stat);
-        dir.file_system().lacks(FsFeature::Modes, |path| {
+    if !probe.supports_modes {
+        let dir = new_dir(fd, path, probe.owner, &stat);
+        dir.file_system().report_missing(FsFeature::Modes, |path| {
             format!(
                 "the file system of {path} keeps no modes: other users may read captures, which hold secrets, and \
                  remove them; mount it with a umask of 077 and this user's ID, or set `dir` to another one"
             )
         });
-        return Ok(ChosenDirectory { dir, remark: None });
+        return Ok(ChosenDirectory { dir, warning: None });
     }
-    let wanted = Modes::of(group_read).dir;
-    for name in names(us) {
-        match fs::mkdirat(&fd, name.as_str(), wanted) {
-            Ok(()) if group_read => hand_down(&fd, &name, stat.st_gid),
+    let dir_mode = Modes::new(group_read).dir;
+    for name in private_dir_names(uid) {
+        match fs::mkdirat(&fd, name.as_str(), dir_mode) {
+            Ok(()) if group_read => set_group(&fd, &name, stat.st_gid),
             Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(failed("make the directory", path.join(name), errno)),
+            Err(errno) => return Err(io_error("make the directory", path.join(name), errno)),
         }
-        if let Some(dir) = own(&fd, &path.join(&name), &name, probe.owner) {
-            let remark = Some(remark(&dir));
-            return Ok(ChosenDirectory { dir, remark });
+        if let Some(dir) = open_private(&fd, &path.join(&name), &name, probe.owner) {
+            let warning = Some(warning_for(&dir));
+            return Ok(ChosenDirectory { dir, warning });
         }
     }
-    Err(Error::Writable { path, mode: mode(&stat) })
+    Err(Error::WritableByOthers { path, mode: mode(&stat) })
 }
 
 /// Opens the directory of a store at `path` for reading.
-fn existing(path: &Path) -> Result<Dir, Error> {
+fn open_existing(path: &Path) -> Result<Dir, Error> {
     let outer = Dir::open(path)?;
     let fd = open_directory(path)?;
-    let us = geteuid().as_raw();
-    if is_private(&look(&fd, path)?, us) {
+    let uid = geteuid().as_raw();
+    if is_private(&read_stat(&fd, path)?, uid) {
         return Ok(outer);
     }
-    let own = names(us).find_map(|name| own(&fd, &path.join(&name), &name, us));
-    Ok(own.unwrap_or(outer))
+    let private_dir =
+        private_dir_names(uid).find_map(|name| open_private(&fd, &path.join(&name), &name, uid));
+    Ok(private_dir.unwrap_or(outer))
 }
 
 /// Returns `true` if only the user `us` can write to the directory of `stat`.
-fn is_private(stat: &Stat, us: u32) -> bool {
-    stat.st_uid == us && stat.st_mode & 0o022 == 0
+fn is_private(stat: &Stat, uid: u32) -> bool {
+    stat.st_uid == uid && stat.st_mode & 0o022 == 0
 }
 
 #[allow(clippy::unnecessary_cast, reason = "the width differs between systems")]
@@ -181,34 +184,34 @@ fn mode(stat: &Stat) -> u32 {
     Mode::from_raw_mode(stat.st_mode).bits() as u32
 }
 
-fn look(fd: &OwnedFd, path: &Path) -> Result<Stat, Error> {
-    fs::fstat(fd).map_err(|errno| failed("look at", path.to_owned(), errno))
+fn read_stat(fd: &OwnedFd, path: &Path) -> Result<Stat, Error> {
+    fs::fstat(fd).map_err(|errno| io_error("look at", path.to_owned(), errno))
 }
 
-fn dir(fd: OwnedFd, path: PathBuf, owner: u32, stat: &Stat) -> Dir {
+fn new_dir(fd: OwnedFd, path: PathBuf, owner: u32, stat: &Stat) -> Dir {
     let file_system = FileSystem::new(&path, owner, stat.st_gid, stat.st_nlink > 0);
     Dir::new(fd, path, Arc::new(file_system))
 }
 
-fn names(us: u32) -> impl Iterator<Item = String> {
-    let first = format!("marple-{us}");
-    let others = (2..=MOST_NAMES).map(move |number| format!("marple-{us}-{number}"));
+fn private_dir_names(uid: u32) -> impl Iterator<Item = String> {
+    let first = format!("marple-{uid}");
+    let others = (2..=MAX_NAMES).map(move |number| format!("marple-{uid}-{number}"));
     std::iter::once(first).chain(others)
 }
 
 /// Opens the directory `name` in `parent` if it belongs to `owner` and only `owner` can write to
 /// it.
-fn own(parent: &OwnedFd, path: &Path, name: &str, owner: u32) -> Option<Dir> {
+fn open_private(parent: &OwnedFd, path: &Path, name: &str, owner: u32) -> Option<Dir> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = fs::openat(parent, name, flags, Mode::empty()).ok()?;
     let stat = fs::fstat(&fd).ok()?;
-    is_private(&stat, owner).then(|| dir(fd, path.to_owned(), owner, &stat))
+    is_private(&stat, owner).then(|| new_dir(fd, path.to_owned(), owner, &stat))
 }
 
 /// Sets the group of the directory `name` in `parent` to `group`, the group of the volume. Needed
 /// if the mount point does not pass its group on. Without membership in `group` the call fails, and
 /// the group stays unchanged.
-fn hand_down(parent: &OwnedFd, name: &str, group: u32) {
+fn set_group(parent: &OwnedFd, name: &str, group: u32) {
     let group = Some(Gid::from_raw(group));
     let _ = fs::chownat(parent, name, None, group, AtFlags::SYMLINK_NOFOLLOW);
 }
@@ -216,38 +219,38 @@ fn hand_down(parent: &OwnedFd, name: &str, group: u32) {
 /// Owner and mode that the file system gives to a new file.
 struct WriteProbe {
     owner: u32,
-    keeps_modes: bool,
+    supports_modes: bool,
 }
 
 impl WriteProbe {
     /// Creates and deletes the probe file. `stat` describes the directory.
-    fn make(dir: &OwnedFd, path: &Path, stat: &Stat, us: u32) -> Result<Self, Error> {
+    fn run(dir: &OwnedFd, path: &Path, stat: &Stat, uid: u32) -> Result<Self, Error> {
         // The name is unique, so that no other user can create it first.
-        let name = format!(".marple-{us}-{}", IncidentId::new(Timestamp::now()));
+        let name = format!(".marple-{uid}-{}", IncidentId::new(Timestamp::now()));
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file =
             fs::openat(dir, name.as_str(), flags, Mode::RUSR | Mode::WUSR).map_err(|errno| {
                 match errno {
                     // More specific than "permission denied".
-                    Errno::ACCESS | Errno::PERM if stat.st_uid != us => {
-                        Error::NotOurs { path: path.to_owned(), owner: stat.st_uid, us }
+                    Errno::ACCESS | Errno::PERM if stat.st_uid != uid => {
+                        Error::WrongOwner { path: path.to_owned(), owner: stat.st_uid, user: uid }
                     }
-                    errno => failed("create a file in", path.to_owned(), errno),
+                    errno => io_error("create a file in", path.to_owned(), errno),
                 }
             })?;
-        let made = look(&file, path);
+        let created = read_stat(&file, path);
         let _ = fs::unlinkat(dir, name.as_str(), AtFlags::empty());
-        let made = made?;
-        Ok(Self { owner: made.st_uid, keeps_modes: made.st_mode & 0o077 == 0 })
+        let created = created?;
+        Ok(Self { owner: created.st_uid, supports_modes: created.st_mode & 0o077 == 0 })
     }
 }
 
 /// Creates the directory at `path` and its missing parents.
 fn make_directories(path: &Path, group_read: bool) -> Result<(), Error> {
-    let modes = Modes::of(group_read);
+    let modes = Modes::new(group_read);
     let missing: Vec<&Path> =
-        path.ancestors().take_while(|it| it.symlink_metadata().is_err()).collect();
+        path.ancestors().take_while(|ancestor| ancestor.symlink_metadata().is_err()).collect();
     for path in missing.into_iter().rev() {
         match fs::mkdirat(CWD, path, modes.dir) {
             Ok(()) => {
@@ -255,12 +258,12 @@ fn make_directories(path: &Path, group_read: bool) -> Result<(), Error> {
                 if let Ok(fd) = open_directory(path)
                     && let Ok(stat) = fs::fstat(&fd)
                 {
-                    modes.settle(&fd, &FileSystem::new(path, 0, stat.st_gid, true));
+                    modes.apply(&fd, &FileSystem::new(path, 0, stat.st_gid, true));
                 }
             }
             // An existing entry is checked when it is opened, which gives a more specific error.
             Err(Errno::EXIST) => {}
-            Err(errno) => return Err(failed("make the directory", path.to_owned(), errno)),
+            Err(errno) => return Err(io_error("make the directory", path.to_owned(), errno)),
         }
     }
     Ok(())

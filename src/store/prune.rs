@@ -11,52 +11,58 @@ use jiff::Timestamp;
 
 use super::dir::Dir;
 use super::error::{Error, StoreLimit};
-use super::incident::put_head;
-use super::index::read_head;
+use super::incident::write_manifest_head;
+use super::index::read_manifest_head;
 use super::names::{artifact_extension, artifact_number};
-use super::retention::{files, stranger};
+use super::retention::{finished_files, foreign_entry};
 use crate::model::{Artifact, Manifest, RemovedArtifact};
 
 /// Returns the prunable files of `files`, given as names with sizes, in the order of pruning: the
 /// form with the most prunable bytes first, oldest first. Names that are not artifact names are
 /// skipped.
-pub(super) fn between<'f>(files: impl IntoIterator<Item = (&'f str, u64)>) -> Vec<(&'f str, u64)> {
+pub(super) fn removable_files<'f>(
+    files: impl IntoIterator<Item = (&'f str, u64)>,
+) -> Vec<(&'f str, u64)> {
     let mut forms: BTreeMap<&str, Vec<(u32, &str, u64)>> = BTreeMap::new();
     for (name, bytes) in files {
         if let (Some(form), Some(number)) = (artifact_extension(name), artifact_number(name)) {
             forms.entry(form).or_default().push((number, name, bytes));
         }
     }
-    let mut forms: Vec<_> = forms.into_values().map(spare).collect();
-    forms
-        .sort_by_key(|spare| std::cmp::Reverse(spare.iter().map(|&(_, bytes)| bytes).sum::<u64>()));
+    let mut forms: Vec<_> = forms.into_values().map(removable_of_form).collect();
+    forms.sort_by_key(|removable| {
+        std::cmp::Reverse(removable.iter().map(|&(_, bytes)| bytes).sum::<u64>())
+    });
     forms.into_iter().flatten().collect()
 }
 
 /// Returns the files of one form except the first, the last and the largest, oldest first.
-fn spare(mut files: Vec<(u32, &str, u64)>) -> Vec<(&str, u64)> {
+fn removable_of_form(mut files: Vec<(u32, &str, u64)>) -> Vec<(&str, u64)> {
     files.sort_unstable();
     let last = files.len().saturating_sub(1);
     // Of two equally large files the earlier stays.
     let largest = (0..files.len()).rev().max_by_key(|&at| files[at].2);
-    let stays = |at: usize| at == 0 || at == last || Some(at) == largest;
-    let kept = files.iter().enumerate().filter(|&(at, _)| !stays(at));
-    kept.map(|(_, &(_, name, bytes))| (name, bytes)).collect()
+    let must_stay = |at: usize| at == 0 || at == last || Some(at) == largest;
+    let removable = files.iter().enumerate().filter(|&(at, _)| !must_stay(at));
+    removable.map(|(_, &(_, name, bytes))| (name, bytes)).collect()
 }
 
 /// Returns the shortest prefix of `spare` with at least `missing` bytes, or `None` if all have
 /// less.
-pub(super) fn enough<'f>(spare: &[(&'f str, u64)], missing: u64) -> Option<Vec<(&'f str, u64)>> {
-    let mut found = 0_u64;
+pub(super) fn select_to_free<'f>(
+    removable: &[(&'f str, u64)],
+    missing: u64,
+) -> Option<Vec<(&'f str, u64)>> {
+    let mut freed = 0_u64;
     let mut chosen = Vec::new();
-    for &(name, bytes) in spare {
-        if found >= missing {
+    for &(name, bytes) in removable {
+        if freed >= missing {
             break;
         }
-        found = found.saturating_add(bytes);
+        freed = freed.saturating_add(bytes);
         chosen.push((name, bytes));
     }
-    (found >= missing && !chosen.is_empty()).then_some(chosen)
+    (freed >= missing && !chosen.is_empty()).then_some(chosen)
 }
 
 /// Prunes the closed `incident` until `missing` bytes are freed or all of `spare` is deleted.
@@ -66,47 +72,47 @@ pub(super) fn enough<'f>(spare: &[(&'f str, u64)], missing: u64) -> Option<Vec<(
 /// 1. List the files as removed in the manifest. A crash leaves files that the manifest lists as
 ///    removed; the next start deletes them.
 /// 2. Delete them and sync the directory.
-pub(super) fn thin(
+pub(super) fn prune_artifacts(
     root: &Dir,
     incident: &str,
-    spare: &[(String, u64)],
-    (bound, missing): (StoreLimit, u64),
+    removable: &[(String, u64)],
+    (limit, missing): (StoreLimit, u64),
     now: Timestamp,
 ) -> Result<Option<(Vec<String>, u64)>, Error> {
     let dir = root.subdir(incident)?;
-    if stranger(&dir, &dir.names()?)?.is_some() {
+    if foreign_entry(&dir, &dir.entry_names()?)?.is_some() {
         return Ok(None);
     }
-    let spare: Vec<_> = spare.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();
-    let chosen = enough(&spare, missing).unwrap_or(spare);
-    let mut head = read_head(&dir)?;
+    let removable: Vec<_> = removable.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();
+    let chosen = select_to_free(&removable, missing).unwrap_or(removable);
+    let mut head = read_manifest_head(&dir)?;
     let names: Vec<String> = chosen.iter().map(|(name, _)| (*name).to_owned()).collect();
-    give_up(&mut head.manifest, &names, bound, now);
-    put_head(&dir, head)?;
+    discard(&mut head.manifest, &names, limit, now);
+    write_manifest_head(&dir, head)?;
     for name in &names {
         dir.unlink(name)?;
     }
     dir.sync()?;
-    let left = files(&dir)?.iter().map(|(_, bytes)| bytes).sum();
-    Ok(Some((names, left)))
+    let remaining_bytes = finished_files(&dir)?.iter().map(|(_, bytes)| bytes).sum();
+    Ok(Some((names, remaining_bytes)))
 }
 
 /// Moves the files `names` in `manifest` from artifacts to removed artifacts, with `bound` as the
 /// reason.
-pub(super) fn give_up(
+pub(super) fn discard(
     manifest: &mut Manifest,
     names: &[String],
-    bound: StoreLimit,
+    limit: StoreLimit,
     now: Timestamp,
 ) {
-    let (gone, kept): (Vec<Artifact>, Vec<Artifact>) = std::mem::take(&mut manifest.artifacts)
+    let (discarded, kept): (Vec<Artifact>, Vec<Artifact>) = std::mem::take(&mut manifest.artifacts)
         .into_iter()
         .partition(|artifact| names.contains(&artifact.file));
     manifest.artifacts = kept;
-    manifest.removed.extend(gone.into_iter().map(|artifact| RemovedArtifact {
+    manifest.removed.extend(discarded.into_iter().map(|artifact| RemovedArtifact {
         artifact,
         removed: now,
-        why: format!("to make room ({})", bound.name()),
+        why: format!("to make room ({})", limit.name()),
     }));
 }
 
@@ -114,15 +120,15 @@ pub(super) fn give_up(
 mod tests {
     use super::*;
 
-    fn names(files: &[(&str, u64)]) -> Vec<String> {
+    fn removable_names(files: &[(&str, u64)]) -> Vec<String> {
         let full: Vec<(String, u64)> =
             files.iter().map(|(name, bytes)| (format!("a_b.{name}"), *bytes)).collect();
-        let spare = between(full.iter().map(|(name, bytes)| (name.as_str(), *bytes)));
-        spare.iter().map(|(name, _)| name["a_b.".len()..].to_owned()).collect()
+        let removable = removable_files(full.iter().map(|(name, bytes)| (name.as_str(), *bytes)));
+        removable.iter().map(|(name, _)| name["a_b.".len()..].to_owned()).collect()
     }
 
     #[test]
-    fn the_first_the_last_and_the_largest_of_each_form_stay() {
+    fn keeps_first_last_and_largest_file_of_each_form() {
         let heap = |sizes: &[u64]| -> Vec<String> {
             let files: Vec<(String, u64)> = sizes
                 .iter()
@@ -130,7 +136,7 @@ mod tests {
                 .map(|(at, bytes)| (format!("{:03}.memory.pprof", at + 1), *bytes))
                 .collect();
             let files: Vec<(&str, u64)> = files.iter().map(|(a, b)| (a.as_str(), *b)).collect();
-            names(&files).iter().map(|name| name[..3].to_owned()).collect()
+            removable_names(&files).iter().map(|name| name[..3].to_owned()).collect()
         };
         for (sizes, spare) in [
             (&[][..], &[][..]),
@@ -148,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn forms_are_told_apart_and_the_one_that_has_most_goes_first() {
+    fn form_with_most_removable_bytes_is_pruned_first() {
         let files = [
             ("001.threads.txt", 1),
             ("002.memory.pprof", 10),
@@ -160,17 +166,24 @@ mod tests {
             ("008.custom.locks.txt", 90),
             ("1000.memory.pprof", 11),
         ];
-        assert_eq!(names(&files), ["004.memory.pprof", "006.memory.pprof", "003.threads.txt"]);
-        assert_eq!(between([("notes.txt", 5), ("incident.json", 5)]), []);
+        assert_eq!(
+            removable_names(&files),
+            ["004.memory.pprof", "006.memory.pprof", "003.threads.txt"]
+        );
+        assert_eq!(removable_files([("notes.txt", 5), ("incident.json", 5)]), []);
     }
 
     #[test]
-    fn as_many_go_as_are_needed_and_none_in_vain() {
-        let spare = [("a", 10), ("b", 10), ("c", 10)];
+    fn selects_only_as_many_files_as_needed() {
+        let removable = [("a", 10), ("b", 10), ("c", 10)];
         for (missing, chosen) in [(1, 1), (10, 1), (11, 2), (30, 3)] {
-            assert_eq!(enough(&spare, missing).map(|it| it.len()), Some(chosen), "{missing}");
+            assert_eq!(
+                select_to_free(&removable, missing).map(|files| files.len()),
+                Some(chosen),
+                "{missing}"
+            );
         }
-        assert_eq!(enough(&spare, 31), None);
-        assert_eq!(enough(&[], 1), None);
+        assert_eq!(select_to_free(&removable, 31), None);
+        assert_eq!(select_to_free(&[], 1), None);
     }
 }

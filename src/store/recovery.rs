@@ -12,41 +12,44 @@ use sha2::{Digest, Sha256};
 use super::dir::{Dir, is_dir, is_file};
 use super::draft::hex;
 use super::error::Error;
-use super::incident::put_head;
-use super::index::read_head;
-use super::names::{AGES, GONE, IncidentName, NEW, PART, STATE, artifact_form, is_part};
-use super::retention::{BlockedRemoval, RetentionReport, finish_removal};
+use super::incident::write_manifest_head;
+use super::index::read_manifest_head;
+use super::names::{
+    AGES_FILE, EVICTED_PREFIX, IncidentName, NEW_PREFIX, PART_SUFFIX, STATE_FILE, artifact_form,
+    is_part_file,
+};
+use super::retention::{BlockedRemoval, RetentionReport, finish_eviction};
 use crate::base::{Bytes, IncidentId};
 use crate::model::{Artifact, CaptureKind, IncidentState, Manifest, Outcome};
 use crate::store::usage::StoreInner;
 
 /// Seconds after which an unlocked entry counts as abandoned. A later start recovers it.
-const RECENT: i64 = 15 * 60;
+const RECENT_SECONDS: i64 = 15 * 60;
 
 /// Result of the recovery by [`Store::open`](super::Store::open).
 #[derive(Debug, Default)]
 pub struct Recovery {
     /// Deleted leftovers, by their names in the incident directory.
-    pub swept: Vec<String>,
+    pub deleted: Vec<String>,
     /// Incidents marked `interrupted`.
     pub interrupted: Vec<IncidentId>,
     /// Artifacts added to the manifests of those incidents: complete, but not listed.
-    pub listed: Vec<Artifact>,
+    pub added_artifacts: Vec<Artifact>,
     /// Leftovers not deleted because they contain a foreign entry.
-    pub standing: Vec<BlockedRemoval>,
+    pub blocked: Vec<BlockedRemoval>,
     /// Errors. The affected entries are unchanged.
-    pub failed: Vec<Error>,
+    pub errors: Vec<Error>,
     /// Result of enforcing the limits.
-    pub retained: RetentionReport,
+    pub retention: RetentionReport,
 }
 
 impl Recovery {
     /// Returns `true` if there was nothing to recover and nothing failed.
     pub fn is_empty(&self) -> bool {
-        self.swept.is_empty()
+        self.deleted.is_empty()
             && self.interrupted.is_empty()
-            && self.standing.is_empty()
-            && self.failed.is_empty()
+            && self.blocked.is_empty()
+            && self.errors.is_empty()
     }
 }
 
@@ -57,15 +60,15 @@ impl fmt::Display for Recovery {
             f,
             "{} incidents interrupted, {} unlisted artifacts, {} leftovers swept",
             self.interrupted.len(),
-            self.listed.len(),
-            self.swept.len(),
+            self.added_artifacts.len(),
+            self.deleted.len(),
         )?;
-        if let Some(standing) = self.standing.first() {
-            let (count, path) = (self.standing.len(), standing.path.display());
+        if let Some(blocked) = self.blocked.first() {
+            let (count, path) = (self.blocked.len(), blocked.path.display());
             write!(f, ", {count} leftovers kept because of {path}")?;
         }
-        match self.failed.first() {
-            Some(error) => write!(f, ", {} failures: {error}", self.failed.len()),
+        match self.errors.first() {
+            Some(error) => write!(f, ", {} failures: {error}", self.errors.len()),
             None => Ok(()),
         }
     }
@@ -78,89 +81,98 @@ pub(super) fn recover(shared: &StoreInner) -> Result<Recovery, Error> {
     let mut recovery = Recovery::default();
     let root = &shared.root;
     let mut incidents = Vec::new();
-    let mut names = root.names()?;
+    let mut names = root.entry_names()?;
     names.sort();
-    let present = shared.clock.wall();
+    let now = shared.clock.wall();
     for name in names {
-        if shared.lock.others_may_live() && is_recent(root, &name, present)? {
+        if shared.lock.previous_writer_may_run() && is_recent(root, &name, now)? {
             continue;
         }
         if IncidentName::parse(&name).is_some() {
-            match sweep_parts(root, &name, &mut recovery.swept) {
+            match delete_part_files(root, &name, &mut recovery.deleted) {
                 Ok(true) => incidents.push(name),
                 Ok(false) => {}
-                Err(error) => recovery.failed.push(error),
+                Err(error) => recovery.errors.push(error),
             }
             continue;
         }
-        let swept = if name.strip_prefix(NEW).is_some_and(|id| id.parse::<IncidentId>().is_ok())
-            || name.strip_prefix(GONE).is_some_and(|of| IncidentName::parse(of).is_some())
-        {
-            finish_removal(root, &name)
-        } else if name.strip_suffix(PART).is_some_and(|of| [STATE, AGES].contains(&of)) {
-            root.unlink(&name).map(|()| None)
-        } else {
-            continue;
-        };
-        match swept {
-            Ok(None) => recovery.swept.push(name),
-            Ok(Some(path)) => recovery.standing.push(BlockedRemoval { path }),
-            Err(error) => recovery.failed.push(error),
+        let result =
+            if name.strip_prefix(NEW_PREFIX).is_some_and(|id| id.parse::<IncidentId>().is_ok())
+                || name
+                    .strip_prefix(EVICTED_PREFIX)
+                    .is_some_and(|rest| IncidentName::parse(rest).is_some())
+            {
+                finish_eviction(root, &name)
+            } else if name
+                .strip_suffix(PART_SUFFIX)
+                .is_some_and(|base| [STATE_FILE, AGES_FILE].contains(&base))
+            {
+                root.unlink(&name).map(|()| None)
+            } else {
+                continue;
+            };
+        match result {
+            Ok(None) => recovery.deleted.push(name),
+            Ok(Some(path)) => recovery.blocked.push(BlockedRemoval { path }),
+            Err(error) => recovery.errors.push(error),
         }
     }
-    recovery.retained = shared.retain();
+    recovery.retention = shared.enforce_limits();
     for name in incidents {
         if root.stat(&name)?.is_some()
-            && let Err(error) = root.subdir(&name).and_then(|dir| mark(shared, &dir, &mut recovery))
+            && let Err(error) =
+                root.subdir(&name).and_then(|dir| mark_interrupted(shared, &dir, &mut recovery))
         {
-            recovery.failed.push(error);
+            recovery.errors.push(error);
         }
     }
     Ok(recovery)
 }
 
 /// Returns `true` if `name` changed recently, so that a writer without a lock may still use it.
-fn is_recent(root: &Dir, name: &str, present: Timestamp) -> Result<bool, Error> {
+fn is_recent(root: &Dir, name: &str, now: Timestamp) -> Result<bool, Error> {
     let Some(stat) = root.stat(name)? else { return Ok(false) };
     #[allow(clippy::useless_conversion, reason = "the width differs between systems")]
     let changed = i64::try_from(stat.st_mtime).unwrap_or(i64::MAX);
-    Ok(present.as_second().saturating_sub(changed) < RECENT)
+    Ok(now.as_second().saturating_sub(changed) < RECENT_SECONDS)
 }
 
 /// Deletes unfinished files of an incident. Returns `false` if it is not a directory, belongs to
 /// another user, or was deleted.
-fn sweep_parts(root: &Dir, incident: &str, swept: &mut Vec<String>) -> Result<bool, Error> {
+fn delete_part_files(root: &Dir, incident: &str, deleted: &mut Vec<String>) -> Result<bool, Error> {
     if !root.stat(incident)?.is_some_and(|stat| is_dir(&stat)) {
         return Ok(false);
     }
     let dir = root.subdir(incident)?;
-    if !dir.is_ours() {
+    if !dir.is_owned_by_this_user() {
         return Ok(false);
     }
-    let names = dir.names()?;
-    for name in names.iter().filter(|name| is_part(name)) {
+    let names = dir.entry_names()?;
+    for name in names.iter().filter(|name| is_part_file(name)) {
         dir.unlink(name)?;
-        swept.push(format!("{incident}/{name}"));
+        deleted.push(format!("{incident}/{name}"));
     }
     // An unfinished creation or eviction on a file system that cannot rename directories.
-    if names.iter().all(|name| is_part(name)) {
+    if names.iter().all(|name| is_part_file(name)) {
         root.rmdir(incident)?;
-        swept.push(incident.to_owned());
+        deleted.push(incident.to_owned());
         return Ok(false);
     }
     Ok(true)
 }
 
 /// Marks the incident in `dir` as interrupted if its manifest has the state `open`.
-fn mark(shared: &StoreInner, dir: &Dir, recovery: &mut Recovery) -> Result<(), Error> {
-    let mut head = read_head(dir)?;
+fn mark_interrupted(shared: &StoreInner, dir: &Dir, recovery: &mut Recovery) -> Result<(), Error> {
+    let mut head = read_manifest_head(dir)?;
     let manifest = &mut head.manifest;
-    for gone in manifest.removed.iter().map(|it| &it.artifact.file) {
+    for removed_file in manifest.removed.iter().map(|removed| &removed.artifact.file) {
         // A crash between writing the manifest and deleting the file.
-        if artifact_form(gone).is_some() && dir.stat(gone)?.is_some_and(|stat| is_file(&stat)) {
-            dir.unlink(gone)?;
+        if artifact_form(removed_file).is_some()
+            && dir.stat(removed_file)?.is_some_and(|stat| is_file(&stat))
+        {
+            dir.unlink(removed_file)?;
             let incident = dir.path().file_name().unwrap_or_default().to_string_lossy();
-            recovery.swept.push(format!("{incident}/{gone}"));
+            recovery.deleted.push(format!("{incident}/{removed_file}"));
         }
     }
     if manifest.state != IncidentState::Open {
@@ -174,25 +186,25 @@ fn mark(shared: &StoreInner, dir: &Dir, recovery: &mut Recovery) -> Result<(), E
             capture.error = Some("the process ended during the capture".to_owned());
         }
     }
-    let unlisted = unlisted(dir, manifest)?;
-    manifest.artifacts.extend(unlisted.iter().cloned());
+    let added = unlisted_artifacts(dir, manifest)?;
+    manifest.artifacts.extend(added.iter().cloned());
     let id = manifest.id;
-    put_head(dir, head)?;
+    write_manifest_head(dir, head)?;
     recovery.interrupted.push(id);
-    recovery.listed.extend(unlisted);
+    recovery.added_artifacts.extend(added);
     Ok(())
 }
 
 /// Returns the complete artifacts in `dir` that the manifest does not list.
-fn unlisted(dir: &Dir, manifest: &Manifest) -> Result<Vec<Artifact>, Error> {
+fn unlisted_artifacts(dir: &Dir, manifest: &Manifest) -> Result<Vec<Artifact>, Error> {
     let mut artifacts = Vec::new();
-    for name in dir.names()? {
+    for name in dir.entry_names()? {
         let listed = manifest.artifacts.iter().any(|artifact| artifact.file == name);
         if let Some(form) = artifact_form(&name)
             && !listed
             && dir.stat(&name)?.is_some_and(|stat| is_file(&stat))
         {
-            artifacts.push(described(dir, name, form.kind())?);
+            artifacts.push(describe_artifact(dir, name, form.kind())?);
         }
     }
     // Sorted by length first: numbers have three digits, or more from 1000 on.
@@ -202,20 +214,20 @@ fn unlisted(dir: &Dir, manifest: &Manifest) -> Result<Vec<Artifact>, Error> {
 
 /// Describes an artifact from its content. The time of its last write stands in for the time of its
 /// evidence.
-fn described(dir: &Dir, file: String, kind: CaptureKind) -> Result<Artifact, Error> {
-    let failed = |source| Error::io("read", dir.at(&file), source);
+fn describe_artifact(dir: &Dir, file: String, kind: CaptureKind) -> Result<Artifact, Error> {
+    let read_error = |source| Error::io("read", dir.path_of(&file), source);
     let mut content = dir.open_file(&file)?;
-    let mut hash = HashingReader(Sha256::new());
-    let bytes = Bytes(io::copy(&mut content, &mut hash).map_err(failed)?);
-    let modified = content.metadata().and_then(|it| it.modified()).map_err(failed)?;
+    let mut hash = HashingWriter(Sha256::new());
+    let bytes = Bytes(io::copy(&mut content, &mut hash).map_err(read_error)?);
+    let modified = content.metadata().and_then(|meta| meta.modified()).map_err(read_error)?;
     let taken = Timestamp::try_from(modified).unwrap_or_default();
     Ok(Artifact { file, kind, bytes, sha256: hex(hash.0), taken, part: None, note: None })
 }
 
 /// A writer that hashes its input.
-struct HashingReader(Sha256);
+struct HashingWriter(Sha256);
 
-impl io::Write for HashingReader {
+impl io::Write for HashingWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.update(bytes);
         Ok(bytes.len())
@@ -232,30 +244,34 @@ mod tests {
     use std::io::Write;
     use std::time::Duration;
 
-    use super::super::fixture::{Fixture, roomy};
-    use super::super::names::MANIFEST;
+    use super::super::fixture::{Fixture, generous_settings};
+    use super::super::names::MANIFEST_FILE;
     use super::*;
     use crate::base::Clock;
     use crate::config::StoreSettings;
 
     #[test]
-    fn a_directory_in_order_is_left_as_it_is() {
-        let it = Fixture::new(roomy());
-        let id = it.closed(10);
-        let before = fs::read(it.store.find(id).unwrap().path.join(MANIFEST)).unwrap();
-        let (it, recovery) = it.reopen(roomy());
-        assert!(recovery.swept.is_empty() && recovery.interrupted.is_empty());
-        assert!(recovery.failed.is_empty() && recovery.listed.is_empty() && recovery.is_empty());
-        let after = fs::read(it.store.find(id).unwrap().path.join(MANIFEST)).unwrap();
+    fn clean_directory_is_unchanged() {
+        let fixture = Fixture::new(generous_settings());
+        let id = fixture.create_closed(10);
+        let before = fs::read(fixture.store.find(id).unwrap().path.join(MANIFEST_FILE)).unwrap();
+        let (fixture, recovery) = fixture.reopen(generous_settings());
+        assert!(recovery.deleted.is_empty() && recovery.interrupted.is_empty());
+        assert!(
+            recovery.errors.is_empty()
+                && recovery.added_artifacts.is_empty()
+                && recovery.is_empty()
+        );
+        let after = fs::read(fixture.store.find(id).unwrap().path.join(MANIFEST_FILE)).unwrap();
         assert_eq!(before, after);
     }
 
     #[test]
-    fn an_open_incident_is_marked_and_its_unlisted_artifacts_are_listed() {
-        let it = Fixture::new(roomy());
-        let mut incident = it.store.begin("memory", it.manifest()).unwrap();
+    fn open_incident_is_marked_interrupted_with_unlisted_artifacts_added() {
+        let fixture = Fixture::new(generous_settings());
+        let mut incident = fixture.store.create_incident("memory", fixture.manifest()).unwrap();
         let artifact = |kind, content: &[u8]| {
-            let mut draft = incident.draft(kind, it.clock.wall()).unwrap();
+            let mut draft = incident.draft(kind, fixture.clock.wall()).unwrap();
             draft.write_all(content).unwrap();
             draft.commit().unwrap()
         };
@@ -265,52 +281,52 @@ mod tests {
         incident.update(|manifest| manifest.artifacts.push(listed.clone())).unwrap();
         let id = incident.id();
         drop(incident);
-        it.clock.advance(Duration::from_secs(60));
+        fixture.clock.advance(Duration::from_secs(60));
 
-        let (it, recovery) = it.reopen(roomy());
+        let (fixture, recovery) = fixture.reopen(generous_settings());
         assert_eq!(recovery.interrupted, [id]);
-        let manifest = it.store.find(id).unwrap().manifest.unwrap();
+        let manifest = fixture.store.find(id).unwrap().manifest.unwrap();
         assert_eq!(manifest.state, IncidentState::Interrupted);
-        assert_eq!(manifest.closed, Some(it.clock.wall()));
+        assert_eq!(manifest.closed, Some(fixture.clock.wall()));
         assert_eq!(manifest.captures[0].outcome, Outcome::Failed);
         let error = manifest.captures[0].error.as_deref();
         assert_eq!(error, Some("the process ended during the capture"));
         assert_eq!(manifest.artifacts[0], listed);
-        assert_eq!(manifest.artifacts[1..], recovery.listed);
-        for (found, committed) in recovery.listed.iter().zip(&unlisted) {
+        assert_eq!(manifest.artifacts[1..], recovery.added_artifacts);
+        for (found, committed) in recovery.added_artifacts.iter().zip(&unlisted) {
             let as_committed = Artifact { taken: committed.taken, ..found.clone() };
             assert_eq!(&as_committed, committed);
         }
-        assert_eq!(recovery.listed.len(), unlisted.len());
+        assert_eq!(recovery.added_artifacts.len(), unlisted.len());
 
-        let (_, again) = it.reopen(roomy());
-        assert!(again.interrupted.is_empty() && again.listed.is_empty());
+        let (_, again) = fixture.reopen(generous_settings());
+        assert!(again.interrupted.is_empty() && again.added_artifacts.is_empty());
     }
 
     #[test]
-    fn leftovers_of_every_step_are_swept_and_nothing_else() {
-        let it = Fixture::new(roomy());
-        let (kept, going) = (it.closed(10), it.closed(10));
-        let kept = it.store.find(kept).unwrap().path;
-        let going = it.store.find(going).unwrap().path;
+    fn deletes_leftovers_of_every_step_and_nothing_else() {
+        let fixture = Fixture::new(generous_settings());
+        let (kept, evicting) = (fixture.create_closed(10), fixture.create_closed(10));
+        let kept = fixture.store.find(kept).unwrap().path;
+        let evicting = fixture.store.find(evicting).unwrap().path;
         let name = |path: &std::path::Path| path.file_name().unwrap().to_str().unwrap().to_owned();
-        let gone = format!(".gone-{}", name(&going));
-        fs::rename(&going, it.dir().join(&gone)).unwrap();
-        let fresh = format!(".new-{}", it.manifest().id);
-        fs::create_dir(it.dir().join(&fresh)).unwrap();
-        fs::write(it.dir().join(&fresh).join("incident.json.part"), "{").unwrap();
+        let gone = format!(".gone-{}", name(&evicting));
+        fs::rename(&evicting, fixture.dir().join(&gone)).unwrap();
+        let fresh = format!(".new-{}", fixture.manifest().id);
+        fs::create_dir(fixture.dir().join(&fresh)).unwrap();
+        fs::write(fixture.dir().join(&fresh).join("incident.json.part"), "{").unwrap();
         for part in ["state.json.part", "ages.json.part"] {
-            fs::write(it.dir().join(part), "{").unwrap();
+            fs::write(fixture.dir().join(part), "{").unwrap();
         }
         for part in ["incident.json.part", ".draft-3.part", "film.part"] {
             fs::write(kept.join(part), "half").unwrap();
         }
         for mine in [".new-idea", ".gone-fishing"] {
-            fs::create_dir(it.dir().join(mine)).unwrap();
+            fs::create_dir(fixture.dir().join(mine)).unwrap();
         }
-        let (it, recovery) = it.reopen(roomy());
-        let mut swept = recovery.swept;
-        swept.sort();
+        let (fixture, recovery) = fixture.reopen(generous_settings());
+        let mut deleted = recovery.deleted;
+        deleted.sort();
         let kept_name = name(&kept);
         let mut expected = [
             gone,
@@ -321,84 +337,86 @@ mod tests {
             "ages.json.part".to_owned(),
         ];
         expected.sort();
-        assert_eq!(swept, expected);
-        let mut left: Vec<_> =
-            fs::read_dir(it.dir()).unwrap().map(|entry| name(&entry.unwrap().path())).collect();
-        left.sort();
-        assert_eq!(left, [".gone-fishing", ".lock", ".new-idea", &kept_name, "ages.json"]);
-        assert!(kept.join("film.part").exists() && kept.join(MANIFEST).exists());
+        assert_eq!(deleted, expected);
+        let mut remaining: Vec<_> = fs::read_dir(fixture.dir())
+            .unwrap()
+            .map(|entry| name(&entry.unwrap().path()))
+            .collect();
+        remaining.sort();
+        assert_eq!(remaining, [".gone-fishing", ".lock", ".new-idea", &kept_name, "ages.json"]);
+        assert!(kept.join("film.part").exists() && kept.join(MANIFEST_FILE).exists());
     }
 
     #[test]
-    fn a_removal_cut_short_goes_on_from_any_of_its_steps() {
+    fn interrupted_eviction_resumes_from_any_step() {
         for removed in [
             vec![],
             vec!["orders_eu-1.001.memory.pprof"],
-            vec!["orders_eu-1.001.memory.pprof", MANIFEST],
+            vec!["orders_eu-1.001.memory.pprof", MANIFEST_FILE],
         ] {
-            let it = Fixture::new(roomy());
-            let path = it.store.find(it.closed(10)).unwrap().path;
+            let fixture = Fixture::new(generous_settings());
+            let path = fixture.store.find(fixture.create_closed(10)).unwrap().path;
             let gone = format!(".gone-{}", path.file_name().unwrap().to_str().unwrap());
             for file in removed {
                 fs::remove_file(path.join(file)).unwrap();
             }
-            fs::rename(&path, it.dir().join(&gone)).unwrap();
-            let (it, recovery) = it.reopen(roomy());
-            assert_eq!(recovery.swept, [gone]);
-            assert_eq!(fs::read_dir(it.dir()).unwrap().count(), 1, "the lock");
+            fs::rename(&path, fixture.dir().join(&gone)).unwrap();
+            let (fixture, recovery) = fixture.reopen(generous_settings());
+            assert_eq!(recovery.deleted, [gone]);
+            assert_eq!(fs::read_dir(fixture.dir()).unwrap().count(), 1, "the lock");
         }
     }
 
     #[test]
-    fn where_directories_cannot_be_renamed_incidents_are_made_and_removed_in_place() {
+    fn creates_and_evicts_in_place_without_directory_rename() {
         use super::super::file_system::FsFeature;
-        let it = Fixture::new(roomy());
-        it.store.shared.root.file_system().pretend_without(FsFeature::RenameDir);
-        let ids = [it.closed(10), it.closed(10)];
-        assert_eq!(it.ids(), [ids[1], ids[0]]);
-        it.store.set_limits(StoreSettings { max_incidents: 1, ..roomy() });
-        assert_eq!(it.store.retain().removed.len(), 1);
+        let fixture = Fixture::new(generous_settings());
+        fixture.store.inner.root.file_system().disable(FsFeature::RenameDir);
+        let ids = [fixture.create_closed(10), fixture.create_closed(10)];
+        assert_eq!(fixture.incident_ids(), [ids[1], ids[0]]);
+        fixture.store.set_settings(StoreSettings { max_incidents: 1, ..generous_settings() });
+        assert_eq!(fixture.store.enforce_limits().evicted.len(), 1);
         assert_eq!(
-            fs::read_dir(it.dir()).unwrap().count(),
+            fs::read_dir(fixture.dir()).unwrap().count(),
             3,
             "the lock, ages.json and an incident"
         );
         // A kill before the manifest is written, or after all files are deleted.
-        let path = it.store.find(ids[1]).unwrap().path;
-        for file in [MANIFEST, "orders_eu-1.001.memory.pprof"] {
+        let path = fixture.store.find(ids[1]).unwrap().path;
+        for file in [MANIFEST_FILE, "orders_eu-1.001.memory.pprof"] {
             fs::remove_file(path.join(file)).unwrap();
         }
         fs::write(path.join("incident.json.part"), "{").unwrap();
-        let (it, recovery) = it.reopen(roomy());
-        assert!(recovery.failed.is_empty() && !path.exists(), "{recovery}");
-        assert!(it.ids().is_empty());
+        let (fixture, recovery) = fixture.reopen(generous_settings());
+        assert!(recovery.errors.is_empty() && !path.exists(), "{recovery}");
+        assert!(fixture.incident_ids().is_empty());
     }
 
     #[test]
-    fn a_leftover_with_a_file_of_somebody_elses_stays() {
-        let it = Fixture::new(roomy());
-        let fresh = it.dir().join(format!(".new-{}", it.manifest().id));
+    fn leftover_with_foreign_file_is_kept() {
+        let fixture = Fixture::new(generous_settings());
+        let fresh = fixture.dir().join(format!(".new-{}", fixture.manifest().id));
         fs::create_dir(&fresh).unwrap();
         fs::write(fresh.join("notes.txt"), "mine").unwrap();
-        let (_it, recovery) = it.reopen(roomy());
-        assert_eq!(recovery.standing, [BlockedRemoval { path: fresh.join("notes.txt") }]);
+        let (_fixture, recovery) = fixture.reopen(generous_settings());
+        assert_eq!(recovery.blocked, [BlockedRemoval { path: fresh.join("notes.txt") }]);
         assert!(fresh.join("notes.txt").exists());
     }
 
     #[test]
-    fn one_bad_manifest_does_not_keep_the_others_from_being_marked() {
-        let it = Fixture::new(roomy());
-        let bad = it.store.begin("memory", it.manifest()).unwrap();
-        fs::write(bad.path().join(MANIFEST), "{\"schema\": 1,").unwrap();
-        let good = it.store.begin("memory", it.manifest()).unwrap();
+    fn unreadable_manifest_does_not_stop_recovery_of_others() {
+        let fixture = Fixture::new(generous_settings());
+        let bad = fixture.store.create_incident("memory", fixture.manifest()).unwrap();
+        fs::write(bad.path().join(MANIFEST_FILE), "{\"schema\": 1,").unwrap();
+        let good = fixture.store.create_incident("memory", fixture.manifest()).unwrap();
         let ids = (bad.id(), good.id());
         drop((bad, good));
         let (bad, good) = ids;
-        let (it, recovery) = it.reopen(roomy());
+        let (fixture, recovery) = fixture.reopen(generous_settings());
         assert_eq!(recovery.interrupted, [good]);
-        assert_eq!(recovery.failed.len(), 1);
-        assert!(recovery.failed[0].to_string().contains(&bad.to_string()));
+        assert_eq!(recovery.errors.len(), 1);
+        assert!(recovery.errors[0].to_string().contains(&bad.to_string()));
         assert!(!recovery.is_empty() && recovery.to_string().contains("incident.json"));
-        assert_eq!(it.ids().len(), 2);
+        assert_eq!(fixture.incident_ids().len(), 2);
     }
 }

@@ -26,24 +26,25 @@ use std::path::PathBuf;
 use super::dir::{Dir, is_dir, is_file};
 use super::error::{Error, StoreLimit};
 use super::names::{
-    GONE, IncidentName, MANIFEST, artifact_form, incident_name, is_part, is_remains,
+    EVICTED_PREFIX, IncidentName, MANIFEST_FILE, artifact_form, is_part_file, is_silly_renamed,
+    sanitize_incident_name,
 };
-use super::removed::Removed;
+use super::removed::EvictedIncident;
 use crate::base::{Bytes, IncidentId};
-use crate::store::prune::{between, thin};
+use crate::store::prune::{prune_artifacts, removable_files};
 use crate::store::usage::{LimitExceeded, SpaceUsage, StoreInner};
 
 /// Result of enforcing the limits.
 #[derive(Debug, Default)]
 pub struct RetentionReport {
     /// Evicted incidents, oldest first.
-    pub removed: Vec<Removed>,
+    pub evicted: Vec<EvictedIncident>,
     /// Files pruned from incidents that stay.
-    pub thinned: Vec<PrunedArtifacts>,
+    pub pruned: Vec<PrunedArtifacts>,
     /// Incidents not evicted because they contain a foreign entry.
-    pub standing: Vec<BlockedRemoval>,
+    pub blocked: Vec<BlockedRemoval>,
     /// Errors.
-    pub failed: Vec<Error>,
+    pub errors: Vec<Error>,
     /// Number of incidents that remain.
     pub incidents: usize,
     /// Total size of their finished files.
@@ -66,7 +67,7 @@ pub struct PrunedArtifacts {
     /// The names of the files.
     pub files: Vec<String>,
     /// The limit that was exceeded.
-    pub bound: StoreLimit,
+    pub limit: StoreLimit,
 }
 
 /// A limit on the evicted incidents waiting to be logged, far above what one command evicts.
@@ -81,136 +82,160 @@ pub(super) struct SpaceRequest {
     pub(super) incident: Option<IncidentId>,
 }
 
-struct Held {
+struct StoredIncident {
     file_name: String,
     name: IncidentName,
     bytes: u64,
     /// Files that can be pruned, in the order of pruning.
-    spare: Vec<(String, u64)>,
+    removable: Vec<(String, u64)>,
 }
 
 enum RetentionStep {
-    Remove(usize, StoreLimit),
+    Evict(usize, StoreLimit),
     /// Prune files of the incident until this many bytes are freed or no prunable file is left.
-    Thin(usize, StoreLimit, u64),
+    Prune(usize, StoreLimit, u64),
 }
 
 impl StoreInner {
     /// Prunes and evicts closed incidents, the least valuable first, until every limit holds with
     /// `need` added. If bytes are short and evicting all of them would not free enough, it deletes
     /// nothing.
-    pub(super) fn make_room(&self, ledger: &mut SpaceUsage, need: SpaceRequest) -> RetentionReport {
-        let mut retained = RetentionReport::default();
-        let mut held = match scan(&self.root) {
-            Ok(held) => held,
+    pub(super) fn free_space(
+        &self,
+        usage: &mut SpaceUsage,
+        request: SpaceRequest,
+    ) -> RetentionReport {
+        let mut report = RetentionReport::default();
+        let mut incidents = match scan_incidents(&self.root) {
+            Ok(incidents) => incidents,
             Err(error) => {
-                retained.failed.push(error);
-                return retained;
+                report.errors.push(error);
+                return report;
             }
         };
-        self.recount(ledger, &held);
+        self.recount(usage, &incidents);
         let anchor = self.clock.anchor();
         let now = anchor.wall;
-        let known: Vec<_> = held.iter().map(|it| (it.name.id, it.name.opened)).collect();
-        ledger.ages.look(&self.root, anchor, &known);
+        let known: Vec<_> =
+            incidents.iter().map(|incident| (incident.name.id, incident.name.opened)).collect();
+        usage.ages.update(&self.root, anchor, &known);
         // Sorted by age, not by name: an incident opened while the clock was ahead would count as
         // the last of its rule for years.
-        held.sort_by_key(|it| Reverse(ledger.ages.of(it.name.id)));
-        let mut stuck = HashSet::new();
-        while let Some(step) = self.next_step(ledger, &held, &stuck, need) {
+        incidents.sort_by_key(|incident| Reverse(usage.ages.age(incident.name.id)));
+        let mut blocked = HashSet::new();
+        while let Some(step) = self.next_step(usage, &incidents, &blocked, request) {
             match step {
-                RetentionStep::Remove(at, bound) => match remove(&self.root, &held[at].file_name) {
-                    Ok(None) => {
-                        let Held { name, bytes, .. } = held.remove(at);
-                        ledger.removed += 1;
-                        let (id, age) = (name.id, ledger.ages.of(name.id));
-                        let bytes = Bytes(bytes);
-                        let removed = Removed { id, bytes, bound, rule: name.name, age };
-                        if ledger.unreported.len() >= MAX_UNREPORTED {
-                            ledger.unreported.remove(0);
+                RetentionStep::Evict(at, limit) => {
+                    match evict(&self.root, &incidents[at].file_name) {
+                        Ok(None) => {
+                            let StoredIncident { name, bytes, .. } = incidents.remove(at);
+                            usage.evicted_count += 1;
+                            let (id, age) = (name.id, usage.ages.age(name.id));
+                            let bytes = Bytes(bytes);
+                            let evicted =
+                                EvictedIncident { id, bytes, limit, rule: name.name, age };
+                            if usage.unreported_evictions.len() >= MAX_UNREPORTED {
+                                usage.unreported_evictions.remove(0);
+                            }
+                            usage.unreported_evictions.push(evicted.clone());
+                            report.evicted.push(evicted);
                         }
-                        ledger.unreported.push(removed.clone());
-                        retained.removed.push(removed);
+                        Ok(Some(path)) => {
+                            blocked.insert(incidents[at].name.id);
+                            report.blocked.push(BlockedRemoval { path });
+                        }
+                        Err(error) => {
+                            blocked.insert(incidents[at].name.id);
+                            report.errors.push(error);
+                        }
                     }
-                    Ok(Some(path)) => {
-                        stuck.insert(held[at].name.id);
-                        retained.standing.push(BlockedRemoval { path });
-                    }
-                    Err(error) => {
-                        stuck.insert(held[at].name.id);
-                        retained.failed.push(error);
-                    }
-                },
-                RetentionStep::Thin(at, bound, missing) => {
-                    let it = &mut held[at];
-                    let spare = std::mem::take(&mut it.spare);
-                    match thin(&self.root, &it.file_name, &spare, (bound, missing), now) {
+                }
+                RetentionStep::Prune(at, limit, missing) => {
+                    let incident = &mut incidents[at];
+                    let removable = std::mem::take(&mut incident.removable);
+                    match prune_artifacts(
+                        &self.root,
+                        &incident.file_name,
+                        &removable,
+                        (limit, missing),
+                        now,
+                    ) {
                         Ok(Some((files, bytes))) => {
-                            it.bytes = bytes;
-                            it.spare = spare;
-                            it.spare.retain(|(name, _)| !files.contains(name));
-                            let id = it.name.id;
-                            ledger.thinned += files.len() as u64;
-                            retained.thinned.push(PrunedArtifacts { id, files, bound });
+                            incident.bytes = bytes;
+                            incident.removable = removable;
+                            incident.removable.retain(|(name, _)| !files.contains(name));
+                            let id = incident.name.id;
+                            usage.pruned_count += files.len() as u64;
+                            report.pruned.push(PrunedArtifacts { id, files, limit });
                         }
                         // The incident itself can still be evicted; if not, `remove` reports the
                         // foreign file.
                         Ok(None) => {}
-                        Err(error) => retained.failed.push(error),
+                        Err(error) => report.errors.push(error),
                     }
                 }
             }
-            let before = ledger.stored;
-            self.recount(ledger, &held);
-            let freed = before.saturating_sub(ledger.stored);
-            ledger.memory = ledger.memory.map(|left| left.saturating_add(freed));
+            let stored_before = usage.stored_bytes;
+            self.recount(usage, &incidents);
+            let freed = stored_before.saturating_sub(usage.stored_bytes);
+            usage.memory_left = usage.memory_left.map(|left| left.saturating_add(freed));
         }
-        retained.incidents = held.len();
-        retained.bytes = Bytes(ledger.stored);
-        retained
+        report.incidents = incidents.len();
+        report.bytes = Bytes(usage.stored_bytes);
+        report
     }
 
     /// Returns the bytes that can still be written to the open incident `id` after every possible
     /// eviction, and the tightest limit.
-    pub(super) fn room(&self, id: IncidentId) -> Result<(StoreLimit, Bytes), Error> {
-        let mut ledger = self.ledger();
-        let held = scan(&self.root)?;
-        self.recount(&mut ledger, &held);
-        let Some(open) = ledger.open.get(&id) else { return Ok((StoreLimit::Incident, Bytes(0))) };
-        let own = held.iter().find(|it| it.name.id == id);
-        let spare: u64 = own.map_or(0, |it| it.spare.iter().map(|(_, bytes)| bytes).sum());
-        let settings = &ledger.settings;
-        let left = |most: Bytes, held: u64| most.get().saturating_sub(held);
-        let closed: u64 = ledger.closed.values().sum();
-        let mut rooms = vec![(
-            StoreLimit::Incident,
-            left(settings.max_incident_bytes, open.stored + open.reserved),
+    pub(super) fn available_space(&self, id: IncidentId) -> Result<(StoreLimit, Bytes), Error> {
+        let mut usage = self.lock_usage();
+        let incidents = scan_incidents(&self.root)?;
+        self.recount(&mut usage, &incidents);
+        let Some(open) = usage.open_incidents.get(&id) else {
+            return Ok((StoreLimit::IncidentBytes, Bytes(0)));
+        };
+        let own = incidents.iter().find(|incident| incident.name.id == id);
+        let removable_bytes: u64 =
+            own.map_or(0, |incident| incident.removable.iter().map(|(_, bytes)| bytes).sum());
+        let settings = &usage.settings;
+        let remaining = |max: Bytes, used: u64| max.get().saturating_sub(used);
+        let evictable_bytes: u64 = usage.closed_bytes.values().sum();
+        let mut candidates = vec![(
+            StoreLimit::IncidentBytes,
+            remaining(settings.max_bytes_per_incident, open.stored_bytes + open.reserved_bytes),
         )];
-        if let Some(most) = ledger.bounds_of(&open.rule).and_then(|bounds| bounds.max_bytes) {
-            let of_closed = ledger.closed.get(&open.rule).copied().unwrap_or(0);
-            let held = ledger.held_by(&open.rule).saturating_sub(of_closed);
-            rooms.push((StoreLimit::RuleBytes, left(most, held)));
+        if let Some(max_bytes) =
+            usage.limits_of_rule(&open.rule).and_then(|bounds| bounds.max_bytes)
+        {
+            let closed_bytes = usage.closed_bytes.get(&open.rule).copied().unwrap_or(0);
+            let used = usage.bytes_of_rule(&open.rule).saturating_sub(closed_bytes);
+            candidates.push((StoreLimit::RuleBytes, remaining(max_bytes, used)));
         }
-        let held = (ledger.stored + ledger.reserved).saturating_sub(closed);
-        rooms.push((StoreLimit::Bytes, left(settings.max_bytes, held)));
-        if let Some(left) = ledger.memory.filter(|_| self.in_memory) {
-            rooms.push((StoreLimit::Memory, left.saturating_add(closed)));
+        let used = (usage.stored_bytes + usage.reserved_bytes).saturating_sub(evictable_bytes);
+        candidates.push((StoreLimit::Bytes, remaining(settings.max_bytes, used)));
+        if let Some(memory_left) = usage.memory_left.filter(|_| self.in_memory) {
+            candidates.push((StoreLimit::Memory, memory_left.saturating_add(evictable_bytes)));
         }
-        if let Some(free) = self.free(settings) {
-            rooms.push((StoreLimit::Free, free.saturating_add(closed)));
+        if let Some(free) = self.free_beyond_reserve(settings) {
+            candidates.push((StoreLimit::MinFreeSpace, free.saturating_add(evictable_bytes)));
         }
-        let (bound, bytes) =
-            rooms.into_iter().min_by_key(|(_, bytes)| *bytes).unwrap_or((StoreLimit::Incident, 0));
-        Ok((bound, Bytes(bytes.saturating_add(spare))))
+        let (limit, bytes) = candidates
+            .into_iter()
+            .min_by_key(|(_, bytes)| *bytes)
+            .unwrap_or((StoreLimit::IncidentBytes, 0));
+        Ok((limit, Bytes(bytes.saturating_add(removable_bytes))))
     }
 
-    fn recount(&self, ledger: &mut SpaceUsage, held: &[Held]) {
-        ledger.stored = held.iter().map(|it| it.bytes).sum();
-        ledger.closed.clear();
-        for it in held {
-            match ledger.open.get_mut(&it.name.id) {
-                Some(open) => open.stored = it.bytes,
-                None => *ledger.closed.entry(it.name.name.clone()).or_default() += it.bytes,
+    fn recount(&self, usage: &mut SpaceUsage, incidents: &[StoredIncident]) {
+        usage.stored_bytes = incidents.iter().map(|incident| incident.bytes).sum();
+        usage.closed_bytes.clear();
+        for incident in incidents {
+            match usage.open_incidents.get_mut(&incident.name.id) {
+                Some(open) => open.stored_bytes = incident.bytes,
+                None => {
+                    *usage.closed_bytes.entry(incident.name.name.clone()).or_default() +=
+                        incident.bytes
+                }
             }
         }
     }
@@ -219,57 +244,68 @@ impl StoreInner {
     /// step would help.
     fn next_step(
         &self,
-        ledger: &SpaceUsage,
-        held: &[Held],
-        stuck: &HashSet<IncidentId>,
-        need: SpaceRequest,
+        usage: &SpaceUsage,
+        incidents: &[StoredIncident],
+        blocked: &HashSet<IncidentId>,
+        request: SpaceRequest,
     ) -> Option<RetentionStep> {
-        let may_go =
-            |it: &Held| !ledger.open.contains_key(&it.name.id) && !stuck.contains(&it.name.id);
-        let goes: Vec<usize> = (0..held.len()).filter(|&at| may_go(&held[at])).collect();
-        let settings = &ledger.settings;
-        let too_old = |at: &usize| {
-            let name = &held[*at].name;
-            let own = ledger.bounds_of(&name.name).and_then(|bounds| bounds.max_age);
-            ledger.ages.of(name.id) > own.unwrap_or(settings.max_age) && is_between(held, *at)
+        let is_evictable = |incident: &StoredIncident| {
+            !usage.open_incidents.contains_key(&incident.name.id)
+                && !blocked.contains(&incident.name.id)
         };
-        if let Some(at) = goes.iter().copied().find(too_old) {
-            return Some(RetentionStep::Remove(at, StoreLimit::Age));
+        let evictable: Vec<usize> =
+            (0..incidents.len()).filter(|&at| is_evictable(&incidents[at])).collect();
+        let settings = &usage.settings;
+        let is_expired = |at: &usize| {
+            let name = &incidents[*at].name;
+            let rule_max_age = usage.limits_of_rule(&name.name).and_then(|bounds| bounds.max_age);
+            usage.ages.age(name.id) > rule_max_age.unwrap_or(settings.max_age)
+                && is_between_first_and_last(incidents, *at)
+        };
+        if let Some(at) = evictable.iter().copied().find(is_expired) {
+            return Some(RetentionStep::Evict(at, StoreLimit::Age));
         }
-        let of = |rule: &str| -> Vec<usize> {
-            goes.iter().copied().filter(|&at| held[at].name.name == rule).collect()
+        let evictable_of_rule = |rule: &str| -> Vec<usize> {
+            evictable.iter().copied().filter(|&at| incidents[at].name.name == rule).collect()
         };
-        let opening = need.incident.and_then(|id| ledger.open.get(&id));
-        for (name, bounds) in &settings.rules {
-            let (rule, Some(most)) = (incident_name(name), bounds.max_incidents) else { continue };
-            let more = opening.filter(|open| open.rule == rule).map_or(0, |_| need.incidents);
-            let count = held.iter().filter(|it| it.name.name == rule).count();
-            if count.saturating_add(more) > most
-                && let Some(at) = least_missed(held, &of(&rule), |_| 1)
+        let open_incident = request.incident.and_then(|id| usage.open_incidents.get(&id));
+        for (name, limits) in &settings.rules {
+            let (rule, Some(max_incidents)) = (sanitize_incident_name(name), limits.max_incidents)
+            else {
+                continue;
+            };
+            let added =
+                open_incident.filter(|open| open.rule == rule).map_or(0, |_| request.incidents);
+            let count = incidents.iter().filter(|incident| incident.name.name == rule).count();
+            if count.saturating_add(added) > max_incidents
+                && let Some(at) = least_valuable(incidents, &evictable_of_rule(&rule), |_| 1)
             {
-                return Some(RetentionStep::Remove(at, StoreLimit::RuleIncidents));
+                return Some(RetentionStep::Evict(at, StoreLimit::RuleIncidents));
             }
         }
-        if held.len().saturating_add(need.incidents) > settings.max_incidents
-            && let Some(at) = least_missed(held, &goes, |_| 1)
+        if incidents.len().saturating_add(request.incidents) > settings.max_incidents
+            && let Some(at) = least_valuable(incidents, &evictable, |_| 1)
         {
-            return Some(RetentionStep::Remove(at, StoreLimit::Incidents));
+            return Some(RetentionStep::Evict(at, StoreLimit::Incidents));
         }
-        let LimitExceeded { bound, missing, rule } = self.shortage(ledger, need)?;
-        if bound == StoreLimit::Incident {
+        let LimitExceeded { limit, missing_bytes: missing, rule } =
+            self.exceeded_limit(usage, request)?;
+        if limit == StoreLimit::IncidentBytes {
             return None;
         }
-        let goes = rule.map_or(goes.clone(), |rule| of(&rule));
-        let removable: u64 = goes.iter().map(|&at| held[at].bytes).sum();
-        if missing > removable {
+        let candidates = rule.map_or(evictable.clone(), |rule| evictable_of_rule(&rule));
+        let evictable_bytes: u64 = candidates.iter().map(|&at| incidents[at].bytes).sum();
+        if missing > evictable_bytes {
             return None;
         }
-        let thick: Vec<usize> =
-            goes.iter().copied().filter(|&at| !held[at].spare.is_empty()).collect();
-        let weight = |it: &Held| it.bytes;
-        match heaviest(held, &thick, weight) {
-            Some(at) => Some(RetentionStep::Thin(at, bound, missing)),
-            None => Some(RetentionStep::Remove(least_missed(held, &goes, weight)?, bound)),
+        let prunable: Vec<usize> =
+            candidates.iter().copied().filter(|&at| !incidents[at].removable.is_empty()).collect();
+        let weight = |incident: &StoredIncident| incident.bytes;
+        match oldest_of_largest_rule(incidents, &prunable, weight) {
+            Some(at) => Some(RetentionStep::Prune(at, limit, missing)),
+            None => {
+                Some(RetentionStep::Evict(least_valuable(incidents, &candidates, weight)?, limit))
+            }
         }
     }
 }
@@ -280,54 +316,66 @@ impl StoreInner {
 /// The first shows how the problem began, the last its present state; those between are the most
 /// alike. Choosing the rule with the highest usage keeps a rule that fires all day from displacing
 /// the only incident of another rule.
-fn least_missed(held: &[Held], goes: &[usize], weight: impl Fn(&Held) -> u64) -> Option<usize> {
-    let spare: Vec<usize> = goes.iter().copied().filter(|&at| is_between(held, at)).collect();
-    heaviest(held, if spare.is_empty() { goes } else { &spare }, weight)
+fn least_valuable(
+    incidents: &[StoredIncident],
+    candidates: &[usize],
+    weight: impl Fn(&StoredIncident) -> u64,
+) -> Option<usize> {
+    let middle: Vec<usize> =
+        candidates.iter().copied().filter(|&at| is_between_first_and_last(incidents, at)).collect();
+    oldest_of_largest_rule(incidents, if middle.is_empty() { candidates } else { &middle }, weight)
 }
 
 /// Returns `true` if the incident at `at` is neither the first nor the last of its rule.
-fn is_between(held: &[Held], at: usize) -> bool {
-    let of_rule = |it: &Held| it.name.name == held[at].name.name;
-    held[..at].iter().any(of_rule) && held[at + 1..].iter().any(of_rule)
+fn is_between_first_and_last(incidents: &[StoredIncident], at: usize) -> bool {
+    let is_same_rule = |incident: &StoredIncident| incident.name.name == incidents[at].name.name;
+    incidents[..at].iter().any(is_same_rule) && incidents[at + 1..].iter().any(is_same_rule)
 }
 
-/// Returns the oldest incident of `among` that belongs to the rule with the highest usage by
+/// Returns the oldest incident of `candidates` that belongs to the rule with the highest usage by
 /// `weight`.
-fn heaviest(held: &[Held], among: &[usize], weight: impl Fn(&Held) -> u64) -> Option<usize> {
+fn oldest_of_largest_rule(
+    incidents: &[StoredIncident],
+    candidates: &[usize],
+    weight: impl Fn(&StoredIncident) -> u64,
+) -> Option<usize> {
     let mut rules: BTreeMap<&str, u64> = BTreeMap::new();
-    for it in held {
-        let rule = rules.entry(&it.name.name).or_default();
-        *rule = rule.saturating_add(weight(it));
+    for incident in incidents {
+        let rule = rules.entry(&incident.name.name).or_default();
+        *rule = rule.saturating_add(weight(incident));
     }
-    let of = |at: usize| rules.get(held[at].name.name.as_str()).copied().unwrap_or(0);
-    among.iter().copied().max_by_key(|&at| (of(at), Reverse(at)))
+    let rule_usage = |at: usize| rules.get(incidents[at].name.name.as_str()).copied().unwrap_or(0);
+    candidates.iter().copied().max_by_key(|&at| (rule_usage(at), Reverse(at)))
 }
 
 /// Returns all incidents, oldest first. A link or file with an incident name is not an incident.
-fn scan(root: &Dir) -> Result<Vec<Held>, Error> {
-    let mut held = Vec::new();
-    for file_name in root.names()? {
+fn scan_incidents(root: &Dir) -> Result<Vec<StoredIncident>, Error> {
+    let mut incidents = Vec::new();
+    for file_name in root.entry_names()? {
         let Some(name) = IncidentName::parse(&file_name) else { continue };
         if root.stat(&file_name)?.is_some_and(|stat| is_dir(&stat)) {
             // An unreadable directory counts as an incident; `remove` reports the error.
-            let files = root.subdir(&file_name).and_then(|dir| files(&dir)).unwrap_or_default();
+            let files =
+                root.subdir(&file_name).and_then(|dir| finished_files(&dir)).unwrap_or_default();
             let bytes = files.iter().fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes));
-            let spare = between(files.iter().map(|(name, bytes)| (name.as_str(), *bytes)));
-            let spare = spare.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect();
-            held.push(Held { file_name, name, bytes, spare });
+            let removable =
+                removable_files(files.iter().map(|(name, bytes)| (name.as_str(), *bytes)));
+            let removable =
+                removable.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect();
+            incidents.push(StoredIncident { file_name, name, bytes, removable });
         }
     }
-    held.sort_by(|a, b| a.file_name.cmp(&b.file_name));
-    Ok(held)
+    incidents.sort_by(|a, b| a.file_name.cmp(&b.file_name));
+    Ok(incidents)
 }
 
 /// Returns the finished files in `dir` with their sizes, foreign files included.
-pub(super) fn files(dir: &Dir) -> Result<Vec<(String, u64)>, Error> {
+pub(super) fn finished_files(dir: &Dir) -> Result<Vec<(String, u64)>, Error> {
     let mut files = Vec::new();
-    for name in dir.names()? {
+    for name in dir.entry_names()? {
         if let Some(stat) = dir.stat(&name)?
             && is_file(&stat)
-            && !is_part(&name)
+            && !is_part_file(&name)
         {
             files.push((name, u64::try_from(stat.st_size).unwrap_or(0)));
         }
@@ -335,62 +383,68 @@ pub(super) fn files(dir: &Dir) -> Result<Vec<(String, u64)>, Error> {
     Ok(files)
 }
 
-/// Evicts an incident as described at [`super::Store::retain`]. Returns the foreign entry if one
+/// Evicts an incident as described at [`super::Store::enforce_limits`]. Returns the foreign entry if one
 /// prevents it.
-fn remove(root: &Dir, name: &str) -> Result<Option<PathBuf>, Error> {
+fn evict(root: &Dir, name: &str) -> Result<Option<PathBuf>, Error> {
     let dir = root.subdir(name)?;
-    let names = dir.names()?;
-    if !names.iter().any(|name| name == MANIFEST) {
+    let names = dir.entry_names()?;
+    if !names.iter().any(|name| name == MANIFEST_FILE) {
         return Ok(Some(dir.path().to_owned()));
     }
-    if let Some(stranger) = stranger(&dir, &names)? {
-        return Ok(Some(stranger));
+    if let Some(foreign) = foreign_entry(&dir, &names)? {
+        return Ok(Some(foreign));
     }
-    let gone = format!("{GONE}{name}");
-    let gone = if root.rename_dir(name, &gone)? { gone } else { name.to_owned() };
+    let evicted_name = format!("{EVICTED_PREFIX}{name}");
+    let evicted_name =
+        if root.rename_dir(name, &evicted_name)? { evicted_name } else { name.to_owned() };
     root.sync()?;
-    clear(root, &gone, &dir, names)?;
+    delete_incident(root, &evicted_name, &dir, names)?;
     Ok(None)
 }
 
 /// Completes an eviction that a crash interrupted. Returns the foreign entry if one prevents it.
-pub(super) fn finish_removal(root: &Dir, gone: &str) -> Result<Option<PathBuf>, Error> {
-    let dir = root.subdir(gone)?;
-    let names = dir.names()?;
-    if let Some(stranger) = stranger(&dir, &names)? {
-        return Ok(Some(stranger));
+pub(super) fn finish_eviction(root: &Dir, dir_name: &str) -> Result<Option<PathBuf>, Error> {
+    let dir = root.subdir(dir_name)?;
+    let names = dir.entry_names()?;
+    if let Some(foreign) = foreign_entry(&dir, &names)? {
+        return Ok(Some(foreign));
     }
-    clear(root, gone, &dir, names)?;
+    delete_incident(root, dir_name, &dir, names)?;
     Ok(None)
 }
 
 /// Deletes `names` from `dir`, the manifest last, and then `dir` itself, which is named `gone`.
-fn clear(root: &Dir, gone: &str, dir: &Dir, mut names: Vec<String>) -> Result<(), Error> {
-    names.sort_by_key(|name| name == MANIFEST);
-    for name in names.iter().filter(|name| !is_remains(name)) {
+fn delete_incident(
+    root: &Dir,
+    dir_name: &str,
+    dir: &Dir,
+    mut names: Vec<String>,
+) -> Result<(), Error> {
+    names.sort_by_key(|name| name == MANIFEST_FILE);
+    for name in names.iter().filter(|name| !is_silly_renamed(name)) {
         dir.unlink(name)?;
     }
     // A reader has a file open that NFS or FUSE keeps under another name. The next start deletes
     // the directory.
-    if dir.names()?.iter().any(|name| is_remains(name)) {
+    if dir.entry_names()?.iter().any(|name| is_silly_renamed(name)) {
         return Ok(());
     }
-    root.rmdir(gone)
+    root.rmdir(dir_name)
 }
 
 /// Returns the first entry of `dir` that the store did not create, or `dir` itself if another user
 /// owns it.
-pub(super) fn stranger(dir: &Dir, names: &[String]) -> Result<Option<PathBuf>, Error> {
-    if !dir.is_ours() {
+pub(super) fn foreign_entry(dir: &Dir, names: &[String]) -> Result<Option<PathBuf>, Error> {
+    if !dir.is_owned_by_this_user() {
         return Ok(Some(dir.path().to_owned()));
     }
     for name in names {
-        if is_remains(name) {
+        if is_silly_renamed(name) {
             continue;
         }
-        let known = name == MANIFEST || is_part(name) || artifact_form(name).is_some();
-        if !known || dir.stat(name)?.is_some_and(|stat| !is_file(&stat)) {
-            return Ok(Some(dir.at(name)));
+        let is_known = name == MANIFEST_FILE || is_part_file(name) || artifact_form(name).is_some();
+        if !is_known || dir.stat(name)?.is_some_and(|stat| !is_file(&stat)) {
+            return Ok(Some(dir.path_of(name)));
         }
     }
     Ok(None)

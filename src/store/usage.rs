@@ -14,9 +14,9 @@ use super::ages::IncidentAges;
 use super::dir::{Dir, DiskSpace};
 use super::error::{Error, StoreLimit};
 use super::lock::WriterLock;
-use super::names::incident_name;
+use super::names::sanitize_incident_name;
 use super::place::Location;
-use super::removed::Removed;
+use super::removed::EvictedIncident;
 use super::retention::{RetentionReport, SpaceRequest};
 use crate::base::{Bytes, Clock, IncidentId};
 use crate::config::{DiskReserve, RuleStoreSettings, StoreSettings};
@@ -26,7 +26,7 @@ pub(super) struct StoreInner {
     pub(super) root: Arc<Dir>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) location: Location,
-    ledger: Mutex<SpaceUsage>,
+    usage: Mutex<SpaceUsage>,
     /// `true` if files are in memory and count against the memory limit.
     pub(super) in_memory: bool,
     pub(super) lock: WriterLock,
@@ -35,89 +35,93 @@ pub(super) struct StoreInner {
 /// Usage figures of a store.
 pub(super) struct SpaceUsage {
     pub(super) settings: StoreSettings,
-    pub(super) open: BTreeMap<IncidentId, OpenIncidents>,
+    pub(super) open_incidents: BTreeMap<IncidentId, OpenIncidentUsage>,
     /// Bytes in the files of closed incidents, by the rule in the directory name.
-    pub(super) closed: BTreeMap<String, u64>,
+    pub(super) closed_bytes: BTreeMap<String, u64>,
     /// Bytes in finished files of all incidents.
-    pub(super) stored: u64,
+    pub(super) stored_bytes: u64,
     /// Bytes that drafts have written or are about to write.
-    pub(super) reserved: u64,
+    pub(super) reserved_bytes: u64,
     pub(super) ages: IncidentAges,
     /// Number of incidents evicted since the store was opened.
-    pub(super) removed: u64,
+    pub(super) evicted_count: u64,
     /// Evicted incidents that are not yet reported.
-    pub(super) unreported: Vec<Removed>,
+    pub(super) unreported_evictions: Vec<EvictedIncident>,
     /// Number of files pruned from incidents that stay.
-    pub(super) thinned: u64,
+    pub(super) pruned_count: u64,
     /// Bytes of memory that files may still take, or `None` if unknown.
-    pub(super) memory: Option<u64>,
+    pub(super) memory_left: Option<u64>,
 }
 
 /// An incident with a live handle.
 #[derive(Debug, Default)]
-pub(super) struct OpenIncidents {
+pub(super) struct OpenIncidentUsage {
     /// The rule, as written in the directory name.
     pub(super) rule: String,
     /// Bytes in its finished files.
-    pub(super) stored: u64,
+    pub(super) stored_bytes: u64,
     /// Bytes that its drafts have written or are about to write.
-    pub(super) reserved: u64,
+    pub(super) reserved_bytes: u64,
 }
 
-impl OpenIncidents {
-    fn held(&self) -> u64 {
-        self.stored.saturating_add(self.reserved)
+impl OpenIncidentUsage {
+    fn total_bytes(&self) -> u64 {
+        self.stored_bytes.saturating_add(self.reserved_bytes)
     }
 }
 
 impl SpaceUsage {
     /// Records that a file of the open incident `id` changed from `from` to `to` bytes.
     pub(super) fn resize(&mut self, id: IncidentId, from: u64, to: u64) {
-        let moved = |held: u64| held.saturating_sub(from).saturating_add(to);
-        self.stored = moved(self.stored);
-        if let Some(open) = self.open.get_mut(&id) {
-            open.stored = moved(open.stored);
+        let resized = |bytes: u64| bytes.saturating_sub(from).saturating_add(to);
+        self.stored_bytes = resized(self.stored_bytes);
+        if let Some(open) = self.open_incidents.get_mut(&id) {
+            open.stored_bytes = resized(open.stored_bytes);
         }
     }
 
     /// Returns the bytes held by incidents of `rule`, drafts included.
-    pub(super) fn held_by(&self, rule: &str) -> u64 {
-        let open = self.open.values().filter(|open| open.rule == rule).map(OpenIncidents::held);
-        open.fold(self.closed.get(rule).copied().unwrap_or(0), u64::saturating_add)
+    pub(super) fn bytes_of_rule(&self, rule: &str) -> u64 {
+        let open = self
+            .open_incidents
+            .values()
+            .filter(|open| open.rule == rule)
+            .map(OpenIncidentUsage::total_bytes);
+        open.fold(self.closed_bytes.get(rule).copied().unwrap_or(0), u64::saturating_add)
     }
 
     fn reserve(&mut self, id: IncidentId, bytes: u64) {
-        self.reserved += bytes;
-        self.memory = self.memory.map(|left| left.saturating_sub(bytes));
-        if let Some(open) = self.open.get_mut(&id) {
-            open.reserved += bytes;
+        self.reserved_bytes += bytes;
+        self.memory_left = self.memory_left.map(|left| left.saturating_sub(bytes));
+        if let Some(open) = self.open_incidents.get_mut(&id) {
+            open.reserved_bytes += bytes;
         }
     }
 
     /// Releases a reservation. Counts it as stored if `stored` is `true`.
-    fn settle(&mut self, id: IncidentId, bytes: u64, stored: bool) {
-        let stored = if stored { bytes } else { 0 };
-        self.reserved = self.reserved.saturating_sub(bytes);
-        self.stored = self.stored.saturating_add(stored);
-        if let Some(open) = self.open.get_mut(&id) {
-            open.reserved = open.reserved.saturating_sub(bytes);
-            open.stored = open.stored.saturating_add(stored);
+    fn release(&mut self, id: IncidentId, bytes: u64, is_stored: bool) {
+        let stored_bytes = if is_stored { bytes } else { 0 };
+        self.reserved_bytes = self.reserved_bytes.saturating_sub(bytes);
+        self.stored_bytes = self.stored_bytes.saturating_add(stored_bytes);
+        if let Some(open) = self.open_incidents.get_mut(&id) {
+            open.reserved_bytes = open.reserved_bytes.saturating_sub(bytes);
+            open.stored_bytes = open.stored_bytes.saturating_add(stored_bytes);
         }
     }
 
     /// Returns the limits of `rule`, as written in a directory name, if it has any.
-    pub(super) fn bounds_of(&self, rule: &str) -> Option<&RuleStoreSettings> {
+    pub(super) fn limits_of_rule(&self, rule: &str) -> Option<&RuleStoreSettings> {
         let mut rules = self.settings.rules.iter();
-        rules.find(|(name, _)| incident_name(name) == rule).map(|(_, bounds)| bounds)
+        rules.find(|(name, _)| sanitize_incident_name(name) == rule).map(|(_, limits)| limits)
     }
 }
 
 /// An exceeded limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LimitExceeded {
-    pub(super) bound: StoreLimit,
+    pub(super) limit: StoreLimit,
     /// Bytes by which the limit is exceeded.
-    pub(super) missing: u64,
+    pub(super) missing_bytes: u64,
     /// The rule whose incidents count against the limit, or `None` if all do.
     pub(super) rule: Option<String>,
 }
@@ -130,80 +134,93 @@ impl StoreInner {
         clock: Arc<dyn Clock>,
         location: Location,
     ) -> Self {
-        let ledger = SpaceUsage {
+        let usage = SpaceUsage {
             settings,
-            open: BTreeMap::new(),
-            closed: BTreeMap::new(),
-            stored: 0,
-            reserved: 0,
+            open_incidents: BTreeMap::new(),
+            closed_bytes: BTreeMap::new(),
+            stored_bytes: 0,
+            reserved_bytes: 0,
             ages: IncidentAges::default(),
-            removed: 0,
-            unreported: Vec::new(),
-            thinned: 0,
-            memory: None,
+            evicted_count: 0,
+            unreported_evictions: Vec::new(),
+            pruned_count: 0,
+            memory_left: None,
         };
         let in_memory = root.is_in_memory();
-        Self { root, clock, location, ledger: Mutex::new(ledger), in_memory, lock }
+        Self { root, clock, location, usage: Mutex::new(usage), in_memory, lock }
     }
 
-    pub(super) fn ledger(&self) -> MutexGuard<'_, SpaceUsage> {
+    pub(super) fn lock_usage(&self) -> MutexGuard<'_, SpaceUsage> {
         // A panic cannot leave the figures inconsistent: they are valid after every statement.
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Evicts incidents until every limit holds.
-    pub(super) fn retain(&self) -> RetentionReport {
-        self.make_room(&mut self.ledger(), SpaceRequest::default())
+    pub(super) fn enforce_limits(&self) -> RetentionReport {
+        self.free_space(&mut self.lock_usage(), SpaceRequest::default())
     }
 
     /// Returns the first space limit, from narrow to wide, that would not hold with `need` added.
-    pub(super) fn shortage(
+    pub(super) fn exceeded_limit(
         &self,
-        ledger: &SpaceUsage,
-        need: SpaceRequest,
+        usage: &SpaceUsage,
+        request: SpaceRequest,
     ) -> Option<LimitExceeded> {
-        let over = |held: u64, most: Bytes, bound, rule: Option<&str>| {
-            let missing = held.saturating_sub(most.get());
+        let check_limit = |used: u64, max: Bytes, limit, rule: Option<&str>| {
+            let missing_bytes = used.saturating_sub(max.get());
             let rule = rule.map(str::to_owned);
-            (missing > 0).then_some(LimitExceeded { bound, missing, rule })
+            (missing_bytes > 0).then_some(LimitExceeded { limit, missing_bytes, rule })
         };
-        let settings = &ledger.settings;
-        let open = need.incident.and_then(|id| ledger.open.get(&id));
+        let settings = &usage.settings;
+        let open = request.incident.and_then(|id| usage.open_incidents.get(&id));
         if let Some(open) = open {
-            let held = open.held().saturating_add(need.bytes);
-            let short =
-                over(held, settings.max_incident_bytes, StoreLimit::Incident, Some(&open.rule));
-            if short.is_some() {
-                return short;
+            let used = open.total_bytes().saturating_add(request.bytes);
+            let exceeded = check_limit(
+                used,
+                settings.max_bytes_per_incident,
+                StoreLimit::IncidentBytes,
+                Some(&open.rule),
+            );
+            if exceeded.is_some() {
+                return exceeded;
             }
         }
-        for (name, bounds) in &settings.rules {
-            let Some(most) = bounds.max_bytes else { continue };
-            let rule = incident_name(name);
-            let own = open.is_some_and(|open| open.rule == rule);
-            let held = ledger.held_by(&rule).saturating_add(if own { need.bytes } else { 0 });
-            let short = over(held, most, StoreLimit::RuleBytes, Some(&rule));
+        for (name, limits) in &settings.rules {
+            let Some(max_bytes) = limits.max_bytes else { continue };
+            let rule = sanitize_incident_name(name);
+            let is_own_rule = open.is_some_and(|open| open.rule == rule);
+            let used = usage.bytes_of_rule(&rule).saturating_add(if is_own_rule {
+                request.bytes
+            } else {
+                0
+            });
+            let exceeded = check_limit(used, max_bytes, StoreLimit::RuleBytes, Some(&rule));
             // The usage of another rule does not fail this write; it is reduced when limits are
             // enforced.
-            if short.is_some() && (own || open.is_none()) {
-                return short;
+            if exceeded.is_some() && (is_own_rule || open.is_none()) {
+                return exceeded;
             }
         }
-        let held = ledger.stored.saturating_add(ledger.reserved).saturating_add(need.bytes);
-        let short = over(held, settings.max_bytes, StoreLimit::Bytes, None);
-        if short.is_some() {
-            return short;
+        let used =
+            usage.stored_bytes.saturating_add(usage.reserved_bytes).saturating_add(request.bytes);
+        let exceeded = check_limit(used, settings.max_bytes, StoreLimit::Bytes, None);
+        if exceeded.is_some() {
+            return exceeded;
         }
-        let memory = ledger.memory.filter(|_| self.in_memory).map_or(u64::MAX, |left| left);
-        let short = over(need.bytes, Bytes(memory), StoreLimit::Memory, None);
-        if short.is_some() {
-            return short;
+        let memory = usage.memory_left.filter(|_| self.in_memory).map_or(u64::MAX, |left| left);
+        let exceeded = check_limit(request.bytes, Bytes(memory), StoreLimit::Memory, None);
+        if exceeded.is_some() {
+            return exceeded;
         }
         // If the file system does not report its space, a full device fails the write itself.
-        let space = self.root.space()?;
-        let keep = keep_free(settings.keep_free, space);
-        let missing = keep.saturating_sub(space.free.saturating_sub(need.bytes));
-        (missing > 0).then_some(LimitExceeded { bound: StoreLimit::Free, missing, rule: None })
+        let space = self.root.disk_space()?;
+        let min_free = min_free_bytes(settings.min_free_space, space);
+        let missing_bytes = min_free.saturating_sub(space.free.saturating_sub(request.bytes));
+        (missing_bytes > 0).then_some(LimitExceeded {
+            limit: StoreLimit::MinFreeSpace,
+            missing_bytes,
+            rule: None,
+        })
     }
 
     /// Returns the descriptor that holds the lock.
@@ -212,24 +229,24 @@ impl StoreInner {
     }
 
     /// Returns the usage, from the figures and one `fstatvfs`.
-    pub(super) fn holdings(&self) -> StoreUsage {
-        let ledger = self.ledger();
+    pub(super) fn usage(&self) -> StoreUsage {
+        let usage = self.lock_usage();
         StoreUsage {
-            bytes: Bytes(ledger.stored.saturating_add(ledger.reserved)),
-            max_bytes: ledger.settings.max_bytes,
-            free: self.free(&ledger.settings).map(Bytes),
+            bytes: Bytes(usage.stored_bytes.saturating_add(usage.reserved_bytes)),
+            max_bytes: usage.settings.max_bytes,
+            free: self.free_beyond_reserve(&usage.settings).map(Bytes),
             in_memory: self.in_memory,
-            memory_left: ledger.memory.filter(|_| self.in_memory).map(Bytes),
-            incidents_removed: ledger.removed,
-            artifacts_removed: ledger.thinned,
+            memory_left: usage.memory_left.filter(|_| self.in_memory).map(Bytes),
+            incidents_removed: usage.evicted_count,
+            artifacts_removed: usage.pruned_count,
         }
     }
 
     /// Returns the bytes the store may still write to the file system, or `None` if it does not
     /// report its space.
-    pub(super) fn free(&self, settings: &StoreSettings) -> Option<u64> {
-        let space = self.root.space()?;
-        Some(space.free.saturating_sub(keep_free(settings.keep_free, space)))
+    pub(super) fn free_beyond_reserve(&self, settings: &StoreSettings) -> Option<u64> {
+        let space = self.root.disk_space()?;
+        Some(space.free.saturating_sub(min_free_bytes(settings.min_free_space, space)))
     }
 }
 
@@ -252,28 +269,29 @@ impl std::fmt::Debug for StoreInner {
 /// A space reservation of one draft. Dropping it releases the space.
 #[derive(Debug)]
 pub(super) struct SpaceReservation {
-    shared: Arc<StoreInner>,
+    store: Arc<StoreInner>,
     incident: IncidentId,
     bytes: u64,
 }
 
 impl SpaceReservation {
     pub(super) fn new(shared: &Arc<StoreInner>, incident: IncidentId) -> Self {
-        Self { shared: Arc::clone(shared), incident, bytes: 0 }
+        Self { store: Arc::clone(shared), incident, bytes: 0 }
     }
 
     /// Reserves `bytes` more for the file at `path`. Prunes and evicts closed incidents if
     /// necessary.
     pub(super) fn grow(&mut self, bytes: u64, path: impl FnOnce() -> PathBuf) -> Result<(), Error> {
-        let mut ledger = self.shared.ledger();
-        let need = SpaceRequest { bytes, incident: Some(self.incident), ..SpaceRequest::default() };
-        if self.shared.shortage(&ledger, need).is_some() {
-            self.shared.make_room(&mut ledger, need);
-            if let Some(LimitExceeded { bound, .. }) = self.shared.shortage(&ledger, need) {
-                return Err(Error::Full { path: path(), bound });
+        let mut usage = self.store.lock_usage();
+        let request =
+            SpaceRequest { bytes, incident: Some(self.incident), ..SpaceRequest::default() };
+        if self.store.exceeded_limit(&usage, request).is_some() {
+            self.store.free_space(&mut usage, request);
+            if let Some(LimitExceeded { limit, .. }) = self.store.exceeded_limit(&usage, request) {
+                return Err(Error::Full { path: path(), limit });
             }
         }
-        ledger.reserve(self.incident, bytes);
+        usage.reserve(self.incident, bytes);
         self.bytes += bytes;
         Ok(())
     }
@@ -281,14 +299,14 @@ impl SpaceReservation {
     /// Runs `publish`, which names the file, and counts the reservation as stored if it returns
     /// `true`. The lock is held during both: a directory scan in between would count the file
     /// twice.
-    pub(super) fn settle(
+    pub(super) fn commit(
         &mut self,
         publish: impl FnOnce() -> Result<bool, Error>,
     ) -> Result<bool, Error> {
-        let mut ledger = self.shared.ledger();
+        let mut usage = self.store.lock_usage();
         let published = publish()?;
         if published {
-            ledger.settle(self.incident, std::mem::take(&mut self.bytes), true);
+            usage.release(self.incident, std::mem::take(&mut self.bytes), true);
         }
         Ok(published)
     }
@@ -296,44 +314,50 @@ impl SpaceReservation {
 
 impl Drop for SpaceReservation {
     fn drop(&mut self) {
-        self.shared.ledger().settle(self.incident, self.bytes, false);
+        self.store.lock_usage().release(self.incident, self.bytes, false);
     }
 }
 
 /// A guard that marks an incident as open while it lives.
 #[derive(Debug)]
 pub(super) struct Registration {
-    pub(super) shared: Arc<StoreInner>,
+    pub(super) store: Arc<StoreInner>,
     pub(super) id: IncidentId,
 }
 
 impl Registration {
     /// Returns `None` if the incident is already open.
-    pub(super) fn new(shared: &Arc<StoreInner>, id: IncidentId, name: &str) -> Option<Self> {
-        let mut ledger = shared.ledger();
-        if ledger.open.contains_key(&id) {
+    pub(super) fn new(store: &Arc<StoreInner>, id: IncidentId, name: &str) -> Option<Self> {
+        let mut usage = store.lock_usage();
+        if usage.open_incidents.contains_key(&id) {
             return None;
         }
-        ledger
-            .open
-            .insert(id, OpenIncidents { rule: incident_name(name), ..OpenIncidents::default() });
-        drop(ledger);
-        Some(Self { shared: Arc::clone(shared), id })
+        usage.open_incidents.insert(
+            id,
+            OpenIncidentUsage {
+                rule: sanitize_incident_name(name),
+                ..OpenIncidentUsage::default()
+            },
+        );
+        drop(usage);
+        Some(Self { store: Arc::clone(store), id })
     }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        let mut ledger = self.shared.ledger();
-        if let Some(OpenIncidents { rule, stored, .. }) = ledger.open.remove(&self.id) {
-            *ledger.closed.entry(rule).or_default() += stored;
+        let mut usage = self.store.lock_usage();
+        if let Some(OpenIncidentUsage { rule, stored_bytes, .. }) =
+            usage.open_incidents.remove(&self.id)
+        {
+            *usage.closed_bytes.entry(rule).or_default() += stored_bytes;
         }
     }
 }
 
 /// Returns the number of bytes that must stay free on the file system.
-fn keep_free(room: DiskReserve, space: DiskSpace) -> u64 {
-    match room {
+fn min_free_bytes(reserve: DiskReserve, space: DiskSpace) -> u64 {
+    match reserve {
         DiskReserve::Bytes(bytes) => bytes.get(),
         DiskReserve::Percent(percent) => (space.total as f64 * percent.get() / 100.0) as u64,
     }
@@ -341,37 +365,37 @@ fn keep_free(room: DiskReserve, space: DiskSpace) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture::{Fixture, roomy};
+    use super::super::fixture::{Fixture, generous_settings};
     use super::*;
     use crate::base::Percent;
 
     #[test]
-    fn a_child_between_fork_and_exec_does_not_keep_a_closed_store_locked() {
-        let it = Fixture::new(roomy());
-        let copy = it.store.shared.lock.copy();
-        let (_it, recovery) = it.reopen(roomy());
+    fn forked_child_does_not_keep_closed_store_locked() {
+        let fixture = Fixture::new(generous_settings());
+        let copy = fixture.store.inner.lock.clone_file();
+        let (_fixture, recovery) = fixture.reopen(generous_settings());
         assert!(recovery.is_empty());
         drop(copy);
     }
 
     #[test]
-    fn room_is_left_by_bytes_or_by_share() {
+    fn min_free_space_is_bytes_or_percent() {
         let space = DiskSpace { total: 2000, free: 150 };
-        assert_eq!(keep_free(DiskReserve::Bytes(Bytes(70)), space), 70);
-        assert_eq!(keep_free(DiskReserve::Percent(Percent(5.0)), space), 100);
-        assert_eq!(keep_free(DiskReserve::Percent(Percent(0.0)), space), 0);
+        assert_eq!(min_free_bytes(DiskReserve::Bytes(Bytes(70)), space), 70);
+        assert_eq!(min_free_bytes(DiskReserve::Percent(Percent(5.0)), space), 100);
+        assert_eq!(min_free_bytes(DiskReserve::Percent(Percent(0.0)), space), 0);
     }
 
     #[test]
-    fn a_store_of_which_a_thread_panicked_goes_on() {
-        let it = Fixture::new(roomy());
-        let shared = Arc::clone(&it.store.shared);
+    fn store_works_after_panic_while_usage_is_locked() {
+        let fixture = Fixture::new(generous_settings());
+        let shared = Arc::clone(&fixture.store.inner);
         let panicked = std::thread::spawn(move || {
-            let _ledger = shared.ledger();
+            let _usage = shared.lock_usage();
             panic!("as a collector might");
         });
         assert!(panicked.join().is_err());
-        let id = it.closed(10);
-        assert_eq!(it.ids(), [id]);
+        let id = fixture.create_closed(10);
+        assert_eq!(fixture.incident_ids(), [id]);
     }
 }

@@ -10,21 +10,22 @@ use std::ops::Range;
 
 use super::Error;
 use super::image::{ElfImage, MAX_SYSTEM_NAME};
-use super::name::{MAX_NAME, Readable};
+use super::name::{DemangledName, MAX_NAME_BYTES};
 use super::owner::is_application;
 use super::table::{Aliases, MAX_ALIASES};
 
 /// The separator between the names of a frame.
-const OR: &str = " (or ";
+const NAME_SEPARATOR: &str = " (or ";
 
 /// Returns the first name of a frame's name.
-pub(super) fn first_of(name: &str) -> &str {
-    name.split_once(OR).map_or(name, |(first, _)| first)
+pub(super) fn first_name(name: &str) -> &str {
+    name.split_once(NAME_SEPARATOR).map_or(name, |(first, _)| first)
 }
 
 /// Returns the names listed in a frame's name: one or two.
-pub fn each_of(name: &str) -> impl Iterator<Item = &str> {
-    let (first, rest) = name.split_once(OR).map_or((name, ""), |(first, rest)| (first, rest));
+pub fn listed_names(name: &str) -> impl Iterator<Item = &str> {
+    let (first, rest) =
+        name.split_once(NAME_SEPARATOR).map_or((name, ""), |(first, rest)| (first, rest));
     let rest = rest.strip_suffix(')').unwrap_or(rest);
     let second = rest.split_once(", +").map_or(rest, |(second, _)| second);
     [first, second].into_iter().filter(|name| !name.is_empty())
@@ -34,28 +35,28 @@ pub fn each_of(name: &str) -> impl Iterator<Item = &str> {
 #[derive(Default)]
 pub(super) struct AliasNames {
     /// The name being read.
-    one: Vec<u8>,
+    name_buffer: Vec<u8>,
     /// The mangled names, concatenated.
-    system: String,
+    system_names: String,
     /// The demangled names, concatenated.
-    texts: String,
-    found: [Name; MAX_ALIASES],
-    shown: String,
-    first: Range<usize>,
+    demangled_names: String,
+    names: [Name; MAX_ALIASES],
+    display_name: String,
+    first_system_name: Range<usize>,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Name {
-    system: Range<usize>,
-    text: Range<usize>,
+    system_range: Range<usize>,
+    text_range: Range<usize>,
     is_weak: bool,
     is_rust: bool,
 }
 
 impl AliasNames {
     /// Reserves capacity for the longest names.
-    pub(super) fn reserve() -> Self {
-        let room = |size| {
+    pub(super) fn with_reserved_capacity() -> Self {
+        let reserved_string = |size| {
             let mut room = "x".repeat(size);
             room.clear();
             room
@@ -63,66 +64,66 @@ impl AliasNames {
         let mut one = vec![u8::MAX; MAX_SYSTEM_NAME + 256];
         one.clear();
         Self {
-            one,
+            name_buffer: one,
             // After a name of the maximum length, further names may not fit; those are counted.
-            system: room(3 * MAX_SYSTEM_NAME),
-            texts: room(MAX_ALIASES * (MAX_NAME + 4)),
-            found: Default::default(),
-            shown: room(2 * MAX_NAME + 64),
-            first: 0..0,
+            system_names: reserved_string(3 * MAX_SYSTEM_NAME),
+            demangled_names: reserved_string(MAX_ALIASES * (MAX_NAME_BYTES + 4)),
+            names: Default::default(),
+            display_name: reserved_string(2 * MAX_NAME_BYTES + 64),
+            first_system_name: 0..0,
         }
     }
 
     /// Returns the name to show.
-    pub(super) fn shown(&self) -> &str {
-        &self.shown
+    pub(super) fn display_name(&self) -> &str {
+        &self.display_name
     }
 
     /// Returns the first of the mangled names.
     pub(super) fn system_name(&self) -> &str {
-        self.system.get(self.first.clone()).unwrap_or_default()
+        self.system_names.get(self.first_system_name.clone()).unwrap_or_default()
     }
 
     /// Reads the names of `aliases`, which are symbols of `image`.
     pub(super) fn read(&mut self, image: &ElfImage, aliases: &Aliases) -> Result<(), Error> {
-        self.system.clear();
-        self.texts.clear();
-        self.shown.clear();
-        self.first = 0..0;
-        let mut more = aliases.beyond();
+        self.system_names.clear();
+        self.demangled_names.clear();
+        self.display_name.clear();
+        self.first_system_name = 0..0;
+        let mut more = aliases.omitted_count();
         let mut count = 0;
         for (offset, is_weak) in aliases.iter() {
-            image.read_name(offset, &mut self.one)?;
-            match self.add(count, is_weak) {
+            image.read_name(offset, &mut self.name_buffer)?;
+            match self.push_name(count, is_weak) {
                 true => count += 1,
-                false => more += usize::from(!self.one.is_empty()),
+                false => more += usize::from(!self.name_buffer.is_empty()),
             }
         }
-        self.show(count, more);
+        self.build_display_name(count, more);
         Ok(())
     }
 
     /// Adds the name just read. Returns `false` if it is not shown or does not fit.
-    fn add(&mut self, place: usize, is_weak: bool) -> bool {
+    fn push_name(&mut self, index: usize, is_weak: bool) -> bool {
         // Mapping symbols of the assembler ($x, $d) mark kinds of content, not functions.
-        if matches!(self.one.first(), None | Some(b'$')) {
-            self.one.clear();
+        if matches!(self.name_buffer.first(), None | Some(b'$')) {
+            self.name_buffer.clear();
             return false;
         }
-        let system = self.system.len();
-        let is_first = place == 0;
-        let name = String::from_utf8_lossy(&self.one);
+        let system = self.system_names.len();
+        let is_first = index == 0;
+        let name = String::from_utf8_lossy(&self.name_buffer);
         if !is_first && system + name.len() > 3 * MAX_SYSTEM_NAME {
             return false;
         }
-        self.system.push_str(&name);
-        let text = self.texts.len();
+        self.system_names.push_str(&name);
+        let text = self.demangled_names.len();
         let is_rust = rustc_demangle::try_demangle(&name).is_ok();
-        let _ = write!(self.texts, "{}", Readable(&name));
-        let Some(found) = self.found.get_mut(place) else { return false };
+        let _ = write!(self.demangled_names, "{}", DemangledName(&name));
+        let Some(found) = self.names.get_mut(index) else { return false };
         *found = Name {
-            system: system..self.system.len(),
-            text: text..self.texts.len(),
+            system_range: system..self.system_names.len(),
+            text_range: text..self.demangled_names.len(),
             is_weak,
             is_rust,
         };
@@ -131,21 +132,28 @@ impl AliasNames {
 
     /// Builds the name to show from the first `count` names and the number `more` of names not
     /// stored.
-    fn show(&mut self, count: usize, more: usize) {
-        let Self { system, texts, found, shown, first, .. } = self;
+    fn build_display_name(&mut self, count: usize, more: usize) {
+        let Self {
+            system_names: system,
+            demangled_names: texts,
+            names: found,
+            display_name: shown,
+            first_system_name: first,
+            ..
+        } = self;
         let found = found.get_mut(..count).unwrap_or_default();
-        let text = |name: &Name| texts.get(name.text.clone()).unwrap_or_default();
+        let text = |name: &Name| texts.get(name.text_range.clone()).unwrap_or_default();
         if count > 1 {
-            found.sort_unstable_by(|a, b| key(a, text(a)).cmp(&key(b, text(b))));
+            found.sort_unstable_by(|a, b| sort_key(a, text(a)).cmp(&sort_key(b, text(b))));
         }
         let Some(name) = found.first() else { return };
-        *first = name.system.clone();
+        *first = name.system_range.clone();
         shown.push_str(text(name));
         let mut second = None;
         let mut others = more;
         for (place, name) in found.iter().enumerate().skip(1) {
             let before = found.get(..place).unwrap_or_default();
-            if before.iter().any(|other| is_alias(name, text(name), other, text(other))) {
+            if before.iter().any(|other| is_same_function(name, text(name), other, text(other))) {
                 continue;
             }
             match second {
@@ -155,16 +163,18 @@ impl AliasNames {
         }
         let _ = match (second, others) {
             (None, 0) => Ok(()),
-            (None, others) => write!(shown, "{OR}{others} more)"),
-            (Some(second), 0) => write!(shown, "{OR}{})", text(second)),
-            (Some(second), others) => write!(shown, "{OR}{}, +{others} more)", text(second)),
+            (None, others) => write!(shown, "{NAME_SEPARATOR}{others} more)"),
+            (Some(second), 0) => write!(shown, "{NAME_SEPARATOR}{})", text(second)),
+            (Some(second), others) => {
+                write!(shown, "{NAME_SEPARATOR}{}, +{others} more)", text(second))
+            }
         };
         let _ = system;
     }
 }
 
 /// Returns the sort key of names: the service's own first, then the most public.
-fn key<'t>(name: &Name, text: &'t str) -> (bool, usize, bool, usize, &'t str) {
+fn sort_key<'t>(name: &Name, text: &'t str) -> (bool, usize, bool, usize, &'t str) {
     let is_library = !is_application(text);
     if name.is_rust {
         return (is_library, 0, false, 0, text);
@@ -175,7 +185,7 @@ fn key<'t>(name: &Name, text: &'t str) -> (bool, usize, bool, usize, &'t str) {
 }
 
 /// Returns `true` if two symbols at one address name the same function.
-fn is_alias(a: &Name, a_text: &str, b: &Name, b_text: &str) -> bool {
+fn is_same_function(a: &Name, a_text: &str, b: &Name, b_text: &str) -> bool {
     if a_text == b_text {
         return true;
     }
@@ -184,12 +194,12 @@ fn is_alias(a: &Name, a_text: &str, b: &Name, b_text: &str) -> bool {
     }
     // C libraries give a function its public name by a weak symbol for a strong one.
     a.is_weak != b.is_weak
-        || plain(a_text) == plain(b_text)
-        || is_other_kind(a_text.as_bytes(), b_text.as_bytes())
+        || normalize_c_name(a_text) == normalize_c_name(b_text)
+        || is_constructor_variant(a_text.as_bytes(), b_text.as_bytes())
 }
 
 /// Returns a C name without the prefixes and suffixes added by libraries and compilers.
-fn plain(mut name: &str) -> &str {
+fn normalize_c_name(mut name: &str) -> &str {
     const PREFIXES: [&str; 7] = ["GI_", "libc_", "new_", "old_", "isoc99_", "isoc23_", "IO_"];
     name = name.find('@').and_then(|end| name.get(..end)).unwrap_or(name);
     // `.localalias`, `.constprop.0`
@@ -204,7 +214,7 @@ fn plain(mut name: &str) -> &str {
 }
 
 /// Returns `true` for a C++ constructor or destructor under two kinds, such as `C1` and `C2`.
-fn is_other_kind(a: &[u8], b: &[u8]) -> bool {
+fn is_constructor_variant(a: &[u8], b: &[u8]) -> bool {
     let mut other = a.iter().zip(b).enumerate().filter(|(_, (a, b))| a != b);
     let Some((at, (one, two))) = other.next().filter(|_| a.len() == b.len()) else { return false };
     let before = at.checked_sub(1).and_then(|before| a.get(before));
@@ -220,49 +230,61 @@ mod tests {
     use super::*;
 
     /// Returns the name shown for symbols at one address, and the first one's mangled name.
-    fn shown(symbols: &[(&str, bool)], more: usize) -> (String, String) {
-        let mut names = AliasNames::reserve();
-        let rooms = |names: &AliasNames| {
-            let AliasNames { one, system, texts, shown, .. } = names;
+    fn display_name_of(symbols: &[(&str, bool)], more: usize) -> (String, String) {
+        let mut names = AliasNames::with_reserved_capacity();
+        let capacities = |names: &AliasNames| {
+            let AliasNames {
+                name_buffer: one,
+                system_names: system,
+                demangled_names: texts,
+                display_name: shown,
+                ..
+            } = names;
             [one.capacity(), system.capacity(), texts.capacity(), shown.capacity()]
         };
-        let before = rooms(&names);
+        let before = capacities(&names);
         let mut count = 0;
         for (symbol, is_weak) in symbols {
-            names.one.clear();
-            names.one.extend(symbol.bytes());
-            count += usize::from(names.add(count, *is_weak));
+            names.name_buffer.clear();
+            names.name_buffer.extend(symbol.bytes());
+            count += usize::from(names.push_name(count, *is_weak));
         }
-        names.show(count, more);
-        assert_eq!(rooms(&names), before, "nothing is allocated");
-        (names.shown().to_owned(), names.system_name().to_owned())
+        names.build_display_name(count, more);
+        assert_eq!(capacities(&names), before, "nothing is allocated");
+        (names.display_name().to_owned(), names.system_name().to_owned())
     }
 
     #[test]
-    fn folded_functions_are_shown_as_one_that_says_so() {
+    fn folded_functions_are_listed_in_one_name() {
         let invoice = "_ZN4host8invoices12keep_invoice17h0123456789abcdefE";
         let report = "_ZN4host7reports11keep_report17h0123456789abcdefE";
         let glue = "_ZN4core3ptr9drop_glue17h0123456789abcdefE";
         for symbols in [[(invoice, false), (report, false)], [(report, false), (invoice, false)]] {
-            let (name, system_name) = shown(&symbols, 0);
+            let (name, system_name) = display_name_of(&symbols, 0);
             assert_eq!(name, "host::invoices::keep_invoice (or host::reports::keep_report)");
             assert_eq!(system_name, invoice);
-            assert_eq!(first_of(&name), "host::invoices::keep_invoice");
+            assert_eq!(first_name(&name), "host::invoices::keep_invoice");
             assert_eq!(
-                each_of(&name).collect::<Vec<_>>(),
+                listed_names(&name).collect::<Vec<_>>(),
                 ["host::invoices::keep_invoice", "host::reports::keep_report"]
             );
         }
-        let (name, _) = shown(&[(glue, false), (report, false), (invoice, false)], 4);
+        let (name, _) = display_name_of(&[(glue, false), (report, false), (invoice, false)], 4);
         let expected = "host::invoices::keep_invoice (or host::reports::keep_report, +5 more)";
         assert_eq!(name, expected, "the service's own come first");
-        assert_eq!(each_of(&name).count(), 2);
-        assert_eq!(shown(&[("keep_a", false), ("keep_b", false)], 0).0, "keep_a (or keep_b)");
-        assert_eq!(shown(&[(report, true), (invoice, false)], 0).0.matches("(or ").count(), 1);
+        assert_eq!(listed_names(&name).count(), 2);
+        assert_eq!(
+            display_name_of(&[("keep_a", false), ("keep_b", false)], 0).0,
+            "keep_a (or keep_b)"
+        );
+        assert_eq!(
+            display_name_of(&[(report, true), (invoice, false)], 0).0.matches("(or ").count(),
+            1
+        );
     }
 
     #[test]
-    fn names_of_one_function_are_shown_as_the_public_one() {
+    fn aliases_of_one_function_show_the_public_name() {
         for (symbols, expected) in [
             (&[("__nanosleep", false), ("nanosleep", true)][..], "nanosleep"),
             (&[("__nanosleep", false), ("nanosleep", false)], "nanosleep"),
@@ -284,14 +306,14 @@ mod tests {
             (&[("$x", false)], ""),
             (&[], ""),
         ] {
-            assert_eq!(shown(symbols, 0).0, expected, "{symbols:?}");
+            assert_eq!(display_name_of(symbols, 0).0, expected, "{symbols:?}");
         }
     }
 
     #[test]
-    fn the_longest_names_need_no_more_room() {
+    fn longest_names_do_not_reallocate() {
         let long = "x".repeat(MAX_SYSTEM_NAME);
-        let (name, _) = shown(&[(long.as_str(), false); MAX_ALIASES], 1);
+        let (name, _) = display_name_of(&[(long.as_str(), false); MAX_ALIASES], 1);
         assert!(name.ends_with("… (or 1 more)") || name.contains("more)"), "{name}");
     }
 }

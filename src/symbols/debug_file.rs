@@ -16,20 +16,20 @@ use std::sync::Arc;
 use super::image::ElfImage;
 
 /// Global directory of debug files.
-const MACHINES: &str = "/usr/lib/debug";
+const GLOBAL_DEBUG_DIR: &str = "/usr/lib/debug";
 
 /// Returns the debug file with the symbols of `stripped`, if it is in a place that debuggers use.
-pub(super) fn of(stripped: &ElfImage) -> Option<ElfImage> {
+pub(super) fn with_symbols(stripped: &ElfImage) -> Option<ElfImage> {
     if stripped.has_all_symbols() {
         return None;
     }
     // A file found earlier stays open, because a deployment replaces it together with the stripped
     // file.
-    if let Some(file) = stripped.file().debug() {
+    if let Some(file) = stripped.file().debug_file() {
         return ElfImage::read(Arc::clone(file), stripped.path()).ok();
     }
     let found = find(stripped, ElfImage::has_all_symbols)?;
-    stripped.file().set_debug(Arc::clone(found.file()));
+    stripped.file().set_debug_file(Arc::clone(found.file()));
     Some(found)
 }
 
@@ -39,25 +39,25 @@ pub(super) fn with_dwarf(stripped: &ElfImage) -> Option<ElfImage> {
     find(stripped, ElfImage::has_dwarf)
 }
 
-fn find(stripped: &ElfImage, has_what_is_wanted: impl Fn(&ElfImage) -> bool) -> Option<ElfImage> {
+fn find(stripped: &ElfImage, is_suitable: impl Fn(&ElfImage) -> bool) -> Option<ElfImage> {
     if stripped.build_id().is_empty() {
         return None;
     }
-    candidates(stripped, Path::new(MACHINES))
+    candidates(stripped, Path::new(GLOBAL_DEBUG_DIR))
         .into_iter()
         .filter_map(|path| ElfImage::open(&path).ok())
-        .find(|file| file.build_id() == stripped.build_id() && has_what_is_wanted(file))
+        .find(|file| file.build_id() == stripped.build_id() && is_suitable(file))
 }
 
 /// Returns the paths to try, most likely first.
-fn candidates(stripped: &ElfImage, machines: &Path) -> Vec<PathBuf> {
+fn candidates(stripped: &ElfImage, debug_dir: &Path) -> Vec<PathBuf> {
     let mut candidates = Vec::new();
     if let Some((folder, file)) = stripped.build_id().split_at_checked(2) {
-        candidates.push(machines.join(".build-id").join(folder).join(format!("{file}.debug")));
+        candidates.push(debug_dir.join(".build-id").join(folder).join(format!("{file}.debug")));
     }
     if let (Some(name), Some(folder)) = (stripped.debug_link(), stripped.path().parent()) {
-        let in_machines = folder.strip_prefix("/").map(|folder| machines.join(folder));
-        let folders = [Ok(folder.to_owned()), Ok(folder.join(".debug")), in_machines];
+        let below_debug_dir = folder.strip_prefix("/").map(|folder| debug_dir.join(folder));
+        let folders = [Ok(folder.to_owned()), Ok(folder.join(".debug")), below_debug_dir];
         candidates.extend(folders.into_iter().flatten().map(|folder| folder.join(name)));
     }
     candidates

@@ -11,26 +11,26 @@ use super::Error;
 use super::aliases::AliasNames;
 use super::debug_file;
 use super::image::ElfImage;
-use super::table::{Aliases, Wants};
+use super::table::{Aliases, SymbolLookup};
 use crate::model::Mapping;
 
 /// Maximum number of files whose headers stay in memory. A service has about ten. Beyond the limit,
 /// the least recently used file is evicted and read again at its next use.
-const MAX_OPEN: usize = 64;
+const MAX_OPEN_FILES: usize = 64;
 
 /// Result of comparing a file with the one that was mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CodeIdentity {
     /// The file has the mapping's build ID, or was opened when the mapping was first seen.
-    Checked,
+    Verified,
     /// The file was opened by the mapping's path, and neither has a build ID.
-    Unknown,
+    Unverified,
 }
 
-/// A message for readers of names from a file of [`CodeIdentity::Unknown`].
-pub struct Unchecked<'a>(pub &'a Path);
+/// A message for readers of names from a file of [`CodeIdentity::Unverified`].
+pub struct UnverifiedFile<'a>(pub &'a Path);
 
-impl fmt::Display for Unchecked<'_> {
+impl fmt::Display for UnverifiedFile<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.0.display();
         write!(
@@ -58,7 +58,7 @@ pub enum SymbolFailure<E> {
     /// The file gives no names, or no more names.
     File(Error),
     /// The callback returned an error.
-    See(E),
+    Callback(E),
 }
 
 impl<E> From<Error> for SymbolFailure<E> {
@@ -75,7 +75,7 @@ struct KnownFile {
     /// `true` if the file was opened by the mapping's path.
     is_by_path: bool,
     /// The number of the last lookup that used the file.
-    used: u64,
+    last_lookup: u64,
 }
 
 impl KnownFile {
@@ -86,21 +86,21 @@ impl KnownFile {
             None => ElfImage::open(&mapping.path)?,
         };
         if image.build_id() != mapping.build_id {
-            return Err(Error::OtherBuild {
+            return Err(Error::BuildIdMismatch {
                 path: mapping.path.clone(),
                 mapped: mapping.build_id.clone(),
                 found: image.build_id().to_owned(),
             });
         }
-        if mapping.build_id.is_empty() && image.file().is_rewritten() {
-            return Err(Error::Rewritten { path: mapping.path.clone() });
+        if mapping.build_id.is_empty() && image.file().is_modified() {
+            return Err(Error::Modified { path: mapping.path.clone() });
         }
-        let debug = debug_file::of(&image);
+        let debug = debug_file::with_symbols(&image);
         let is_by_path = mapping.file.is_none();
-        Ok(Self { path: mapping.path.clone(), image, debug, is_by_path, used: 0 })
+        Ok(Self { path: mapping.path.clone(), image, debug, is_by_path, last_lookup: 0 })
     }
 
-    fn is_of(&self, mapping: &Mapping) -> bool {
+    fn matches(&self, mapping: &Mapping) -> bool {
         let is_same_file = match &mapping.file {
             Some(file) => Arc::ptr_eq(file, self.image.file()),
             None => self.is_by_path,
@@ -109,7 +109,7 @@ impl KnownFile {
     }
 
     /// Returns the file with the symbols. Addresses are those of the linker in both files.
-    fn symbols(&self) -> &ElfImage {
+    fn symbol_image(&self) -> &ElfImage {
         self.debug.as_ref().unwrap_or(&self.image)
     }
 }
@@ -117,48 +117,48 @@ impl KnownFile {
 /// Open files and reusable buffers for lookups.
 #[derive(Default)]
 pub struct SymbolFiles {
-    open: Vec<KnownFile>,
-    wants: Wants,
-    found: Vec<Option<Aliases>>,
+    open_files: Vec<KnownFile>,
+    lookup: SymbolLookup,
+    aliases: Vec<Option<Aliases>>,
     names: AliasNames,
     /// Number of lookups.
-    look: u64,
+    lookup_count: u64,
 }
 
 impl SymbolFiles {
     /// Creates buffers for `most` addresses per lookup: about 130 bytes for each and 180 KiB, all
     /// of it written to so that its pages exist.
-    pub fn reserve(most: usize) -> Self {
+    pub fn with_capacity(max_addresses: usize) -> Self {
         Self {
-            open: Vec::with_capacity(MAX_OPEN),
-            wants: Wants::reserve(most),
-            found: vec![Some(Aliases::UNLIKELY); most],
-            names: AliasNames::reserve(),
-            look: 0,
+            open_files: Vec::with_capacity(MAX_OPEN_FILES),
+            lookup: SymbolLookup::with_capacity(max_addresses),
+            aliases: vec![Some(Aliases::FILLER); max_addresses],
+            names: AliasNames::with_reserved_capacity(),
+            lookup_count: 0,
         }
     }
 
     /// Opens the files of these mappings in advance, so that later lookups need not. A file that
     /// cannot be opened is tried again at its lookup.
-    pub fn open(&mut self, mappings: &[Mapping]) {
+    pub fn open_all(&mut self, mappings: &[Mapping]) {
         for mapping in mappings.iter().filter(|mapping| mapping.path.is_absolute()) {
-            if self.place(mapping).is_none() && self.open.len() < MAX_OPEN {
-                self.open.extend(KnownFile::open(mapping));
+            if self.index_of(mapping).is_none() && self.open_files.len() < MAX_OPEN_FILES {
+                self.open_files.extend(KnownFile::open(mapping));
             }
         }
     }
 
     /// Returns the index of the file of `mapping` in `open`.
-    fn place(&self, mapping: &Mapping) -> Option<usize> {
-        self.open.iter().position(|known| known.is_of(mapping))
+    fn index_of(&self, mapping: &Mapping) -> Option<usize> {
+        self.open_files.iter().position(|known| known.matches(mapping))
     }
 
     /// Evicts the least recently used file if the limit is reached.
-    fn evict(&mut self) {
-        let oldest = self.open.iter().enumerate().min_by_key(|(_, known)| known.used);
-        let oldest = oldest.map(|(place, _)| place);
-        if let Some(place) = oldest.filter(|_| self.open.len() >= MAX_OPEN) {
-            drop(self.open.swap_remove(place));
+    fn evict_if_full(&mut self) {
+        let oldest = self.open_files.iter().enumerate().min_by_key(|(_, known)| known.last_lookup);
+        let index = oldest.map(|(place, _)| place);
+        if let Some(place) = index.filter(|_| self.open_files.len() >= MAX_OPEN_FILES) {
+            drop(self.open_files.swap_remove(place));
         }
     }
 
@@ -169,41 +169,42 @@ impl SymbolFiles {
     /// # Errors
     ///
     /// [`SymbolFailure::File`] if the file cannot be used; if `see` was not called before, no
-    /// offset has a name. [`SymbolFailure::See`] with the error that `see` returned.
+    /// offset has a name. [`SymbolFailure::Callback`] with the error that `see` returned.
     pub fn look_up<E>(
         &mut self,
         mapping: &Mapping,
         offsets: impl Iterator<Item = u64> + Clone,
-        mut see: impl FnMut(usize, Option<NamedSymbol<'_>>) -> Result<(), E>,
+        mut visit: impl FnMut(usize, Option<NamedSymbol<'_>>) -> Result<(), E>,
     ) -> Result<CodeIdentity, SymbolFailure<E>> {
-        self.look += 1;
-        let place = match self.place(mapping) {
+        self.lookup_count += 1;
+        let index = match self.index_of(mapping) {
             Some(place) => place,
             None => {
-                self.evict();
-                self.open.push(KnownFile::open(mapping)?);
-                self.open.len() - 1
+                self.evict_if_full();
+                self.open_files.push(KnownFile::open(mapping)?);
+                self.open_files.len() - 1
             }
         };
-        let Self { open, wants, found, names, look } = self;
-        let Some(known) = open.get_mut(place) else { return Ok(CodeIdentity::Unknown) };
-        if known.image.file().is_rewritten() {
+        let Self { open_files: open, lookup: wants, aliases: found, names, lookup_count: look } =
+            self;
+        let Some(known) = open.get_mut(index) else { return Ok(CodeIdentity::Unverified) };
+        if known.image.file().is_modified() {
             // The file was modified. Its headers may have changed; its build ID shows if its
             // content has.
             *known = KnownFile::open(mapping)?;
         }
-        known.used = *look;
+        known.last_lookup = *look;
         let known = &*known;
         let image = &known.image;
         // An offset in no segment, or in segments out of order, keeps its index; its symbol is
         // discarded below.
         let mut highest = 0;
-        wants.set(offsets.clone().map(|offset| {
+        wants.set_addresses(offsets.clone().map(|offset| {
             highest = image.address_of(offset).map_or(highest, |address| address.max(highest));
             highest
         }));
         found.clear();
-        known.symbols().symbols_at(wants, |_, symbol| {
+        known.symbol_image().symbols_at(wants, |_, symbol| {
             found.push(symbol);
             Ok(())
         })?;
@@ -213,20 +214,21 @@ impl SymbolFiles {
             let symbol = symbol.filter(|_| address.is_some() && address == wants.address(place));
             let is_new = symbol.is_some() && symbol != last;
             if let Some(aliases) = symbol.filter(|_| is_new) {
-                names.read(known.symbols(), &aliases)?;
+                names.read(known.symbol_image(), &aliases)?;
                 last = Some(aliases);
             }
-            let function = (symbol.is_some() && !names.shown().is_empty()).then_some(NamedSymbol {
-                system_name: names.system_name(),
-                name: names.shown(),
-                is_new,
-            });
-            see(place, function).map_err(SymbolFailure::See)?;
+            let function =
+                (symbol.is_some() && !names.display_name().is_empty()).then_some(NamedSymbol {
+                    system_name: names.system_name(),
+                    name: names.display_name(),
+                    is_new,
+                });
+            visit(place, function).map_err(SymbolFailure::Callback)?;
         }
         Ok(if mapping.build_id.is_empty() && known.is_by_path {
-            CodeIdentity::Unknown
+            CodeIdentity::Unverified
         } else {
-            CodeIdentity::Checked
+            CodeIdentity::Verified
         })
     }
 }

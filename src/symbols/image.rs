@@ -18,7 +18,7 @@ use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
 use object::read::{ReadCache, ReadCacheOps, ReadRef};
 
 use super::Error;
-use super::table::{Aliases, SymbolTable, Wants};
+use super::table::{Aliases, SymbolLookup, SymbolTable};
 use crate::base::CodeFile;
 
 /// A limit on program headers; linkers write about a dozen.
@@ -51,9 +51,9 @@ enum Class {
 
 /// A part of the file that is loaded, with the address given by the linker.
 struct LoadSegment {
-    file: Range<u64>,
+    file_range: Range<u64>,
     address: u64,
-    executable: bool,
+    is_executable: bool,
 }
 
 /// An open ELF file whose headers have been read.
@@ -65,7 +65,7 @@ pub(super) struct ElfImage {
     build_id: String,
     segments: Vec<LoadSegment>,
     /// Address ranges of the sections with code.
-    code: Vec<Range<u64>>,
+    code_ranges: Vec<Range<u64>>,
     symbols: Option<SymbolTable>,
     /// `true` for a complete table, `false` for the exported symbols that `strip` leaves.
     has_all_symbols: bool,
@@ -81,7 +81,7 @@ impl ElfImage {
     /// Opens the file at `path` and reads its headers.
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         let file = CodeFile::open(path).map_err(|source| match source.kind() {
-            io::ErrorKind::InvalidInput => Error::NotAFile { path: path.to_owned() },
+            io::ErrorKind::InvalidInput => Error::NotRegularFile { path: path.to_owned() },
             _ => Error::Read { path: path.to_owned(), source },
         })?;
         Self::read(Arc::new(file), path)
@@ -96,7 +96,7 @@ impl ElfImage {
             endian: Endianness::default(),
             build_id: String::new(),
             segments: Vec::new(),
-            code: Vec::new(),
+            code_ranges: Vec::new(),
             symbols: None,
             has_all_symbols: false,
             #[cfg(feature = "cli")]
@@ -159,28 +159,29 @@ impl ElfImage {
 
     /// Returns the linker's address of the code at `offset` in the file.
     pub(super) fn address_of(&self, offset: u64) -> Option<u64> {
-        let holds = |segment: &&LoadSegment| segment.executable && segment.file.contains(&offset);
-        let segment = self.segments.iter().find(holds)?;
-        segment.address.checked_add(offset - segment.file.start)
+        let contains =
+            |segment: &&LoadSegment| segment.is_executable && segment.file_range.contains(&offset);
+        let segment = self.segments.iter().find(contains)?;
+        segment.address.checked_add(offset - segment.file_range.start)
     }
 
     /// Finds the symbols around the addresses of `wants`. Calls `see` with the index of each
     /// address and its symbols.
     pub(super) fn symbols_at(
         &self,
-        wants: &mut Wants,
-        see: impl FnMut(usize, Option<Aliases>) -> Result<(), Error>,
+        lookup: &mut SymbolLookup,
+        visit: impl FnMut(usize, Option<Aliases>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         match (&self.symbols, self.class) {
             (None, _) => {}
             (Some(table), Class::Elf64) => {
-                table.scan::<elf::Sym64<Endianness>>(self, self.endian, wants)?;
+                table.scan::<elf::Sym64<Endianness>>(self, self.endian, lookup)?;
             }
             (Some(table), Class::Elf32) => {
-                table.scan::<elf::Sym32<Endianness>>(self, self.endian, wants)?;
+                table.scan::<elf::Sym32<Endianness>>(self, self.endian, lookup)?;
             }
         }
-        wants.names(&self.code, see)
+        lookup.visit_symbols(&self.code_ranges, visit)
     }
 
     /// Reads the name at `offset` in the symbols' string table. The name is empty if it exceeds
@@ -192,8 +193,8 @@ impl ElfImage {
         while name.len() < MAX_SYSTEM_NAME {
             let at = start.saturating_add(name.len() as u64);
             let mut piece = [0; 256];
-            let room = strings.end.saturating_sub(at).min(piece.len() as u64) as usize;
-            let Some(piece) = piece.get_mut(..room).filter(|piece| !piece.is_empty()) else {
+            let available = strings.end.saturating_sub(at).min(piece.len() as u64) as usize;
+            let Some(piece) = piece.get_mut(..available).filter(|piece| !piece.is_empty()) else {
                 return Err(self.malformed("a symbol's name lies outside its string table"));
             };
             self.read_exact(piece, at)?;
@@ -220,8 +221,8 @@ impl ElfImage {
     }
 
     /// Creates the error for a quantity `what` above `limit`.
-    pub(super) fn too_large(&self, what: &'static str, limit: u64) -> Error {
-        Error::TooLarge { path: self.path.clone(), what, limit }
+    pub(super) fn too_large(&self, quantity: &'static str, limit: u64) -> Error {
+        Error::TooLarge { path: self.path.clone(), what: quantity, limit }
     }
 
     fn read_headers<Elf: FileHeader<Endian = Endianness>>(&mut self) -> Result<(), Error> {
@@ -231,7 +232,7 @@ impl ElfImage {
         };
         let length =
             self.file.size().map_err(|source| Error::Read { path: self.path.clone(), source })?;
-        let data = ReadCache::new(SectionCursor { file: &self.file, at: 0, length });
+        let data = ReadCache::new(SectionCursor { file: &self.file, position: 0, length });
         let header = Elf::parse(&data).map_err(malformed)?;
         let endian = header.endian().map_err(malformed)?;
         if header.phnum(endian, &data).map_err(malformed)? > MAX_SEGMENTS {
@@ -245,15 +246,15 @@ impl ElfImage {
             let (offset, size) = segment.file_range(endian);
             if segment.p_type(endian) == elf::PT_LOAD {
                 segments.push(LoadSegment {
-                    file: offset..offset.saturating_add(size),
+                    file_range: offset..offset.saturating_add(size),
                     address: segment.p_vaddr(endian).into(),
-                    executable: segment.p_flags(endian).contains(elf::PF_X),
+                    is_executable: segment.p_flags(endian).contains(elf::PF_X),
                 });
             }
             if build_id.is_empty() && size <= MAX_NOTES {
                 let notes = segment.notes(endian, &data).map_err(malformed)?;
                 build_id =
-                    notes.map_or_else(String::new, |notes| build_id_of::<Elf>(endian, notes));
+                    notes.map_or_else(String::new, |notes| read_build_id::<Elf>(endian, notes));
             }
         }
         let sections = header.section_headers(endian, &data).map_err(malformed)?;
@@ -277,9 +278,9 @@ impl ElfImage {
                 strings: names..names.saturating_add(names_size),
             });
         self.has_all_symbols = table(elf::SHT_SYMTAB).is_some();
-        let named = NamedSections::<Elf>::of(header, endian, sections, &data);
+        let named = NamedSections::<Elf>::new(header, endian, sections, &data);
         if cfg!(feature = "cli") || !self.has_all_symbols {
-            self.debug_link = debug_link_of(&named, &data);
+            self.debug_link = read_debug_link(&named, &data);
         }
         #[cfg(feature = "cli")]
         {
@@ -293,7 +294,7 @@ impl ElfImage {
             self.has_code = holds_code.peek().is_none() || holds_code.any(|holds| holds);
         }
         (self.endian, self.build_id, self.segments) = (endian, build_id, segments);
-        (self.code, self.symbols) = (code, symbols);
+        (self.code_ranges, self.symbols) = (code, symbols);
         Ok(())
     }
 }
@@ -301,7 +302,7 @@ impl ElfImage {
 /// Adapter that reads a file for `object`.
 struct SectionCursor<'a> {
     file: &'a CodeFile,
-    at: u64,
+    position: u64,
     length: u64,
 }
 
@@ -311,19 +312,19 @@ impl ReadCacheOps for SectionCursor<'_> {
     }
 
     fn seek(&mut self, at: u64) -> Result<u64, ()> {
-        self.at = at;
+        self.position = at;
         Ok(at)
     }
 
     fn read(&mut self, into: &mut [u8]) -> Result<usize, ()> {
-        let left = self.length.saturating_sub(self.at).min(into.len() as u64) as usize;
-        self.read_exact(into.get_mut(..left).ok_or(())?)?;
-        Ok(left)
+        let len = self.length.saturating_sub(self.position).min(into.len() as u64) as usize;
+        self.read_exact(into.get_mut(..len).ok_or(())?)?;
+        Ok(len)
     }
 
     fn read_exact(&mut self, into: &mut [u8]) -> Result<(), ()> {
-        self.file.read_exact_at(into, self.at).map_err(|_| ())?;
-        self.at = self.at.saturating_add(into.len() as u64);
+        self.file.read_exact_at(into, self.position).map_err(|_| ())?;
+        self.position = self.position.saturating_add(into.len() as u64);
         Ok(())
     }
 }
@@ -337,7 +338,7 @@ struct NamedSections<'a, Elf: FileHeader> {
 }
 
 impl<'a, Elf: FileHeader<Endian = Endianness>> NamedSections<'a, Elf> {
-    fn of<R: ReadRef<'a>>(
+    fn new<R: ReadRef<'a>>(
         header: &Elf,
         endian: Endianness,
         sections: &'a [Elf::SectionHeader],
@@ -361,7 +362,7 @@ impl<'a, Elf: FileHeader<Endian = Endianness>> NamedSections<'a, Elf> {
 }
 
 /// Returns the file name in the debug link section: a NUL-terminated name, padding and a checksum.
-fn debug_link_of<'a, Elf: FileHeader<Endian = Endianness>, R: ReadRef<'a>>(
+fn read_debug_link<'a, Elf: FileHeader<Endian = Endianness>, R: ReadRef<'a>>(
     named: &NamedSections<'a, Elf>,
     data: R,
 ) -> Option<OsString> {
@@ -373,12 +374,12 @@ fn debug_link_of<'a, Elf: FileHeader<Endian = Endianness>, R: ReadRef<'a>>(
     let bytes = section.data(endian, data).ok()?;
     let name = bytes.split(|&byte| byte == 0).next()?;
     // Only a bare name is accepted: a path could lead to any file.
-    let plain = !name.is_empty() && !name.contains(&b'/') && name != b"." && name != b"..";
-    plain.then(|| OsStr::from_bytes(name).to_owned())
+    let is_plain = !name.is_empty() && !name.contains(&b'/') && name != b"." && name != b"..";
+    is_plain.then(|| OsStr::from_bytes(name).to_owned())
 }
 
 /// Returns the build ID in these notes in hex. Empty if there is none or a note is malformed.
-fn build_id_of<Elf: FileHeader<Endian = Endianness>>(
+fn read_build_id<Elf: FileHeader<Endian = Endianness>>(
     endian: Endianness,
     mut notes: object::read::elf::NoteIterator<'_, Elf>,
 ) -> String {

@@ -8,7 +8,7 @@
 //!
 //! `addr2line` reads the DWARF, including split DWARF (`.dwo`, `.dwp`). If the file is stripped,
 //! its debug file is searched for in the places that debuggers use; see
-//! [`debug_file`](super::debug_file).
+//! [`debug_file`].
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use addr2line::Loader;
 use super::Error;
 use super::debug_file;
 use super::image::ElfImage;
-use super::name::Readable;
+use super::name::DemangledName;
 
 /// A function that contains an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub struct SourceFrame {
 impl SourceFrame {
     /// Returns the demangled name of the function.
     pub fn name(&self) -> Option<String> {
-        self.system_name.as_deref().map(|name| Readable(name).to_string())
+        self.system_name.as_deref().map(|name| DemangledName(name).to_string())
     }
 }
 
@@ -44,7 +44,7 @@ impl SourceFrame {
 pub struct Lines {
     image: ElfImage,
     /// The file with the DWARF: the binary itself or its debug file.
-    dwarf: PathBuf,
+    dwarf_path: PathBuf,
     loader: Loader,
 }
 
@@ -68,21 +68,23 @@ impl Lines {
         for file in files {
             images.push(ElfImage::open(file)?);
         }
-        let own =
+        let own_dwarf =
             images.iter().find(|image| image.has_dwarf()).map(|image| image.path().to_owned());
         let image = images.into_iter().find(ElfImage::has_code);
         let image = image.ok_or(Error::NoCode { path })?;
-        let kept = || debug_file::with_dwarf(&image).map(|debug| debug.path().to_owned());
-        let dwarf =
-            own.or_else(kept).ok_or_else(|| Error::NoLines { path: image.path().to_owned() })?;
+        let debug_file_dwarf =
+            || debug_file::with_dwarf(&image).map(|debug| debug.path().to_owned());
+        let dwarf = own_dwarf
+            .or_else(debug_file_dwarf)
+            .ok_or_else(|| Error::NoDwarf { path: image.path().to_owned() })?;
         let loader = Loader::new(&dwarf)
             .map_err(|error| Error::Dwarf { path: dwarf.clone(), reason: error.to_string() })?;
-        Ok(Self { image, dwarf, loader })
+        Ok(Self { image, dwarf_path: dwarf, loader })
     }
 
     /// Returns the path of the file with the DWARF.
     pub fn dwarf_path(&self) -> &Path {
-        &self.dwarf
+        &self.dwarf_path
     }
 
     /// Returns the functions that contain the code at `file_offset` of the binary, the innermost
@@ -91,19 +93,19 @@ impl Lines {
     /// # Errors
     ///
     /// If the DWARF for it is damaged.
-    pub fn at(&self, file_offset: u64) -> Result<Vec<SourceFrame>, Error> {
+    pub fn frames_at(&self, file_offset: u64) -> Result<Vec<SourceFrame>, Error> {
         let Some(address) = self.image.address_of(file_offset) else { return Ok(Vec::new()) };
-        let damaged = |reason: String| Error::Dwarf { path: self.dwarf.clone(), reason };
+        let damaged = |reason: String| Error::Dwarf { path: self.dwarf_path.clone(), reason };
         let mut found = self.loader.find_frames(address).map_err(|e| damaged(e.to_string()))?;
         let mut frames = Vec::new();
         while let Some(frame) = found.next().map_err(|error| damaged(error.to_string()))? {
             let name = frame.function.as_ref().and_then(|name| name.raw_name().ok());
-            let place = frame.location.as_ref();
+            let location = frame.location.as_ref();
             frames.push(SourceFrame {
                 system_name: name.map(|name| name.into_owned()),
-                file: place.and_then(|place| place.file).map(str::to_owned),
-                line: place.and_then(|place| place.line).unwrap_or(0),
-                column: place.and_then(|place| place.column).unwrap_or(0),
+                file: location.and_then(|place| place.file).map(str::to_owned),
+                line: location.and_then(|place| place.line).unwrap_or(0),
+                column: location.and_then(|place| place.column).unwrap_or(0),
             });
         }
         Ok(frames)

@@ -52,13 +52,13 @@ use crate::model::{
 
 use image::ElfImage;
 
-pub use aliases::each_of;
-pub use files::{CodeIdentity, NamedSymbol, SymbolFailure, SymbolFiles, Unchecked};
-pub use generated::{ANONYMOUS, GeneratedCode, memory_file};
+pub use aliases::listed_names;
+pub use files::{CodeIdentity, NamedSymbol, SymbolFailure, SymbolFiles, UnverifiedFile};
+pub use generated::{ANONYMOUS_CODE, GeneratedCode, memfd_name};
 #[cfg(feature = "cli")]
 pub use lines::{Lines, SourceFrame, build_id};
-pub use name::Readable;
-pub use owner::{OwnFunction, is_application, own_function};
+pub use name::DemangledName;
+pub use owner::{ApplicationFunction, application_function, is_application};
 
 /// An error that leaves a mapping without names, or without some of them.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +74,7 @@ pub enum Error {
     },
     /// The path does not name a regular file.
     #[error("{path}: is not a regular file, so it is not read for function names")]
-    NotAFile {
+    NotRegularFile {
         /// The path.
         path: PathBuf,
     },
@@ -91,7 +91,7 @@ pub enum Error {
         "{path}: has build id `{found}`, but the code that ran has `{mapped}`: \
          the file was replaced; give the reader the old one"
     )]
-    OtherBuild {
+    BuildIdMismatch {
         /// The file.
         path: PathBuf,
         /// The mapping's build ID, or empty if it has none.
@@ -101,7 +101,7 @@ pub enum Error {
     },
     /// The file was modified while it was mapped, and has no build ID to check its content by.
     #[error("{path}: was written to since it was loaded, so function names are not read from it")]
-    Rewritten {
+    Modified {
         /// The file.
         path: PathBuf,
     },
@@ -118,7 +118,7 @@ pub enum Error {
         "{path}: has no debug information, and no debug file of its build lies below /usr/lib/debug \
          or beside it; build with `debug = \"line-tables-only\"`, or give the unstripped file"
     )]
-    NoLines {
+    NoDwarf {
         /// The file.
         path: PathBuf,
     },
@@ -143,20 +143,20 @@ pub enum Error {
     },
 }
 
-/// Result of [`name_functions`].
+/// Result of [`symbolize`].
 #[derive(Debug, Default)]
 pub struct SymbolReport {
     /// Frames that have a function.
     pub named: usize,
     /// Frames without a function: outside every mapping, in no symbol, or in a file of `problems`.
-    pub nameless: usize,
+    pub unnamed: usize,
     /// Files without usable names. Each is also a comment of the profile.
     pub problems: Vec<Error>,
 }
 
 /// A frame to symbolize. Sorts by mapping, then by file offset.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Wanted {
+struct FrameLookup {
     mapping: usize,
     file_offset: u64,
     frame: usize,
@@ -170,12 +170,12 @@ struct Wanted {
 /// comment of the profile.
 ///
 /// Costs one pass over the symbol table of each mapped file with a frame.
-pub fn name_functions(profile: &mut Profile) -> SymbolReport {
-    let wanted = wanted(profile);
+pub fn symbolize(profile: &mut Profile) -> SymbolReport {
+    let wanted = frames_to_symbolize(profile);
     let mut files = SymbolFiles::default();
     let mut report = SymbolReport::default();
     let mut named: Vec<Option<FunctionHandle>> = vec![None; profile.frames.iter().len()];
-    let mut functions = Functions::of(&profile.functions);
+    let mut functions = Functions::new(&profile.functions);
     for frames in wanted.chunk_by(|a, b| a.mapping == b.mapping) {
         let Some(mapping) = frames.first().and_then(|first| profile.mappings.get(first.mapping))
         else {
@@ -183,7 +183,7 @@ pub fn name_functions(profile: &mut Profile) -> SymbolReport {
         };
         let offsets = frames.iter().map(|wanted| wanted.file_offset);
         let mut last = None;
-        let looked_up = files.look_up(mapping, offsets, |place, symbol| {
+        let result = files.look_up(mapping, offsets, |place, symbol| {
             let Some(symbol) = symbol else { return Ok(()) };
             if symbol.is_new || last.is_none() {
                 let strings = &mut profile.strings;
@@ -195,26 +195,26 @@ pub fn name_functions(profile: &mut Profile) -> SymbolReport {
             }
             Ok::<(), Infallible>(())
         });
-        match looked_up {
-            Ok(CodeIdentity::Checked) => {}
-            Ok(CodeIdentity::Unknown) => {
-                profile.comments.push(Unchecked(&mapping.path).to_string());
+        match result {
+            Ok(CodeIdentity::Verified) => {}
+            Ok(CodeIdentity::Unverified) => {
+                profile.comments.push(UnverifiedFile(&mapping.path).to_string());
             }
-            Err(SymbolFailure::See(never)) => match never {},
+            Err(SymbolFailure::Callback(never)) => match never {},
             Err(SymbolFailure::File(problem)) => {
                 profile.comments.push(problem.to_string());
                 report.problems.push(problem);
             }
         }
     }
-    name_generated(profile);
+    name_generated_code(profile);
     let mut complete: Vec<Option<bool>> = vec![None; profile.mappings.len()];
     for (frame, function) in profile.frames.iter_mut().zip(named) {
         if let Some(function) = function {
             frame.lines.push(Line { function, line: 0 });
         }
         let has_line = !frame.lines.is_empty();
-        *(if has_line { &mut report.named } else { &mut report.nameless }) += 1;
+        *(if has_line { &mut report.named } else { &mut report.unnamed }) += 1;
         if let Some(all) = frame.mapping.and_then(|mapping| complete.get_mut(mapping.index())) {
             *all = Some(all.unwrap_or(true) && has_line);
         }
@@ -226,14 +226,14 @@ pub fn name_functions(profile: &mut Profile) -> SymbolReport {
 }
 
 /// Names the frames that are in no file, or in a file that exists in memory only.
-fn name_generated(profile: &mut Profile) {
+fn name_generated_code(profile: &mut Profile) {
     let file_of = |frame: &Frame| {
         let mapping = frame.mapping.and_then(|handle| profile.mappings.get(handle.index()));
         mapping.map(|mapping| mapping.path.as_path())
     };
     let mut wanted: Vec<(u64, FrameHandle)> = Vec::new();
     for (handle, frame) in profile.frames.handles().zip(profile.frames.iter()) {
-        if frame.lines.is_empty() && file_of(frame).is_none_or(|path| memory_file(path).is_some()) {
+        if frame.lines.is_empty() && file_of(frame).is_none_or(|path| memfd_name(path).is_some()) {
             wanted.push((frame.address, handle));
         }
     }
@@ -242,15 +242,15 @@ fn name_generated(profile: &mut Profile) {
     }
     wanted.sort_unstable_by_key(|&(address, _)| address);
     let mut names: Vec<String> = Vec::with_capacity(wanted.len());
-    let named = GeneratedCode::reserve(wanted.len()).name(
+    let named = GeneratedCode::with_capacity(wanted.len()).look_up(
         &wanted,
         |&(address, _)| address,
         |place, name| {
             let frame = wanted.get(place).map(|&(_, handle)| profile.frames.get(handle));
             let fallback = || {
                 let path = frame.and_then(file_of);
-                let name = path.and_then(memory_file).map(|name| name.to_string());
-                name.unwrap_or_else(|| ANONYMOUS.to_owned())
+                let name = path.and_then(memfd_name).map(|name| name.to_string());
+                name.unwrap_or_else(|| ANONYMOUS_CODE.to_owned())
             };
             names.push(name.map_or_else(fallback, str::to_owned));
             Ok::<(), Infallible>(())
@@ -267,24 +267,24 @@ fn name_generated(profile: &mut Profile) {
 /// Costs a few failed opens for each stripped file without a debug file.
 pub fn find_debug_files(mappings: &[Mapping]) {
     for mapping in mappings {
-        if let Some(file) = mapping.file.as_ref().filter(|file| file.debug().is_none())
+        if let Some(file) = mapping.file.as_ref().filter(|file| file.debug_file().is_none())
             && let Ok(image) = ElfImage::read(Arc::clone(file), &mapping.path)
         {
-            let _ = debug_file::of(&image);
+            let _ = debug_file::with_symbols(&image);
         }
     }
 }
 
 /// Returns the reason why functions in the file of `mapping` have no names, or `None` if they have
 /// names. Reads headers only.
-pub fn why_nameless(mapping: &Mapping) -> Option<String> {
+pub fn missing_symbols_reason(mapping: &Mapping) -> Option<String> {
     let image = match &mapping.file {
         Some(file) => ElfImage::read(Arc::clone(file), &mapping.path),
         None => ElfImage::open(&mapping.path),
     };
     match image {
         Err(error) => Some(error.to_string()),
-        Ok(image) if image.has_all_symbols() || debug_file::of(&image).is_some() => None,
+        Ok(image) if image.has_all_symbols() || debug_file::with_symbols(&image).is_some() => None,
         Ok(_) => Some(format!(
             "{} has no symbol table (it was stripped), and there is no debug file of it beside it or below \
              /usr/lib/debug; build with `strip = \"debuginfo\"` or keep the debug file there",
@@ -294,8 +294,8 @@ pub fn why_nameless(mapping: &Mapping) -> Option<String> {
 }
 
 /// Returns the frames without lines in mapped files, sorted by mapping and file offset.
-fn wanted(profile: &Profile) -> Vec<Wanted> {
-    let mut wanted: Vec<Wanted> = profile
+fn frames_to_symbolize(profile: &Profile) -> Vec<FrameLookup> {
+    let mut wanted: Vec<FrameLookup> = profile
         .frames
         .iter()
         .enumerate()
@@ -307,8 +307,8 @@ fn wanted(profile: &Profile) -> Vec<Wanted> {
             let inside = (mapping.start..mapping.end).contains(&frame.address);
             let file_offset =
                 (frame.address.checked_sub(mapping.start)?).checked_add(mapping.file_offset)?;
-            (inside && mapping.path.is_absolute() && memory_file(&mapping.path).is_none())
-                .then_some(Wanted { mapping: handle.index(), file_offset, frame: index })
+            (inside && mapping.path.is_absolute() && memfd_name(&mapping.path).is_none())
+                .then_some(FrameLookup { mapping: handle.index(), file_offset, frame: index })
         })
         .collect();
     wanted.sort_unstable();
@@ -320,7 +320,7 @@ fn wanted(profile: &Profile) -> Vec<Wanted> {
 struct Functions(HashMap<(StringHandle, StringHandle), FunctionHandle>);
 
 impl Functions {
-    fn of(functions: &[Function]) -> Self {
+    fn new(functions: &[Function]) -> Self {
         let handles = (0..).map(FunctionHandle);
         Self(functions.iter().map(|known| (known.system_name, known.name)).zip(handles).collect())
     }

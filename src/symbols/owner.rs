@@ -4,11 +4,11 @@
 //! For `<Type as Trait>::method` it is the crate of the type. If the type belongs to a library, or
 //! is a primitive or a type parameter, it is the crate of the trait.
 
-use super::aliases::first_of;
+use super::aliases::first_name;
 
 /// Crates between a service and the system: the standard library, the runtime and common server
 /// crates.
-const LIBRARIES: &[&str] = &[
+const LIBRARY_CRATES: &[&str] = &[
     "__rustc",
     "addr2line",
     "alloc",
@@ -70,7 +70,7 @@ const LIBRARIES: &[&str] = &[
 ];
 
 /// Parts of names of functions that only call another function.
-const GLUE: &[&str] = &[
+const GLUE_PREFIXES: &[&str] = &[
     "core::future::",
     "core::ops::function::",
     "core::panic::",
@@ -85,7 +85,7 @@ const GLUE: &[&str] = &[
 
 /// The function that represents a stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OwnFunction<'a> {
+pub struct ApplicationFunction<'a> {
     /// The innermost function of the service, or the innermost function of the stack if there is
     /// none.
     pub name: &'a str,
@@ -94,37 +94,37 @@ pub struct OwnFunction<'a> {
 }
 
 /// Returns the function that represents a stack. `names` are its functions, innermost first.
-pub fn own_function<'a>(names: &[&'a str]) -> Option<OwnFunction<'a>> {
-    let Some(place) = names.iter().position(|name| is_application(name)) else {
-        return names.first().map(|name| OwnFunction { name, via: None });
+pub fn application_function<'a>(names: &[&'a str]) -> Option<ApplicationFunction<'a>> {
+    let Some(index) = names.iter().position(|name| is_application(name)) else {
+        return names.first().map(|name| ApplicationFunction { name, via: None });
     };
-    let (called, from_own) = names.split_at(place);
+    let (called, from_own) = names.split_at(index);
     let name = from_own.first()?;
     let via = called.iter().rev().find(|name| !is_glue(name)).copied();
-    Some(OwnFunction { name, via })
+    Some(ApplicationFunction { name, via })
 }
 
 /// Returns `true` if this demangled name belongs to the service: a Rust path whose crate is not a
 /// known library.
 pub fn is_application(name: &str) -> bool {
-    owner(first_of(name)).is_some_and(|owner| !LIBRARIES.contains(&owner))
+    owning_crate(first_name(name)).is_some_and(|owner| !LIBRARY_CRATES.contains(&owner))
 }
 
 fn is_glue(name: &str) -> bool {
     let inner = name.strip_prefix('<').unwrap_or(name);
     let of_trait = inner.split_once(" as ").map_or("", |(_, of_trait)| of_trait);
-    GLUE.iter().any(|glue| inner.starts_with(glue) || of_trait.starts_with(glue))
+    GLUE_PREFIXES.iter().any(|glue| inner.starts_with(glue) || of_trait.starts_with(glue))
 }
 
 /// Returns the crate of a path or type. `None` if it does not begin with a crate: a C function, a
 /// primitive or a type parameter.
-fn owner(path: &str) -> Option<&str> {
-    let path = without_pointers(path);
+fn owning_crate(path: &str) -> Option<&str> {
+    let path = strip_pointers(path);
     if let Some(rest) = path.strip_prefix('<') {
-        let (inner, _) = rest.split_at_checked(end_of_bracket(rest)?)?;
-        let Some((of_type, of_trait)) = split_as(inner) else { return owner(inner) };
-        let is_own = |owner: &&str| !LIBRARIES.contains(owner);
-        return owner(of_type).filter(is_own).or_else(|| owner(of_trait));
+        let (inner, _) = rest.split_at_checked(closing_bracket(rest)?)?;
+        let Some((of_type, of_trait)) = split_as(inner) else { return owning_crate(inner) };
+        let is_own = |owner: &&str| !LIBRARY_CRATES.contains(owner);
+        return owning_crate(of_type).filter(is_own).or_else(|| owning_crate(of_trait));
     }
     let (first, _) = path.split_once("::")?;
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
@@ -132,7 +132,7 @@ fn owner(path: &str) -> Option<&str> {
 }
 
 /// Returns a type without references, pointers, and the brackets of slices and tuples.
-fn without_pointers(mut path: &str) -> &str {
+fn strip_pointers(mut path: &str) -> &str {
     loop {
         let next = path.trim_start_matches(['&', '*', '(', '[', ' ']);
         let next = ["mut ", "const ", "dyn ", "impl "]
@@ -147,19 +147,19 @@ fn without_pointers(mut path: &str) -> &str {
 }
 
 /// Returns the index of the `>` that matches a `<` before `text`.
-fn end_of_bracket(text: &str) -> Option<usize> {
+fn closing_bracket(text: &str) -> Option<usize> {
     let mut depth = 0usize;
-    let mut last = 0;
+    let mut previous = 0;
     for (at, byte) in text.bytes().enumerate() {
         match byte {
             b'<' => depth += 1,
             // `->` of a function type.
-            b'>' if last == b'-' => {}
+            b'>' if previous == b'-' => {}
             b'>' if depth == 0 => return Some(at),
             b'>' => depth -= 1,
             _ => {}
         }
-        last = byte;
+        previous = byte;
     }
     None
 }
@@ -187,11 +187,11 @@ fn split_as(inner: &str) -> Option<(&str, &str)> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::name::Readable;
+    use super::super::name::DemangledName;
     use super::*;
 
     #[test]
-    fn functions_of_the_service_are_told_from_those_of_libraries() {
+    fn is_application_distinguishes_service_from_libraries() {
         for (name, is_own) in [
             ("orders::disk::wait", true),
             ("orders::main::{{closure}}", true),
@@ -232,7 +232,7 @@ mod tests {
 
     /// As in symbol tables, in both manglings.
     #[test]
-    fn a_stack_is_about_the_innermost_function_of_the_service() {
+    fn picks_innermost_service_function_of_stack() {
         let legacy = [
             "clock_nanosleep",
             "_ZN3std6thread5sleep17h0123456789abcdefE",
@@ -248,16 +248,16 @@ mod tests {
         ];
         for symbols in [&legacy[..], &v0] {
             let names: Vec<String> =
-                symbols.iter().map(|symbol| Readable(symbol).to_string()).collect();
+                symbols.iter().map(|symbol| DemangledName(symbol).to_string()).collect();
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            let own = own_function(&names).unwrap();
+            let own = application_function(&names).unwrap();
             assert_eq!(own.name, "shorty::faults::blocking_dns_lookup", "{names:?}");
             assert_eq!(own.via, Some("std::thread::sleep"), "{names:?}");
         }
     }
 
     #[test]
-    fn glue_is_not_what_was_called_and_without_a_service_the_innermost_function_stands() {
+    fn glue_is_skipped_and_library_only_stack_uses_innermost() {
         let stack = [
             "read",
             "<std::net::tcp::TcpStream as std::io::Read>::read",
@@ -266,12 +266,15 @@ mod tests {
             "orders::load",
         ];
         let via = Some("<std::net::tcp::TcpStream as std::io::Read>::read");
-        assert_eq!(own_function(&stack), Some(OwnFunction { name: "orders::load", via }));
-        let burns = ["orders::burn", "orders::main"];
-        let own = OwnFunction { name: "orders::burn", via: None };
-        assert_eq!(own_function(&burns), Some(own));
-        let own = OwnFunction { name: "nanosleep", via: None };
-        assert_eq!(own_function(&["nanosleep", "std::thread::sleep"]), Some(own));
-        assert_eq!(own_function(&[]), None);
+        assert_eq!(
+            application_function(&stack),
+            Some(ApplicationFunction { name: "orders::load", via })
+        );
+        let stack = ["orders::burn", "orders::main"];
+        let own = ApplicationFunction { name: "orders::burn", via: None };
+        assert_eq!(application_function(&stack), Some(own));
+        let own = ApplicationFunction { name: "nanosleep", via: None };
+        assert_eq!(application_function(&["nanosleep", "std::thread::sleep"]), Some(own));
+        assert_eq!(application_function(&[]), None);
     }
 }

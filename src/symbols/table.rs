@@ -18,10 +18,10 @@ use super::Error;
 use super::image::ElfImage;
 
 /// Bytes of the table read at once: a whole number of entries of either class (24 and 16 bytes).
-const CHUNK: usize = 48 * 1280;
+const CHUNK_BYTES: usize = 48 * 1280;
 
 /// A limit on the size of a table: 44 million symbols, twenty times as many as a browser has.
-const MAX_TABLE: u64 = 1 << 30;
+const MAX_TABLE_BYTES: u64 = 1 << 30;
 
 /// A limit on steps (symbols, and addresses that they cover), about one second. A sound table takes
 /// one step per symbol and one per address. A table in which every symbol covers everything takes
@@ -42,40 +42,40 @@ impl SymbolTable {
         &self,
         image: &ElfImage,
         endian: Endianness,
-        wants: &mut Wants,
+        lookup: &mut SymbolLookup,
     ) -> Result<(), Error> {
-        if wants.addresses.is_empty() {
+        if lookup.addresses.is_empty() {
             return Ok(());
         }
-        if self.entries.end - self.entries.start > MAX_TABLE {
-            return Err(image.too_large("its symbol table in bytes", MAX_TABLE));
+        if self.entries.end - self.entries.start > MAX_TABLE_BYTES {
+            return Err(image.too_large("its symbol table in bytes", MAX_TABLE_BYTES));
         }
-        let mut buffer = std::mem::take(&mut wants.buffer);
-        buffer.resize(CHUNK, 0);
-        let scanned = self.scan_with::<S>(image, endian, wants, &mut buffer);
-        wants.buffer = buffer;
+        let mut buffer = std::mem::take(&mut lookup.buffer);
+        buffer.resize(CHUNK_BYTES, 0);
+        let scanned = self.scan_chunks::<S>(image, endian, lookup, &mut buffer);
+        lookup.buffer = buffer;
         scanned
     }
 
-    fn scan_with<S: Sym<Endian = Endianness>>(
+    fn scan_chunks<S: Sym<Endian = Endianness>>(
         &self,
         image: &ElfImage,
         endian: Endianness,
-        wants: &mut Wants,
+        lookup: &mut SymbolLookup,
         buffer: &mut [u8],
     ) -> Result<(), Error> {
         let mut at = self.entries.start;
         while at < self.entries.end {
-            let size = (self.entries.end - at).min(CHUNK as u64);
+            let size = (self.entries.end - at).min(CHUNK_BYTES as u64);
             let chunk = buffer.get_mut(..size as usize).unwrap_or_default();
             image.read_exact(chunk, at)?;
-            let whole = chunk.len() / size_of::<S>();
-            let (symbols, _) = pod::slice_from_bytes::<S>(chunk, whole)
+            let count = chunk.len() / size_of::<S>();
+            let (symbols, _) = pod::slice_from_bytes::<S>(chunk, count)
                 .map_err(|()| image.malformed("its symbol table is cut"))?;
             for symbol in symbols {
-                wants.offer(symbol, endian);
+                lookup.add_symbol(symbol, endian);
             }
-            if wants.steps > MAX_STEPS {
+            if lookup.steps > MAX_STEPS {
                 return Err(image.too_large("the work its symbol table asks for", MAX_STEPS));
             }
             at += size;
@@ -99,10 +99,10 @@ pub(super) struct Aliases {
 
 impl Aliases {
     /// A value that no table contains, to fill memory with.
-    pub(super) const UNLIKELY: Self =
+    pub(super) const FILLER: Self =
         Self { names: [u32::MAX; MAX_ALIASES], weak: u8::MAX, count: u16::MAX };
 
-    fn of(name: u32, is_weak: bool) -> Self {
+    fn new(name: u32, is_weak: bool) -> Self {
         let mut aliases = Self { names: [0; MAX_ALIASES], weak: 0, count: 0 };
         aliases.add(name, is_weak);
         aliases
@@ -112,8 +112,8 @@ impl Aliases {
         if self.names.iter().take(self.count.into()).any(|known| *known == name) {
             return;
         }
-        if let Some(place) = self.names.get_mut(usize::from(self.count)) {
-            *place = name;
+        if let Some(slot) = self.names.get_mut(usize::from(self.count)) {
+            *slot = name;
             self.weak |= u8::from(is_weak) << self.count;
         }
         self.count = self.count.saturating_add(1);
@@ -127,7 +127,7 @@ impl Aliases {
     }
 
     /// Returns the number of names beyond the stored ones.
-    pub(super) fn beyond(&self) -> usize {
+    pub(super) fn omitted_count(&self) -> usize {
         usize::from(self.count).saturating_sub(MAX_ALIASES)
     }
 }
@@ -138,17 +138,18 @@ struct SymbolCandidate {
     start: u64,
     /// Binding of the symbol: 2 for global, 1 for weak, 0 for local. Of loose symbols at one
     /// address, the highest is used.
-    rank: u8,
+    binding_rank: u8,
     name: u32,
 }
 
 impl SymbolCandidate {
-    fn beats(&self, other: &Option<Self>) -> bool {
-        other.is_none_or(|other| (self.start, self.rank) > (other.start, other.rank))
+    fn is_better_than(&self, other: &Option<Self>) -> bool {
+        other
+            .is_none_or(|other| (self.start, self.binding_rank) > (other.start, other.binding_rank))
     }
 
     fn is_weak(&self) -> bool {
-        self.rank == 1
+        self.binding_rank == 1
     }
 }
 
@@ -162,7 +163,7 @@ struct InnermostSymbol {
 /// Addresses to look up, and the best symbols found for them. The vectors keep their capacity
 /// between uses.
 #[derive(Default)]
-pub(super) struct Wants {
+pub(super) struct SymbolLookup {
     /// Sorted addresses.
     addresses: Vec<u64>,
     /// The innermost sized symbols around each address.
@@ -170,31 +171,31 @@ pub(super) struct Wants {
     /// `loose[i]`: the last loose symbol in `(addresses[i - 1], addresses[i]]`.
     loose: Vec<Option<SymbolCandidate>>,
     /// `begins[i]`: the start of the last sized symbol in the same range.
-    begins: Vec<u64>,
+    sized_starts: Vec<u64>,
     /// Part of the table being scanned.
     buffer: Vec<u8>,
     steps: u64,
 }
 
-impl Wants {
+impl SymbolLookup {
     /// Creates buffers for `most` addresses, filled so that their pages exist.
-    pub(super) fn reserve(most: usize) -> Self {
-        let unlikely = SymbolCandidate { start: u64::MAX, rank: u8::MAX, name: u32::MAX };
+    pub(super) fn with_capacity(max_addresses: usize) -> Self {
+        let filler = SymbolCandidate { start: u64::MAX, binding_rank: u8::MAX, name: u32::MAX };
         Self {
-            addresses: vec![u64::MAX; most],
+            addresses: vec![u64::MAX; max_addresses],
             sized: vec![
-                Some(InnermostSymbol { start: u64::MAX, aliases: Aliases::UNLIKELY });
-                most
+                Some(InnermostSymbol { start: u64::MAX, aliases: Aliases::FILLER });
+                max_addresses
             ],
-            loose: vec![Some(unlikely); most],
-            begins: vec![u64::MAX; most],
-            buffer: vec![u8::MAX; CHUNK],
+            loose: vec![Some(filler); max_addresses],
+            sized_starts: vec![u64::MAX; max_addresses],
+            buffer: vec![u8::MAX; CHUNK_BYTES],
             steps: 0,
         }
     }
 
     /// Sets the addresses to look up, which must be sorted, and resets the results.
-    pub(super) fn set(&mut self, addresses: impl Iterator<Item = u64>) {
+    pub(super) fn set_addresses(&mut self, addresses: impl Iterator<Item = u64>) {
         self.addresses.clear();
         self.addresses.extend(addresses);
         let count = self.addresses.len();
@@ -202,31 +203,31 @@ impl Wants {
         self.sized.resize(count, None);
         self.loose.clear();
         self.loose.resize(count, None);
-        self.begins.clear();
-        self.begins.resize(count, 0);
+        self.sized_starts.clear();
+        self.sized_starts.resize(count, 0);
         self.steps = 0;
     }
 
     /// Returns the address at index `place`.
-    pub(super) fn address(&self, place: usize) -> Option<u64> {
-        self.addresses.get(place).copied()
+    pub(super) fn address(&self, index: usize) -> Option<u64> {
+        self.addresses.get(index).copied()
     }
 
-    fn offer<S: Sym<Endian = Endianness>>(&mut self, symbol: &S, endian: Endianness) {
+    fn add_symbol<S: Sym<Endian = Endianness>>(&mut self, symbol: &S, endian: Endianness) {
         self.steps += 1;
         let size: u64 = symbol.st_size(endian).into();
         let kind = symbol.st_type();
-        let function = kind == elf::STT_FUNC || kind == elf::STT_GNU_IFUNC;
+        let is_function = kind == elf::STT_FUNC || kind == elf::STT_GNU_IFUNC;
         let section = symbol.st_shndx(endian);
         if symbol.st_name(endian) == 0
             || section == elf::SHN_UNDEF
             || section == elf::SHN_ABS
-            || !(function || kind == elf::STT_NOTYPE && size == 0)
+            || !(is_function || kind == elf::STT_NOTYPE && size == 0)
         {
             return;
         }
         let mut start: u64 = symbol.st_value(endian).into();
-        if cfg!(target_arch = "arm") && function {
+        if cfg!(target_arch = "arm") && is_function {
             // The lowest bit marks Thumb code and is not part of the address.
             start &= !1;
         }
@@ -235,21 +236,21 @@ impl Wants {
             elf::STB_WEAK => 1,
             _ => 0,
         };
-        let candidate = SymbolCandidate { start, rank, name: symbol.st_name(endian) };
-        self.place(candidate, size);
+        let candidate = SymbolCandidate { start, binding_rank: rank, name: symbol.st_name(endian) };
+        self.record_candidate(candidate, size);
     }
 
-    fn place(&mut self, candidate: SymbolCandidate, size: u64) {
+    fn record_candidate(&mut self, candidate: SymbolCandidate, size: u64) {
         let first = self.addresses.partition_point(|&address| address < candidate.start);
         if size == 0 {
             match self.loose.get_mut(first) {
-                Some(slot) if candidate.beats(slot) => *slot = Some(candidate),
+                Some(slot) if candidate.is_better_than(slot) => *slot = Some(candidate),
                 _ => {}
             }
             return;
         }
-        if let Some(begin) = self.begins.get_mut(first) {
-            *begin = candidate.start.max(*begin);
+        if let Some(start) = self.sized_starts.get_mut(first) {
+            *start = candidate.start.max(*start);
         }
         let end = candidate.start.saturating_add(size);
         for (slot, _) in self
@@ -266,7 +267,7 @@ impl Wants {
                     known.aliases.add(candidate.name, candidate.is_weak());
                 }
                 _ => {
-                    let aliases = Aliases::of(candidate.name, candidate.is_weak());
+                    let aliases = Aliases::new(candidate.name, candidate.is_weak());
                     *slot = Some(InnermostSymbol { start: candidate.start, aliases });
                 }
             }
@@ -275,25 +276,25 @@ impl Wants {
 
     /// Calls `see` with the index of each address and its symbols, if there are any. `code` lists
     /// the address ranges of the sections with code.
-    pub(super) fn names<E>(
+    pub(super) fn visit_symbols<E>(
         &self,
         code: &[Range<u64>],
-        mut see: impl FnMut(usize, Option<Aliases>) -> Result<(), E>,
+        mut visit: impl FnMut(usize, Option<Aliases>) -> Result<(), E>,
     ) -> Result<(), E> {
         let (mut loose, mut begin) = (None::<SymbolCandidate>, 0);
-        let seen = self.sized.iter().zip(&self.loose).zip(&self.begins);
-        for (at, (&address, ((sized, loose_here), begins_here))) in
-            self.addresses.iter().zip(seen).enumerate()
+        let found = self.sized.iter().zip(&self.loose).zip(&self.sized_starts);
+        for (index, (&address, ((sized, loose_here), begins_here))) in
+            self.addresses.iter().zip(found).enumerate()
         {
-            loose = loose_here.filter(|here| here.beats(&loose)).or(loose);
+            loose = loose_here.filter(|here| here.is_better_than(&loose)).or(loose);
             begin = begin.max(*begins_here);
             let reaching = loose.filter(|loose| {
                 let both =
                     |part: &Range<u64>| part.contains(&address) && part.contains(&loose.start);
                 loose.start > begin && code.iter().any(both)
             });
-            let reaching = reaching.map(|loose| Aliases::of(loose.name, loose.is_weak()));
-            see(at, sized.map(|sized| sized.aliases).or(reaching))?;
+            let reaching = reaching.map(|loose| Aliases::new(loose.name, loose.is_weak()));
+            visit(index, sized.map(|sized| sized.aliases).or(reaching))?;
         }
         Ok(())
     }
@@ -313,13 +314,13 @@ mod tests {
     }
 
     fn aliases(addresses: &[u64], symbols: &[(u64, u64, u8, u32)]) -> Vec<Option<Aliases>> {
-        let mut wants = Wants::default();
-        wants.set(addresses.iter().copied());
+        let mut wants = SymbolLookup::default();
+        wants.set_addresses(addresses.iter().copied());
         for &(start, size, rank, name) in symbols {
-            wants.place(SymbolCandidate { start, rank, name }, size);
+            wants.record_candidate(SymbolCandidate { start, binding_rank: rank, name }, size);
         }
         let mut names = Vec::new();
-        let Ok(()) = wants.names::<Infallible>(&[0x100..0x200, 0x200..0x300], |_, name| {
+        let Ok(()) = wants.visit_symbols::<Infallible>(&[0x100..0x200, 0x200..0x300], |_, name| {
             names.push(name);
             Ok(())
         });
@@ -327,34 +328,34 @@ mod tests {
     }
 
     #[test]
-    fn a_sized_symbol_covers_its_bytes_and_no_more() {
+    fn sized_symbol_covers_exactly_its_size() {
         let table = [(0x110, 0x10, 0, 7)];
         let at = [0x10f, 0x110, 0x11f, 0x120];
         assert_eq!(names(&at, &table), [None, Some(7), Some(7), None]);
     }
 
     #[test]
-    fn the_innermost_win_and_those_that_begin_together_are_all_kept() {
+    fn innermost_symbol_wins_and_same_start_are_aliases() {
         let table = [(0x100, 0x80, 2, 1), (0x110, 0x10, 0, 2), (0x110, 0x10, 1, 3)];
         let found = aliases(&[0x100, 0x118, 0x130], &table);
-        let kept = |place: usize| found[place].unwrap().iter().collect::<Vec<_>>();
-        assert_eq!(kept(0), [(1, false)]);
-        assert_eq!(kept(1), [(2, false), (3, true)]);
-        assert_eq!(kept(2), [(1, false)]);
+        let names_at = |place: usize| found[place].unwrap().iter().collect::<Vec<_>>();
+        assert_eq!(names_at(0), [(1, false)]);
+        assert_eq!(names_at(1), [(2, false), (3, true)]);
+        assert_eq!(names_at(2), [(1, false)]);
     }
 
     #[test]
-    fn symbols_beyond_the_room_are_counted() {
+    fn aliases_beyond_maximum_are_counted() {
         for count in [MAX_ALIASES - 1, MAX_ALIASES, MAX_ALIASES + 1] {
             let table: Vec<_> = (1..=count as u32).map(|name| (0x110, 0x10, 0, name)).collect();
             let found = aliases(&[0x118], &table)[0].unwrap();
             assert_eq!(found.iter().count(), count.min(MAX_ALIASES));
-            assert_eq!(found.beyond(), count - found.iter().count());
+            assert_eq!(found.omitted_count(), count - found.iter().count());
         }
     }
 
     #[test]
-    fn a_loose_symbol_reaches_to_what_begins_next_in_its_section() {
+    fn loose_symbol_covers_up_to_next_symbol_in_section() {
         let table = [(0x140, 0x10, 0, 2), (0x110, 0, 0, 1), (0x180, 0, 0, 3)];
         let at = [0x10f, 0x110, 0x13f, 0x145, 0x150, 0x190, 0x1ff, 0x200];
         let expected = [None, Some(1), Some(1), Some(2), None, Some(3), Some(3), None];
@@ -362,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_beyond_the_address_space_do_not_wrap() {
+    fn symbol_end_beyond_address_space_does_not_wrap() {
         assert_eq!(names(&[0x150, u64::MAX], &[(0x140, u64::MAX, 0, 1)]), [Some(1), None]);
     }
 }

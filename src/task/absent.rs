@@ -14,14 +14,14 @@ impl PollNode {
     }
 
     pub(super) fn tick() -> u64 {
-        cycle_clock::recently()
+        cycle_clock::coarse_now()
     }
 
-    pub(super) fn poll(&mut self, _tick: u64) -> PollSlice {
+    pub(super) fn begin_poll(&mut self, _tick: u64) -> PollSlice {
         PollSlice
     }
 
-    pub(super) fn pause(_slice: PollSlice) {}
+    pub(super) fn end_pending_poll(_slice: PollSlice) {}
 
-    pub(super) fn end(&mut self, _slice: PollSlice) {}
+    pub(super) fn end_task(&mut self, _slice: PollSlice) {}
 }

@@ -41,7 +41,7 @@ use tokio::task::JoinHandle;
 
 use crate::base::SpawnSite;
 use crate::os::fork;
-use crate::stacks::{TaskRegistration, poll_seen};
+use crate::stacks::{TaskRegistration, poll_capturing};
 #[cfg(feature = "trace")]
 use crate::trace::PollNode;
 #[cfg(not(feature = "trace"))]
@@ -68,22 +68,22 @@ impl<F: Future> Future for Traced<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         let tick = PollNode::tick();
-        let slice = this.node.poll(tick);
-        let turn = this.ticket.enter(tick);
-        if turn.is_asked() {
+        let slice = this.node.begin_poll(tick);
+        let guard = this.ticket.begin_poll(tick);
+        if guard.is_stack_requested() {
             // Hidden from the optimizer: if the poll were inlined into marple's function, the
             // task's outermost function would have no frame and so no name.
             let poll = black_box(F::poll as fn(Pin<&mut F>, &mut Context<'_>) -> Poll<F::Output>);
-            return poll_seen(&turn, cx, this.future, poll);
+            return poll_capturing(&guard, cx, this.future, poll);
         }
         let outcome = this.future.poll(cx);
         match outcome {
             Poll::Pending => {
-                this.ticket.keep(cx.waker());
-                drop(turn);
-                PollNode::pause(slice);
+                this.ticket.store_waker(cx.waker());
+                drop(guard);
+                PollNode::end_pending_poll(slice);
             }
-            Poll::Ready(_) => this.node.end(slice),
+            Poll::Ready(_) => this.node.end_task(slice),
         }
         outcome
     }
@@ -151,8 +151,8 @@ impl<F: Future> Trace for F {}
 
 #[inline]
 fn wrap<F>(name: Option<&'static str>, future: F, place: &'static Location<'static>) -> Traced<F> {
-    fork::notice();
-    let site = SpawnSite { name, place }.number();
-    let (ticket, number) = TaskRegistration::new(site);
-    Traced { future, ticket, node: PollNode::new(site, number) }
+    fork::warn_if_unwatched();
+    let site = SpawnSite { name, location: place }.intern();
+    let (registration, number) = TaskRegistration::new(site);
+    Traced { future, ticket: registration, node: PollNode::new(site, number) }
 }

@@ -29,7 +29,7 @@ use crate::trace::span_log::{RecordKind, Source, SpanLog, SpanRecord};
 /// Builds the timeline of a session that has ended.
 pub(super) fn assemble(
     shared: &RecorderState,
-    strays: LossCounts,
+    unattached_losses: LossCounts,
     anchor: TimeAnchor,
     started: Moment,
     now: Moment,
@@ -38,56 +38,60 @@ pub(super) fn assemble(
     let mut timeline = Timeline::new(anchor, std::process::id(), process_name());
     timeline.started = anchor.wall_at(started);
     // The rings are read first, because their threads continue to overwrite them.
-    let mut complete = None;
+    let mut complete_from = None;
     if let Some(window) = window {
-        let taken = flight::end(window, &mut timeline.strings);
-        timeline.activity = taken.activity;
-        timeline.losses.merge(&taken.losses);
-        complete = Some(taken.complete);
+        let snapshot = flight::end(window, &mut timeline.strings);
+        timeline.activity = snapshot.activity;
+        timeline.losses.merge(&snapshot.losses);
+        complete_from = Some(snapshot.complete_from);
     }
     let logs: Vec<_> = shared
         .take_logs()
         .into_iter()
         .map(|log| {
             let (chunks, counts) = log.close();
-            counts.tell(&mut timeline.losses);
+            counts.add_to(&mut timeline.losses);
             (log, chunks)
         })
         .collect();
-    strays.tell(&mut timeline.losses);
+    unattached_losses.add_to(&mut timeline.losses);
 
-    let mut ledger = shared.ledger();
+    let mut process_events = shared.process_events();
     let ends = logs.iter().flat_map(|(_, chunks)| chunks.iter().flatten());
-    let records = ends.map(|record| 1 + usize::from(is_older(record))).sum::<usize>();
-    let events = records + ledger.values.len() + ledger.instants.len() + 4;
+    let records = ends.map(|record| 1 + usize::from(is_end_of_preexisting(record))).sum::<usize>();
+    let events = records + process_events.values.len() + process_events.instants.len() + 4;
     if timeline.events.try_reserve_exact(events).is_err() {
         timeline.losses.add("trace events dropped: no memory for the timeline", events as u64);
         return timeline;
     }
     let mut sites = HashMap::new();
-    process(&mut timeline, mem::take(&mut ledger.instants), (complete, started, now));
+    write_process_track(
+        &mut timeline,
+        mem::take(&mut process_events.instants),
+        (complete_from, started, now),
+    );
     for (log, chunks) in logs.into_iter().filter(|(_, chunks)| !chunks.is_empty()) {
-        thread(&mut timeline, &mut sites, &log, chunks, started);
+        write_thread_track(&mut timeline, &mut sites, &log, chunks, started);
     }
-    counters(&mut timeline, mem::take(&mut ledger.values));
-    ledger.counts.tell(&mut timeline.losses);
+    write_counter_tracks(&mut timeline, mem::take(&mut process_events.values));
+    process_events.counts.add_to(&mut timeline.losses);
     timeline
 }
 
 /// Writes the process track: a slice for the time before the capture, one for the capture, and the
 /// instants.
-fn process(
+fn write_process_track(
     timeline: &mut Timeline,
     mut instants: Vec<crate::trace::process_events::ProcessEvent>,
     (complete, started, now): (Option<Moment>, Moment, Moment),
 ) {
     let name = timeline.process_name.clone();
-    let track = timeline.track(TrackKind::Process, &name);
+    let track = timeline.add_track(TrackKind::Process, &name);
     let category = timeline.strings.intern("marple");
     let recording = timeline.strings.intern("recording");
     let key = timeline.strings.intern("text");
     let event = |at, kind, args| TimelineEvent { at, track, kind, category, args };
-    let from = timeline.activity.from;
+    let from = timeline.activity.start;
     if let Some(complete) = complete.filter(|_| from < started) {
         let before = started.since(complete.min(started));
         let mut text = |text: &str| timeline.strings.intern(text);
@@ -98,7 +102,7 @@ fn process(
     }
     instants.sort_by_key(|instant| instant.at);
     let end = instants.last().map_or(now, |last| now.max(last.at));
-    let mut args = vec![("recorded", recorder::engine())];
+    let mut args = vec![("recorded", recorder::recorded_sources())];
     if complete.is_some() {
         args.push(("clock", cycle_clock::source().name()));
     }
@@ -116,12 +120,15 @@ fn process(
 }
 
 /// Writes one track per counter.
-fn counters(timeline: &mut Timeline, mut values: Vec<crate::trace::process_events::Value>) {
-    values.sort_by(|a, b| (&a.series, a.at).cmp(&(&b.series, b.at)));
+fn write_counter_tracks(
+    timeline: &mut Timeline,
+    mut values: Vec<crate::trace::process_events::Value>,
+) {
+    values.sort_by(|a, b| (&a.track, a.at).cmp(&(&b.track, b.at)));
     let category = timeline.strings.intern("vitals");
-    for series in values.chunk_by(|a, b| a.series == b.series) {
+    for series in values.chunk_by(|a, b| a.track == b.track) {
         let Some(first) = series.first() else { continue };
-        let track = timeline.counter(&first.series.name(), first.series.unit());
+        let track = timeline.add_counter(&first.track.name(), first.track.unit());
         timeline.events.extend(series.iter().map(|value| TimelineEvent {
             at: value.at,
             track,
@@ -133,46 +140,46 @@ fn counters(timeline: &mut Timeline, mut values: Vec<crate::trace::process_event
 }
 
 /// Writes the track of one thread.
-fn thread(
+fn write_thread_track(
     timeline: &mut Timeline,
     sites: &mut Sites,
     log: &Arc<SpanLog>,
     chunks: Vec<Vec<SpanRecord>>,
     started: Moment,
 ) {
-    let track = timeline.track(TrackKind::Thread(log.tid), &log.thread);
-    let older = chunks.iter().flatten().rev().filter_map(|record| match &record.what {
-        RecordKind::EndOfOlder(id, source) => Some((*id, source.clone())),
+    let track = timeline.add_track(TrackKind::Thread(log.tid), &log.thread);
+    let older = chunks.iter().flatten().rev().filter_map(|record| match &record.kind {
+        RecordKind::EndPreexisting(id, source) => Some((*id, source.clone())),
         _ => None,
     });
     let mut open: Vec<_> = older.collect();
-    let mut pen = TrackWriter::new(timeline, sites, track);
+    let mut writer = TrackWriter::new(timeline, sites, track);
     for (_, source) in &open {
-        pen.begin(started, source);
+        writer.begin(started, source);
     }
-    for SpanRecord { at, what } in chunks.into_iter().flatten() {
+    for SpanRecord { at, kind: what } in chunks.into_iter().flatten() {
         match what {
             RecordKind::Begin(id, source) => {
-                pen.begin(at, &source);
+                writer.begin(at, &source);
                 open.push((id, source));
             }
-            RecordKind::End(id) | RecordKind::EndOfOlder(id, _) => {
-                let Some(place) = open.iter().rposition(|(open, _)| *open == id) else { continue };
-                for _ in place..open.len() {
-                    pen.end(at);
+            RecordKind::End(id) | RecordKind::EndPreexisting(id, _) => {
+                let Some(index) = open.iter().rposition(|(open, _)| *open == id) else { continue };
+                for _ in index..open.len() {
+                    writer.end(at);
                 }
-                open.remove(place);
-                for (_, source) in open.iter().skip(place) {
-                    pen.begin(at, source);
+                open.remove(index);
+                for (_, source) in open.iter().skip(index) {
+                    writer.begin(at, source);
                 }
             }
-            RecordKind::Instant(site, fields) => pen.instant(at, site, fields.as_deref()),
+            RecordKind::Instant(site, fields) => writer.instant(at, site, fields.as_deref()),
         }
     }
 }
 
-fn is_older(record: &SpanRecord) -> bool {
-    matches!(record.what, RecordKind::EndOfOlder(..))
+fn is_end_of_preexisting(record: &SpanRecord) -> bool {
+    matches!(record.kind, RecordKind::EndPreexisting(..))
 }
 
 /// Interned static data of call sites, by the address of their metadata.

@@ -11,7 +11,7 @@
 //!
 //! The start of the complete data is reported exactly. A ring that has wrapped holds nothing before
 //! its oldest record. Earlier slices of other threads are shown, but the data of all threads is
-//! complete only from the latest of these start times on ([`FlightSnapshot::complete`]).
+//! complete only from the latest of these start times on ([`FlightSnapshot::complete_from`]).
 
 use crate::base::sync::Mutex;
 use std::collections::VecDeque;
@@ -22,7 +22,7 @@ use std::time::Duration;
 use super::registry::{self, RingOwner};
 use super::ring::Words;
 use super::sites;
-use super::thread::{self, EPOCH, SINCE, ThreadRings, astray};
+use super::thread::{self, EPOCH, RECORDING_START, ThreadRings, dropped_without_ring};
 use crate::base::{Bytes, Moment};
 use crate::model::{
     Activity, Calibration, Losses, OpenSlice, RawSlice, RawTask, StringTable, ThreadSlices,
@@ -31,25 +31,25 @@ use crate::model::{
 use crate::os::clock::cycle_clock;
 
 /// Divisor of `max_bytes` for the rings, and for each of the two copies of a capture.
-pub(super) const SHARE: u64 = 4;
+pub(super) const RING_BYTES_DIVISOR: u64 = 4;
 
 /// Default of `trace.window`.
-const WINDOW: Duration = Duration::from_secs(30);
+const DEFAULT_WINDOW: Duration = Duration::from_secs(30);
 
 /// Number of pairs of tick and moment that are kept. They are 1/6 of the window apart, so that one
 /// is from before the window.
-const PAIRS: usize = 8;
+const MAX_CLOCK_PAIRS: usize = 8;
 
-static FLIGHT: Mutex<FlightRecorder> = Mutex::new(FlightRecorder::new());
+static FLIGHT_RECORDER: Mutex<FlightRecorder> = Mutex::new(FlightRecorder::new());
 
 struct FlightRecorder {
     mode: TraceMode,
     /// `None` until it is configured or a capture starts.
     max_bytes: Option<Bytes>,
     window: Duration,
-    captures: u32,
-    epochs: u64,
-    pairs: VecDeque<(u64, Moment)>,
+    active_captures: u32,
+    recordings: u64,
+    clock_pairs: VecDeque<(u64, Moment)>,
 }
 
 impl FlightRecorder {
@@ -57,10 +57,10 @@ impl FlightRecorder {
         Self {
             mode: TraceMode::OnDemand,
             max_bytes: None,
-            window: WINDOW,
-            captures: 0,
-            epochs: 0,
-            pairs: VecDeque::new(),
+            window: DEFAULT_WINDOW,
+            active_captures: 0,
+            recordings: 0,
+            clock_pairs: VecDeque::new(),
         }
     }
 }
@@ -88,54 +88,54 @@ pub(super) fn calibrate() {
         return;
     }
     let mut flight = lock();
-    let (tick, at) = cycle_clock::pair();
-    let step = flight.window / (PAIRS as u32 - 2);
-    if flight.pairs.back().is_none_or(|(_, last)| at.since(*last) >= step) {
-        flight.pair(tick, at);
+    let (tick, at) = cycle_clock::tick_and_time();
+    let step = flight.window / (MAX_CLOCK_PAIRS as u32 - 2);
+    if flight.clock_pairs.back().is_none_or(|(_, last)| at.since(*last) >= step) {
+        flight.push_clock_pair(tick, at);
     }
 }
 
 /// Returns the current conversion of ticks to moments.
 pub(crate) fn calibration() -> Calibration {
     let flight = lock();
-    Calibration::new(flight.pairs.iter().copied().chain([cycle_clock::pair()]))
+    Calibration::new(flight.clock_pairs.iter().copied().chain([cycle_clock::tick_and_time()]))
 }
 
 impl FlightRecorder {
     /// Starts or stops recording as the mode and the number of captures require.
     fn apply(&mut self) {
-        let on = match self.mode {
+        let enabled = match self.mode {
             TraceMode::Always => true,
-            TraceMode::OnDemand => self.captures > 0,
+            TraceMode::OnDemand => self.active_captures > 0,
             TraceMode::Off => false,
         };
-        let bytes = self.max_bytes.map_or(0, |bytes| bytes.get() / SHARE);
-        let runs = EPOCH.load(Ordering::Relaxed) != 0;
-        if on && !runs {
+        let bytes = self.max_bytes.map_or(0, |bytes| bytes.get() / RING_BYTES_DIVISOR);
+        let is_recording = EPOCH.load(Ordering::Relaxed) != 0;
+        if enabled && !is_recording {
             // Selects the clock source, which must precede the first tick.
             cycle_clock::source();
-            self.pairs.clear();
-            let (tick, at) = cycle_clock::pair();
-            self.pair(tick, at);
-            self.epochs += 1;
-            SINCE.store(tick, Ordering::Relaxed);
+            self.clock_pairs.clear();
+            let (tick, at) = cycle_clock::tick_and_time();
+            self.push_clock_pair(tick, at);
+            self.recordings += 1;
+            RECORDING_START.store(tick, Ordering::Relaxed);
         }
-        registry::limit(usize::try_from(bytes).unwrap_or(usize::MAX), self.window_in_ticks());
-        thread::record(on.then_some(self.epochs));
+        registry::set_limits(usize::try_from(bytes).unwrap_or(usize::MAX), self.window_in_ticks());
+        thread::set_recording(enabled.then_some(self.recordings));
     }
 
-    fn pair(&mut self, tick: u64, at: Moment) {
-        if self.pairs.len() == PAIRS {
-            self.pairs.pop_front();
+    fn push_clock_pair(&mut self, tick: u64, at: Moment) {
+        if self.clock_pairs.len() == MAX_CLOCK_PAIRS {
+            self.clock_pairs.pop_front();
         }
-        self.pairs.push_back((tick, at));
+        self.clock_pairs.push_back((tick, at));
     }
 
     /// Returns the window in ticks. While the rate is unknown, a tick counts as a nanosecond. The
     /// result is then too small by a factor of the counter's rate in GHz, and rings are reused
     /// slightly early.
     fn window_in_ticks(&self) -> u64 {
-        let calibration = Calibration::new(self.pairs.iter().copied());
+        let calibration = Calibration::new(self.clock_pairs.iter().copied());
         let now = Moment::from_nanos(u64::MAX / 4);
         let before = calibration.tick(now - self.window);
         calibration.tick(now).saturating_sub(before)
@@ -154,20 +154,20 @@ pub(super) struct Window {
 #[derive(Clone, Debug)]
 struct ThreadSnapshots {
     rings: &'static ThreadRings,
-    tenancy: RingOwner,
+    owner: RingOwner,
     slices: Vec<Words>,
     tasks: Vec<Words>,
     next_slice: u64,
     next_task: u64,
     /// `true` if older slices of the window were overwritten.
-    cut: bool,
+    is_truncated: bool,
 }
 
 /// The data of a capture.
 pub(super) struct FlightSnapshot {
     pub(super) activity: Activity,
     /// Time from which the data of all threads is complete, except for counted losses.
-    pub(super) complete: Moment,
+    pub(super) complete_from: Moment,
     pub(super) losses: Losses,
 }
 
@@ -179,17 +179,17 @@ pub(super) fn begin(max_bytes: Bytes) -> Option<Window> {
         return None;
     }
     flight.max_bytes.get_or_insert(max_bytes);
-    flight.captures += 1;
+    flight.active_captures += 1;
     flight.apply();
-    let (tick, at) = cycle_clock::pair();
+    let (tick, at) = cycle_clock::tick_and_time();
     let now = [(tick, at)];
-    let calibration = Calibration::new(flight.pairs.iter().copied().chain(now));
-    let from = calibration.tick(at - flight.window).max(SINCE.load(Ordering::Relaxed));
+    let calibration = Calibration::new(flight.clock_pairs.iter().copied().chain(now));
+    let from = calibration.tick(at - flight.window).max(RECORDING_START.load(Ordering::Relaxed));
     drop(flight);
-    let threads = registry::all().into_iter();
+    let threads = registry::all_rings().into_iter();
     let threads =
-        threads.map(|(rings, tenancy)| ThreadSnapshots::first(rings, tenancy, from)).collect();
-    Some(Window { from, lost_before: lost_without_rings(), threads })
+        threads.map(|(rings, owner)| ThreadSnapshots::copy_window(rings, owner, from)).collect();
+    Some(Window { from, lost_before: lost_records(), threads })
 }
 
 /// Ends the capture that started with `window` and returns its data.
@@ -197,12 +197,12 @@ pub(super) fn end(window: Window, strings: &mut StringTable) -> FlightSnapshot {
     let cutoff = cycle_clock::now();
     let Window { from, lost_before, mut threads } = window;
     let mut losses = Losses::default();
-    let gone = go_on(&mut threads, from);
-    let pairs = close();
-    losses.add("polls and parks dropped: written over before they were read", gone);
+    let overwritten = append_new(&mut threads, from);
+    let pairs = unregister_capture();
+    losses.add("polls and parks dropped: written over before they were read", overwritten);
     losses.add(
         "polls and parks dropped: no memory for another thread's ring",
-        lost_without_rings().saturating_sub(lost_before),
+        lost_records().saturating_sub(lost_before),
     );
     if !cycle_clock::is_trusted() {
         losses.add("times that may be wrong: the kernel has turned from the CPU's counter", 1);
@@ -211,85 +211,86 @@ pub(super) fn end(window: Window, strings: &mut StringTable) -> FlightSnapshot {
     let calibration = Calibration::new(pairs);
     let oldest = threads
         .iter()
-        .filter(|copies| copies.cut)
+        .filter(|copies| copies.is_truncated)
         .filter_map(|copies| copies.slices.first().map(|words| RawSlice(*words).start()));
-    let complete = calibration.moment(oldest.max().map_or(from, |oldest| oldest.max(from)));
-    let activity = show(threads, (from, cutoff), calibration, strings);
-    FlightSnapshot { activity, complete, losses }
+    let complete_from = calibration.moment(oldest.max().map_or(from, |oldest| oldest.max(from)));
+    let activity = build_activity(threads, (from, cutoff), calibration, strings);
+    FlightSnapshot { activity, complete_from, losses }
 }
 
 /// Returns the data so far of the capture that started with `window`, without ending it.
 pub(super) fn peek(window: &Window, strings: &mut StringTable) -> Activity {
     let cutoff = cycle_clock::now();
     let mut threads = window.threads.clone();
-    go_on(&mut threads, window.from);
-    show(threads, (window.from, cutoff), calibration(), strings)
+    append_new(&mut threads, window.from);
+    build_activity(threads, (window.from, cutoff), calibration(), strings)
 }
 
 /// Appends records written since the last copy, including those of new threads. Returns the number
 /// of slices overwritten before they were copied.
-fn go_on(threads: &mut Vec<ThreadSnapshots>, from: u64) -> u64 {
-    let mut gone = 0;
-    for (rings, tenancy) in registry::all() {
-        let of = |copies: &&mut ThreadSnapshots| copies.tenancy.id == tenancy.id;
-        match threads.iter_mut().find(of) {
-            Some(copies) => gone += copies.go_on(),
-            None => threads.push(ThreadSnapshots::first(rings, tenancy, from)),
+fn append_new(threads: &mut Vec<ThreadSnapshots>, from: u64) -> u64 {
+    let mut overwritten = 0;
+    for (rings, owner) in registry::all_rings() {
+        let is_same_owner = |copies: &&mut ThreadSnapshots| copies.owner.id == owner.id;
+        match threads.iter_mut().find(is_same_owner) {
+            Some(snapshot) => overwritten += snapshot.append_new(),
+            None => threads.push(ThreadSnapshots::copy_window(rings, owner, from)),
         }
     }
-    gone
+    overwritten
 }
 
 /// Builds the activity up to `cutoff` from the copied records.
-fn show(
+fn build_activity(
     threads: Vec<ThreadSnapshots>,
     (from, cutoff): (u64, u64),
     calibration: Calibration,
     strings: &mut StringTable,
 ) -> Activity {
-    let several = runtimes(&threads) > 1;
+    let has_several_runtimes = count_runtimes(&threads) > 1;
     let mut tasks = Vec::with_capacity(threads.iter().map(|copies| copies.tasks.len()).sum());
-    let mut shown = Vec::with_capacity(threads.len());
-    for mut copies in threads {
-        tasks.extend(copies.tasks.drain(..).map(RawTask).filter(|task| task.at() <= cutoff));
-        let name = strings.intern(&copies.name(several));
-        let tid = copies.tenancy.tid;
-        let (slices, open) = copies.until(cutoff);
+    let mut thread_slices = Vec::with_capacity(threads.len());
+    for mut snapshot in threads {
+        tasks.extend(snapshot.tasks.drain(..).map(RawTask).filter(|task| task.at() <= cutoff));
+        let name = strings.intern(&snapshot.track_name(has_several_runtimes));
+        let tid = snapshot.owner.tid;
+        let (slices, open) = snapshot.into_slices(cutoff);
         if !slices.is_empty() || !open.is_empty() {
-            shown.push(ThreadSlices { tid, name, slices, open });
+            thread_slices.push(ThreadSlices { tid, name, slices, open });
         }
     }
     // Stable, because a stable sort merges the sorted runs of the threads.
     tasks.sort_by_key(|task| task.at());
     let from = calibration.moment(from);
     let sites = sites::names(strings);
-    Activity { calibration, from, threads: shown, tasks, sites }
+    Activity { calibration, start: from, threads: thread_slices, tasks, sites }
 }
 
 /// Discards a capture without reading its data.
 pub(super) fn abandon() {
-    close();
+    unregister_capture();
 }
 
 /// Unregisters a capture. Returns the pairs of tick and moment that date its records.
-fn close() -> Vec<(u64, Moment)> {
+fn unregister_capture() -> Vec<(u64, Moment)> {
     let mut flight = lock();
-    flight.captures = flight.captures.saturating_sub(1);
-    let pairs = flight.pairs.iter().copied().chain([cycle_clock::pair()]).collect();
+    flight.active_captures = flight.active_captures.saturating_sub(1);
+    let pairs = flight.clock_pairs.iter().copied().chain([cycle_clock::tick_and_time()]).collect();
     flight.apply();
     pairs
 }
 
 impl ThreadSnapshots {
     /// Copies a thread's records that ended at or after `from`.
-    fn first(rings: &'static ThreadRings, tenancy: RingOwner, from: u64) -> Self {
-        let slices = rings.slices.copy(tenancy.first_slice, |words| RawSlice(words).end() >= from);
-        let tasks = rings.tasks.copy(tenancy.first_task, |words| RawTask(words).at() >= from);
+    fn copy_window(rings: &'static ThreadRings, owner: RingOwner, from: u64) -> Self {
+        let slices = rings.slices.copy(owner.first_slice, |words| RawSlice(words).end() >= from);
+        let tasks = rings.tasks.copy(owner.first_task, |words| RawTask(words).at() >= from);
         Self {
             rings,
-            tenancy,
+            owner,
             // If the oldest record is in the window, earlier ones were too.
-            cut: slices.gone > 0 && slices.gone + slices.records.len() as u64 == slices.next,
+            is_truncated: slices.overwritten > 0
+                && slices.overwritten + slices.records.len() as u64 == slices.next,
             slices: slices.records,
             tasks: tasks.records,
             next_slice: slices.next,
@@ -299,33 +300,34 @@ impl ThreadSnapshots {
 
     /// Appends the records written since. Returns the number of slices overwritten before they were
     /// copied.
-    fn go_on(&mut self) -> u64 {
+    fn append_new(&mut self) -> u64 {
         let ThreadRings { slices, tasks, .. } = self.rings;
-        let (_, gone) = slices.copy_onto(&mut self.slices, self.next_slice, |_| true);
-        tasks.copy_onto(&mut self.tasks, self.next_task, |_| true);
-        gone
+        let (_, overwritten) = slices.copy_into(&mut self.slices, self.next_slice, |_| true);
+        tasks.copy_into(&mut self.tasks, self.next_task, |_| true);
+        overwritten
     }
 
     /// Returns the slices that had ended by `cutoff`, and those still open then.
-    fn until(self, cutoff: u64) -> (Vec<RawSlice>, Vec<OpenSlice>) {
+    fn into_slices(self, cutoff: u64) -> (Vec<RawSlice>, Vec<OpenSlice>) {
         // Read after the copy, so that a slice that ends meanwhile is in at least one of the two.
-        let mut open: Vec<OpenSlice> = match registry::is_over(self.tenancy.id) {
+        let mut open: Vec<OpenSlice> = match registry::owner_has_ended(self.owner.id) {
             true => Vec::new(),
-            false => self.rings.open(),
+            false => self.rings.open_slices(),
         };
         open.retain(|open| open.start <= cutoff);
         let mut slices: Vec<RawSlice> = self.slices.into_iter().map(RawSlice).collect();
         let ended = slices.partition_point(|slice| slice.end() <= cutoff);
         let late = slices.get(ended..).unwrap_or_default();
-        let under_way = late.iter().filter_map(|slice| {
+        let in_progress = late.iter().filter_map(|slice| {
             let open = OpenSlice { kind: slice.kind()?, start: slice.start(), task: slice.task() };
             (open.start <= cutoff).then_some(open)
         });
-        let under_way: Vec<OpenSlice> = under_way.collect();
+        let in_progress: Vec<OpenSlice> = in_progress.collect();
         slices.truncate(ended);
-        for late in under_way {
-            let same = |open: &&OpenSlice| (open.kind, open.task.short()) == (late.kind, late.task);
-            if open.iter().find(same).is_none() {
+        for late in in_progress {
+            let is_same_poll =
+                |open: &&OpenSlice| (open.kind, open.task.truncated()) == (late.kind, late.task);
+            if open.iter().find(is_same_poll).is_none() {
                 open.push(late);
             }
         }
@@ -335,34 +337,34 @@ impl ThreadSnapshots {
 
     /// Returns the thread's name, its worker index, and the runtime's number if there are several
     /// runtimes.
-    fn name(&self, several: bool) -> String {
-        let mut name = self.tenancy.thread.to_string();
+    fn track_name(&self, has_several_runtimes: bool) -> String {
+        let mut name = self.owner.thread.to_string();
         let [runtime, worker] =
             [&self.rings.runtime, &self.rings.worker].map(|number| number.load(Ordering::Relaxed));
         if worker > 0 {
             name += &format!(" #{}", worker - 1);
         }
-        if several && runtime > 0 {
+        if has_several_runtimes && runtime > 0 {
             name += &format!(" (runtime {runtime})");
         }
         name
     }
 }
 
-fn runtimes(threads: &[ThreadSnapshots]) -> usize {
+fn count_runtimes(threads: &[ThreadSnapshots]) -> usize {
     let runtimes = threads.iter().map(|copies| copies.rings.runtime.load(Ordering::Relaxed));
-    let mut known: Vec<u64> = runtimes.filter(|&runtime| runtime > 0).collect();
-    known.sort_unstable();
-    known.dedup();
-    known.len()
+    let mut numbers: Vec<u64> = runtimes.filter(|&runtime| runtime > 0).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers.len()
 }
 
 /// Returns the number of records lost without a ring, plus slices nested too deep.
-fn lost_without_rings() -> u64 {
-    astray() + registry::too_deep()
+fn lost_records() -> u64 {
+    dropped_without_ring() + registry::too_deep()
 }
 
 /// Ignores poisoning: no code that can panic runs under the lock.
 fn lock() -> MutexGuard<'static, FlightRecorder> {
-    FLIGHT.lock().unwrap_or_else(PoisonError::into_inner)
+    FLIGHT_RECORDER.lock().unwrap_or_else(PoisonError::into_inner)
 }

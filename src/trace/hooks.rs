@@ -21,16 +21,16 @@ use crate::os::fork;
 use crate::os::thread_start;
 
 /// Number of runtimes with the hooks.
-static RUNTIMES: AtomicU64 = AtomicU64::new(0);
+static RUNTIME_COUNT: AtomicU64 = AtomicU64::new(0);
 
 /// `true` if the hooks of some runtime report its tasks.
-static SEE_TASKS: AtomicBool = AtomicBool::new(false);
+static TASK_HOOKS_INSTALLED: AtomicBool = AtomicBool::new(false);
 
 /// Returns `true` if the hooks of some runtime report its tasks. Constant `false` in a build
 /// without such hooks.
 #[inline]
-pub(super) fn see_tasks() -> bool {
-    unstable::PRESENT && SEE_TASKS.load(Ordering::Relaxed)
+pub(super) fn has_task_hooks() -> bool {
+    unstable::TASK_HOOKS_AVAILABLE && TASK_HOOKS_INSTALLED.load(Ordering::Relaxed)
 }
 
 /// Records the activity of each worker of the runtime in the runtime trace. Parked times are slices
@@ -48,14 +48,14 @@ pub(super) fn see_tasks() -> bool {
 /// let runtime = marple::instrument(&mut builder).enable_all().build()?;
 /// # Ok::<(), std::io::Error>(())
 /// ```
-pub fn instrument(builder: &mut Builder) -> &mut Builder {
+pub fn instrument_runtime(builder: &mut Builder) -> &mut Builder {
     Hooks::new().apply(builder)
 }
 
 /// A closure for one of a runtime's hooks.
 type Hook = Arc<dyn Fn() + Send + Sync>;
 
-/// A variant of [`instrument`] for a service that sets its own closures for the runtime's hooks.
+/// A variant of [`instrument_runtime`] for a service that sets its own closures for the runtime's hooks.
 ///
 /// ```
 /// let mut builder = tokio::runtime::Builder::new_multi_thread();
@@ -73,7 +73,7 @@ pub struct Hooks {
     stop: Option<Hook>,
     park: Option<Hook>,
     unpark: Option<Hook>,
-    tells_of_threads: bool,
+    notify_thread_starts: bool,
     pub(super) tasks: TaskHooks,
 }
 
@@ -84,10 +84,10 @@ impl Hooks {
     }
 
     /// Also calls `hook` when a thread of the runtime starts, and notifies CPU profiles of new
-    /// threads (see [`tell_of_threads`](Self::tell_of_threads)).
+    /// threads (see [`notify_thread_starts`](Self::notify_thread_starts)).
     pub fn on_thread_start(mut self, hook: impl Fn() + Send + Sync + 'static) -> Self {
         self.start = Some(Arc::new(hook));
-        self.tell_of_threads()
+        self.notify_thread_starts()
     }
 
     /// Also notifies CPU profiles of each thread that starts. Without it they list threads as often
@@ -98,8 +98,8 @@ impl Hooks {
     ///
     /// Uses the builder's `on_thread_start`. Each start wakes the profiler's thread, at most 200
     /// times a second.
-    pub fn tell_of_threads(mut self) -> Self {
-        self.tells_of_threads = true;
+    pub fn notify_thread_starts(mut self) -> Self {
+        self.notify_thread_starts = true;
         self
     }
 
@@ -125,13 +125,14 @@ impl Hooks {
     /// closure was given; start also if threads are reported to CPU profiles. Task hooks are set if
     /// the build has them.
     pub fn apply(self, builder: &mut Builder) -> &mut Builder {
-        recorder::hooks_installed();
-        let runtime = RUNTIMES.fetch_add(1, Ordering::Relaxed) + 1;
-        let Self { start, stop, park, unpark, tells_of_threads, tasks } = self;
+        recorder::mark_hooks_installed();
+        let runtime = RUNTIME_COUNT.fetch_add(1, Ordering::Relaxed) + 1;
+        let Self { start, stop, park, unpark, notify_thread_starts: tells_of_threads, tasks } =
+            self;
         if tells_of_threads {
             builder.on_thread_start(move || {
-                thread_start::tell();
-                fork::notice();
+                thread_start::notify_thread_started();
+                fork::warn_if_unwatched();
                 if let Some(start) = &start {
                     start();
                 }
@@ -140,19 +141,19 @@ impl Hooks {
         if let Some(stop) = stop {
             builder.on_thread_stop(move || stop());
         }
-        SEE_TASKS.store(unstable::PRESENT, Ordering::Relaxed);
+        TASK_HOOKS_INSTALLED.store(unstable::TASK_HOOKS_AVAILABLE, Ordering::Relaxed);
         tasks.apply(builder);
         builder.on_thread_park(move || {
             if let Some(park) = &park {
                 park();
             }
-            thread::works_for(runtime);
-            if thread::is_recorded() {
-                thread::begin(RawKind::Park, TaskKey::default(), cycle_clock::now());
+            thread::set_runtime(runtime);
+            if thread::is_recording() {
+                thread::begin_slice(RawKind::Park, TaskKey::default(), cycle_clock::now());
             }
         });
         builder.on_thread_unpark(move || {
-            thread::end(RawKind::Park, TaskKey::default);
+            thread::end_slice(RawKind::Park, TaskKey::default);
             if let Some(unpark) = &unpark {
                 unpark();
             }

@@ -15,7 +15,7 @@ use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::{LookupSpan, SpanRef};
 
-use super::budget::is_spent;
+use super::budget::is_exhausted;
 use super::fields::FieldList;
 use super::loss::LossCause;
 use super::recorder;
@@ -53,18 +53,18 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
     fn on_layer(&mut self, _: &mut S) {
-        recorder::layer_installed();
+        recorder::mark_layer_installed();
     }
 
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
         if let Some(session) = recorder::session() {
-            keep(session, context.span(id), |visitor| attributes.record(visitor));
+            store_fields(session, context.span(id), |visitor| attributes.record(visitor));
         }
     }
 
     fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
         if let Some(session) = recorder::session() {
-            keep(session, context.span(id), |visitor| values.record(visitor));
+            store_fields(session, context.span(id), |visitor| values.record(visitor));
         }
     }
 
@@ -73,7 +73,7 @@ where
             return;
         };
         if let Some(span) = context.span(id) {
-            let source = source(&span);
+            let source = span_source(&span);
             recorder::record(session, |pages| pages.begin(id.into_u64(), source));
         }
     }
@@ -82,12 +82,12 @@ where
         let Some(session) = recorder::session() else {
             return;
         };
-        let ended = recorder::record(session, |pages| pages.end(id.into_u64()));
-        if ended == Some(EndOutcome::Older)
+        let outcome = recorder::record(session, |pages| pages.end(id.into_u64()));
+        if outcome == Some(EndOutcome::Preexisting)
             && let Some(span) = context.span(id)
         {
-            let source = source(&span);
-            recorder::record(session, |pages| pages.end_older(id.into_u64(), source));
+            let source = span_source(&span);
+            recorder::record(session, |pages| pages.end_preexisting(id.into_u64(), source));
         }
     }
 
@@ -95,37 +95,37 @@ where
         let Some(session) = recorder::session() else {
             return;
         };
-        if is_spent(session) {
-            recorder::record(session, LogPages::refuse);
+        if is_exhausted(session) {
+            recorder::record(session, LogPages::count_over_budget);
             return;
         }
-        let mut left_out = 0;
-        let fields = FieldList::gather(None, &mut left_out, |visitor| event.record(visitor));
-        recorder::count(LossCause::Fields, left_out);
+        let mut omitted = 0;
+        let fields = FieldList::collect(None, &mut omitted, |visitor| event.record(visitor));
+        recorder::count_lost(LossCause::Fields, omitted);
         recorder::record(session, |pages| pages.instant(event.metadata(), fields));
     }
 }
 
 /// Returns the call site and the fields of a span's slices.
-fn source<'a, S: LookupSpan<'a>>(span: &SpanRef<'a, S>) -> Source {
+fn span_source<'a, S: LookupSpan<'a>>(span: &SpanRef<'a, S>) -> Source {
     let fields = span.extensions().get().map(|SpanFields(fields)| Arc::clone(fields));
     Source { site: span.metadata(), fields }
 }
 
 /// Stores the fields that `record` reports in the span, merged with the fields it already has.
-fn keep<'a, S: LookupSpan<'a>>(
+fn store_fields<'a, S: LookupSpan<'a>>(
     session: u64,
     span: Option<SpanRef<'a, S>>,
     record: impl FnOnce(&mut dyn Visit),
 ) {
-    let Some(span) = span.filter(|_| !is_spent(session)) else {
+    let Some(span) = span.filter(|_| !is_exhausted(session)) else {
         return;
     };
     let earlier = span.extensions().get().map(|SpanFields(fields)| Arc::clone(fields));
-    let mut left_out = 0;
-    let fields = FieldList::gather(earlier.as_deref(), &mut left_out, record);
-    recorder::count(LossCause::Fields, left_out);
-    if let Some(fields) = fields.filter(|fields| recorder::keep(session, fields)) {
+    let mut omitted = 0;
+    let fields = FieldList::collect(earlier.as_deref(), &mut omitted, record);
+    recorder::count_lost(LossCause::Fields, omitted);
+    if let Some(fields) = fields.filter(|fields| recorder::charge_fields(session, fields)) {
         span.extensions_mut().replace(SpanFields(fields));
     }
 }

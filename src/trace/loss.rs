@@ -6,49 +6,51 @@ use crate::model::Losses;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LossCause {
     /// `max_bytes` is used up.
-    Room,
+    OutOfBudget,
     /// The slice is nested too deep.
-    Depth,
+    TooDeep,
     /// The allocator had no memory for another chunk.
-    Memory,
+    OutOfMemory,
     /// The thread's local storage is destroyed: the event came from a destructor that runs after
     /// marple's.
-    NoLocal,
+    ThreadLocalDestroyed,
     /// The allocator, called by marple, emitted an event.
-    Reentered,
+    Reentrant,
     /// Fields of a span or an event: too many of them, or no room for their texts.
     Fields,
     /// The ledger's share is used up.
-    Ledger,
+    ProcessEventsFull,
     /// A gauge that is infinite or not a number.
-    NotANumber,
+    NotFinite,
 }
 
 impl LossCause {
     pub(super) const ALL: [Self; 8] = [
-        Self::Room,
-        Self::Depth,
-        Self::Memory,
-        Self::NoLocal,
-        Self::Reentered,
+        Self::OutOfBudget,
+        Self::TooDeep,
+        Self::OutOfMemory,
+        Self::ThreadLocalDestroyed,
+        Self::Reentrant,
         Self::Fields,
-        Self::Ledger,
-        Self::NotANumber,
+        Self::ProcessEventsFull,
+        Self::NotFinite,
     ];
 
     /// Returns the description in a timeline.
-    const fn text(self) -> &'static str {
+    const fn description(self) -> &'static str {
         match self {
-            Self::Room => "trace events dropped: trace.max_bytes used up",
-            Self::Depth => "trace events dropped: slices nested too deep",
-            Self::Memory => "trace events dropped: no memory",
-            Self::NoLocal => {
+            Self::OutOfBudget => "trace events dropped: trace.max_bytes used up",
+            Self::TooDeep => "trace events dropped: slices nested too deep",
+            Self::OutOfMemory => "trace events dropped: no memory",
+            Self::ThreadLocalDestroyed => {
                 "trace events dropped: emitted after the thread's local storage was gone"
             }
-            Self::Reentered => "trace events dropped: emitted by the allocator during recording",
+            Self::Reentrant => "trace events dropped: emitted by the allocator during recording",
             Self::Fields => "trace fields left out: too many or no room for their texts",
-            Self::Ledger => "vitals and instants dropped: their share of trace.max_bytes used up",
-            Self::NotANumber => "counter values left out: not a finite number",
+            Self::ProcessEventsFull => {
+                "vitals and instants dropped: their share of trace.max_bytes used up"
+            }
+            Self::NotFinite => "counter values left out: not a finite number",
         }
     }
 }
@@ -66,9 +68,9 @@ impl LossCounts {
     }
 
     /// Adds all counts to `losses`.
-    pub(super) fn tell(&self, losses: &mut Losses) {
+    pub(super) fn add_to(&self, losses: &mut Losses) {
         for (cause, &count) in LossCause::ALL.iter().zip(&self.0) {
-            losses.add(cause.text(), count);
+            losses.add(cause.description(), count);
         }
     }
 }

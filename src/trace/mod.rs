@@ -16,7 +16,7 @@
 //! encoded, and the ring overwrites its oldest records. So a capture includes the seconds before it
 //! (`flight.rs`). The source of polls depends on the build. Under `--cfg tokio_unstable`, tokio's
 //! hooks report every poll of every task (`unstable.rs`). Otherwise only wrapped futures are
-//! recorded (`task.rs`). Parks come from hooks in both cases. [`engine`] describes the available
+//! recorded (`task.rs`). Parks come from hooks in both cases. [`recorded_sources`] describes the available
 //! sources in the manifest and in the trace.
 //!
 //! The open slices of the threads also show polls that do not return (`stalls.rs`).
@@ -68,9 +68,9 @@ mod thread;
 mod unstable;
 
 pub use flight::configure;
-pub use hooks::{Hooks, instrument};
+pub use hooks::{Hooks, instrument_runtime};
 pub use layer::{Layer, layer};
 pub use process_events::{record_instant, record_vitals};
-pub use recorder::engine;
+pub use recorder::recorded_sources;
 pub use session::{Error, TraceSession};
 pub(crate) use task::PollNode;

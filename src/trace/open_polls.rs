@@ -4,10 +4,12 @@
 use std::sync::atomic::Ordering;
 
 pub(crate) use super::flight::calibration;
-pub(crate) use super::registry::{RingOwner, all as threads};
-pub(crate) use super::sites::name as task_name;
+pub(crate) use super::registry::{RingOwner, all_rings as threads};
+pub(crate) use super::sites::describe as task_name;
 use super::thread::EPOCH;
-pub(crate) use super::thread::{BEGAN, ThreadRings, rest, rests, stir};
+pub(crate) use super::thread::{
+    POLL_STARTED, ThreadRings, arm_wakeup, disarm_wakeup, is_wakeup_armed,
+};
 use crate::model::{OpenSlice, RawKind};
 
 /// Returns `true` if polls are recorded.
@@ -21,13 +23,13 @@ pub(crate) const fn is_poll(kind: RawKind) -> bool {
 
 /// Returns the outermost open poll of a thread.
 pub(crate) fn running(rings: &ThreadRings) -> Option<OpenSlice> {
-    rings.open().into_iter().find(|open| is_poll(open.kind))
+    rings.open_slices().into_iter().find(|open| is_poll(open.kind))
 }
 
 /// Returns the threads that are in a recorded poll. Their stalls are measured exactly, so inference
 /// skips them.
 pub(crate) fn polling_threads() -> Vec<u32> {
     let threads = threads().into_iter();
-    let polls = threads.filter(|(rings, own)| own.ended.is_none() && running(rings).is_some());
+    let polls = threads.filter(|(rings, own)| own.ended_at.is_none() && running(rings).is_some());
     polls.map(|(_, own)| own.tid).collect()
 }

@@ -7,7 +7,7 @@ use crate::base::sync::Mutex;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use super::budget::EVENT;
+use super::budget::EVENT_BYTES;
 use super::flight;
 use super::loss::{LossCause, LossCounts};
 use super::recorder;
@@ -15,13 +15,13 @@ use crate::base::{Clock, Moment, SystemClock};
 use crate::model::Vitals;
 
 /// Maximum length of an instant's text in bytes.
-const MAX_TEXT: usize = 1 << 10;
+const MAX_TEXT_BYTES: usize = 1 << 10;
 
 /// Price of a value: `2 * value + event`. The factor covers the capacity of a growing vector.
-const VALUE: usize = 2 * size_of::<Value>() + EVENT;
+const VALUE_COST: usize = 2 * size_of::<Value>() + EVENT_BYTES;
 
 /// Number of counters, without those defined by the service.
-const FIXED: usize = 7;
+const BUILTIN_COUNTERS: usize = 7;
 
 /// A counter track. Variants are in the order of the tracks.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,7 +73,7 @@ impl CounterTrack {
 #[derive(Clone, Debug)]
 pub(super) struct Value {
     pub(super) at: Moment,
-    pub(super) series: CounterTrack,
+    pub(super) track: CounterTrack,
     pub(super) value: f64,
 }
 
@@ -88,7 +88,7 @@ pub(super) struct ProcessEvent {
 /// All values and instants of a session, in the order in which they were recorded.
 #[derive(Debug, Default)]
 pub(super) struct ProcessEvents {
-    left: usize,
+    remaining: usize,
     pub(super) values: Vec<Value>,
     pub(super) instants: Vec<ProcessEvent>,
     pub(super) counts: LossCounts,
@@ -96,20 +96,20 @@ pub(super) struct ProcessEvents {
 
 impl ProcessEvents {
     /// Creates an empty ledger that may use `left` bytes.
-    pub(super) fn new(left: usize) -> Self {
-        Self { left, values: Vec::new(), instants: Vec::new(), counts: LossCounts::default() }
+    pub(super) fn new(remaining: usize) -> Self {
+        Self { remaining, values: Vec::new(), instants: Vec::new(), counts: LossCounts::default() }
     }
 
-    fn value(&mut self, at: Moment, series: CounterTrack, value: f64) {
+    fn push_value(&mut self, at: Moment, track: CounterTrack, value: f64) {
         if !value.is_finite() {
-            self.counts.add(LossCause::NotANumber, 1);
-        } else if self.pay(VALUE) {
-            self.values.push(Value { at, series, value });
+            self.counts.add(LossCause::NotFinite, 1);
+        } else if self.try_charge(VALUE_COST) {
+            self.values.push(Value { at, track, value });
         }
     }
 
-    fn vitals(&mut self, vitals: &Vitals) {
-        let fixed: [_; FIXED] = [
+    fn push_vitals(&mut self, vitals: &Vitals) {
+        let builtin: [_; BUILTIN_COUNTERS] = [
             (CounterTrack::Rss, vitals.rss.map(|bytes| bytes.get() as f64)),
             (CounterTrack::WorkingSet, vitals.working_set.map(|bytes| bytes.get() as f64)),
             (CounterTrack::Cpu, vitals.cpu_cores),
@@ -118,38 +118,40 @@ impl ProcessEvents {
             (CounterTrack::Fds, vitals.fds.map(|n| n as f64)),
             (CounterTrack::Lag, vitals.lag.map(|lag| lag.as_nanos() as f64)),
         ];
-        for (series, value) in fixed {
+        for (series, value) in builtin {
             if let Some(value) = value {
-                self.value(vitals.at, series, value);
+                self.push_value(vitals.at, series, value);
             }
         }
         for (name, value) in &vitals.gauges {
-            self.value(vitals.at, CounterTrack::Gauge(Arc::clone(name)), *value);
+            self.push_value(vitals.at, CounterTrack::Gauge(Arc::clone(name)), *value);
         }
         for (name, reading) in &vitals.counters {
             if let Some(rate) = reading.rate {
-                self.value(vitals.at, CounterTrack::Rate(Arc::clone(name)), rate);
+                self.push_value(vitals.at, CounterTrack::Rate(Arc::clone(name)), rate);
             }
         }
-        for (name, reading) in vitals.histograms.iter().filter(|(_, it)| it.count > 0) {
-            self.value(vitals.at, CounterTrack::P50(Arc::clone(name)), reading.p50);
-            self.value(vitals.at, CounterTrack::P99(Arc::clone(name)), reading.p99);
+        for (name, reading) in vitals.histograms.iter().filter(|(_, reading)| reading.count > 0) {
+            self.push_value(vitals.at, CounterTrack::P50(Arc::clone(name)), reading.p50);
+            self.push_value(vitals.at, CounterTrack::P99(Arc::clone(name)), reading.p99);
         }
     }
 
-    fn instant(&mut self, at: Moment, name: &str, text: &str) {
-        let (name, text) = (bounded(name), bounded(text));
-        if self.pay(2 * size_of::<ProcessEvent>() + EVENT + 2 * (name.len() + text.len())) {
+    fn push_instant(&mut self, at: Moment, name: &str, text: &str) {
+        let (name, text) = (truncate_text(name), truncate_text(text));
+        if self
+            .try_charge(2 * size_of::<ProcessEvent>() + EVENT_BYTES + 2 * (name.len() + text.len()))
+        {
             self.instants.push(ProcessEvent { at, name, text });
         }
     }
 
-    fn pay(&mut self, cost: usize) -> bool {
-        let Some(left) = self.left.checked_sub(cost) else {
-            self.counts.add(LossCause::Ledger, 1);
+    fn try_charge(&mut self, cost: usize) -> bool {
+        let Some(remaining) = self.remaining.checked_sub(cost) else {
+            self.counts.add(LossCause::ProcessEventsFull, 1);
             return false;
         };
-        self.left = left;
+        self.remaining = remaining;
         true
     }
 }
@@ -162,54 +164,55 @@ impl ProcessEvents {
 /// `.p99` are counts. Values that could not be measured are omitted.
 pub fn record_vitals(vitals: &Vitals) {
     flight::calibrate();
-    RECENT.lock().unwrap_or_else(PoisonError::into_inner).keep(vitals);
-    if let Some(shared) = recorder::running() {
-        shared.ledger().vitals(vitals);
+    RECENT_VITALS.lock().unwrap_or_else(PoisonError::into_inner).push(vitals);
+    if let Some(shared) = recorder::running_session() {
+        shared.process_events().push_vitals(vitals);
     }
 }
 
 /// Fills the ledger of a new session with the vitals from before it, using at most half of its
 /// memory.
-pub(super) fn begin(shared: &recorder::RecorderState) {
-    let recent = RECENT.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut ledger = shared.ledger();
-    let mut room = ledger.left / 2;
+pub(super) fn add_recent_vitals(shared: &recorder::RecorderState) {
+    let recent = RECENT_VITALS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut process_events = shared.process_events();
+    let mut remaining = process_events.remaining / 2;
     let fitting = recent.newest_first().take_while(|vitals| {
-        let own = vitals.gauges.len() + vitals.counters.len() + 2 * vitals.histograms.len();
-        let cost = (FIXED + own) * VALUE;
-        room.checked_sub(cost).inspect(|&left| room = left).is_some()
+        let custom_values =
+            vitals.gauges.len() + vitals.counters.len() + 2 * vitals.histograms.len();
+        let cost = (BUILTIN_COUNTERS + custom_values) * VALUE_COST;
+        remaining.checked_sub(cost).inspect(|&left| remaining = left).is_some()
     });
     for vitals in fitting {
-        ledger.vitals(vitals);
+        process_events.push_vitals(vitals);
     }
 }
 
 /// Number of vitals kept while no session runs: one a second for two minutes.
-const RECENT_ROWS: usize = 120;
+const MAX_RECENT: usize = 120;
 
 /// Minimum time between them. Less than a second, so that a tick that is slightly early is kept.
-const RECENT_STEP: Duration = Duration::from_millis(950);
+const MIN_RECENT_INTERVAL: Duration = Duration::from_millis(950);
 
-static RECENT: Mutex<RecentEvents> = Mutex::new(RecentEvents { rows: Vec::new(), next: 0 });
+static RECENT_VITALS: Mutex<RecentVitals> = Mutex::new(RecentVitals { rows: Vec::new(), next: 0 });
 
 /// Ring buffer of the last vitals.
 #[derive(Default)]
-struct RecentEvents {
+struct RecentVitals {
     rows: Vec<Vitals>,
     next: usize,
 }
 
-impl RecentEvents {
-    fn keep(&mut self, vitals: &Vitals) {
+impl RecentVitals {
+    fn push(&mut self, vitals: &Vitals) {
         let last = self.newest_first().next();
-        if last.is_some_and(|last| vitals.at.since(last.at) < RECENT_STEP) {
+        if last.is_some_and(|last| vitals.at.since(last.at) < MIN_RECENT_INTERVAL) {
             return;
         }
         match self.rows.get_mut(self.next) {
             Some(row) => *row = vitals.clone(),
             None => self.rows.push(vitals.clone()),
         }
-        self.next = (self.next + 1) % RECENT_ROWS;
+        self.next = (self.next + 1) % MAX_RECENT;
     }
 
     fn newest_first(&self) -> impl Iterator<Item = &Vitals> {
@@ -221,15 +224,17 @@ impl RecentEvents {
 /// Records an event of the process as a whole, such as a trigger and its reason. Does nothing while
 /// no session runs. A text longer than 1 KiB is cut.
 pub fn record_instant(name: &str, text: &str) {
-    if let Some(shared) = recorder::running() {
-        let mut ledger = shared.ledger();
-        ledger.instant(SystemClock.now(), name, text);
+    if let Some(shared) = recorder::running_session() {
+        let mut process_events = shared.process_events();
+        process_events.push_instant(SystemClock.now(), name, text);
     }
 }
 
-fn bounded(text: &str) -> String {
-    match text.char_indices().map(|(at, _)| at).take_while(|&at| at <= MAX_TEXT).last() {
-        Some(end) if text.len() > MAX_TEXT => text.get(..end).unwrap_or_default().to_owned() + "…",
+fn truncate_text(text: &str) -> String {
+    match text.char_indices().map(|(at, _)| at).take_while(|&at| at <= MAX_TEXT_BYTES).last() {
+        Some(end) if text.len() > MAX_TEXT_BYTES => {
+            text.get(..end).unwrap_or_default().to_owned() + "…"
+        }
         _ => text.to_owned(),
     }
 }

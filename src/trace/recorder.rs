@@ -8,7 +8,7 @@
 //!
 //! The thread-local is borrowed while a record is written. No user code runs then, with one
 //! exception: a global allocator that emits events. Such an event finds the value borrowed and is
-//! counted. Losses of threads without a log are counted in `STRAYS`.
+//! counted. Losses of threads without a log are counted in `UNATTACHED_LOSSES`.
 
 use crate::base::sync::Mutex;
 use std::cell::RefCell;
@@ -25,18 +25,18 @@ use crate::trace::span_log::{LogPages, SpanLog};
 
 static SESSION: AtomicU64 = AtomicU64::new(0);
 static RUNNING: Mutex<RunningRecorder> = Mutex::new(RunningRecorder { sessions: 0, shared: None });
-static STRAYS: [AtomicU64; LossCause::ALL.len()] =
+static UNATTACHED_LOSSES: [AtomicU64; LossCause::ALL.len()] =
     [const { AtomicU64::new(0) }; LossCause::ALL.len()];
 
 /// `true` if a subscriber has the layer, and if a runtime was built with the hooks.
-static LAYER: AtomicBool = AtomicBool::new(false);
-static HOOKS: AtomicBool = AtomicBool::new(false);
+static LAYER_INSTALLED: AtomicBool = AtomicBool::new(false);
+static HOOKS_INSTALLED: AtomicBool = AtomicBool::new(false);
 
 /// `true` if a future was wrapped.
-static TASKS: AtomicBool = AtomicBool::new(false);
+static TASKS_WRAPPED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
-    static LOCAL: RefCell<AttachedRecorder> = const { RefCell::new(AttachedRecorder { session: 0, place: Place::Over }) };
+    static ATTACHED: RefCell<AttachedRecorder> = const { RefCell::new(AttachedRecorder { session: 0, attachment: Attachment::SessionEnded }) };
 }
 
 #[derive(Default)]
@@ -52,7 +52,7 @@ pub(super) struct RecorderState {
     session: u64,
     budget: Arc<TraceBudget>,
     logs: Mutex<Vec<Arc<SpanLog>>>,
-    ledger: Mutex<ProcessEvents>,
+    process_events: Mutex<ProcessEvents>,
 }
 
 impl RecorderState {
@@ -62,31 +62,32 @@ impl RecorderState {
     }
 
     /// Locks and returns the records of the process as a whole.
-    pub(super) fn ledger(&self) -> MutexGuard<'_, ProcessEvents> {
-        lock(&self.ledger)
+    pub(super) fn process_events(&self) -> MutexGuard<'_, ProcessEvents> {
+        lock(&self.process_events)
     }
 }
 
 /// State of a thread in the last session it found.
 struct AttachedRecorder {
     session: u64,
-    place: Place,
+    attachment: Attachment,
 }
 
-enum Place {
+enum Attachment {
     /// The log that the thread writes to.
     Log(Arc<SpanLog>),
     /// The budget did not suffice for a log.
-    NoRoom,
+    OutOfBudget,
     /// The session ended before the thread attached.
-    Over,
+    SessionEnded,
 }
 
 /// Returns a description of what recordings contain. It depends on the build and on what the
 /// service installed.
-pub fn engine() -> &'static str {
-    let [spans, parks, tasks] = [&LAYER, &HOOKS, &TASKS].map(|flag| flag.load(Ordering::Relaxed));
-    match (hooks::see_tasks(), tasks, parks, spans) {
+pub fn recorded_sources() -> &'static str {
+    let [spans, parks, tasks] = [&LAYER_INSTALLED, &HOOKS_INSTALLED, &TASKS_WRAPPED]
+        .map(|flag| flag.load(Ordering::Relaxed));
+    match (hooks::has_task_hooks(), tasks, parks, spans) {
         (true, _, _, true) => "polls by tokio's hooks, parks, spans",
         (true, _, _, false) => "polls by tokio's hooks, parks",
         (false, true, true, true) => "polls of wrapped tasks, parks, spans",
@@ -101,27 +102,27 @@ pub fn engine() -> &'static str {
 }
 
 /// Returns `true` if anything writes to rings.
-pub(super) fn has_rings() -> bool {
-    HOOKS.load(Ordering::Relaxed) || TASKS.load(Ordering::Relaxed)
+pub(super) fn has_ring_writers() -> bool {
+    HOOKS_INSTALLED.load(Ordering::Relaxed) || TASKS_WRAPPED.load(Ordering::Relaxed)
 }
 
 /// Notes that a future was wrapped.
 #[inline]
-pub(super) fn tasks_wrapped() {
+pub(super) fn mark_tasks_wrapped() {
     // The load first avoids a store to a flag that all spawning threads share.
-    if !TASKS.load(Ordering::Relaxed) {
-        TASKS.store(true, Ordering::Relaxed);
+    if !TASKS_WRAPPED.load(Ordering::Relaxed) {
+        TASKS_WRAPPED.store(true, Ordering::Relaxed);
     }
 }
 
 /// Notes that a subscriber has the layer.
-pub(super) fn layer_installed() {
-    LAYER.store(true, Ordering::Relaxed);
+pub(super) fn mark_layer_installed() {
+    LAYER_INSTALLED.store(true, Ordering::Relaxed);
 }
 
 /// Notes that a runtime builder has the hooks.
-pub(super) fn hooks_installed() {
-    HOOKS.store(true, Ordering::Relaxed);
+pub(super) fn mark_hooks_installed() {
+    HOOKS_INSTALLED.store(true, Ordering::Relaxed);
 }
 
 /// Returns the number of the running session. This is the whole cost while none runs.
@@ -133,7 +134,7 @@ pub(super) fn session() -> Option<u64> {
 
 /// Starts a session. Returns `None` if one is running. The threads may use `threads` bytes, the
 /// ledger `process` bytes.
-pub(super) fn start(threads: usize, process: usize) -> Option<Arc<RecorderState>> {
+pub(super) fn start(thread_bytes: usize, process_bytes: usize) -> Option<Arc<RecorderState>> {
     let mut running = lock(&RUNNING);
     if running.shared.is_some() {
         return None;
@@ -141,11 +142,11 @@ pub(super) fn start(threads: usize, process: usize) -> Option<Arc<RecorderState>
     running.sessions += 1;
     let shared = Arc::new(RecorderState {
         session: running.sessions,
-        budget: Arc::new(TraceBudget::new(running.sessions, threads)),
+        budget: Arc::new(TraceBudget::new(running.sessions, thread_bytes)),
         logs: Mutex::default(),
-        ledger: Mutex::new(ProcessEvents::new(process)),
+        process_events: Mutex::new(ProcessEvents::new(process_bytes)),
     });
-    for stray in &STRAYS {
+    for stray in &UNATTACHED_LOSSES {
         stray.store(0, Ordering::Relaxed);
     }
     running.shared = Some(Arc::clone(&shared));
@@ -158,14 +159,14 @@ pub(super) fn stop() -> LossCounts {
     SESSION.store(0, Ordering::Relaxed);
     lock(&RUNNING).shared = None;
     let mut counts = LossCounts::default();
-    for (cause, stray) in LossCause::ALL.into_iter().zip(&STRAYS) {
+    for (cause, stray) in LossCause::ALL.into_iter().zip(&UNATTACHED_LOSSES) {
         counts.add(cause, stray.load(Ordering::Relaxed));
     }
     counts
 }
 
 /// Returns the running session.
-pub(super) fn running() -> Option<Arc<RecorderState>> {
+pub(super) fn running_session() -> Option<Arc<RecorderState>> {
     session()?;
     lock(&RUNNING).shared.clone()
 }
@@ -176,24 +177,25 @@ pub(super) fn record<R>(session: u64, write: impl FnOnce(&mut LogPages) -> R) ->
     match with_pages(session, write) {
         Ok(written) => written,
         Err(cause) => {
-            count(cause, 1);
+            count_lost(cause, 1);
             None
         }
     }
 }
 
 /// Charges the fields of a new span. Returns `true` if they may be kept.
-pub(super) fn keep(session: u64, fields: &FieldList) -> bool {
-    let kept = matches!(with_pages(session, |pages| pages.keep(fields)), Ok(Some(true)));
-    if !kept {
-        count(LossCause::Fields, fields.len() as u64);
+pub(super) fn charge_fields(session: u64, fields: &FieldList) -> bool {
+    let is_charged =
+        matches!(with_pages(session, |pages| pages.charge_fields(fields)), Ok(Some(true)));
+    if !is_charged {
+        count_lost(LossCause::Fields, fields.len() as u64);
     }
-    kept
+    is_charged
 }
 
 /// Counts `n` losses that belong to no log.
-pub(super) fn count(cause: LossCause, n: u64) {
-    if let Some(stray) = STRAYS.get(cause as usize).filter(|_| n > 0) {
+pub(super) fn count_lost(cause: LossCause, n: u64) {
+    if let Some(stray) = UNATTACHED_LOSSES.get(cause as usize).filter(|_| n > 0) {
         stray.fetch_add(n, Ordering::Relaxed);
     }
 }
@@ -204,32 +206,32 @@ fn with_pages<R>(
     session: u64,
     write: impl FnOnce(&mut LogPages) -> R,
 ) -> Result<Option<R>, LossCause> {
-    let written = LOCAL.try_with(|local| {
-        let mut attached = local.try_borrow_mut().map_err(|_| LossCause::Reentered)?;
+    let written = ATTACHED.try_with(|local| {
+        let mut attached = local.try_borrow_mut().map_err(|_| LossCause::Reentrant)?;
         if attached.session != session {
-            *attached = AttachedRecorder { session, place: attach(session) };
+            *attached = AttachedRecorder { session, attachment: attach(session) };
         }
-        match &attached.place {
-            Place::Log(log) => Ok(log.write(write)),
-            Place::NoRoom => Err(LossCause::Room),
-            Place::Over => Ok(None),
+        match &attached.attachment {
+            Attachment::Log(log) => Ok(log.write(write)),
+            Attachment::OutOfBudget => Err(LossCause::OutOfBudget),
+            Attachment::SessionEnded => Ok(None),
         }
     });
-    written.unwrap_or(Err(LossCause::NoLocal))
+    written.unwrap_or(Err(LossCause::ThreadLocalDestroyed))
 }
 
 #[cold]
-fn attach(session: u64) -> Place {
+fn attach(session: u64) -> Attachment {
     let shared = lock(&RUNNING).shared.clone().filter(|shared| shared.session == session);
     let Some(shared) = shared else {
-        return Place::Over;
+        return Attachment::SessionEnded;
     };
-    match SpanLog::of_this_thread(&shared.budget).map(Arc::new) {
+    match SpanLog::for_current_thread(&shared.budget).map(Arc::new) {
         Some(log) => {
             lock(&shared.logs).push(Arc::clone(&log));
-            Place::Log(log)
+            Attachment::Log(log)
         }
-        None => Place::NoRoom,
+        None => Attachment::OutOfBudget,
     }
 }
 

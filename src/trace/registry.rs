@@ -19,23 +19,23 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::thread;
 
-use super::thread::{Memory, ThreadRings};
+use super::thread::{RingMemory, ThreadRings};
 use crate::os::clock::cycle_clock;
 use crate::os::mapped_memory::MappedWords;
 use crate::os::proc::threads;
 
 /// Minimum number of slices in a ring.
-const LEAST: usize = 64;
+const MIN_SLICES: usize = 64;
 
 /// Number of slice records per task record.
-const TASKS: usize = 8;
+const SLICES_PER_TASK_RECORD: usize = 8;
 
 /// Attempts to lock the registry: about 10 us, several times its usual hold time.
-const ATTEMPTS: u32 = 256;
+const MAX_LOCK_ATTEMPTS: u32 = 256;
 
 /// Returns the memory, in bytes, of rings for `slices` slices.
-const fn bytes(slices: usize) -> usize {
-    (slices + slices / TASKS) * 16
+const fn ring_bytes(slices: usize) -> usize {
+    (slices + slices / SLICES_PER_TASK_RECORD) * 16
 }
 
 /// The current or last owner of a thread's rings.
@@ -49,21 +49,21 @@ pub(crate) struct RingOwner {
     pub(crate) first_slice: u64,
     pub(crate) first_task: u64,
     /// End of the thread, in ticks; `None` while it runs.
-    pub(crate) ended: Option<u64>,
+    pub(crate) ended_at: Option<u64>,
 }
 
 #[derive(Default)]
 struct RingRegistry {
     rings: Vec<&'static ThreadRings>,
     /// Memory limit of all rings and memory in use, in bytes.
-    most: usize,
-    used: usize,
+    max_bytes: usize,
+    used_bytes: usize,
     /// In ticks.
     window: u64,
 }
 
 static REGISTRY: Mutex<RingRegistry> =
-    Mutex::new(RingRegistry { rings: Vec::new(), most: 0, used: 0, window: 0 });
+    Mutex::new(RingRegistry { rings: Vec::new(), max_bytes: 0, used_bytes: 0, window: 0 });
 
 /// `true` if no memory for more rings is left and no rings were returned since.
 static EXHAUSTED: AtomicBool = AtomicBool::new(false);
@@ -78,32 +78,32 @@ enum RingGrant {
 
 /// Sets the memory limit of all rings in bytes and the length of the window in ticks. Existing
 /// rings are not changed.
-pub(crate) fn limit(bytes: usize, window: u64) {
-    cpus();
+pub(crate) fn set_limits(bytes: usize, window: u64) {
+    cpu_count();
     let mut registry = lock(&REGISTRY);
-    registry.most = bytes;
+    registry.max_bytes = bytes;
     registry.window = window;
     EXHAUSTED.store(false, Ordering::SeqCst);
 }
 
 /// Returns the number of CPUs, at least 2.
-fn cpus() -> usize {
+fn cpu_count() -> usize {
     static CPUS: OnceLock<usize> = OnceLock::new();
     *CPUS.get_or_init(|| thread::available_parallelism().map_or(2, |n| n.get().max(2)))
 }
 
 /// Returns all rings that have or had an owner.
-pub(crate) fn all() -> Vec<(&'static ThreadRings, RingOwner)> {
+pub(crate) fn all_rings() -> Vec<(&'static ThreadRings, RingOwner)> {
     let registry = lock(&REGISTRY);
     let rings = registry.rings.iter();
-    rings.filter_map(|rings| Some((*rings, lock(&rings.tenancy).clone()?))).collect()
+    rings.filter_map(|rings| Some((*rings, lock(&rings.owner).clone()?))).collect()
 }
 
 /// Returns `true` if the thread of the owner `id` has ended, or its rings have another owner.
-pub(crate) fn is_over(id: u64) -> bool {
+pub(crate) fn owner_has_ended(id: u64) -> bool {
     let registry = lock(&REGISTRY);
     !registry.rings.iter().any(|rings| {
-        lock(&rings.tenancy).as_ref().is_some_and(|own| own.id == id && own.ended.is_none())
+        lock(&rings.owner).as_ref().is_some_and(|own| own.id == id && own.ended_at.is_none())
     })
 }
 
@@ -127,12 +127,12 @@ pub(crate) enum RingDenial {
 /// # Errors
 ///
 /// The reason why there are no rings.
-pub(crate) fn take() -> Result<&'static ThreadRings, RingDenial> {
+pub(crate) fn acquire() -> Result<&'static ThreadRings, RingDenial> {
     if EXHAUSTED.load(Ordering::Relaxed) {
         return Err(RingDenial::NoMemory);
     }
-    let (tid, thread) = (threads::current(), threads::current_name().into());
-    let cpus = cpus();
+    let (tid, thread) = (threads::current_tid(), threads::current_name().into());
+    let cpus = cpu_count();
     let mut registry = try_lock(&REGISTRY).ok_or(RingDenial::Busy)?;
     let grant = registry.grant(cpus).ok_or(RingDenial::NoMemory)?;
     drop(registry);
@@ -140,51 +140,51 @@ pub(crate) fn take() -> Result<&'static ThreadRings, RingDenial> {
         RingGrant::Vacant(rings) => {
             rings.runtime.store(0, Ordering::Relaxed);
             rings.worker.store(0, Ordering::Relaxed);
-            return Ok(rings.let_to(tid, thread));
+            return Ok(rings.assign_to(tid, thread));
         }
-        RingGrant::Slices(slices) => map(slices).ok_or(slices),
+        RingGrant::Slices(slices) => map_rings(slices).ok_or(slices),
     };
     let mut registry = lock(&REGISTRY);
     match fresh {
         Ok(rings) => {
             registry.rings.push(rings);
-            Ok(rings.let_to(tid, thread))
+            Ok(rings.assign_to(tid, thread))
         }
         Err(slices) => {
-            registry.used -= bytes(slices);
+            registry.used_bytes -= ring_bytes(slices);
             Err(RingDenial::NoMemory)
         }
     }
 }
 
-fn map(slices: usize) -> Option<&'static ThreadRings> {
-    let map = |records: usize| -> Option<Memory> {
+fn map_rings(slices: usize) -> Option<&'static ThreadRings> {
+    let map = |records: usize| -> Option<RingMemory> {
         Box::leak(Box::new(MappedWords::new(2 * records))).get_or_map()
     };
-    Some(Box::leak(Box::new(ThreadRings::new(map(slices)?, map(slices / TASKS)?))))
+    Some(Box::leak(Box::new(ThreadRings::new(map(slices)?, map(slices / SLICES_PER_TASK_RECORD)?))))
 }
 
 /// Marks the rings of a thread that ended as available.
-pub(crate) fn give_back(rings: &ThreadRings) {
-    rings.close();
-    if let Some(tenancy) = lock(&rings.tenancy).as_mut() {
-        tenancy.ended = Some(cycle_clock::now());
+pub(crate) fn release(rings: &ThreadRings) {
+    rings.clear_open_slices();
+    if let Some(owner) = lock(&rings.owner).as_mut() {
+        owner.ended_at = Some(cycle_clock::now());
     }
     EXHAUSTED.store(false, Ordering::SeqCst);
 }
 
 impl ThreadRings {
     /// Makes the calling thread the owner.
-    fn let_to(&'static self, tid: u32, thread: Arc<str>) -> &'static Self {
-        static TENANCIES: AtomicU64 = AtomicU64::new(0);
-        self.close();
-        *lock(&self.tenancy) = Some(RingOwner {
-            id: TENANCIES.fetch_add(1, Ordering::Relaxed) + 1,
+    fn assign_to(&'static self, tid: u32, thread: Arc<str>) -> &'static Self {
+        static OWNER_COUNT: AtomicU64 = AtomicU64::new(0);
+        self.clear_open_slices();
+        *lock(&self.owner) = Some(RingOwner {
+            id: OWNER_COUNT.fetch_add(1, Ordering::Relaxed) + 1,
             tid,
             thread,
             first_slice: self.slices.next(),
             first_task: self.tasks.next(),
-            ended: None,
+            ended_at: None,
         });
         self
     }
@@ -192,10 +192,10 @@ impl ThreadRings {
 
 impl RingRegistry {
     fn grant(&mut self, cpus: usize) -> Option<RingGrant> {
-        let forgotten = cycle_clock::now().saturating_sub(self.window);
-        let vacant = self.vacant();
+        let window_start = cycle_clock::now().saturating_sub(self.window);
+        let vacant = self.oldest_vacant();
         let grant = match vacant {
-            Some((ended, rings)) if ended < forgotten => RingGrant::Vacant(rings),
+            Some((ended, rings)) if ended < window_start => RingGrant::Vacant(rings),
             _ => match (self.reserve(cpus), vacant) {
                 (Some(slices), _) => RingGrant::Slices(slices),
                 (None, Some((_, rings))) => RingGrant::Vacant(rings),
@@ -203,50 +203,50 @@ impl RingRegistry {
                     // Set before the second search: rings returned at this moment are either found,
                     // or their return clears the flag.
                     EXHAUSTED.store(true, Ordering::SeqCst);
-                    let (_, rings) = self.vacant()?;
+                    let (_, rings) = self.oldest_vacant()?;
                     EXHAUSTED.store(false, Ordering::SeqCst);
                     RingGrant::Vacant(rings)
                 }
             },
         };
         if let RingGrant::Vacant(rings) = grant
-            && let Some(tenancy) = lock(&rings.tenancy).as_mut()
+            && let Some(owner) = lock(&rings.owner).as_mut()
         {
             // Prevents a second grant of the same rings.
-            tenancy.ended = None;
+            owner.ended_at = None;
         }
         Some(grant)
     }
 
     /// Returns the available rings that were returned first.
-    fn vacant(&self) -> Option<(u64, &'static ThreadRings)> {
+    fn oldest_vacant(&self) -> Option<(u64, &'static ThreadRings)> {
         let vacant = self
             .rings
             .iter()
-            .filter_map(|rings| Some((lock(&rings.tenancy).as_ref()?.ended?, *rings)));
+            .filter_map(|rings| Some((lock(&rings.owner).as_ref()?.ended_at?, *rings)));
         vacant.min_by_key(|&(ended, _)| ended)
     }
 
     /// Reserves memory for a thread's rings and returns the number of slices.
     fn reserve(&mut self, cpus: usize) -> Option<usize> {
-        let half = self.most / 2;
-        let left = self.most.saturating_sub(self.used);
+        let half = self.max_bytes / 2;
+        let remaining = self.max_bytes.saturating_sub(self.used_bytes);
         let share = half / cpus;
-        let share = if self.used + share <= half { share } else { left / 8 };
-        let fitting = share * TASKS / (TASKS + 1) / 16;
+        let share = if self.used_bytes + share <= half { share } else { remaining / 8 };
+        let fitting = share * SLICES_PER_TASK_RECORD / (SLICES_PER_TASK_RECORD + 1) / 16;
         let slices = if fitting == 0 { 0 } else { 1 << fitting.ilog2() };
-        if slices < LEAST {
+        if slices < MIN_SLICES {
             return None;
         }
-        self.used += bytes(slices);
+        self.used_bytes += ring_bytes(slices);
         Some(slices)
     }
 }
 
-/// Locks `mutex`. Returns `None` if another thread still holds it after [`ATTEMPTS`] tries, which
+/// Locks `mutex`. Returns `None` if another thread still holds it after [`MAX_LOCK_ATTEMPTS`] tries, which
 /// is longer than a running thread would hold it.
 fn try_lock<T: Default>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
-    for _ in 0..ATTEMPTS {
+    for _ in 0..MAX_LOCK_ATTEMPTS {
         match mutex.try_lock() {
             Ok(guard) => return Some(guard),
             Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),

@@ -14,7 +14,7 @@
 //! on x86-64 and a barrier on aarch64. A sequence number in each record would cost a third of the
 //! ring.
 //!
-//! [`Open`] is one open slice. Its start is cleared before any other word changes and stored last.
+//! [`OpenSliceCell`] is one open slice. Its start is cleared before any other word changes and stored last.
 //! So a reader that reads the same start twice has read matching words.
 //!
 //! This file does not interpret the words. `tests/trace_loom.rs` compiles it with loom's atomics.
@@ -29,20 +29,20 @@ pub(crate) type Words = [u64; 2];
 pub(crate) struct EventRing<M> {
     memory: M,
     /// Capacity in records; a power of two.
-    records: u64,
+    capacity: u64,
     /// Number of records written so far.
     head: AtomicU64,
 }
 
 /// Records copied out of a ring.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Copied {
+pub(crate) struct CopiedRecords {
     /// The records, oldest first.
     pub(crate) records: Vec<Words>,
     /// The number of the record after the last.
     pub(crate) next: u64,
     /// Number of requested records that were overwritten already.
-    pub(crate) gone: u64,
+    pub(crate) overwritten: u64,
 }
 
 impl<M: AsRef<[AtomicU64]>> EventRing<M> {
@@ -50,14 +50,14 @@ impl<M: AsRef<[AtomicU64]>> EventRing<M> {
     pub(crate) fn new(memory: M) -> Self {
         let fitting = (memory.as_ref().len() / 2) as u64;
         let records = if fitting == 0 { 0 } else { 1 << fitting.ilog2() };
-        Self { memory, records, head: AtomicU64::new(0) }
+        Self { memory, capacity: records, head: AtomicU64::new(0) }
     }
 
     /// Writes a record. Must be called only by the thread that owns the ring.
     #[inline]
     pub(crate) fn push(&self, words: Words) {
         let head = self.head.load(Ordering::Relaxed);
-        if let Some([first, second]) = self.place(head) {
+        if let Some([first, second]) = self.slot(head) {
             fence(Ordering::Release);
             first.store(words[0], Ordering::Relaxed);
             second.store(words[1], Ordering::Relaxed);
@@ -72,29 +72,29 @@ impl<M: AsRef<[AtomicU64]>> EventRing<M> {
 
     /// Copies the records from `first` on, newest first, until `wanted` returns `false`. `gone` is
     /// exact only if everything was wanted.
-    pub(crate) fn copy(&self, first: u64, wanted: impl Fn(Words) -> bool) -> Copied {
+    pub(crate) fn copy(&self, first: u64, wanted: impl Fn(Words) -> bool) -> CopiedRecords {
         let mut records = Vec::new();
-        let (next, gone) = self.copy_onto(&mut records, first, wanted);
-        Copied { records, next, gone }
+        let (next, overwritten) = self.copy_into(&mut records, first, wanted);
+        CopiedRecords { records, next, overwritten }
     }
 
     /// Appends like [`Self::copy`] to `records`. Returns the number of the record after the last,
     /// and the number of records overwritten. Allocates at most once.
-    pub(crate) fn copy_onto(
+    pub(crate) fn copy_into(
         &self,
         records: &mut Vec<Words>,
         first: u64,
         wanted: impl Fn(Words) -> bool,
     ) -> (u64, u64) {
         let next = self.next();
-        let oldest = next.saturating_sub(self.records);
-        let before = records.len();
-        let most = next.saturating_sub(first.max(oldest));
-        if records.try_reserve_exact(most as usize).is_err() {
+        let oldest = next.saturating_sub(self.capacity);
+        let old_len = records.len();
+        let max_records = next.saturating_sub(first.max(oldest));
+        if records.try_reserve_exact(max_records as usize).is_err() {
             return (next, next.saturating_sub(first));
         }
         for number in (first.max(oldest)..next).rev() {
-            let Some([a, b]) = self.place(number) else { break };
+            let Some([a, b]) = self.slot(number) else { break };
             let words = [a.load(Ordering::Relaxed), b.load(Ordering::Relaxed)];
             if !wanted(words) {
                 break;
@@ -103,40 +103,40 @@ impl<M: AsRef<[AtomicU64]>> EventRing<M> {
         }
         fence(Ordering::Acquire);
         // The writer may be writing record `head` now, in the place of record `head - records`.
-        let safe = (self.head.load(Ordering::Relaxed) + 1).saturating_sub(self.records);
-        records.truncate(before + next.saturating_sub(safe) as usize);
-        if let Some(copied) = records.get_mut(before..) {
+        let first_safe = (self.head.load(Ordering::Relaxed) + 1).saturating_sub(self.capacity);
+        records.truncate(old_len + next.saturating_sub(first_safe) as usize);
+        if let Some(copied) = records.get_mut(old_len..) {
             copied.reverse();
         }
-        (next, safe.min(next).saturating_sub(first))
+        (next, first_safe.min(next).saturating_sub(first))
     }
 
     #[inline]
-    fn place(&self, number: u64) -> Option<&[AtomicU64; 2]> {
-        let at = 2 * (number & self.records.wrapping_sub(1)) as usize;
-        self.memory.as_ref().get(at..at + 2)?.try_into().ok()
+    fn slot(&self, number: u64) -> Option<&[AtomicU64; 2]> {
+        let index = 2 * (number & self.capacity.wrapping_sub(1)) as usize;
+        self.memory.as_ref().get(index..index + 2)?.try_into().ok()
     }
 }
 
 /// An open slice.
 #[derive(Debug)]
-pub(crate) struct Open {
+pub(crate) struct OpenSliceCell {
     /// 0 if no slice is open.
     start: AtomicU64,
-    what: AtomicU64,
+    tag: AtomicU64,
 }
 
-impl Open {
+impl OpenSliceCell {
     pub(crate) fn new() -> Self {
-        Self { start: AtomicU64::new(0), what: AtomicU64::new(0) }
+        Self { start: AtomicU64::new(0), tag: AtomicU64::new(0) }
     }
 
     /// Opens the slice. Must be called only by the thread that owns it.
     #[inline]
-    pub(crate) fn begin(&self, start: u64, what: u64) {
+    pub(crate) fn begin(&self, start: u64, tag: u64) {
         self.start.store(0, Ordering::Relaxed);
         fence(Ordering::Release);
-        self.what.store(what, Ordering::Relaxed);
+        self.tag.store(tag, Ordering::Relaxed);
         self.start.store(start, Ordering::Release);
     }
 
@@ -144,22 +144,22 @@ impl Open {
     /// owns it.
     #[inline]
     pub(crate) fn end(&self) -> (u64, u64) {
-        let was = (self.start.load(Ordering::Relaxed), self.what.load(Ordering::Relaxed));
-        self.forget();
-        was
+        let closed = (self.start.load(Ordering::Relaxed), self.tag.load(Ordering::Relaxed));
+        self.clear();
+        closed
     }
 
     /// Closes the slice without reading it. Must be called only by the thread that owns it.
     #[inline]
-    pub(crate) fn forget(&self) {
+    pub(crate) fn clear(&self) {
         self.start.store(0, Ordering::Relaxed);
     }
 
     /// Returns start and content. `None` if no slice is open or it is being changed.
     pub(crate) fn read(&self) -> Option<(u64, u64)> {
         let start = self.start.load(Ordering::Acquire);
-        let what = self.what.load(Ordering::Relaxed);
+        let tag = self.tag.load(Ordering::Relaxed);
         fence(Ordering::Acquire);
-        (start != 0 && self.start.load(Ordering::Relaxed) == start).then_some((start, what))
+        (start != 0 && self.start.load(Ordering::Relaxed) == start).then_some((start, tag))
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::assemble::assemble;
-use super::flight::{self, SHARE, Window};
+use super::flight::{self, RING_BYTES_DIVISOR, Window};
 use super::recorder::{self, RecorderState};
 use crate::base::{Bytes, Clock, Moment, SystemClock, TimeAnchor};
 use crate::model::Timeline;
@@ -16,21 +16,21 @@ pub enum Error {
     #[error("a runtime trace is being recorded already: stop that session first")]
     Busy,
     /// `max_bytes` is too small for a useful recording.
-    #[error("trace.max_bytes of {given} is too small for a recording: give it at least {least}")]
+    #[error("trace.max_bytes of {given} is too small for a recording: give it at least {minimum}")]
     TooSmall {
         /// The given `max_bytes`.
         given: Bytes,
         /// The minimum.
-        least: Bytes,
+        minimum: Bytes,
     },
 }
 
 /// Minimum memory of a session.
-const LEAST: Bytes = Bytes::kib(64);
+const MIN_BYTES: Bytes = Bytes::kib(64);
 
 /// Divisor of the part of the rest reserved for vitals and instants. With 16 MiB in total the part
 /// holds the two minutes before and four ticks a second of seven counters for two minutes.
-const LEDGER_SHARE: u64 = 8;
+const PROCESS_EVENTS_DIVISOR: u64 = 8;
 
 /// The only recording session of this process. Dropping it stops the recording and discards the
 /// data.
@@ -52,18 +52,22 @@ impl TraceSession {
     ///
     /// [`Error::Busy`] if another session runs, [`Error::TooSmall`] if `max_bytes` is below 64 KiB.
     pub fn start(max_bytes: Bytes, anchor: TimeAnchor) -> Result<Self, Error> {
-        if max_bytes < LEAST {
-            return Err(Error::TooSmall { given: max_bytes, least: LEAST });
+        if max_bytes < MIN_BYTES {
+            return Err(Error::TooSmall { given: max_bytes, minimum: MIN_BYTES });
         }
         // Without a writer of rings, spans, events and vitals get the rings' share too.
-        let rest = if recorder::has_rings() { max_bytes.get() / SHARE } else { max_bytes.get() };
-        let process = rest / LEDGER_SHARE;
-        let threads = rest - process;
+        let remaining = if recorder::has_ring_writers() {
+            max_bytes.get() / RING_BYTES_DIVISOR
+        } else {
+            max_bytes.get()
+        };
+        let process = remaining / PROCESS_EVENTS_DIVISOR;
+        let threads = remaining - process;
         let [threads, process] =
             [threads, process].map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
         let started = SystemClock.now();
         let shared = recorder::start(threads, process).ok_or(Error::Busy)?;
-        process_events::begin(&shared);
+        process_events::add_recent_vitals(&shared);
         let window = flight::begin(max_bytes);
         Ok(Self { shared: Some(shared), window, anchor, started })
     }
@@ -83,8 +87,15 @@ impl TraceSession {
     pub fn stop(mut self, now: Moment) -> Timeline {
         match self.shared.take() {
             Some(shared) => {
-                let strays = recorder::stop();
-                assemble(&shared, strays, self.anchor, self.started, now, self.window.take())
+                let unattached_losses = recorder::stop();
+                assemble(
+                    &shared,
+                    unattached_losses,
+                    self.anchor,
+                    self.started,
+                    now,
+                    self.window.take(),
+                )
             }
             None => Timeline::new(self.anchor, std::process::id(), ""),
         }

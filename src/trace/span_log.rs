@@ -10,7 +10,7 @@
 //! * once a payment is refused the log stays `full`, so lost slices are inside recorded ones, never
 //!   around them;
 //! * `open` holds the ids of the recorded slices that have not ended, innermost last. An end that
-//!   is not among them belongs to a lost begin while `lost_open > 0`, else to a slice older than
+//!   is not among them belongs to a lost begin while `lost_begins > 0`, else to a slice older than
 //!   the session.
 
 use std::mem;
@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use tracing::Metadata;
 
-use super::budget::{TEXT, TraceBudget, is_spent, price};
+use super::budget::{TEXT_OVERHEAD_BYTES, TraceBudget, event_cost, is_exhausted};
 use super::fields::FieldList;
 use super::loss::{LossCause, LossCounts};
 use crate::base::{Clock, Moment, SystemClock};
@@ -28,15 +28,16 @@ use crate::os::proc::threads;
 pub(super) const MAX_DEPTH: usize = 128;
 
 /// Records in a chunk: 2.5 KiB, the maximum waste in a thread's last chunk.
-const CHUNK: usize = 64;
+const RECORDS_PER_CHUNK: usize = 64;
 
 /// Bytes taken from the budget at a time: about twenty slices. A thousand threads with one record
 /// each hold 2 MiB of it.
-const GRANT: usize = 2 << 10;
+const BUDGET_GRANT_BYTES: usize = 2 << 10;
 
 /// Price of a log before its first record.
-const LOG: usize =
-    CHUNK * size_of::<SpanRecord>() + size_of::<SpanLog>() + MAX_DEPTH * size_of::<u64>();
+const LOG_COST: usize = RECORDS_PER_CHUNK * size_of::<SpanRecord>()
+    + size_of::<SpanLog>()
+    + MAX_DEPTH * size_of::<u64>();
 
 /// The span shown by a slice.
 #[derive(Clone, Debug)]
@@ -47,8 +48,8 @@ pub(super) struct Source {
 
 impl Source {
     /// Returns the number of arguments of its slices.
-    fn args(&self) -> usize {
-        args(self.fields.as_deref())
+    fn arg_count(&self) -> usize {
+        arg_count(self.fields.as_deref())
     }
 }
 
@@ -60,7 +61,7 @@ pub(super) enum RecordKind {
     /// The slice with this id, which began in this log, ends.
     End(u64),
     /// A slice that began before the session ends.
-    EndOfOlder(u64, Source),
+    EndPreexisting(u64, Source),
     /// An event.
     Instant(&'static Metadata<'static>, Option<Arc<FieldList>>),
 }
@@ -69,16 +70,16 @@ pub(super) enum RecordKind {
 #[derive(Debug)]
 pub(super) struct SpanRecord {
     pub(super) at: Moment,
-    pub(super) what: RecordKind,
+    pub(super) kind: RecordKind,
 }
 
 /// Result of recording an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum EndOutcome {
     /// The end is recorded, or counted as lost.
-    Told,
-    /// The slice began before the session; record its end with [`LogPages::end_older`].
-    Older,
+    Handled,
+    /// The slice began before the session; record its end with [`LogPages::end_preexisting`].
+    Preexisting,
 }
 
 /// The log of one thread.
@@ -93,17 +94,17 @@ pub(super) struct SpanLog {
 
 impl SpanLog {
     /// Creates an empty log of the calling thread. Returns `None` if the budget does not cover it.
-    pub(super) fn of_this_thread(budget: &Arc<TraceBudget>) -> Option<Self> {
-        budget.take(LOG, LOG).map(|_| Self {
-            tid: threads::current(),
+    pub(super) fn for_current_thread(budget: &Arc<TraceBudget>) -> Option<Self> {
+        budget.reserve(LOG_COST, LOG_COST).map(|_| Self {
+            tid: threads::current_tid(),
             thread: threads::current_name(),
             pages: Mutex::new(LogPages {
                 budget: Arc::clone(budget),
                 credit: 0,
                 full: false,
-                over: false,
+                closed: false,
                 open: Vec::new(),
-                lost_open: 0,
+                lost_begins: 0,
                 chunks: Vec::new(),
                 counts: LossCounts::default(),
             }),
@@ -117,13 +118,13 @@ impl SpanLog {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
-        (!pages.over).then(|| write(&mut pages))
+        (!pages.closed).then(|| write(&mut pages))
     }
 
     /// Closes the log and takes its records.
     pub(super) fn close(&self) -> (Vec<Vec<SpanRecord>>, LossCounts) {
         let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
-        pages.over = true;
+        pages.closed = true;
         pages.open = Vec::new();
         (mem::take(&mut pages.chunks), pages.counts)
     }
@@ -136,9 +137,9 @@ pub(super) struct LogPages {
     /// Bytes taken from the budget and not used yet.
     credit: usize,
     full: bool,
-    over: bool,
+    closed: bool,
     open: Vec<u64>,
-    lost_open: u64,
+    lost_begins: u64,
     chunks: Vec<Vec<SpanRecord>>,
     counts: LossCounts,
 }
@@ -146,42 +147,46 @@ pub(super) struct LogPages {
 impl LogPages {
     /// Records the begin of a slice.
     pub(super) fn begin(&mut self, id: u64, source: Source) {
-        let cost = price(source.args()) + price(0) + self.text_price(source.fields.as_deref());
-        let kept = if self.open.len() >= MAX_DEPTH {
-            self.lose(LossCause::Depth)
-        } else if !self.pay(cost) {
-            self.lose(LossCause::Room)
+        let cost = event_cost(source.arg_count())
+            + event_cost(0)
+            + self.text_cost(source.fields.as_deref());
+        let is_recorded = if self.open.len() >= MAX_DEPTH {
+            self.count_lost(LossCause::TooDeep)
+        } else if !self.try_charge(cost) {
+            self.count_lost(LossCause::OutOfBudget)
         } else {
             self.push(RecordKind::Begin(id, source))
         };
-        if kept {
+        if is_recorded {
             self.open.push(id);
         } else {
-            self.lost_open += 1;
+            self.lost_begins += 1;
         }
     }
 
     /// Records the end of a slice.
     pub(super) fn end(&mut self, id: u64) -> EndOutcome {
-        if let Some(place) = self.open.iter().rposition(|&open| open == id) {
-            self.open.remove(place);
+        if let Some(index) = self.open.iter().rposition(|&open| open == id) {
+            self.open.remove(index);
             self.push(RecordKind::End(id));
-        } else if self.lost_open > 0 {
-            self.lost_open -= 1;
-            self.lose(if self.full { LossCause::Room } else { LossCause::Depth });
+        } else if self.lost_begins > 0 {
+            self.lost_begins -= 1;
+            self.count_lost(if self.full { LossCause::OutOfBudget } else { LossCause::TooDeep });
         } else {
-            return EndOutcome::Older;
+            return EndOutcome::Preexisting;
         }
-        EndOutcome::Told
+        EndOutcome::Handled
     }
 
     /// Records the end of a slice that was open when the session began.
-    pub(super) fn end_older(&mut self, id: u64, source: Source) {
-        let cost = price(source.args()) + price(0) + self.text_price(source.fields.as_deref());
-        if self.pay(cost) {
-            self.push(RecordKind::EndOfOlder(id, source));
+    pub(super) fn end_preexisting(&mut self, id: u64, source: Source) {
+        let cost = event_cost(source.arg_count())
+            + event_cost(0)
+            + self.text_cost(source.fields.as_deref());
+        if self.try_charge(cost) {
+            self.push(RecordKind::EndPreexisting(id, source));
         } else {
-            self.lose(LossCause::Room);
+            self.count_lost(LossCause::OutOfBudget);
         }
     }
 
@@ -191,45 +196,45 @@ impl LogPages {
         site: &'static Metadata<'static>,
         fields: Option<Arc<FieldList>>,
     ) {
-        let cost = price(args(fields.as_deref())) + self.text_price(fields.as_deref());
-        if self.pay(cost) {
+        let cost = event_cost(arg_count(fields.as_deref())) + self.text_cost(fields.as_deref());
+        if self.try_charge(cost) {
             self.push(RecordKind::Instant(site, fields));
         } else {
-            self.lose(LossCause::Room);
+            self.count_lost(LossCause::OutOfBudget);
         }
     }
 
     /// Counts an event as lost because the budget is used up.
-    pub(super) fn refuse(&mut self) {
-        self.lose(LossCause::Room);
+    pub(super) fn count_over_budget(&mut self) {
+        self.count_lost(LossCause::OutOfBudget);
     }
 
     /// Charges the texts of a span's fields, which live as long as the span. Returns `true` if they
     /// may be kept.
-    pub(super) fn keep(&mut self, fields: &FieldList) -> bool {
-        let cost = self.text_price(Some(fields));
-        self.pay(cost)
+    pub(super) fn charge_fields(&mut self, fields: &FieldList) -> bool {
+        let cost = self.text_cost(Some(fields));
+        self.try_charge(cost)
     }
 
-    fn lose(&mut self, cause: LossCause) -> bool {
+    fn count_lost(&mut self, cause: LossCause) -> bool {
         self.counts.add(cause, 1);
         false
     }
 
-    fn text_price(&self, fields: Option<&FieldList>) -> usize {
+    fn text_cost(&self, fields: Option<&FieldList>) -> usize {
         match fields {
-            Some(fields) if fields.unpaid_in(self.budget.session()) => {
-                fields.text_len() + fields.len() * TEXT
+            Some(fields) if fields.mark_charged(self.budget.session()) => {
+                fields.text_len() + fields.len() * TEXT_OVERHEAD_BYTES
             }
             _ => 0,
         }
     }
 
-    fn pay(&mut self, cost: usize) -> bool {
-        self.full |= is_spent(self.budget.session());
+    fn try_charge(&mut self, cost: usize) -> bool {
+        self.full |= is_exhausted(self.budget.session());
         if !self.full && self.credit < cost {
             let missing = cost - self.credit;
-            match self.budget.take(missing.max(GRANT), missing) {
+            match self.budget.reserve(missing.max(BUDGET_GRANT_BYTES), missing) {
                 Some(grant) => self.credit += grant,
                 None => self.full = true,
             }
@@ -240,22 +245,24 @@ impl LogPages {
         !self.full
     }
 
-    fn push(&mut self, what: RecordKind) -> bool {
-        if self.chunks.last().is_none_or(|chunk| chunk.len() == CHUNK) {
+    fn push(&mut self, kind: RecordKind) -> bool {
+        if self.chunks.last().is_none_or(|chunk| chunk.len() == RECORDS_PER_CHUNK) {
             let mut chunk = Vec::new();
-            if chunk.try_reserve_exact(CHUNK).is_err() || self.chunks.try_reserve(1).is_err() {
-                return self.lose(LossCause::Memory);
+            if chunk.try_reserve_exact(RECORDS_PER_CHUNK).is_err()
+                || self.chunks.try_reserve(1).is_err()
+            {
+                return self.count_lost(LossCause::OutOfMemory);
             }
             self.chunks.push(chunk);
         }
         if let Some(chunk) = self.chunks.last_mut() {
-            chunk.push(SpanRecord { at: SystemClock.now(), what });
+            chunk.push(SpanRecord { at: SystemClock.now(), kind });
         }
         true
     }
 }
 
 /// Returns the number of arguments of a span's slice or of an event: target, level and fields.
-fn args(fields: Option<&FieldList>) -> usize {
+fn arg_count(fields: Option<&FieldList>) -> usize {
     2 + fields.map_or(0, FieldList::len)
 }

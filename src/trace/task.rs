@@ -26,10 +26,10 @@ impl PollNode {
     /// Records the spawn of a task with this site and number.
     #[inline]
     pub(crate) fn new(site: u16, number: u64) -> Self {
-        recorder::tasks_wrapped();
+        recorder::mark_tasks_wrapped();
         let task = TaskKey { site, number };
-        if !hooks::see_tasks() {
-            thread::task(RawKind::Spawned, task);
+        if !hooks::has_task_hooks() {
+            thread::record_task_event(RawKind::Spawned, task);
         }
         Self { task }
     }
@@ -37,36 +37,36 @@ impl PollNode {
     /// Returns the current tick. It is exact only while polls are recorded.
     #[inline]
     pub(crate) fn tick() -> u64 {
-        if thread::is_recorded() { cycle_clock::now() } else { cycle_clock::recently() }
+        if thread::is_recording() { cycle_clock::now() } else { cycle_clock::coarse_now() }
     }
 
     /// Starts a poll at `tick`. Returns its slice, or `None` if the hooks record the poll.
     #[inline]
-    pub(crate) fn poll(&mut self, tick: u64) -> Option<PollSlice> {
-        if hooks::see_tasks() && thread::name(self.task.site) {
+    pub(crate) fn begin_poll(&mut self, tick: u64) -> Option<PollSlice> {
+        if hooks::has_task_hooks() && thread::set_poll_site(self.task.site) {
             return None;
         }
-        thread::begin(RawKind::WrappedPoll, self.task, tick);
+        thread::begin_slice(RawKind::WrappedPoll, self.task, tick);
         Some(PollSlice { task: self.task, start: tick })
     }
 
     /// Ends a poll that returned `Pending`.
     #[inline]
-    pub(crate) fn pause(slice: Option<PollSlice>) {
+    pub(crate) fn end_pending_poll(slice: Option<PollSlice>) {
         if let Some(slice) = slice {
             // Ended by hand, which the optimizer inlines. A guard's `drop` that may run during
             // unwinding is not inlined.
             let PollSlice { task, start } = *ManuallyDrop::new(slice);
-            thread::end_known(RawKind::WrappedPoll, task, start);
+            thread::end_known_slice(RawKind::WrappedPoll, task, start);
         }
     }
 
     /// Ends the last poll and the task, at the same tick.
     #[inline]
-    pub(crate) fn end(&mut self, slice: Option<PollSlice>) {
-        if let Some(slice) = slice.filter(|_| !hooks::see_tasks()) {
+    pub(crate) fn end_task(&mut self, slice: Option<PollSlice>) {
+        if let Some(slice) = slice.filter(|_| !hooks::has_task_hooks()) {
             let PollSlice { task, start } = *ManuallyDrop::new(slice);
-            thread::end_task(RawKind::WrappedPoll, task, start);
+            thread::end_slice_and_task(RawKind::WrappedPoll, task, start);
             self.task.number = 0;
         }
     }
@@ -75,8 +75,8 @@ impl PollNode {
 impl Drop for PollNode {
     #[inline]
     fn drop(&mut self) {
-        if !hooks::see_tasks() {
-            thread::task(RawKind::Ended, self.task);
+        if !hooks::has_task_hooks() {
+            thread::record_task_event(RawKind::Ended, self.task);
         }
     }
 }
@@ -90,6 +90,6 @@ pub(crate) struct PollSlice {
 impl Drop for PollSlice {
     #[cold]
     fn drop(&mut self) {
-        thread::end_known(RawKind::WrappedPoll, self.task, self.start);
+        thread::end_known_slice(RawKind::WrappedPoll, self.task, self.start);
     }
 }

@@ -9,7 +9,7 @@
 //! No lock, no allocation, no system call. The exception is a thread's first record, which takes
 //! the registry's lock to get rings.
 //!
-//! Slices nest: a wrapped future can poll wrapped futures. The open ones form a stack of [`DEPTH`];
+//! Slices nest: a wrapped future can poll wrapped futures. The open ones form a stack of [`MAX_DEPTH`];
 //! deeper ones are counted and not recorded. A slice that began while nothing was recorded has no
 //! open slice at its end. It is recorded as if it had started with the recording. `EPOCH`
 //! identifies the recording, so a thread that was idle through the end of one and the start of the
@@ -23,35 +23,38 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::registry::{self, RingDenial};
-use super::ring::{EventRing, Open};
+use super::ring::{EventRing, OpenSliceCell};
 use crate::model::{OpenSlice, RawKind, RawSlice, RawTask, TaskKey};
 use crate::os::clock::cycle_clock;
-use epoch::RESTS;
+use epoch::WAKE_DETECTOR_BIT;
 
-pub(crate) use epoch::{BEGAN, EPOCH, SINCE, is_recorded, record, rest, rests, stir};
+pub(crate) use epoch::{
+    EPOCH, POLL_STARTED, RECORDING_START, arm_wakeup, disarm_wakeup, is_recording, is_wakeup_armed,
+    set_recording,
+};
 
 /// Maximum nesting depth of slices.
-const DEPTH: usize = 8;
+const MAX_DEPTH: usize = 8;
 
 /// Number of records a thread without rings loses before it requests rings again.
-const PATIENCE: u32 = 4096;
+const RING_RETRY_INTERVAL: u32 = 4096;
 
 /// The same if the registry's lock was taken.
-const BUSY_PATIENCE: u32 = 4;
+const BUSY_RETRY_INTERVAL: u32 = 4;
 
 /// Number of records lost by threads without rings.
-static ASTRAY: AtomicU64 = AtomicU64::new(0);
+static DROPPED_WITHOUT_RING: AtomicU64 = AtomicU64::new(0);
 
 /// Memory of a ring.
-pub(crate) type Memory = &'static [AtomicU64];
+pub(crate) type RingMemory = &'static [AtomicU64];
 
 /// The rings and open slices that one thread at a time writes to.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct ThreadRings {
-    pub(crate) slices: EventRing<Memory>,
-    pub(crate) tasks: EventRing<Memory>,
-    open: [Open; DEPTH],
+    pub(crate) slices: EventRing<RingMemory>,
+    pub(crate) tasks: EventRing<RingMemory>,
+    open: [OpenSliceCell; MAX_DEPTH],
     depth: AtomicU64,
     epoch: AtomicU64,
     /// Number of slices that were nested too deep.
@@ -59,7 +62,7 @@ pub(crate) struct ThreadRings {
     /// The runtime's number, counted from 1, and the worker's index plus one; 0 if unknown.
     pub(crate) runtime: AtomicU64,
     pub(crate) worker: AtomicU64,
-    pub(crate) tenancy: Mutex<Option<registry::RingOwner>>,
+    pub(crate) owner: Mutex<Option<registry::RingOwner>>,
 }
 
 /// Kind and task of an open slice, packed into one word.
@@ -91,29 +94,29 @@ impl OpenSliceTag {
 }
 
 impl ThreadRings {
-    pub(crate) fn new(slices: Memory, tasks: Memory) -> Self {
+    pub(crate) fn new(slices: RingMemory, tasks: RingMemory) -> Self {
         Self {
             slices: EventRing::new(slices),
             tasks: EventRing::new(tasks),
-            open: std::array::from_fn(|_| Open::new()),
+            open: std::array::from_fn(|_| OpenSliceCell::new()),
             depth: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
             too_deep: AtomicU64::new(0),
             runtime: AtomicU64::new(0),
             worker: AtomicU64::new(0),
-            tenancy: Mutex::new(None),
+            owner: Mutex::new(None),
         }
     }
 
     /// Returns the open slices, outermost first, as of some time during the call.
-    pub(crate) fn open(&self) -> Vec<OpenSlice> {
-        let since = SINCE.load(Ordering::Relaxed);
-        let open = self.open.iter().map_while(Open::read);
+    pub(crate) fn open_slices(&self) -> Vec<OpenSlice> {
+        let recording_start = RECORDING_START.load(Ordering::Relaxed);
+        let open = self.open.iter().map_while(OpenSliceCell::read);
         // Slices that started earlier are left over from a recording that ended before they did.
-        let current = open.filter(|&(start, _)| start >= since);
+        let current = open.filter(|&(start, _)| start >= recording_start);
         current
-            .map(|(start, what)| {
-                let OpenSliceTag { kind, task, .. } = OpenSliceTag::unpack(what);
+            .map(|(start, tag)| {
+                let OpenSliceTag { kind, task, .. } = OpenSliceTag::unpack(tag);
                 OpenSlice { kind, start, task }
             })
             .collect()
@@ -121,7 +124,7 @@ impl ThreadRings {
 
     /// Clears all open slices.
     #[cold]
-    pub(crate) fn close(&self) {
+    pub(crate) fn clear_open_slices(&self) {
         for open in &self.open {
             open.end();
         }
@@ -129,76 +132,76 @@ impl ThreadRings {
     }
 
     #[inline]
-    fn begin(&self, epoch: u64, what: OpenSliceTag, tick: u64) {
+    fn begin(&self, epoch: u64, tag: OpenSliceTag, tick: u64) {
         if self.epoch.load(Ordering::Relaxed) != epoch {
-            return self.begin_anew(epoch, what, tick);
+            return self.begin_first(epoch, tag, tick);
         }
-        self.open_one(what, tick);
+        self.push_open(tag, tick);
     }
 
     /// Starts the first slice of a recording, or the first one since the wake-up was armed.
     #[cold]
-    fn begin_anew(&self, epoch: u64, what: OpenSliceTag, tick: u64) {
-        self.turn_to(epoch);
-        self.open_one(what, tick);
+    fn begin_first(&self, epoch: u64, tag: OpenSliceTag, tick: u64) {
+        self.enter_recording(epoch);
+        self.push_open(tag, tick);
         // A park is no stall, so it does not wake the stall detector. The slice must be visible
         // before the detector wakes.
-        if epoch & RESTS != 0 && what.kind != RawKind::Park && stir() {
-            BEGAN.wake();
+        if epoch & WAKE_DETECTOR_BIT != 0 && tag.kind != RawKind::Park && disarm_wakeup() {
+            POLL_STARTED.wake();
         }
     }
 
     /// Clears the open slices unless they belong to the recording `epoch`.
-    fn turn_to(&self, epoch: u64) {
-        if !self.is_of(epoch) {
-            self.close();
-            self.epoch.store(epoch & !RESTS, Ordering::Relaxed);
+    fn enter_recording(&self, epoch: u64) {
+        if !self.belongs_to(epoch) {
+            self.clear_open_slices();
+            self.epoch.store(epoch & !WAKE_DETECTOR_BIT, Ordering::Relaxed);
         }
     }
 
     /// Returns `true` if the open slices belong to the recording `epoch`.
     #[inline]
-    fn is_of(&self, epoch: u64) -> bool {
-        let own = self.epoch.load(Ordering::Relaxed);
-        own == epoch || own == epoch & !RESTS
+    fn belongs_to(&self, epoch: u64) -> bool {
+        let own_epoch = self.epoch.load(Ordering::Relaxed);
+        own_epoch == epoch || own_epoch == epoch & !WAKE_DETECTOR_BIT
     }
 
     #[inline]
-    fn open_one(&self, what: OpenSliceTag, tick: u64) {
+    fn push_open(&self, tag: OpenSliceTag, tick: u64) {
         let depth = self.depth.load(Ordering::Relaxed);
         if let Some(open) = self.open.get(depth as usize) {
-            open.begin(tick, what.pack());
+            open.begin(tick, tag.pack());
         }
         self.depth.store(depth + 1, Ordering::Relaxed);
     }
 
     #[inline]
-    fn end(&self, epoch: u64, what: impl FnOnce() -> OpenSliceTag, now: u64) {
+    fn end(&self, epoch: u64, tag: impl FnOnce() -> OpenSliceTag, now: u64) {
         let depth = self.depth.load(Ordering::Relaxed);
-        if depth == 0 || !self.is_of(epoch) {
-            return self.end_older(epoch, what(), now);
+        if depth == 0 || !self.belongs_to(epoch) {
+            return self.end_preexisting(epoch, tag(), now);
         }
         self.depth.store(depth - 1, Ordering::Relaxed);
         let Some(open) = self.open.get(depth as usize - 1) else {
             self.too_deep.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        let (start, what) = open.end();
-        let what = OpenSliceTag::unpack(what);
-        self.slices.push(RawSlice::new(what.kind, start, now, what.task).0);
+        let (start, tag) = open.end();
+        let tag = OpenSliceTag::unpack(tag);
+        self.slices.push(RawSlice::new(tag.kind, start, now, tag.task).0);
     }
 
     /// Ends the slice of `kind` and `task` that started at `start`, without reading the open slice.
     #[inline]
     fn end_known(&self, epoch: u64, (kind, task): (RawKind, TaskKey), start: u64, now: u64) {
         let depth = self.depth.load(Ordering::Relaxed);
-        if depth == 0 || !self.is_of(epoch) {
-            return self.end_older(epoch, OpenSliceTag { kind, named: false, task }, now);
+        if depth == 0 || !self.belongs_to(epoch) {
+            return self.end_preexisting(epoch, OpenSliceTag { kind, named: false, task }, now);
         }
         self.depth.store(depth - 1, Ordering::Relaxed);
         match self.open.get(depth as usize - 1) {
             Some(open) => {
-                open.forget();
+                open.clear();
                 self.slices.push(RawSlice::new(kind, start, now, task).0);
             }
             None => {
@@ -209,39 +212,39 @@ impl ThreadRings {
 
     /// Ends a slice that started before the recording.
     #[cold]
-    fn end_older(&self, epoch: u64, what: OpenSliceTag, now: u64) {
-        self.close();
-        self.epoch.store(epoch & !RESTS, Ordering::Relaxed);
-        let since = SINCE.load(Ordering::Relaxed);
-        self.slices.push(RawSlice::new(what.kind, since, now, what.task).0);
+    fn end_preexisting(&self, epoch: u64, tag: OpenSliceTag, now: u64) {
+        self.clear_open_slices();
+        self.epoch.store(epoch & !WAKE_DETECTOR_BIT, Ordering::Relaxed);
+        let recording_start = RECORDING_START.load(Ordering::Relaxed);
+        self.slices.push(RawSlice::new(tag.kind, recording_start, now, tag.task).0);
     }
 
     /// Sets the site of the innermost slice to `site` if it is an unnamed hooked poll. Returns
     /// `true` if it was.
     #[inline]
-    fn name(&self, epoch: u64, site: u16) -> bool {
+    fn set_poll_site(&self, epoch: u64, site: u16) -> bool {
         let depth = self.depth.load(Ordering::Relaxed);
-        if depth == 0 || !self.is_of(epoch) {
+        if depth == 0 || !self.belongs_to(epoch) {
             return false;
         }
         let Some(open) = self.open.get(depth as usize - 1) else { return false };
-        let Some((start, what)) = open.read() else { return false };
-        let mut what = OpenSliceTag::unpack(what);
-        if what.kind != RawKind::HookedPoll || what.named {
+        let Some((start, tag)) = open.read() else { return false };
+        let mut tag = OpenSliceTag::unpack(tag);
+        if tag.kind != RawKind::HookedPoll || tag.named {
             return false;
         }
-        what.named = true;
-        what.task.site = site;
-        open.begin(start, what.pack());
+        tag.named = true;
+        tag.task.site = site;
+        open.begin(start, tag.pack());
         true
     }
 }
 
 thread_local! {
-    static HERE: Cell<Option<&'static ThreadRings>> = const { Cell::new(None) };
+    static RINGS: Cell<Option<&'static ThreadRings>> = const { Cell::new(None) };
     /// Records lost since the last attempt to get rings; 0 allows another attempt.
-    static DENIED: Cell<u32> = const { Cell::new(0) };
-    static LEASE: RingGuard = const { RingGuard };
+    static LOST_SINCE_ATTEMPT: Cell<u32> = const { Cell::new(0) };
+    static RING_GUARD: RingGuard = const { RingGuard };
 }
 
 /// Returns the thread's rings to the registry at thread exit.
@@ -249,18 +252,18 @@ struct RingGuard;
 
 impl Drop for RingGuard {
     fn drop(&mut self) {
-        if let Some(rings) = HERE.take() {
-            registry::give_back(rings);
+        if let Some(rings) = RINGS.take() {
+            registry::release(rings);
         }
     }
 }
 
 /// Starts a slice on this thread at `tick`.
 #[inline]
-pub(crate) fn begin(kind: RawKind, task: TaskKey, tick: u64) {
+pub(crate) fn begin_slice(kind: RawKind, task: TaskKey, tick: u64) {
     let epoch = EPOCH.load(Ordering::Relaxed);
     if epoch != 0
-        && let Some(rings) = here()
+        && let Some(rings) = current_rings()
     {
         rings.begin(epoch, OpenSliceTag { kind, named: false, task }, tick);
     }
@@ -269,10 +272,10 @@ pub(crate) fn begin(kind: RawKind, task: TaskKey, tick: u64) {
 /// Ends the innermost slice on this thread. `kind` and `task` describe it; `task` is called only if
 /// the slice started before the recording.
 #[inline]
-pub(crate) fn end(kind: RawKind, task: impl FnOnce() -> TaskKey) {
+pub(crate) fn end_slice(kind: RawKind, task: impl FnOnce() -> TaskKey) {
     let epoch = EPOCH.load(Ordering::Relaxed);
     if epoch != 0
-        && let Some(rings) = here()
+        && let Some(rings) = current_rings()
     {
         rings.end(epoch, || OpenSliceTag { kind, named: false, task: task() }, cycle_clock::now());
     }
@@ -281,21 +284,21 @@ pub(crate) fn end(kind: RawKind, task: impl FnOnce() -> TaskKey) {
 /// Ends the innermost slice on this thread, which `kind`, `task` and `start` describe. `start` is
 /// not used if the slice started before the recording.
 #[inline]
-pub(crate) fn end_known(kind: RawKind, task: TaskKey, start: u64) {
+pub(crate) fn end_known_slice(kind: RawKind, task: TaskKey, start: u64) {
     let epoch = EPOCH.load(Ordering::Relaxed);
     if epoch != 0
-        && let Some(rings) = here()
+        && let Some(rings) = current_rings()
     {
         rings.end_known(epoch, (kind, task), start, cycle_clock::now());
     }
 }
 
-/// Ends the innermost slice as [`end_known`] does, and the task that it polled.
+/// Ends the innermost slice as [`end_known_slice`] does, and the task that it polled.
 #[inline]
-pub(crate) fn end_task(kind: RawKind, task: TaskKey, start: u64) {
+pub(crate) fn end_slice_and_task(kind: RawKind, task: TaskKey, start: u64) {
     let epoch = EPOCH.load(Ordering::Relaxed);
     if epoch != 0
-        && let Some(rings) = here()
+        && let Some(rings) = current_rings()
     {
         let now = cycle_clock::now();
         rings.end_known(epoch, (kind, task), start, now);
@@ -306,17 +309,17 @@ pub(crate) fn end_task(kind: RawKind, task: TaskKey, start: u64) {
 /// Sets the site of the innermost hooked poll. Returns `false` if no such poll is open or it is
 /// named already.
 #[inline]
-pub(crate) fn name(site: u16) -> bool {
+pub(crate) fn set_poll_site(site: u16) -> bool {
     let epoch = EPOCH.load(Ordering::Relaxed);
-    epoch != 0 && here().is_some_and(|rings| rings.name(epoch, site))
+    epoch != 0 && current_rings().is_some_and(|rings| rings.set_poll_site(epoch, site))
 }
 
 /// Records a spawn or an end of a task. Ignores tasks without a number.
 #[inline]
-pub(crate) fn task(kind: RawKind, task: TaskKey) {
+pub(crate) fn record_task_event(kind: RawKind, task: TaskKey) {
     if EPOCH.load(Ordering::Relaxed) != 0
         && task.number != 0
-        && let Some(rings) = here()
+        && let Some(rings) = current_rings()
     {
         rings.tasks.push(RawTask::new(kind, cycle_clock::now(), task).0);
     }
@@ -324,9 +327,9 @@ pub(crate) fn task(kind: RawKind, task: TaskKey) {
 
 /// Records the runtime that this thread is a worker of, and its worker index.
 #[inline]
-pub(crate) fn works_for(runtime: u64) {
+pub(crate) fn set_runtime(runtime: u64) {
     if EPOCH.load(Ordering::Relaxed) != 0
-        && let Some(rings) = here()
+        && let Some(rings) = current_rings()
         && rings.runtime.load(Ordering::Relaxed) != runtime
     {
         rings.runtime.store(runtime, Ordering::Relaxed);
@@ -336,36 +339,38 @@ pub(crate) fn works_for(runtime: u64) {
 }
 
 /// Returns the number of records lost by threads without rings.
-pub(crate) fn astray() -> u64 {
-    ASTRAY.load(Ordering::Relaxed)
+pub(crate) fn dropped_without_ring() -> u64 {
+    DROPPED_WITHOUT_RING.load(Ordering::Relaxed)
 }
 
 #[inline]
-fn here() -> Option<&'static ThreadRings> {
-    match HERE.get() {
-        None => settle(),
+fn current_rings() -> Option<&'static ThreadRings> {
+    match RINGS.get() {
+        None => acquire_rings(),
         rings => rings,
     }
 }
 
 /// Gets rings for a thread that has none.
 #[cold]
-fn settle() -> Option<&'static ThreadRings> {
-    let denied = DENIED.get();
+fn acquire_rings() -> Option<&'static ThreadRings> {
+    let lost = LOST_SINCE_ATTEMPT.get();
     // A thread whose local storage has been destroyed cannot return rings.
-    if denied == 0 && LEASE.try_with(|_| ()).is_ok() {
-        match registry::take() {
+    if lost == 0 && RING_GUARD.try_with(|_| ()).is_ok() {
+        match registry::acquire() {
             Ok(rings) => {
-                HERE.set(Some(rings));
+                RINGS.set(Some(rings));
                 return Some(rings);
             }
-            Err(RingDenial::Busy) => DENIED.set(PATIENCE - BUSY_PATIENCE),
-            Err(RingDenial::NoMemory) => DENIED.set(1),
+            Err(RingDenial::Busy) => {
+                LOST_SINCE_ATTEMPT.set(RING_RETRY_INTERVAL - BUSY_RETRY_INTERVAL)
+            }
+            Err(RingDenial::NoMemory) => LOST_SINCE_ATTEMPT.set(1),
         }
     } else {
-        DENIED.set((denied + 1) % PATIENCE);
+        LOST_SINCE_ATTEMPT.set((lost + 1) % RING_RETRY_INTERVAL);
     }
-    ASTRAY.fetch_add(1, Ordering::Relaxed);
+    DROPPED_WITHOUT_RING.fetch_add(1, Ordering::Relaxed);
     None
 }
 

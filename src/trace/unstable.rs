@@ -25,7 +25,7 @@ mod present {
     use crate::os::clock::cycle_clock;
 
     /// `true` if task hooks are compiled in.
-    pub(in super::super) const PRESENT: bool = true;
+    pub(in super::super) const TASK_HOOKS_AVAILABLE: bool = true;
 
     type TaskHook = Arc<dyn Fn(&TaskMeta<'_>) + Send + Sync>;
 
@@ -43,22 +43,22 @@ mod present {
         pub(in super::super) fn apply(self, builder: &mut Builder) {
             let Self { before_poll, after_poll, spawn, terminate } = self;
             builder.on_before_task_poll(move |meta| {
-                tell(before_poll.as_ref(), meta);
-                if thread::is_recorded() {
-                    thread::begin(RawKind::HookedPoll, key(meta), cycle_clock::now());
+                call_hook(before_poll.as_ref(), meta);
+                if thread::is_recording() {
+                    thread::begin_slice(RawKind::HookedPoll, task_key(meta), cycle_clock::now());
                 }
             });
             builder.on_after_task_poll(move |meta| {
-                thread::end(RawKind::HookedPoll, || key(meta));
-                tell(after_poll.as_ref(), meta);
+                thread::end_slice(RawKind::HookedPoll, || task_key(meta));
+                call_hook(after_poll.as_ref(), meta);
             });
             builder.on_task_spawn(move |meta| {
-                thread::task(RawKind::Spawned, key(meta));
-                tell(spawn.as_ref(), meta);
+                thread::record_task_event(RawKind::Spawned, task_key(meta));
+                call_hook(spawn.as_ref(), meta);
             });
             builder.on_task_terminate(move |meta| {
-                thread::task(RawKind::Ended, key(meta));
-                tell(terminate.as_ref(), meta);
+                thread::record_task_event(RawKind::Ended, task_key(meta));
+                call_hook(terminate.as_ref(), meta);
             });
         }
     }
@@ -102,23 +102,23 @@ mod present {
     }
 
     #[inline]
-    fn tell(hook: Option<&TaskHook>, meta: &TaskMeta<'_>) {
+    fn call_hook(hook: Option<&TaskHook>, meta: &TaskMeta<'_>) {
         if let Some(hook) = hook {
             hook(meta);
         }
     }
 
     #[inline]
-    fn key(meta: &TaskMeta<'_>) -> TaskKey {
-        if !thread::is_recorded() {
+    fn task_key(meta: &TaskMeta<'_>) -> TaskKey {
+        if !thread::is_recording() {
             return TaskKey::default();
         }
-        let site = SpawnSite { name: None, place: meta.spawned_at() };
+        let site = SpawnSite { name: None, location: meta.spawned_at() };
         // tokio does not expose the number of an id. Formatting the id costs more than everything
         // else here; hashing it yields the number.
         let mut number = Number(0);
         meta.id().hash(&mut number);
-        TaskKey { site: site.number(), number: number.0 }
+        TaskKey { site: site.intern(), number: number.0 }
     }
 
     struct Number(u64);
@@ -144,7 +144,7 @@ mod present {
 mod absent {
     use tokio::runtime::Builder;
 
-    pub(in super::super) const PRESENT: bool = false;
+    pub(in super::super) const TASK_HOOKS_AVAILABLE: bool = false;
 
     #[derive(Clone, Default)]
     pub(in super::super) struct TaskHooks;

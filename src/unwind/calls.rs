@@ -2,20 +2,20 @@
 
 /// Length of a direct call instruction.
 #[cfg(target_arch = "x86_64")]
-pub(crate) const CALL: u64 = 5;
+pub(crate) const DIRECT_CALL_BYTES: u64 = 5;
 #[cfg(target_arch = "aarch64")]
-pub(crate) const CALL: u64 = 4;
+pub(crate) const DIRECT_CALL_BYTES: u64 = 4;
 
 /// Returns the function that `code` calls, if it starts with a direct call that returns to `next`.
 #[cfg(target_arch = "x86_64")]
-pub(crate) fn target(code: &[u8], next: u64) -> Option<u64> {
+pub(crate) fn direct_call_target(code: &[u8], next: u64) -> Option<u64> {
     let [0xe8, distance @ ..] = code.first_chunk::<5>()? else { return None };
     Some(next.wrapping_add_signed(i32::from_le_bytes(*distance).into()))
 }
 
 /// Returns the function that `code` calls, if it starts with a direct call that returns to `next`.
 #[cfg(target_arch = "aarch64")]
-pub(crate) fn target(code: &[u8], next: u64) -> Option<u64> {
+pub(crate) fn direct_call_target(code: &[u8], next: u64) -> Option<u64> {
     let instruction = u32::from_le_bytes(*code.first_chunk()?);
     // `bl`: the low 26 bits are the distance from the instruction, in words.
     let distance = i64::from((instruction << 6).cast_signed() >> 6) * 4;
@@ -24,9 +24,9 @@ pub(crate) fn target(code: &[u8], next: u64) -> Option<u64> {
 
 /// Maximum length of the call in front of a return address.
 #[cfg(target_arch = "x86_64")]
-pub(crate) const BEFORE: u64 = 7;
+pub(crate) const MAX_CALL_BYTES: u64 = 7;
 #[cfg(target_arch = "aarch64")]
-pub(crate) const BEFORE: u64 = 4;
+pub(crate) const MAX_CALL_BYTES: u64 = 4;
 
 /// Returns `true` if `code` ends with a call through a register or through memory.
 #[cfg(target_arch = "x86_64")]
@@ -62,37 +62,37 @@ pub(crate) fn ends_with_indirect_call(code: &[u8]) -> bool {
 /// Returns the offset of the return address from the stack pointer within the prologue, `done`
 /// bytes into the instructions that set the frame pointer. `None` if the address is in a register.
 #[cfg(target_arch = "x86_64")]
-pub(crate) fn pushed_after(done: u64) -> Option<u64> {
-    Some(if done == 0 { 0 } else { 8 })
+pub(crate) fn return_address_offset(offset: u64) -> Option<u64> {
+    Some(if offset == 0 { 0 } else { 8 })
 }
 
 /// Returns the offset of the return address from the stack pointer within the prologue, `done`
 /// bytes into the instructions that set the frame pointer. `None` if the address is in a register.
 #[cfg(target_arch = "aarch64")]
-pub(crate) fn pushed_after(_done: u64) -> Option<u64> {
+pub(crate) fn return_address_offset(_done: u64) -> Option<u64> {
     None
 }
 
 /// Returns `true` if `code` starts with a return instruction, at which `ra = *sp`.
-pub(crate) fn returns(code: &[u8]) -> bool {
+pub(crate) fn starts_with_return(code: &[u8]) -> bool {
     cfg!(target_arch = "x86_64") && matches!(code.first(), Some(0xc3 | 0xc2))
 }
 
 /// Returns `true` if `code` contains an epilogue that restores the frame pointer and returns.
 #[cfg(target_arch = "x86_64")]
-pub(crate) fn leaves(code: &[u8]) -> bool {
+pub(crate) fn contains_epilogue(code: &[u8]) -> bool {
     code.windows(2).any(|pair| matches!(pair, [0x5d | 0xc9, 0xc3 | 0xc2]))
 }
 
 /// Returns `true` if `code` contains an epilogue that restores the frame pointer and returns.
 #[cfg(target_arch = "aarch64")]
-pub(crate) fn leaves(code: &[u8]) -> bool {
+pub(crate) fn contains_epilogue(code: &[u8]) -> bool {
     code.as_chunks::<4>().0.iter().any(|word| u32::from_le_bytes(*word) == 0xd65f_03c0)
 }
 
 /// Returns the length of the prologue at the start of `code` that saves and sets the frame pointer.
 #[cfg(target_arch = "x86_64")]
-pub(crate) fn sets_frame_pointer(code: &[u8]) -> Option<u64> {
+pub(crate) fn frame_pointer_prologue_len(code: &[u8]) -> Option<u64> {
     const ENDBR64: &[u8] = &[0xf3, 0x0f, 0x1e, 0xfa];
     let rest = code.strip_prefix(ENDBR64).unwrap_or(code);
     // `push rbp; mov rbp, rsp`, which has two encodings.
@@ -102,7 +102,7 @@ pub(crate) fn sets_frame_pointer(code: &[u8]) -> Option<u64> {
 
 /// Returns the length of the prologue at the start of `code` that saves and sets the frame pointer.
 #[cfg(target_arch = "aarch64")]
-pub(crate) fn sets_frame_pointer(code: &[u8]) -> Option<u64> {
+pub(crate) fn frame_pointer_prologue_len(code: &[u8]) -> Option<u64> {
     let word = |index: usize| Some(u32::from_le_bytes(*code.get(index * 4..)?.first_chunk()?));
     // `paciasp` or `bti c` may precede.
     let first = usize::from(matches!(word(0)?, 0xd503_233f | 0xd503_245f));
@@ -114,7 +114,7 @@ pub(crate) fn sets_frame_pointer(code: &[u8]) -> Option<u64> {
 /// Returns `true` if `code`, at a return address, only ends the thread. musl's threads start like
 /// this.
 #[cfg(target_arch = "x86_64")]
-pub(crate) fn ends_the_thread(code: &[u8]) -> bool {
+pub(crate) fn is_thread_exit(code: &[u8]) -> bool {
     // `mov edi, eax; xor eax, eax; mov al, 60; syscall`
     code.starts_with(&[0x89, 0xc7, 0x31, 0xc0, 0xb0, 0x3c, 0x0f, 0x05])
 }
@@ -122,7 +122,7 @@ pub(crate) fn ends_the_thread(code: &[u8]) -> bool {
 /// Returns `true` if `code`, at a return address, only ends the thread. musl's threads start like
 /// this.
 #[cfg(target_arch = "aarch64")]
-pub(crate) fn ends_the_thread(code: &[u8]) -> bool {
+pub(crate) fn is_thread_exit(code: &[u8]) -> bool {
     // `mov x8, #93; svc #0`
     code.starts_with(&[0xa8, 0x0b, 0x80, 0xd2, 0x01, 0x00, 0x00, 0xd4])
 }
@@ -132,15 +132,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn calls_and_beginnings_are_read_from_their_bytes() {
-        assert_eq!(target(&[0xe8, 0x10, 0, 0, 0], 0x1005), Some(0x1015));
-        assert_eq!(target(&[0xe8, 0xf6, 0xff, 0xff, 0xff, 0x90], 0x1005), Some(0xffb));
+    fn call_and_prologue_instructions_are_decoded() {
+        assert_eq!(direct_call_target(&[0xe8, 0x10, 0, 0, 0], 0x1005), Some(0x1015));
+        assert_eq!(direct_call_target(&[0xe8, 0xf6, 0xff, 0xff, 0xff, 0x90], 0x1005), Some(0xffb));
         for none in [&[0xe8, 0, 0, 0][..], &[0xff, 0x15, 0, 0, 0], &[]] {
-            assert_eq!(target(none, 0x1005), None);
+            assert_eq!(direct_call_target(none, 0x1005), None);
         }
-        assert_eq!(sets_frame_pointer(&[0x55, 0x48, 0x89, 0xe5, 0x90]), Some(4));
-        assert_eq!(sets_frame_pointer(&[0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x48, 0x89, 0xe5]), Some(8));
-        assert_eq!(sets_frame_pointer(&[0x55, 0x53, 0x48, 0x89, 0xe5]), None);
+        assert_eq!(frame_pointer_prologue_len(&[0x55, 0x48, 0x89, 0xe5, 0x90]), Some(4));
+        assert_eq!(
+            frame_pointer_prologue_len(&[0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x48, 0x89, 0xe5]),
+            Some(8)
+        );
+        assert_eq!(frame_pointer_prologue_len(&[0x55, 0x53, 0x48, 0x89, 0xe5]), None);
         for call in [
             &[0xff, 0xd0][..],
             &[0x41, 0xff, 0xd3],
@@ -158,8 +161,12 @@ mod tests {
         for none in [&[0xff][..], &[], &[0xff, 0xe0], &[0xff, 0x15, 1, 2], &[0xe8, 0, 0, 0, 0]] {
             assert!(!ends_with_indirect_call(none), "{none:x?}");
         }
-        assert!(leaves(&[0x90, 0x5d, 0xc3]) && leaves(&[0xc9, 0xc3]) && !leaves(&[0x5d, 0x90]));
-        assert!(ends_the_thread(&[0x89, 0xc7, 0x31, 0xc0, 0xb0, 0x3c, 0x0f, 0x05, 0xf4]));
-        assert!(!ends_the_thread(&[0x89, 0xc7]));
+        assert!(
+            contains_epilogue(&[0x90, 0x5d, 0xc3])
+                && contains_epilogue(&[0xc9, 0xc3])
+                && !contains_epilogue(&[0x5d, 0x90])
+        );
+        assert!(is_thread_exit(&[0x89, 0xc7, 0x31, 0xc0, 0xb0, 0x3c, 0x0f, 0x05, 0xf4]));
+        assert!(!is_thread_exit(&[0x89, 0xc7]));
     }
 }

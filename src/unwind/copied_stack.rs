@@ -11,11 +11,11 @@ use crate::os::images::Error;
 use crate::os::own_memory;
 use crate::os::stack_snapshot::{Registers, StackSnapshot};
 use crate::unwind::infer;
-use crate::unwind::kept::{KeptFrames, OF_COPIES};
+use crate::unwind::kept::{FrameBuffer, MAX_OUTERMOST_COPIED};
 use crate::unwind::modules::LoadedModules;
 use crate::unwind::tables::RuleCache;
 use crate::unwind::walk;
-use crate::unwind::{StackWalk, WalkEnd, current, refresh};
+use crate::unwind::{StackWalk, WalkEnd, current_modules, refresh};
 
 pub use crate::unwind::kept::OutermostFrames;
 
@@ -39,7 +39,7 @@ impl StackWalker {
     /// If `/proc/self/maps` cannot be read.
     pub fn new() -> Result<Self, Error> {
         refresh()?;
-        let modules = current().unwrap_or_else(|| Arc::new(LoadedModules::empty()));
+        let modules = current_modules().unwrap_or_else(|| Arc::new(LoadedModules::empty()));
         Ok(Self { modules, cache: RuleCache::new(CACHE_BITS) })
     }
 
@@ -48,7 +48,7 @@ impl StackWalker {
     /// Holds the loader's lock for an instant.
     pub fn refresh(&mut self) -> Result<bool, Error> {
         refresh()?;
-        let fresh = current().filter(|fresh| !Arc::ptr_eq(fresh, &self.modules));
+        let fresh = current_modules().filter(|fresh| !Arc::ptr_eq(fresh, &self.modules));
         let changed = fresh.is_some();
         if let Some(fresh) = fresh {
             self.modules = fresh;
@@ -57,115 +57,119 @@ impl StackWalker {
     }
 
     /// Returns `true` if `address` is in a file that has unwind information.
-    pub fn knows(&self, address: u64) -> bool {
-        self.modules.holds(address)
+    pub fn has_unwind_info(&self, address: u64) -> bool {
+        self.modules.has_unwind_info(address)
     }
 
     /// Writes the stack into `frames`, innermost first: the current instruction, then return
     /// addresses minus one. `stack` contains the words from `registers.sp` up. `whole` is `true` if
     /// they reach the end of the stack.
     ///
-    /// The walk ends with [`WalkEnd::Truncated`] at the end of the copy and with
-    /// [`WalkEnd::Broken`] at a frame without a usable rule. [`WalkEnd::Elsewhere`] is a switch
+    /// The walk ends with [`WalkEnd::CopyTooShort`] at the end of the copy and with
+    /// [`WalkEnd::NoUnwindInfo`] at a frame without a usable rule. [`WalkEnd::OtherStack`] is a switch
     /// from a signal stack to another stack. Costs about 2 us at a depth of 20, or 5 us with a cold
     /// cache.
     pub fn walk(
         &mut self,
         registers: Registers,
         stack: &[u64],
-        whole: bool,
+        is_complete: bool,
         frames: &mut [u64],
     ) -> StackWalk {
-        let stack = CopiedStack { words: stack, is_whole: whole };
-        self.walk_kept(registers, stack, KeptFrames::new(frames, &mut []), None)
+        let stack = CopiedStack { words: stack, is_complete };
+        self.walk_into(registers, stack, FrameBuffer::new(frames, &mut []), None)
     }
 
     /// Walks like [`Self::walk`], and also writes each frame's stack pointer into `pointers`, as
     /// far as they fit. The memory between two consecutive ones belongs to the inner frame.
-    pub fn walk_marked(
+    pub fn walk_with_pointers(
         &mut self,
         registers: Registers,
         stack: &[u64],
-        whole: bool,
+        is_complete: bool,
         frames: &mut [u64],
         pointers: &mut [u64],
     ) -> StackWalk {
-        let stack = CopiedStack { words: stack, is_whole: whole };
-        self.walk_kept(registers, stack, KeptFrames::new(frames, pointers), None)
+        let stack = CopiedStack { words: stack, is_complete };
+        self.walk_into(registers, stack, FrameBuffer::new(frames, pointers), None)
     }
 
     /// Walks like [`Self::walk`], for a thread of this process whose `outermost` frames are stored.
     /// They are appended to a stack deeper than its copy, as far as their return addresses are
     /// unchanged in memory.
-    pub fn walk_joined(
+    pub fn walk_with_outermost(
         &mut self,
-        copied: &StackSnapshot,
+        snapshot: &StackSnapshot,
         frames: &mut [u64],
         outermost: &mut OutermostFrames,
     ) -> StackWalk {
-        let stack = CopiedStack { words: &copied.stack, is_whole: copied.whole };
-        self.walk_kept(
-            copied.head.registers,
+        let stack = CopiedStack { words: &snapshot.stack, is_complete: snapshot.is_complete };
+        self.walk_into(
+            snapshot.header.registers,
             stack,
-            KeptFrames::new(frames, &mut []),
+            FrameBuffer::new(frames, &mut []),
             Some(outermost),
         )
     }
 
-    fn walk_kept(
+    fn walk_into(
         &mut self,
         registers: Registers,
         stack: CopiedStack<'_>,
-        mut kept: KeptFrames<'_, OF_COPIES>,
+        mut kept: FrameBuffer<'_, MAX_OUTERMOST_COPIED>,
         outermost: Option<&mut OutermostFrames>,
     ) -> StackWalk {
-        let CopiedStack { words, is_whole } = stack;
-        let mut ran_off = false;
+        let CopiedStack { words, is_complete: is_whole } = stack;
+        let mut is_past_copy = false;
         let mut read = |address: u64| {
             let offset = address.checked_sub(registers.sp).ok_or(())?;
             if !offset.is_multiple_of(8) {
                 return Err(());
             }
             let word = usize::try_from(offset / 8).ok().and_then(|word| words.get(word));
-            ran_off |= word.is_none();
+            is_past_copy |= word.is_none();
             word.copied().ok_or(())
         };
         let take = |frame, pointer| kept.push(frame, pointer);
-        let walk = walk::walk(&self.modules, &mut self.cache, registers, &mut read, take);
+        let walk = walk::walk_frames(&self.modules, &mut self.cache, registers, &mut read, take);
         let copied = registers.sp..registers.sp.saturating_add(words.len() as u64 * 8);
         let mut end = match walk.end {
-            None if walk.interrupted.is_some_and(|sp| !copied.contains(&sp)) => WalkEnd::Elsewhere,
-            None if ran_off && !is_whole => WalkEnd::Truncated,
-            None => WalkEnd::Broken,
+            None if walk.interrupted_sp.is_some_and(|sp| !copied.contains(&sp)) => {
+                WalkEnd::OtherStack
+            }
+            None if is_past_copy && !is_whole => WalkEnd::CopyTooShort,
+            None => WalkEnd::NoUnwindInfo,
             Some(end) => end,
         };
         let mut is_joined = false;
         if let Some(outermost) = outermost {
             match end {
-                WalkEnd::Whole => *outermost = kept.outermost(),
-                WalkEnd::Truncated | WalkEnd::TooDeep => {
-                    let from = if end == WalkEnd::Truncated { copied.end } else { walk.reached };
+                WalkEnd::Complete => *outermost = kept.outermost(),
+                WalkEnd::CopyTooShort | WalkEnd::TooManyFrames => {
+                    let from =
+                        if end == WalkEnd::CopyTooShort { copied.end } else { walk.outermost_sp };
                     let Self { modules, cache } = self;
-                    is_joined = kept.join(outermost, from, memory_word, |replaced| {
-                        infer::is_frame(modules, cache, replaced)
-                    });
-                    end = if is_joined { WalkEnd::Whole } else { end };
+                    is_joined =
+                        kept.append_outermost(outermost, from, read_memory_word, |replaced| {
+                            infer::is_valid_frame(modules, cache, replaced)
+                        });
+                    end = if is_joined { WalkEnd::Complete } else { end };
                 }
-                WalkEnd::Broken | WalkEnd::Elsewhere => {}
+                WalkEnd::NoUnwindInfo | WalkEnd::OtherStack => {}
             }
         }
         let (depth, omitted) = kept.finish(end);
-        StackWalk { depth, omitted, end, is_joined, is_inferred: walk.is_inferred }
+        StackWalk { depth, omitted, end, is_joined, used_heuristics: walk.used_heuristics }
     }
 }
 
 struct CopiedStack<'a> {
     words: &'a [u64],
-    is_whole: bool,
+    is_complete: bool,
 }
 
 /// Reads a word of this process's memory in its current state.
-fn memory_word(address: u64) -> Result<u64, ()> {
+fn read_memory_word(address: u64) -> Result<u64, ()> {
     let mut word = [0; 8];
     let read = own_memory::read(address, &mut word);
     if read == word.len() { Ok(u64::from_ne_bytes(word)) } else { Err(()) }
@@ -175,24 +179,26 @@ fn memory_word(address: u64) -> Result<u64, ()> {
 mod tests {
     use super::*;
     use crate::os::signal::SignalCapture;
-    use crate::os::signal::tests::{interrupted, target};
+    use crate::os::signal::tests::{install_test_target, send_to_self};
     use crate::unwind::MAX_FRAMES;
 
     #[inline(never)]
-    fn deeper(levels: usize, target: &'static SignalCapture) -> u64 {
-        let below = std::hint::black_box(match levels {
-            0 => interrupted(target),
-            _ => deeper(levels - 1, target),
+    fn recurse(levels: usize, target: &'static SignalCapture) -> u64 {
+        let depth = std::hint::black_box(match levels {
+            0 => send_to_self(target),
+            _ => recurse(levels - 1, target),
         });
-        below + 1
+        depth + 1
     }
 
-    fn copied_from_a_dead_thread(levels: usize, stack_bytes: usize) -> StackSnapshot {
-        let target = target(4, stack_bytes);
-        std::thread::spawn(move || deeper(levels, target)).join().unwrap();
-        let mut taken = None;
-        target.slots().drain(&mut StackSnapshot::default(), |copied| taken = Some(copied.clone()));
-        taken.unwrap()
+    fn snapshot_of_exited_thread(levels: usize, stack_bytes: usize) -> StackSnapshot {
+        let target = install_test_target(4, stack_bytes);
+        std::thread::spawn(move || recurse(levels, target)).join().unwrap();
+        let mut snapshot = None;
+        target
+            .slots()
+            .drain(&mut StackSnapshot::default(), |copied| snapshot = Some(copied.clone()));
+        snapshot.unwrap()
     }
 
     fn frames_in(function: usize, frames: &[u64]) -> usize {
@@ -201,33 +207,33 @@ mod tests {
     }
 
     #[test]
-    fn the_stack_of_a_thread_that_is_gone_is_whole() {
-        let copied = copied_from_a_dead_thread(5, 64 << 10);
+    fn stack_of_exited_thread_is_complete() {
+        let copied = snapshot_of_exited_thread(5, 64 << 10);
         let mut walker = StackWalker::new().unwrap();
         let mut frames = [0; MAX_FRAMES];
         for _ in 0..2 {
-            let StackSnapshot { head, stack, whole } = &copied;
+            let StackSnapshot { header: head, stack, is_complete: whole } = &copied;
             let walk = walker.walk(head.registers, stack, *whole, &mut frames);
-            assert_eq!(walk.end, WalkEnd::Whole, "{frames:x?}");
+            assert_eq!(walk.end, WalkEnd::Complete, "{frames:x?}");
             assert_eq!(frames[0], head.registers.ip);
-            let deeper = deeper as fn(_, _) -> _ as usize;
+            let deeper = recurse as fn(_, _) -> _ as usize;
             assert_eq!(frames_in(deeper, &frames[..walk.depth]), 6);
         }
     }
 
     #[test]
-    fn a_copy_that_is_too_short_is_marked() {
-        let copied = copied_from_a_dead_thread(100, 4 << 10);
+    fn too_short_copy_ends_as_copy_too_short() {
+        let copied = snapshot_of_exited_thread(100, 4 << 10);
         let mut walker = StackWalker::new().unwrap();
         let mut frames = [0; MAX_FRAMES];
-        assert!(!copied.whole);
-        let walk = walker.walk(copied.head.registers, &copied.stack, false, &mut frames);
-        assert_eq!(walk.end, WalkEnd::Truncated);
+        assert!(!copied.is_complete);
+        let walk = walker.walk(copied.header.registers, &copied.stack, false, &mut frames);
+        assert_eq!(walk.end, WalkEnd::CopyTooShort);
         assert!(walk.depth > 3 && walk.depth < 100, "{}", walk.depth);
     }
 
     #[test]
-    fn any_words_can_be_walked() {
+    fn random_stack_words_do_not_panic() {
         let mut walker = StackWalker::new().unwrap();
         let mut state = 1u64;
         let mut random = || {

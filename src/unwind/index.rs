@@ -18,7 +18,7 @@ use gimli::{BaseAddresses, CieOrFde, UnwindSection};
 use crate::unwind::tables::SectionBytes;
 
 /// Maximum entries of an index: 16 MB.
-const MAX_INDEX: usize = 1 << 20;
+const MAX_INDEX_ENTRIES: usize = 1 << 20;
 
 /// Pointer encodings of the usual form: unsigned four bytes, and signed four bytes relative to the
 /// header.
@@ -26,7 +26,7 @@ const UDATA4: u8 = 0x03;
 const DATAREL_SDATA4: u8 = 0x3b;
 
 /// Returns the table of an `.eh_frame_hdr`, or `None` if it does not have the usual form.
-pub(crate) fn table(hdr: &[u8]) -> Option<&[[[u8; 4]; 2]]> {
+pub(crate) fn parse_table(hdr: &[u8]) -> Option<&[[[u8; 4]; 2]]> {
     let (&[version, pointer, count, table], rest) = hdr.split_first_chunk()?;
     if (version, count, table) != (1, UDATA4, DATAREL_SDATA4) {
         return None;
@@ -45,7 +45,7 @@ pub(crate) fn table(hdr: &[u8]) -> Option<&[[[u8; 4]; 2]]> {
 
 /// Returns the address of the nearest entry at or below `address`, from the table of the header at
 /// `hdr`.
-pub(crate) fn entry(table: &[[[u8; 4]; 2]], hdr: u64, address: u64) -> Option<u64> {
+pub(crate) fn find_entry(table: &[[[u8; 4]; 2]], hdr: u64, address: u64) -> Option<u64> {
     let wanted = address.wrapping_sub(hdr).cast_signed();
     let after = table.partition_point(|[start, _]| i64::from(i32::from_le_bytes(*start)) <= wanted);
     let [_, entry] = table.get(after.checked_sub(1)?)?;
@@ -58,7 +58,7 @@ pub(crate) struct FdeIndex(Vec<(u64, u32)>);
 
 impl FdeIndex {
     /// Returns the offset of the nearest entry at or below `address`.
-    pub(crate) fn fde(&self, address: u64) -> Option<usize> {
+    pub(crate) fn fde_offset(&self, address: u64) -> Option<usize> {
         let after = self.0.partition_point(|(start, _)| *start <= address);
         self.0.get(after.checked_sub(1)?).map(|(_, offset)| *offset as usize)
     }
@@ -68,7 +68,7 @@ impl FdeIndex {
     /// # Errors
     ///
     /// If memory for the index cannot be allocated.
-    pub(crate) fn of<'a, S: UnwindSection<SectionBytes<'a>>>(
+    pub(crate) fn build<'a, S: UnwindSection<SectionBytes<'a>>>(
         section: &S,
         bases: &BaseAddresses,
     ) -> Result<Self, TryReserveError> {
@@ -78,7 +78,7 @@ impl FdeIndex {
             let CieOrFde::Fde(entry) = entry else { continue };
             let Ok(fde) = entry.parse(S::cie_from_offset) else { continue };
             if let Ok(offset) = u32::try_from(fde.offset())
-                && index.len() < MAX_INDEX
+                && index.len() < MAX_INDEX_ENTRIES
             {
                 index.try_reserve(1)?;
                 index.push((fde.initial_address(), offset));
@@ -104,10 +104,10 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_entry_below_is_found() {
+    fn nearest_entry_below_address_is_found() {
         let hdr = header(3, &[(-16, 100), (0, 200), (64, 300)]);
-        let table = table(&hdr).unwrap();
-        let at = |address| entry(table, 0x1000, address);
+        let table = parse_table(&hdr).unwrap();
+        let at = |address| find_entry(table, 0x1000, address);
         assert_eq!(at(0xfef), None);
         assert_eq!(at(0xff0), Some(0x1000 + 100));
         assert_eq!(at(0x1000), Some(0x1000 + 200));
@@ -116,19 +116,19 @@ mod tests {
     }
 
     #[test]
-    fn no_header_leads_out_of_its_bytes() {
-        let whole = header(u32::MAX, &[(i32::MIN, i32::MAX), (i32::MAX, i32::MIN)]);
-        assert_eq!(table(&whole).map(<[_]>::len), Some(2));
-        for length in 0..whole.len() {
+    fn damaged_header_stays_within_its_bytes() {
+        let full_header = header(u32::MAX, &[(i32::MIN, i32::MAX), (i32::MAX, i32::MIN)]);
+        assert_eq!(parse_table(&full_header).map(<[_]>::len), Some(2));
+        for length in 0..full_header.len() {
             for (byte, value) in (0..4).flat_map(|byte| (0..=255).map(move |value| (byte, value))) {
-                let mut cut = whole[..length].to_vec();
+                let mut cut = full_header[..length].to_vec();
                 if let Some(place) = cut.get_mut(byte) {
                     *place = value;
                 }
-                let Some(table) = table(&cut) else { continue };
+                let Some(table) = parse_table(&cut) else { continue };
                 for address in [0, 1, u64::MAX, 1 << 63, (1 << 63) - 1] {
                     for hdr in [0, 8, u64::MAX, 1 << 63] {
-                        entry(table, hdr, address);
+                        find_entry(table, hdr, address);
                     }
                 }
             }

@@ -30,22 +30,22 @@
 use crate::os::own_memory;
 use crate::os::stack_snapshot::Registers;
 use crate::unwind::calls;
-use crate::unwind::kept::ReplacedFrames;
+use crate::unwind::kept::ReplacedReturnAddress;
 use crate::unwind::modules::LoadedModules;
-use crate::unwind::rule::{StopReason, UnwindRule, caller, follow};
+use crate::unwind::rule::{StopReason, UnwindRule, apply_row, checked_caller};
 use crate::unwind::tables::RuleCache;
 
 /// Maximum length of a function without a table.
-const LONGEST: u64 = 4 << 10;
+const MAX_FUNCTION_BYTES: u64 = 4 << 10;
 
 /// Instruction bytes read at once.
-const PIECE: u64 = 512;
+const CHUNK_BYTES: u64 = 512;
 
 /// Instruction bytes examined at one address.
-const CODE: usize = 16;
+const CODE_BYTES: usize = 16;
 
 /// Stack words examined for a return address.
-const SCANNED: u64 = 64;
+const MAX_SCANNED_WORDS: u64 = 64;
 
 /// Kind of the call instruction in front of a return address.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -62,89 +62,93 @@ pub(crate) struct FunctionRange {
     /// Address of its first instruction.
     start: u64,
     /// Address at which its frame pointer is set.
-    is_set: u64,
+    prologue_end: u64,
     /// `true` if it may end before the current address, which may then belong to the next function.
-    may_have_left: bool,
+    may_have_ended: bool,
 }
 
 /// Returns the caller's registers for a frame without a table, if machine code proves them.
-pub(crate) fn infer(
+pub(crate) fn infer_caller(
     modules: &LoadedModules,
     cache: &mut RuleCache,
     registers: Registers,
-    is_exact: bool,
+    is_interrupted: bool,
     read: &mut impl FnMut(u64) -> Result<u64, ()>,
 ) -> Result<Registers, StopReason> {
-    let by_direct_call = by_direct_call(modules, cache, registers, is_exact, read);
+    let by_direct_call = caller_by_direct_call(modules, cache, registers, is_interrupted, read);
     if let Some(outer) = by_direct_call {
         return Ok(outer);
     }
     let Registers { ip, sp, fp, lr } = registers;
-    let function = cache.function(ip, || function_around(ip));
+    let function = cache.cached_function(ip, || find_function(ip));
     let function =
-        function.filter(|function| cache.rule(modules, function.start) == UnwindRule::Uncovered);
-    let mut code = [0; CODE];
-    if is_exact && calls::returns(code_at(ip, &mut code)) {
-        return at_top(modules, cache, registers, 0, read);
+        function.filter(|function| cache.rule(modules, function.start) == UnwindRule::NoUnwindInfo);
+    let mut code = [0; CODE_BYTES];
+    if is_interrupted && calls::starts_with_return(read_code(ip, &mut code)) {
+        return caller_at_stack_top(modules, cache, registers, 0, read);
     }
     let Some(function) = function else {
-        return scan(modules, cache, registers, is_exact, read);
+        return scan_for_caller(modules, cache, registers, is_interrupted, read);
     };
-    if is_exact && ip < function.is_set {
-        let done = ip - function.start;
-        return match calls::pushed_after(done) {
-            Some(offset) => at_top(modules, cache, registers, offset, read),
-            None if believed(modules, cache, ip, lr) => caller(sp, fp, lr, registers, true),
-            None => Err(StopReason::Senseless),
+    if is_interrupted && ip < function.prologue_end {
+        let prologue_offset = ip - function.start;
+        return match calls::return_address_offset(prologue_offset) {
+            Some(offset) => caller_at_stack_top(modules, cache, registers, offset, read),
+            None if is_plausible_call(modules, cache, ip, lr) => {
+                checked_caller(sp, fp, lr, registers, true)
+            }
+            None => Err(StopReason::InvalidFrame),
         };
     }
     // If `fp` belongs to a function further out, the current frame and its return address lie
     // between `sp` and `fp`.
-    if function.may_have_left
+    if function.may_have_ended
         && fp > sp
-        && (0..SCANNED)
+        && (0..MAX_SCANNED_WORDS)
             .map_while(|word| sp.checked_add(word * 8))
             .take_while(|&at| at < fp)
-            .any(|at| read(at).is_ok_and(|word| call_before(word).is_some()))
+            .any(|at| read(at).is_ok_and(|word| call_site_before(word).is_some()))
     {
-        return scan(modules, cache, registers, is_exact, read);
+        return scan_for_caller(modules, cache, registers, is_interrupted, read);
     }
     if fp < sp || !fp.is_multiple_of(8) {
-        return Err(StopReason::Senseless);
+        return Err(StopReason::InvalidFrame);
     }
-    let above = fp.checked_add(8).ok_or(StopReason::Senseless)?;
-    let (outer, ra) =
-        (read(fp).map_err(|()| StopReason::Unread)?, read(above).map_err(|()| StopReason::Unread)?);
-    if !believed(modules, cache, ip, ra) {
-        return Err(StopReason::Senseless);
+    let above = fp.checked_add(8).ok_or(StopReason::InvalidFrame)?;
+    let (outer, ra) = (
+        read(fp).map_err(|()| StopReason::UnreadableMemory)?,
+        read(above).map_err(|()| StopReason::UnreadableMemory)?,
+    );
+    if !is_plausible_call(modules, cache, ip, ra) {
+        return Err(StopReason::InvalidFrame);
     }
-    caller(fp.wrapping_add(16), outer, ra, registers, is_exact)
+    checked_caller(fp.wrapping_add(16), outer, ra, registers, is_interrupted)
 }
 
 /// Accepts a direct call only, because its target identifies the current function.
-fn by_direct_call(
+fn caller_by_direct_call(
     modules: &LoadedModules,
     cache: &mut RuleCache,
     registers: Registers,
-    is_exact: bool,
+    is_interrupted: bool,
     read: &mut impl FnMut(u64) -> Result<u64, ()>,
 ) -> Option<Registers> {
     let Registers { ip, sp, fp, lr } = registers;
     let mut called = |ra: u64| {
-        let CallSite::Direct(function) = call_before(ra)? else { return None };
-        let is_ours =
-            is_near(function, ip) && cache.rule(modules, function) == UnwindRule::Uncovered;
-        let mut code = [0; CODE];
-        let set = || calls::sets_frame_pointer(code_at(function, &mut code));
-        is_ours.then(set).map(|set| set.is_some_and(|length| ip - function >= length))
+        let CallSite::Direct(function) = call_site_before(ra)? else { return None };
+        let is_current_function =
+            is_near(function, ip) && cache.rule(modules, function) == UnwindRule::NoUnwindInfo;
+        let mut code = [0; CODE_BYTES];
+        let set = || calls::frame_pointer_prologue_len(read_code(function, &mut code));
+        is_current_function.then(set).map(|set| set.is_some_and(|length| ip - function >= length))
     };
-    if is_exact {
+    if is_interrupted {
         let (ra, above) = match cfg!(target_arch = "aarch64") {
             true => (lr, sp),
             false => (read(sp).ok()?, sp.checked_add(8)?),
         };
         if called(ra) == Some(false) {
-            return caller(above, fp, ra, registers, true).ok();
+            return checked_caller(above, fp, ra, registers, true).ok();
         }
     }
     if fp < sp || !fp.is_multiple_of(8) {
@@ -154,66 +158,72 @@ fn by_direct_call(
     if called(ra) != Some(true) {
         return None;
     }
-    caller(fp.checked_add(16)?, outer, ra, registers, is_exact).ok()
+    checked_caller(fp.checked_add(16)?, outer, ra, registers, is_interrupted).ok()
 }
 
 /// Returns the caller whose return address is at `sp + offset`, where `offset` is the number of
 /// bytes pushed by the function.
-fn at_top(
+fn caller_at_stack_top(
     modules: &LoadedModules,
     cache: &mut RuleCache,
     registers: Registers,
     offset: u64,
     read: &mut impl FnMut(u64) -> Result<u64, ()>,
 ) -> Result<Registers, StopReason> {
-    let at = registers.sp.checked_add(offset).ok_or(StopReason::Senseless)?;
-    let ra = read(at).map_err(|()| StopReason::Unread)?;
-    if !believed(modules, cache, registers.ip, ra) {
-        return Err(StopReason::Senseless);
+    let at = registers.sp.checked_add(offset).ok_or(StopReason::InvalidFrame)?;
+    let ra = read(at).map_err(|()| StopReason::UnreadableMemory)?;
+    if !is_plausible_call(modules, cache, registers.ip, ra) {
+        return Err(StopReason::InvalidFrame);
     }
-    caller(at.wrapping_add(8), registers.fp, ra, registers, true)
+    checked_caller(at.wrapping_add(8), registers.fp, ra, registers, true)
 }
 
 /// Returns the caller at the nearest word that follows a call.
-fn scan(
+fn scan_for_caller(
     modules: &LoadedModules,
     cache: &mut RuleCache,
     registers: Registers,
-    is_exact: bool,
+    is_interrupted: bool,
     read: &mut impl FnMut(u64) -> Result<u64, ()>,
 ) -> Result<Registers, StopReason> {
     if cfg!(not(target_arch = "x86_64")) {
-        return Err(StopReason::Senseless);
+        return Err(StopReason::InvalidFrame);
     }
-    for word in 0..SCANNED {
-        let at = registers.sp.checked_add(word * 8).ok_or(StopReason::Senseless)?;
-        let ra = read(at).map_err(|()| StopReason::Unread)?;
-        if call_before(ra).is_none() {
+    for word in 0..MAX_SCANNED_WORDS {
+        let at = registers.sp.checked_add(word * 8).ok_or(StopReason::InvalidFrame)?;
+        let ra = read(at).map_err(|()| StopReason::UnreadableMemory)?;
+        if call_site_before(ra).is_none() {
             continue;
         }
-        if !believed(modules, cache, registers.ip, ra) {
-            return Err(StopReason::Senseless);
+        if !is_plausible_call(modules, cache, registers.ip, ra) {
+            return Err(StopReason::InvalidFrame);
         }
-        let outer = caller(at.wrapping_add(8), registers.fp, ra, registers, is_exact)?;
-        let UnwindRule::Row { is_from_fp, cfa, fp, ra } = cache.rule(modules, ra.wrapping_sub(1))
+        let outer =
+            checked_caller(at.wrapping_add(8), registers.fp, ra, registers, is_interrupted)?;
+        let UnwindRule::CfaOffset {
+            base_is_fp: is_from_fp,
+            cfa_offset: cfa,
+            fp_slot: fp,
+            ra_slot: ra,
+        } = cache.rule(modules, ra.wrapping_sub(1))
         else {
-            return Err(StopReason::Senseless);
+            return Err(StopReason::InvalidFrame);
         };
-        return match follow((is_from_fp, cfa, fp, ra), outer, false, read) {
-            Ok(next) if call_before(next.ip).is_some() => Ok(outer),
+        return match apply_row((is_from_fp, cfa, fp, ra), outer, false, read) {
+            Ok(next) if call_site_before(next.ip).is_some() => Ok(outer),
             // The thread's first function, or the end of the copy.
-            Err(StopReason::First | StopReason::Unread) => Ok(outer),
-            _ => Err(StopReason::Senseless),
+            Err(StopReason::RootFrame | StopReason::UnreadableMemory) => Ok(outer),
+            _ => Err(StopReason::InvalidFrame),
         };
     }
-    Err(StopReason::Senseless)
+    Err(StopReason::InvalidFrame)
 }
 
 /// Returns `true` if the code in front of `ra` may have called the function that contains `ip`.
-fn believed(modules: &LoadedModules, cache: &mut RuleCache, ip: u64, ra: u64) -> bool {
-    match call_before(ra) {
+fn is_plausible_call(modules: &LoadedModules, cache: &mut RuleCache, ip: u64, ra: u64) -> bool {
+    match call_site_before(ra) {
         Some(CallSite::Direct(function)) => {
-            is_near(function, ip) && cache.rule(modules, function) == UnwindRule::Uncovered
+            is_near(function, ip) && cache.rule(modules, function) == UnwindRule::NoUnwindInfo
         }
         Some(CallSite::Indirect) => true,
         None => false,
@@ -221,54 +231,54 @@ fn believed(modules: &LoadedModules, cache: &mut RuleCache, ip: u64, ra: u64) ->
 }
 
 fn is_near(function: u64, ip: u64) -> bool {
-    function <= ip && ip - function < LONGEST
+    function <= ip && ip - function < MAX_FUNCTION_BYTES
 }
 
 /// Returns `true` if the table confirms that the word can be a return address whose frame ends at
 /// `outer`.
-pub(crate) fn is_frame(
+pub(crate) fn is_valid_frame(
     modules: &LoadedModules,
     cache: &mut RuleCache,
-    replaced: &ReplacedFrames,
+    replaced: &ReplacedReturnAddress,
 ) -> bool {
-    let &ReplacedFrames { return_address, pointer, outer } = replaced;
+    let &ReplacedReturnAddress { return_address, pointer, outer } = replaced;
     let rule = cache.rule(modules, return_address.wrapping_sub(1));
-    let leads_there = match rule {
-        UnwindRule::Row { is_from_fp: false, cfa, .. } => {
+    let reaches_outer = match rule {
+        UnwindRule::CfaOffset { base_is_fp: false, cfa_offset: cfa, .. } => {
             pointer.wrapping_add_signed(cfa.into()) == outer
         }
         _ => false,
     };
-    leads_there && call_before(return_address).is_some()
+    reaches_outer && call_site_before(return_address).is_some()
 }
 
 /// Returns the call that returns to `ra`.
-fn call_before(ra: u64) -> Option<CallSite> {
+fn call_site_before(ra: u64) -> Option<CallSite> {
     // The lowest pages are never mapped. This test saves a system call for small integers.
     if ra < 0x1_0000 || ra >> 47 != 0 {
         return None;
     }
-    let mut code = [0; calls::BEFORE as usize];
-    let start = ra - calls::BEFORE;
+    let mut code = [0; calls::MAX_CALL_BYTES as usize];
+    let start = ra - calls::MAX_CALL_BYTES;
     if own_memory::read(start, &mut code) < code.len() {
         return None;
     }
-    let direct = code.get((calls::BEFORE - calls::CALL) as usize..)?;
-    match calls::target(direct, ra) {
+    let direct = code.get((calls::MAX_CALL_BYTES - calls::DIRECT_CALL_BYTES) as usize..)?;
+    match calls::direct_call_target(direct, ra) {
         Some(function) => Some(CallSite::Direct(function)),
         None => calls::ends_with_indirect_call(&code).then_some(CallSite::Indirect),
     }
 }
 
 /// Returns the nearest function at or below `ip` that sets the frame pointer.
-fn function_around(ip: u64) -> Option<FunctionRange> {
+fn find_function(ip: u64) -> Option<FunctionRange> {
     // Pieces overlap by the length of a pattern that may cross their border.
     const OVERLAP: u64 = 8;
     let mut may_have_left = false;
-    for piece in 0..LONGEST / PIECE {
-        let end = ip.checked_sub(piece * PIECE)?;
-        let start = end.checked_sub(PIECE)?;
-        let mut bytes = [0; (PIECE + OVERLAP) as usize];
+    for piece in 0..MAX_FUNCTION_BYTES / CHUNK_BYTES {
+        let end = ip.checked_sub(piece * CHUNK_BYTES)?;
+        let start = end.checked_sub(CHUNK_BYTES)?;
+        let mut bytes = [0; (CHUNK_BYTES + OVERLAP) as usize];
         // The function may be the first of its mapping.
         let mut from = start;
         while own_memory::read(from, &mut bytes) <= usize::try_from(end - from).ok()? {
@@ -278,20 +288,26 @@ fn function_around(ip: u64) -> Option<FunctionRange> {
             }
             from = page;
         }
-        let up_to = usize::try_from(end - from).ok()?;
+        let limit = usize::try_from(end - from).ok()?;
         let is_there = |at: &usize| {
             bytes
                 .get(*at..)
-                .and_then(|code| calls::sets_frame_pointer(code.get(..CODE.min(code.len()))?))
+                .and_then(|code| {
+                    calls::frame_pointer_prologue_len(code.get(..CODE_BYTES.min(code.len()))?)
+                })
                 .is_some()
         };
-        let found = (0..=up_to).rev().find(is_there);
-        let passed = bytes.get(found.unwrap_or(0)..up_to).unwrap_or_default();
-        may_have_left |= calls::leaves(passed);
+        let found = (0..=limit).rev().find(is_there);
+        let passed = bytes.get(found.unwrap_or(0)..limit).unwrap_or_default();
+        may_have_left |= calls::contains_epilogue(passed);
         if let Some(at) = found {
-            let length = bytes.get(at..).and_then(calls::sets_frame_pointer)?;
+            let length = bytes.get(at..).and_then(calls::frame_pointer_prologue_len)?;
             let start = from + at as u64;
-            return Some(FunctionRange { start, is_set: start + length, may_have_left });
+            return Some(FunctionRange {
+                start,
+                prologue_end: start + length,
+                may_have_ended: may_have_left,
+            });
         }
         if from > start {
             return None;
@@ -301,7 +317,7 @@ fn function_around(ip: u64) -> Option<FunctionRange> {
 }
 
 /// Returns the code at `address`, up to the first unreadable byte.
-fn code_at(address: u64, into: &mut [u8; CODE]) -> &[u8] {
-    let length = own_memory::read(address, into);
-    into.get(..length).unwrap_or_default()
+fn read_code(address: u64, buffer: &mut [u8; CODE_BYTES]) -> &[u8] {
+    let length = own_memory::read(address, buffer);
+    buffer.get(..length).unwrap_or_default()
 }

@@ -15,60 +15,60 @@ use crate::model::Marker;
 use crate::unwind::WalkEnd;
 
 /// Maximum frames per walk: some 60 us in the allocating thread.
-pub(crate) const MAX_WALKED: usize = 4096;
+pub(crate) const MAX_WALKED_FRAMES: usize = 4096;
 
 /// Outermost frames stored for a thread that walks its own stack: 130 bytes per thread.
-pub(crate) const OF_OWN: usize = 8;
+pub(crate) const MAX_OUTERMOST_OWN: usize = 8;
 
 /// Outermost frames stored for copied stacks. A runtime has some 20 below its tasks.
-pub(crate) const OF_COPIES: usize = 48;
+pub(crate) const MAX_OUTERMOST_COPIED: usize = 48;
 
 /// Bytes of a return address. On x86_64 it is stored at `caller's sp - 8`.
-const WORD: u64 = 8;
+const WORD_BYTES: u64 = 8;
 
 /// Outermost frames of a thread at its last complete walk, as (frame, stack pointer), outermost
 /// last.
 #[derive(Clone, Copy, Debug)]
-pub struct OutermostFrames<const N: usize = OF_COPIES> {
+pub struct OutermostFrames<const N: usize = MAX_OUTERMOST_COPIED> {
     frames: [(u64, u64); N],
     length: usize,
 }
 
 impl<const N: usize> OutermostFrames<N> {
     /// The empty list.
-    pub const NONE: Self = Self { frames: [(0, 0); N], length: 0 };
+    pub const EMPTY: Self = Self { frames: [(0, 0); N], length: 0 };
 
     /// Returns the frames that are unchanged above `from`. Also returns the return address that has
     /// replaced the one next further in, if any. `read` reads a word of the stack.
     ///
     /// Always empty on aarch64, where a return address has no fixed place.
-    fn still_there(
+    fn unchanged_above(
         &self,
         from: u64,
         mut read: impl FnMut(u64) -> Result<u64, ()>,
-    ) -> (&[(u64, u64)], Option<ReplacedFrames>) {
+    ) -> (&[(u64, u64)], Option<ReplacedReturnAddress>) {
         let known = self.frames.get(..self.length).unwrap_or_default();
         if cfg!(not(target_arch = "x86_64")) {
             return (&[], None);
         }
         let mut word_of = |&(_, pointer): &(u64, u64)| {
-            let place = pointer.wrapping_sub(WORD);
+            let place = pointer.wrapping_sub(WORD_BYTES);
             (place >= from).then(|| read(place).ok()).flatten()
         };
         let mut is_there = |frame: &&(u64, u64)| word_of(frame) == Some(frame.0.wrapping_add(1));
         let count = known.iter().rev().take_while(|frame| is_there(frame)).count();
-        let (inner, there) = known.split_at(known.len() - count);
-        let replaced = inner.last().zip(there.first()).and_then(|(further_in, outer)| {
+        let (inner, unchanged) = known.split_at(known.len() - count);
+        let replaced = inner.last().zip(unchanged.first()).and_then(|(further_in, outer)| {
             let return_address = word_of(further_in)?;
-            Some(ReplacedFrames { return_address, pointer: further_in.1, outer: outer.1 })
+            Some(ReplacedReturnAddress { return_address, pointer: further_in.1, outer: outer.1 })
         });
-        (there, replaced)
+        (unchanged, replaced)
     }
 }
 
 /// Stack word that held a return address in an earlier walk and holds another value. It may be the
 /// return address of another call of the same function.
-pub(crate) struct ReplacedFrames {
+pub(crate) struct ReplacedReturnAddress {
     /// Current value of the word.
     pub(crate) return_address: u64,
     /// Stack pointer of the frame that it would return to.
@@ -78,47 +78,47 @@ pub(crate) struct ReplacedFrames {
 }
 
 /// Receiver of the frames of one walk.
-pub(crate) struct KeptFrames<'a, const N: usize> {
+pub(crate) struct FrameBuffer<'a, const N: usize> {
     frames: &'a mut [u64],
     /// Stack pointers of the frames, up to the length of the slice.
     pointers: &'a mut [u64],
-    seen: usize,
-    last: [(u64, u64); N],
+    count: usize,
+    latest: [(u64, u64); N],
 }
 
-impl<'a, const N: usize> KeptFrames<'a, N> {
+impl<'a, const N: usize> FrameBuffer<'a, N> {
     pub(crate) fn new(frames: &'a mut [u64], pointers: &'a mut [u64]) -> Self {
-        Self { frames, pointers, seen: 0, last: [(0, 0); N] }
+        Self { frames, pointers, count: 0, latest: [(0, 0); N] }
     }
 
     /// Adds a frame and its stack pointer. Returns `false` at the maximum number of frames.
     #[inline]
     pub(crate) fn push(&mut self, frame: u64, pointer: u64) -> bool {
-        if self.seen >= MAX_WALKED {
+        if self.count >= MAX_WALKED_FRAMES {
             return false;
         }
-        self.put(frame, pointer);
+        self.store(frame, pointer);
         true
     }
 
     #[inline]
-    fn put(&mut self, frame: u64, pointer: u64) {
+    fn store(&mut self, frame: u64, pointer: u64) {
         let length = self.frames.len();
-        let at = if self.seen < length { self.seen } else { self.wrapped(self.seen) };
+        let at = if self.count < length { self.count } else { self.ring_index(self.count) };
         if let Some(place) = self.frames.get_mut(at) {
             *place = frame;
         }
         if let Some(place) = self.pointers.get_mut(at) {
             *place = pointer;
         }
-        if let Some(place) = self.last.get_mut(self.seen % N) {
+        if let Some(place) = self.latest.get_mut(self.count % N) {
             *place = (frame, pointer);
         }
-        self.seen += 1;
+        self.count += 1;
     }
 
     /// Returns the ring index of frame `number`.
-    fn wrapped(&self, number: usize) -> usize {
+    fn ring_index(&self, number: usize) -> usize {
         let inner = self.frames.len() / 2;
         let outer = (self.frames.len() - inner).max(1);
         inner + (number - inner) % outer
@@ -127,31 +127,31 @@ impl<'a, const N: usize> KeptFrames<'a, N> {
     /// Returns the outermost frames of a complete walk.
     pub(crate) fn outermost(&self) -> OutermostFrames<N> {
         // The innermost frame has no return address above its own stack pointer.
-        let length = self.seen.saturating_sub(1).min(N);
+        let length = self.count.saturating_sub(1).min(N);
         let mut frames = [(0, 0); N];
-        let numbers = self.seen - length..self.seen;
+        let numbers = self.count - length..self.count;
         for (place, number) in frames.iter_mut().zip(numbers) {
-            *place = self.last.get(number % N).copied().unwrap_or_default();
+            *place = self.latest.get(number % N).copied().unwrap_or_default();
         }
         OutermostFrames { frames, length }
     }
 
     /// Appends the frames of an earlier walk that are unchanged above `from`. Returns `true` if
     /// there are any. `is_frame` decides if a replaced return address fits the frames further out.
-    pub(crate) fn join(
+    pub(crate) fn append_outermost(
         &mut self,
         earlier: &OutermostFrames<N>,
         from: u64,
         read: impl FnMut(u64) -> Result<u64, ()>,
-        is_frame: impl FnOnce(&ReplacedFrames) -> bool,
+        is_frame: impl FnOnce(&ReplacedReturnAddress) -> bool,
     ) -> bool {
-        let (outer, replaced) = earlier.still_there(from, read);
+        let (outer, replaced) = earlier.unchanged_above(from, read);
         let Some(&(_, pointer)) = outer.first() else { return false };
-        self.put(Marker::Omitted.address(), pointer);
+        self.store(Marker::Omitted.address(), pointer);
         if let Some(replaced) = replaced.filter(is_frame) {
-            self.put(replaced.return_address.wrapping_sub(1), replaced.pointer);
+            self.store(replaced.return_address.wrapping_sub(1), replaced.pointer);
         }
-        outer.iter().for_each(|&(frame, pointer)| self.put(frame, pointer));
+        outer.iter().for_each(|&(frame, pointer)| self.store(frame, pointer));
         true
     }
 
@@ -159,20 +159,20 @@ impl<'a, const N: usize> KeptFrames<'a, N> {
     /// of frames written and the number left out between them.
     pub(crate) fn finish(mut self, end: WalkEnd) -> (usize, usize) {
         let marker = match end {
-            WalkEnd::Whole => None,
-            WalkEnd::Truncated => Some(Marker::DeeperThanCopy),
-            WalkEnd::TooDeep => Some(Marker::TooManyFrames),
-            WalkEnd::Broken => Some(Marker::NoUnwindInformation),
-            WalkEnd::Elsewhere => Some(Marker::OtherStack),
+            WalkEnd::Complete => None,
+            WalkEnd::CopyTooShort => Some(Marker::CopyTooShort),
+            WalkEnd::TooManyFrames => Some(Marker::TooManyFrames),
+            WalkEnd::NoUnwindInfo => Some(Marker::NoUnwindInfo),
+            WalkEnd::OtherStack => Some(Marker::AlternateStack),
         };
         if let Some(marker) = marker {
-            self.put(marker.address(), u64::MAX);
+            self.store(marker.address(), u64::MAX);
         }
-        let (seen, length) = (self.seen, self.frames.len());
-        if seen <= length || length == 0 {
-            return (seen.min(length), 0);
+        let (count, length) = (self.count, self.frames.len());
+        if count <= length || length == 0 {
+            return (count.min(length), 0);
         }
-        let first = self.wrapped(seen);
+        let first = self.ring_index(count);
         let inner = length / 2;
         for words in [&mut *self.frames, &mut *self.pointers] {
             if let Some(ring) = words.get_mut(inner..).filter(|ring| first - inner <= ring.len()) {
@@ -184,7 +184,7 @@ impl<'a, const N: usize> KeptFrames<'a, N> {
         {
             *place = Marker::Omitted.address();
         }
-        (length, seen - length + 1)
+        (length, count - length + 1)
     }
 }
 
@@ -193,15 +193,15 @@ mod tests {
     use super::*;
 
     const OMITTED: u64 = Marker::Omitted.address();
-    const BROKEN: u64 = Marker::NoUnwindInformation.address();
+    const BROKEN: u64 = Marker::NoUnwindInfo.address();
 
     fn kept(count: u64, length: usize, end: WalkEnd) -> (Vec<u64>, usize) {
         let (mut frames, mut pointers) = (vec![0; length], vec![0; length]);
-        let mut kept = KeptFrames::<8>::new(&mut frames, &mut pointers);
+        let mut kept = FrameBuffer::<8>::new(&mut frames, &mut pointers);
         assert!((1..=count).all(|frame| kept.push(frame, frame * 10)));
         let (depth, omitted) = kept.finish(end);
         for (frame, pointer) in frames.iter().zip(&pointers).take(depth) {
-            if Marker::of(*frame).is_none() {
+            if Marker::from_address(*frame).is_none() {
                 assert_eq!(*pointer, frame * 10);
             }
         }
@@ -210,38 +210,38 @@ mod tests {
     }
 
     #[test]
-    fn both_ends_of_a_deep_stack_are_kept() {
-        assert_eq!(kept(5, 6, WalkEnd::Whole), (vec![1, 2, 3, 4, 5], 0));
-        assert_eq!(kept(6, 6, WalkEnd::Whole), (vec![1, 2, 3, 4, 5, 6], 0));
-        assert_eq!(kept(7, 6, WalkEnd::Whole), (vec![1, 2, 3, OMITTED, 6, 7], 2));
-        assert_eq!(kept(8, 6, WalkEnd::Whole), (vec![1, 2, 3, OMITTED, 7, 8], 3));
-        assert_eq!(kept(99, 6, WalkEnd::Whole), (vec![1, 2, 3, OMITTED, 98, 99], 94));
-        assert_eq!(kept(99, 7, WalkEnd::Whole), (vec![1, 2, 3, OMITTED, 97, 98, 99], 93));
+    fn deep_stack_keeps_both_ends() {
+        assert_eq!(kept(5, 6, WalkEnd::Complete), (vec![1, 2, 3, 4, 5], 0));
+        assert_eq!(kept(6, 6, WalkEnd::Complete), (vec![1, 2, 3, 4, 5, 6], 0));
+        assert_eq!(kept(7, 6, WalkEnd::Complete), (vec![1, 2, 3, OMITTED, 6, 7], 2));
+        assert_eq!(kept(8, 6, WalkEnd::Complete), (vec![1, 2, 3, OMITTED, 7, 8], 3));
+        assert_eq!(kept(99, 6, WalkEnd::Complete), (vec![1, 2, 3, OMITTED, 98, 99], 94));
+        assert_eq!(kept(99, 7, WalkEnd::Complete), (vec![1, 2, 3, OMITTED, 97, 98, 99], 93));
     }
 
     #[test]
-    fn a_stack_without_its_outer_end_says_so_there() {
-        assert_eq!(kept(2, 6, WalkEnd::Broken), (vec![1, 2, BROKEN], 0));
-        assert_eq!(kept(6, 6, WalkEnd::Broken), (vec![1, 2, 3, OMITTED, 6, BROKEN], 2));
-        assert_eq!(kept(9, 1, WalkEnd::Broken).0, [BROKEN]);
-        assert_eq!(kept(9, 0, WalkEnd::Broken).0, [0; 0]);
+    fn incomplete_stack_ends_with_a_marker() {
+        assert_eq!(kept(2, 6, WalkEnd::NoUnwindInfo), (vec![1, 2, BROKEN], 0));
+        assert_eq!(kept(6, 6, WalkEnd::NoUnwindInfo), (vec![1, 2, 3, OMITTED, 6, BROKEN], 2));
+        assert_eq!(kept(9, 1, WalkEnd::NoUnwindInfo).0, [BROKEN]);
+        assert_eq!(kept(9, 0, WalkEnd::NoUnwindInfo).0, [0; 0]);
     }
 
     #[test]
     #[cfg(target_arch = "x86_64")]
-    fn frames_of_an_earlier_walk_are_joined_as_long_as_their_return_addresses_are_there() {
+    fn earlier_outermost_frames_are_appended_while_unchanged() {
         let mut frames = [0; 20];
-        let mut whole = KeptFrames::<8>::new(&mut frames, &mut []);
+        let mut whole = FrameBuffer::<8>::new(&mut frames, &mut []);
         assert!((1..=12).all(|frame| whole.push(frame, 1000 + frame * 8)));
         let earlier = whole.outermost();
         let joined = |from, changed: u64, is_frame: bool| {
             let mut frames = [0; 20];
-            let mut short = KeptFrames::<8>::new(&mut frames, &mut []);
+            let mut short = FrameBuffer::<8>::new(&mut frames, &mut []);
             short.push(77, 1000);
             let read = |at: u64| Ok(if at == changed { 0 } else { (at - 1000) / 8 + 2 });
-            let has_joined = short.join(&earlier, from, read, |_| is_frame);
+            let has_joined = short.append_outermost(&earlier, from, read, |_| is_frame);
             let (depth, _) =
-                short.finish(if has_joined { WalkEnd::Whole } else { WalkEnd::Broken });
+                short.finish(if has_joined { WalkEnd::Complete } else { WalkEnd::NoUnwindInfo });
             frames[..depth].to_vec()
         };
         assert_eq!(joined(0, 0, true), [77, OMITTED, 5, 6, 7, 8, 9, 10, 11, 12]);
@@ -257,10 +257,10 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_is_bounded() {
+    fn number_of_walked_frames_is_bounded() {
         let mut frames = [0; 4];
-        let mut kept = KeptFrames::<8>::new(&mut frames, &mut []);
-        let taken = (0..1 << 20).take_while(|&frame| kept.push(frame, frame)).count();
-        assert_eq!(taken, MAX_WALKED);
+        let mut kept = FrameBuffer::<8>::new(&mut frames, &mut []);
+        let walked = (0..1 << 20).take_while(|&frame| kept.push(frame, frame)).count();
+        assert_eq!(walked, MAX_WALKED_FRAMES);
     }
 }

@@ -54,11 +54,11 @@ use std::sync::{Arc, PoisonError};
 use crate::base::warnings;
 use crate::os::fork;
 use crate::os::images::{self, Error};
-use crate::os::own_stack::{bounds, read, registers};
+use crate::os::own_stack::{current_registers, current_stack_bounds, read_word};
 use crate::os::stack_snapshot::Registers;
-use crate::unwind::kept::{KeptFrames, OF_OWN};
+use crate::unwind::kept::{FrameBuffer, MAX_OUTERMOST_OWN};
 use crate::unwind::modules::{LoadedModules, ReadDepth};
-use crate::unwind::pool::{SlotClaim, SlotPool, Turns};
+use crate::unwind::pool::{SlotClaim, SlotPool, SlotSequences};
 use crate::unwind::tables::RuleCache;
 
 pub use crate::unwind::copied_stack::{OutermostFrames, StackWalker};
@@ -70,17 +70,17 @@ pub const MAX_FRAMES: usize = 128;
 /// Stack required below the caller, for a walk and the heap profiler's work around it. Measured
 /// with optimization: 4.5 KiB, of which 2 KiB map a table's next part. Measured without: 16 KiB for
 /// the walk.
-const HEADROOM: u64 = if cfg!(debug_assertions) { 32 << 10 } else { 8 << 10 };
+const MIN_FREE_STACK: u64 = if cfg!(debug_assertions) { 32 << 10 } else { 8 << 10 };
 
 /// Stack required to build the first table or a slot's cache, which take 45 KiB in a debug build. A
 /// thread with less uses those built by other threads.
-const ROOM_TO_BUILD: u64 = 64 << 10;
+const MIN_FREE_STACK_TO_BUILD: u64 = 64 << 10;
 
 /// Number of slots whose caches [`refresh`] allocates in advance: 128 KiB.
-const PREPARED: usize = 4;
+const PREALLOCATED_CACHES: usize = 4;
 
 /// Maximum concurrent walkers. A walk takes microseconds, so more are not expected.
-const SLOTS: usize = 32;
+const MAX_WALKERS: usize = 32;
 
 /// Maximum retired tables. A walker that is suspended (debugger, starvation) keeps all tables
 /// retired since from being freed. [`refresh`] pauses at this number.
@@ -93,7 +93,7 @@ pub struct StackWalk {
     pub depth: usize,
     /// Number of frames left out between the innermost and the outermost.
     pub omitted: usize,
-    /// Reason for the end of the walk. Unless [`WalkEnd::Whole`], the outermost frame is a
+    /// Reason for the end of the walk. Unless [`WalkEnd::Complete`], the outermost frame is a
     /// [`Marker`](crate::model::Marker).
     pub end: WalkEnd,
     /// `true` if the walk did not reach the outermost frame and the outermost frames come from an
@@ -101,23 +101,23 @@ pub struct StackWalk {
     pub is_joined: bool,
     /// `true` if the walk passed code without unwind tables, with callers inferred from machine
     /// code.
-    pub is_inferred: bool,
+    pub used_heuristics: bool,
 }
 
 /// Reason for the end of a walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WalkEnd {
     /// The walk reached the thread's first function.
-    Whole,
+    Complete,
     /// The walk reached the end of the copied stack.
-    Truncated,
+    CopyTooShort,
     /// The walk reached the maximum number of frames.
-    TooDeep,
+    TooManyFrames,
     /// A frame has no usable unwind information, so its caller is not certain.
-    Broken,
+    NoUnwindInfo,
     /// The frame of a signal handler was reached, and the interrupted code ran on another stack,
     /// which was not copied.
-    Elsewhere,
+    OtherStack,
 }
 
 /// Reason why no stack is available.
@@ -128,9 +128,9 @@ pub enum UnwindError {
     /// Too many threads are walking.
     Busy,
     /// The thread runs on a stack other than its own: a signal stack or a coroutine.
-    OtherStack,
+    ForeignStack,
     /// The thread is too close to the end of its stack.
-    NearEnd,
+    NearStackEnd,
 }
 
 /// Writes the calling thread's stack into `frames`, innermost first, without the `skip` innermost
@@ -138,84 +138,88 @@ pub enum UnwindError {
 /// [`crate::model::Frame`] requires for callers.
 #[inline(never)]
 pub fn unwind_here(skip: usize, frames: &mut [u64]) -> Result<StackWalk, UnwindError> {
-    let registers = registers();
-    let stack = own_stack(registers.sp)?;
+    let registers = current_registers();
+    let stack = checked_own_stack(registers.sp)?;
     let room = registers.sp - stack.start;
-    walk(registers, &(registers.sp..stack.end), room, WalkEnd::Broken, skip, frames)
+    walk_own_stack(registers, &(registers.sp..stack.end), room, WalkEnd::NoUnwindInfo, skip, frames)
 }
 
 /// Walks like [`unwind_here`], but ends at the function whose frame contains the address `local`,
 /// which becomes the last frame. The cost is that of the frames in between only.
 #[inline(never)]
 pub fn unwind_up_to(local: u64, skip: usize, frames: &mut [u64]) -> Result<StackWalk, UnwindError> {
-    let registers = registers();
-    let stack = own_stack(registers.sp)?;
+    let registers = current_registers();
+    let stack = checked_own_stack(registers.sp)?;
     if !stack.contains(&local) || registers.sp > local {
-        return Err(UnwindError::OtherStack);
+        return Err(UnwindError::ForeignStack);
     }
     let room = registers.sp - stack.start;
     // A return address lies above the frame's locals, so the function's own one is out of reach.
-    walk(registers, &(registers.sp..local), room, WalkEnd::Whole, skip, frames)
+    walk_own_stack(registers, &(registers.sp..local), room, WalkEnd::Complete, skip, frames)
 }
 
-/// Returns the bounds of the thread's stack if `sp` is within it, at least [`HEADROOM`] above its
+/// Returns the bounds of the thread's stack if `sp` is within it, at least [`MIN_FREE_STACK`] above its
 /// end.
-fn own_stack(sp: u64) -> Result<Range<u64>, UnwindError> {
-    let stack = bounds().filter(|stack| stack.contains(&sp)).ok_or(UnwindError::OtherStack)?;
-    if sp - stack.start < HEADROOM { Err(UnwindError::NearEnd) } else { Ok(stack) }
+fn checked_own_stack(sp: u64) -> Result<Range<u64>, UnwindError> {
+    let stack = current_stack_bounds()
+        .filter(|stack| stack.contains(&sp))
+        .ok_or(UnwindError::ForeignStack)?;
+    if sp - stack.start < MIN_FREE_STACK { Err(UnwindError::NearStackEnd) } else { Ok(stack) }
 }
 
 /// Walks through `stack`, with `room` bytes below it. `past_end` is the result if the walk leaves
 /// it.
-fn walk(
+fn walk_own_stack(
     registers: Registers,
     stack: &Range<u64>,
-    room: u64,
+    free_stack: u64,
     past_end: WalkEnd,
     skip: usize,
     frames: &mut [u64],
 ) -> Result<StackWalk, UnwindError> {
-    let may_build = room >= ROOM_TO_BUILD;
+    let may_build = free_stack >= MIN_FREE_STACK_TO_BUILD;
     if POOL.is_empty() {
         if !may_build {
             return Err(UnwindError::NotReady);
         }
-        build_first()?;
+        build_first_table()?;
     }
     let slot = POOL.claim().ok_or(UnwindError::Busy)?;
-    if !has_cache(&slot, may_build) {
+    if !ensure_cache(&slot, may_build) {
         return Err(UnwindError::Busy);
     }
     // A panic must not propagate out of an allocator. No panic is known, and correctness does not
     // depend on this line: builds may use `panic = "abort"`.
-    catch_unwind(AssertUnwindSafe(|| walk_by(&slot, registers, stack, past_end, skip, frames)))
-        .unwrap_or(Err(UnwindError::Busy))
+    catch_unwind(AssertUnwindSafe(|| {
+        walk_with_claim(&slot, registers, stack, past_end, skip, frames)
+    }))
+    .unwrap_or(Err(UnwindError::Busy))
 }
 
 /// Reads the loaded files again if they have changed since the last call. Returns `true` if they
 /// had. The agent's threads call this periodically. Costs a microsecond if nothing changed,
 /// otherwise about a millisecond.
 pub fn refresh() -> Result<bool, Error> {
-    prepare();
+    preallocate_caches();
     let generation = images::generation();
     if generation == GENERATION.load(Relaxed) {
         return Ok(false);
     }
-    let Some(_building) = Building::claim() else { return Ok(false) };
-    if sweep() >= MAX_RETIRED {
+    let Some(_building) = BuildLock::claim() else { return Ok(false) };
+    if free_retired() >= MAX_RETIRED {
         return Ok(false);
     }
     let old = POOL.value();
     // SAFETY: a table is freed by `sweep` only, which runs under the same claim of BUILDING.
-    let modules = LoadedModules::read(unsafe { old.as_ref() }, ReadDepth::Whole)?;
-    say_what_is_left_out(modules.left_out);
+    let modules = LoadedModules::read(unsafe { old.as_ref() }, ReadDepth::Full)?;
+    warn_about_skipped_files(modules.skipped_files);
     publish(modules);
     GENERATION.store(generation, Relaxed);
     Ok(true)
 }
 
 /// Warns in `/status` that stacks end at code of these files.
-fn say_what_is_left_out(files: usize) {
+fn warn_about_skipped_files(files: usize) {
     if files == 0 {
         return warnings::clear(TOPIC);
     }
@@ -237,50 +241,50 @@ static CURRENT: Mutex<Option<Arc<LoadedModules>>> = Mutex::new(None);
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 static BUILDING: AtomicBool = AtomicBool::new(false);
 static RETIRED: Mutex<Vec<RetiredModules>> = Mutex::new(Vec::new());
-static POOL: SlotPool<LoadedModules, SLOTS> = SlotPool::new();
-static CACHES: [CacheSlot; SLOTS] = [const { CacheSlot(UnsafeCell::new(None)) }; SLOTS];
+static POOL: SlotPool<LoadedModules, MAX_WALKERS> = SlotPool::new();
+static CACHES: [CacheSlot; MAX_WALKERS] = [const { CacheSlot(UnsafeCell::new(None)) }; MAX_WALKERS];
 
 /// Exclusive right to build the table, released on drop.
-struct Building;
+struct BuildLock;
 
-impl Building {
+impl BuildLock {
     /// Claims the right, or returns `None` if another thread holds it.
     fn claim() -> Option<Self> {
         // A forked child does not have the thread that held it.
-        fork::reset_in_child(|| BUILDING.store(false, Release));
+        fork::register_child_reset(|| BUILDING.store(false, Release));
         // Not `then_some`, whose argument would be made and dropped in any case.
         if BUILDING.swap(true, Acquire) { None } else { Some(Self) }
     }
 }
 
-impl Drop for Building {
+impl Drop for BuildLock {
     fn drop(&mut self) {
         BUILDING.store(false, Release);
     }
 }
 
 #[cold]
-fn build_first() -> Result<(), UnwindError> {
-    let Some(_building) = Building::claim() else { return Err(UnwindError::NotReady) };
+fn build_first_table() -> Result<(), UnwindError> {
+    let Some(_building) = BuildLock::claim() else { return Err(UnwindError::NotReady) };
     if POOL.is_empty() {
         // Without /proc nothing can be read, and a retry at each sample would be expensive. With
         // the empty table a walk ends at the caller; `refresh` retries and reports the error.
         publish(
-            LoadedModules::read(None, ReadDepth::Hasty).unwrap_or_else(|_| LoadedModules::empty()),
+            LoadedModules::read(None, ReadDepth::Quick).unwrap_or_else(|_| LoadedModules::empty()),
         );
     }
     Ok(())
 }
 
 /// Returns the current table, or `None` if none was read. The caller may keep it indefinitely.
-pub(crate) fn current() -> Option<Arc<LoadedModules>> {
+pub(crate) fn current_modules() -> Option<Arc<LoadedModules>> {
     CURRENT.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 /// A replaced table, with the pool's turns just after the replacement.
 struct RetiredModules {
     modules: *const LoadedModules,
-    turns: Turns<SLOTS>,
+    sequences: SlotSequences<MAX_WALKERS>,
 }
 
 // SAFETY: `LoadedModules` may be shared and freed across threads, and the pointer is its only
@@ -290,22 +294,23 @@ unsafe impl Send for RetiredModules {}
 /// Publishes `modules` as the current table. Requires a claim of BUILDING.
 fn publish(modules: LoadedModules) {
     let fresh = Arc::new(modules);
-    let kept = CURRENT.lock().unwrap_or_else(PoisonError::into_inner).replace(Arc::clone(&fresh));
-    drop(kept);
-    let (old, turns) = POOL.replace(Arc::into_raw(fresh).cast_mut());
+    let previous =
+        CURRENT.lock().unwrap_or_else(PoisonError::into_inner).replace(Arc::clone(&fresh));
+    drop(previous);
+    let (old, sequences) = POOL.replace(Arc::into_raw(fresh).cast_mut());
     if !old.is_null() {
         let mut retired = RETIRED.lock().unwrap_or_else(PoisonError::into_inner);
-        retired.push(RetiredModules { modules: old, turns });
+        retired.push(RetiredModules { modules: old, sequences });
     }
-    sweep();
+    free_retired();
 }
 
 /// Frees the retired tables that no walker can be reading. Returns the number left. Requires a
 /// claim of BUILDING.
-fn sweep() -> usize {
+fn free_retired() -> usize {
     let mut retired = RETIRED.lock().unwrap_or_else(PoisonError::into_inner);
     retired.retain(|old| {
-        let in_use = POOL.is_in_use(&old.turns);
+        let in_use = POOL.is_in_use(&old.sequences);
         if !in_use {
             // SAFETY: the pointer comes from `Arc::into_raw` and was unpublished by the swap in
             // `publish`. No walker that could have loaded it before the swap is still running, and
@@ -323,16 +328,16 @@ const CACHE_BITS: u32 = 10;
 /// Cache of a slot of [`POOL`], allocated when the slot is first claimed.
 struct CacheSlot(UnsafeCell<Option<RuleCache>>);
 
-// SAFETY: only the thread that has claimed the slot accesses the cache, see `walk_by`.
+// SAFETY: only the thread that has claimed the slot accesses the cache, see `walk_with_claim`.
 unsafe impl Sync for CacheSlot {}
 
-/// Returns `true` if the slot has a cache, after allocating one if necessary and if `may_make`.
-fn has_cache(claim: &SlotClaim<'_, LoadedModules, SLOTS>, may_make: bool) -> bool {
+/// Returns `true` if the slot has a cache, after allocating one if necessary and if `may_allocate`.
+fn ensure_cache(claim: &SlotClaim<'_, LoadedModules, MAX_WALKERS>, may_allocate: bool) -> bool {
     let Some(slot) = CACHES.get(claim.slot()) else { return false };
     // SAFETY: this thread has claimed the slot, and a slot is claimed by one thread at a time.
     let cache = unsafe { &mut *slot.0.get() };
-    if cache.is_none() && may_make {
-        make(cache);
+    if cache.is_none() && may_allocate {
+        allocate_cache(cache);
     }
     cache.is_some()
 }
@@ -340,27 +345,27 @@ fn has_cache(claim: &SlotClaim<'_, LoadedModules, SLOTS>, may_make: bool) -> boo
 /// Separate function: its stack usage must not add to that of a walk.
 #[cold]
 #[inline(never)]
-fn make(cache: &mut Option<RuleCache>) {
+fn allocate_cache(cache: &mut Option<RuleCache>) {
     *cache = Some(RuleCache::new(CACHE_BITS));
 }
 
 /// Allocates the caches of the first slots, for threads without enough stack to do so.
-fn prepare() {
+fn preallocate_caches() {
     static PREPARING: AtomicBool = AtomicBool::new(false);
     if PREPARING.swap(true, Acquire) {
         return;
     }
     // All are claimed at once, because a claim returns the first free slot.
-    let claims: [_; PREPARED] = std::array::from_fn(|_| POOL.claim());
-    let done = claims.iter().flatten().filter(|claim| has_cache(claim, true)).count();
+    let claims: [_; PREALLOCATED_CACHES] = std::array::from_fn(|_| POOL.claim());
+    let allocated = claims.iter().flatten().filter(|claim| ensure_cache(claim, true)).count();
     // A walker held one of the slots, with or without a cache.
-    if done < PREPARED {
+    if allocated < PREALLOCATED_CACHES {
         PREPARING.store(false, Release);
     }
 }
 
-fn walk_by(
-    claim: &SlotClaim<'_, LoadedModules, SLOTS>,
+fn walk_with_claim(
+    claim: &SlotClaim<'_, LoadedModules, MAX_WALKERS>,
     registers: Registers,
     stack: &Range<u64>,
     past_end: WalkEnd,
@@ -373,14 +378,14 @@ fn walk_by(
     let slot = CACHES.get(claim.slot()).ok_or(UnwindError::Busy)?;
     // SAFETY: `walk` holds the claim of this slot, and a slot is claimed by one thread at a time.
     let cache = unsafe { &mut *slot.0.get() }.as_mut().ok_or(UnwindError::Busy)?;
-    let left = Cell::new(false);
+    let is_past_end = Cell::new(false);
     let mut read_stack = |address| {
-        left.set(left.get() | (address >= stack.end));
+        is_past_end.set(is_past_end.get() | (address >= stack.end));
         // SAFETY: `stack` starts at the stack pointer of a frame of this thread that outlives the
         // walk, and ends at the end of the thread's stack or below.
-        unsafe { read(stack, address) }
+        unsafe { read_word(stack, address) }
     };
-    let mut kept = KeptFrames::new(frames, &mut []);
+    let mut kept = FrameBuffer::new(frames, &mut []);
     // The first frame is the one whose registers were read.
     let mut to_skip = skip + 1;
     let take = |frame, pointer| match to_skip {
@@ -390,31 +395,32 @@ fn walk_by(
             true
         }
     };
-    let walk = walk::walk(modules, cache, registers, &mut read_stack, take);
+    let walk = walk::walk_frames(modules, cache, registers, &mut read_stack, take);
     let mut end = match walk.end {
-        None if left.get() => past_end,
-        None => WalkEnd::Broken,
+        None if is_past_end.get() => past_end,
+        None => WalkEnd::NoUnwindInfo,
         Some(end) => end,
     };
     let mut is_joined = false;
     OUTERMOST.with(|outermost| match end {
-        WalkEnd::Whole if past_end != WalkEnd::Whole => outermost.set(kept.outermost()),
-        WalkEnd::TooDeep if past_end != WalkEnd::Whole => {
+        WalkEnd::Complete if past_end != WalkEnd::Complete => outermost.set(kept.outermost()),
+        WalkEnd::TooManyFrames if past_end != WalkEnd::Complete => {
             let known = outermost.get();
-            is_joined = kept.join(&known, walk.reached, &mut read_stack, |replaced| {
-                infer::is_frame(modules, cache, replaced)
-            });
-            end = if is_joined { WalkEnd::Whole } else { end };
+            is_joined =
+                kept.append_outermost(&known, walk.outermost_sp, &mut read_stack, |replaced| {
+                    infer::is_valid_frame(modules, cache, replaced)
+                });
+            end = if is_joined { WalkEnd::Complete } else { end };
         }
         _ => {}
     });
     let (depth, omitted) = kept.finish(end);
-    Ok(StackWalk { depth, omitted, end, is_joined, is_inferred: walk.is_inferred })
+    Ok(StackWalk { depth, omitted, end, is_joined, used_heuristics: walk.used_heuristics })
 }
 
 thread_local! {
     /// Outermost frames of this thread's last complete walk.
-    static OUTERMOST: Cell<OutermostFrames<OF_OWN>> = const { Cell::new(OutermostFrames::NONE) };
+    static OUTERMOST: Cell<OutermostFrames<MAX_OUTERMOST_OWN>> = const { Cell::new(OutermostFrames::EMPTY) };
 }
 
 #[cfg(test)]

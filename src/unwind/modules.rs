@@ -2,7 +2,7 @@
 //!
 //! The tables are *copied* from the files into private memory. Host threads read them while they
 //! allocate, so a change of a file by another process must not reach them (`SIGBUS`). A program
-//! takes 0.1 to 5 MB. Tables beyond [`MAX_TABLE`] and [`MAX_COPIED`] are left out and counted.
+//! takes 0.1 to 5 MB. Tables beyond [`MAX_TABLE_BYTES`] and [`MAX_COPIED_BYTES`] are left out and counted.
 
 use std::ops::{Deref, Range};
 use std::sync::Arc;
@@ -18,25 +18,25 @@ use crate::unwind::calls;
 use crate::unwind::index::{self, FdeIndex};
 
 /// Maximum bytes copied of one section. The largest programs have some 30 MB.
-const MAX_TABLE: u64 = 64 << 20;
+const MAX_TABLE_BYTES: u64 = 64 << 20;
 
 /// Maximum bytes copied of all files.
-const MAX_COPIED: u64 = 256 << 20;
+const MAX_COPIED_BYTES: u64 = 256 << 20;
 
 /// Maximum bytes copied by an allocating thread of the host: some 4 ms.
-const MAX_HASTY: u64 = 16 << 20;
+const MAX_QUICK_BYTES: u64 = 16 << 20;
 
 /// Instruction bytes examined at one address.
-const CODE: usize = 16;
+const CODE_BYTES: usize = 16;
 
 /// Extent of a read of the loaded files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReadDepth {
     /// Everything, for the agent's threads.
-    Whole,
+    Full,
     /// For an allocating thread of the host: no index is built; `.debug_frame` and large tables are
     /// left out.
-    Hasty,
+    Quick,
 }
 
 /// Bytes of a section, within the copy of its file's tables.
@@ -70,9 +70,9 @@ pub(crate) struct LoadedModule {
     /// Address of the program's entry point in the process.
     entry: Option<u64>,
     /// Bytes copied.
-    copied: u64,
-    /// `true` if [`ReadDepth::Whole`] would read nothing more.
-    is_whole: bool,
+    copied_bytes: u64,
+    /// `true` if [`ReadDepth::Full`] would read nothing more.
+    is_complete: bool,
 }
 
 /// All code segments of the process, with their tables.
@@ -80,7 +80,7 @@ pub(crate) struct LoadedModules {
     /// Unique number of this value, never 0.
     pub(crate) generation: u32,
     /// Number of files whose tables were left out, because of their size or for lack of memory.
-    pub(crate) left_out: usize,
+    pub(crate) skipped_files: usize,
     /// Sorted by address.
     known: Vec<KnownModule>,
 }
@@ -97,33 +97,33 @@ impl LoadedModules {
     pub(crate) fn empty() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let generation = NEXT.fetch_add(1, Ordering::Relaxed).max(1);
-        Self { generation, left_out: 0, known: Vec::new() }
+        Self { generation, skipped_files: 0, known: Vec::new() }
     }
 
     /// Reads the loaded files. Modules that `old` has already read are shared. A module that has
     /// been unloaded since stays for one generation, unless its addresses have been reused. Stacks
     /// copied before the unloading have still to be walked.
-    pub(crate) fn read(old: Option<&Self>, reading: ReadDepth) -> Result<Self, images::Error> {
+    pub(crate) fn read(old: Option<&Self>, depth: ReadDepth) -> Result<Self, images::Error> {
         let old = old.map_or(&[][..], |old| &old.known);
         let mut modules = Self::empty();
-        let mut room = match reading {
-            ReadDepth::Whole => MAX_COPIED,
-            ReadDepth::Hasty => MAX_HASTY,
+        let mut remaining_bytes = match depth {
+            ReadDepth::Full => MAX_COPIED_BYTES,
+            ReadDepth::Quick => MAX_QUICK_BYTES,
         };
-        let segments = match reading {
-            ReadDepth::Whole => images::segments()?,
-            ReadDepth::Hasty => images::listed()?,
+        let segments = match depth {
+            ReadDepth::Full => images::segments()?,
+            ReadDepth::Quick => images::list_segments()?,
         };
         for segment in segments {
-            let known = old.iter().find(|known| known.segment.is_same(&segment));
+            let known = old.iter().find(|known| known.segment.is_same_mapping(&segment));
             let known = known.and_then(|known| known.module.clone());
-            let module = match known.filter(|module| module.is_whole) {
+            let module = match known.filter(|module| module.is_complete) {
                 Some(module) => Some(module),
-                None => LoadedModule::of(&segment, reading, room).map(Arc::new),
+                None => LoadedModule::for_segment(&segment, depth, remaining_bytes).map(Arc::new),
             };
             if let Some(module) = &module {
-                room = room.saturating_sub(module.copied);
-                modules.left_out += usize::from(!module.is_whole);
+                remaining_bytes = remaining_bytes.saturating_sub(module.copied_bytes);
+                modules.skipped_files += usize::from(!module.is_complete);
             }
             modules.known.push(KnownModule { segment, module, is_loaded: true });
         }
@@ -142,13 +142,13 @@ impl LoadedModules {
     }
 
     /// Returns `true` if `address` is in a segment that has unwind information.
-    pub(crate) fn holds(&self, address: u64) -> bool {
-        self.at(address)
+    pub(crate) fn has_unwind_info(&self, address: u64) -> bool {
+        self.module_at(address)
             .is_some_and(|module| module.eh_frame.is_some() || module.debug_frame.is_some())
     }
 
     /// Returns the segment that contains `address`.
-    pub(crate) fn at(&self, address: u64) -> Option<&LoadedModule> {
+    pub(crate) fn module_at(&self, address: u64) -> Option<&LoadedModule> {
         let after = self.known.partition_point(|known| known.segment.range.start <= address);
         let known = self.known.get(after.checked_sub(1)?)?;
         known.module.as_deref().filter(|_| known.segment.range.contains(&address))
@@ -159,28 +159,28 @@ impl LoadedModules {
     /// returns.
     pub(crate) fn is_outermost(&self, address: u64) -> bool {
         /// Length that covers any program's entry code.
-        const BEGINNING: u64 = 64;
-        self.at(address).is_some_and(|module| {
+        const ENTRY_CODE_BYTES: u64 = 64;
+        self.module_at(address).is_some_and(|module| {
             let is_first = module.entry.is_some_and(|entry| {
-                let begins = entry..entry.saturating_add(BEGINNING);
+                let begins = entry..entry.saturating_add(ENTRY_CODE_BYTES);
                 begins.contains(&address)
             });
-            is_first || calls::ends_the_thread(&module.code(address))
+            is_first || calls::is_thread_exit(&module.read_code(address))
         })
     }
 }
 
 impl LoadedModule {
     /// Reads the file's tables, at most `room` bytes.
-    fn of(segment: &MappedSegment, reading: ReadDepth, room: u64) -> Option<Self> {
-        Self::read(&segment.open()?, segment, reading, room)
+    fn for_segment(segment: &MappedSegment, depth: ReadDepth, max_bytes: u64) -> Option<Self> {
+        Self::read(&segment.open()?, segment, depth, max_bytes)
     }
 
     pub(crate) fn read(
         file: &ElfFile,
         segment: &MappedSegment,
-        reading: ReadDepth,
-        room: u64,
+        depth: ReadDepth,
+        max_bytes: u64,
     ) -> Option<Self> {
         let bias = file.load_bias(segment)?;
         let section = |name: &[u8]| file.section(name);
@@ -195,32 +195,33 @@ impl LoadedModule {
         let wanted = [
             section(b".eh_frame"),
             section(b".eh_frame_hdr"),
-            debug_frame.filter(|_| reading == ReadDepth::Whole),
+            debug_frame.filter(|_| depth == ReadDepth::Full),
         ];
-        let (parts, copied, has_all) = copy(file, wanted, room);
+        let (parts, copied, has_all) = copy_sections(file, wanted, max_bytes);
         let [eh_frame, eh_frame_hdr, debug_frame_part] = parts;
-        let eh_frame_hdr =
-            eh_frame_hdr.filter(|hdr| index::table(hdr).is_some()).map(|hdr| (hdr, hdr_address));
-        let mut is_whole = has_all && (reading == ReadDepth::Whole || debug_frame.is_none());
+        let eh_frame_hdr = eh_frame_hdr
+            .filter(|hdr| index::parse_table(hdr).is_some())
+            .map(|hdr| (hdr, hdr_address));
+        let mut is_complete = has_all && (depth == ReadDepth::Full || debug_frame.is_none());
         let mut eh_index = FdeIndex::default();
         if let (Some(section), None) = (&eh_frame, &eh_frame_hdr) {
-            if reading == ReadDepth::Whole {
+            if depth == ReadDepth::Full {
                 let mut table = EhFrame::new(section, LittleEndian);
                 table.set_address_size(8);
-                let made = FdeIndex::of(&table, &bases);
-                is_whole &= made.is_ok();
-                eh_index = made.unwrap_or_default();
+                let built = FdeIndex::build(&table, &bases);
+                is_complete &= built.is_ok();
+                eh_index = built.unwrap_or_default();
             } else {
-                is_whole = false;
+                is_complete = false;
             }
         }
         let mut debug_index = FdeIndex::default();
         if let Some(section) = &debug_frame_part {
             let mut table = DebugFrame::new(section, LittleEndian);
             table.set_address_size(8);
-            let made = FdeIndex::of(&table, &bases);
-            is_whole &= made.is_ok();
-            debug_index = made.unwrap_or_default();
+            let built = FdeIndex::build(&table, &bases);
+            is_complete &= built.is_ok();
+            debug_index = built.unwrap_or_default();
         }
         Some(Self {
             segment: segment.clone(),
@@ -233,8 +234,8 @@ impl LoadedModule {
             debug_frame: debug_frame_part,
             debug_index,
             entry: file.entry().map(|entry| entry.wrapping_add(bias)),
-            copied,
-            is_whole,
+            copied_bytes: copied,
+            is_complete,
         })
     }
 
@@ -243,10 +244,10 @@ impl LoadedModule {
         let section = self.eh_frame.as_deref()?;
         let offset = match &self.eh_frame_hdr {
             Some((hdr, at)) => {
-                let entry = index::entry(index::table(hdr)?, *at, address)?;
+                let entry = index::find_entry(index::parse_table(hdr)?, *at, address)?;
                 usize::try_from(entry.wrapping_sub(self.eh_frame_address)).ok()?
             }
-            None => self.eh_index.fde(address)?,
+            None => self.eh_index.fde_offset(address)?,
         };
         (offset < section.len()).then_some((section, offset))
     }
@@ -254,25 +255,25 @@ impl LoadedModule {
     /// Returns the same for `.debug_frame`.
     pub(crate) fn debug_entry(&self, address: u64) -> Option<(&[u8], usize)> {
         let section = self.debug_frame.as_deref()?;
-        let offset = self.debug_index.fde(address)?;
+        let offset = self.debug_index.fde_offset(address)?;
         (offset < section.len()).then_some((section, offset))
     }
 
-    /// Returns up to [`CODE`] bytes from `address` within the segment. They are read from memory,
+    /// Returns up to [`CODE_BYTES`] bytes from `address` within the segment. They are read from memory,
     /// because the file may have been replaced. Unreadable bytes are omitted.
-    fn code(&self, address: u64) -> CodeRange {
-        let mut code = CodeRange { bytes: [0; CODE], length: 0 };
-        let left = self.segment.range.end.saturating_sub(address);
-        let length = usize::try_from(left).unwrap_or(CODE).min(CODE);
-        if let Some(room) = code.bytes.get_mut(..length) {
-            code.length = own_memory::read(address, room);
+    fn read_code(&self, address: u64) -> CodeRange {
+        let mut code = CodeRange { bytes: [0; CODE_BYTES], length: 0 };
+        let remaining = self.segment.range.end.saturating_sub(address);
+        let length = usize::try_from(remaining).unwrap_or(CODE_BYTES).min(CODE_BYTES);
+        if let Some(buffer) = code.bytes.get_mut(..length) {
+            code.length = own_memory::read(address, buffer);
         }
         code
     }
 }
 
 struct CodeRange {
-    bytes: [u8; CODE],
+    bytes: [u8; CODE_BYTES],
     length: usize,
 }
 
@@ -286,19 +287,20 @@ impl Deref for CodeRange {
 
 /// Copies sections into one mapping. Returns the parts, their total length, and `true` if every
 /// section that the file claims to have was copied.
-fn copy<const N: usize>(
+fn copy_sections<const N: usize>(
     file: &ElfFile,
     sections: [Option<ElfSection>; N],
-    room: u64,
+    max_bytes: u64,
 ) -> ([Option<ModuleSection>; N], u64, bool) {
     let mut has_all = true;
     let mut total = 0u64;
     let places = sections.map(|section| {
         let section = section?;
         let end = total.checked_add(section.size);
-        let fits =
-            !section.is_compressed && section.size <= MAX_TABLE && file.has_bytes_of(&section);
-        let Some(end) = end.filter(|&end| fits && end <= room) else {
+        let fits = !section.is_compressed
+            && section.size <= MAX_TABLE_BYTES
+            && file.contains_section(&section);
+        let Some(end) = end.filter(|&end| fits && end <= max_bytes) else {
             // No unwinder uses a compressed table.
             has_all &= section.is_compressed;
             return None;
@@ -307,7 +309,7 @@ fn copy<const N: usize>(
         total = end;
         Some((section.offset, range))
     });
-    let copy = MappedCopy::fill(usize::try_from(total).unwrap_or(usize::MAX), |bytes| {
+    let copy = MappedCopy::with_contents(usize::try_from(total).unwrap_or(usize::MAX), |bytes| {
         places.iter().flatten().try_for_each(|(offset, range)| {
             file.read_exact(bytes.get_mut(range.clone()).unwrap_or_default(), *offset)
         })

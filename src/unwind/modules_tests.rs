@@ -9,7 +9,7 @@ use super::*;
 use crate::os::elf::ElfSource;
 use crate::unwind::tables::RowStorage;
 
-const ROOM: u64 = 64 << 20;
+const MAX_BYTES: u64 = 64 << 20;
 
 /// Returns a loaded library: the segment of its code, and its bytes.
 fn library() -> (MappedSegment, Vec<u8>) {
@@ -22,12 +22,12 @@ fn library() -> (MappedSegment, Vec<u8>) {
 }
 
 fn read(segment: &MappedSegment, bytes: Vec<u8>) -> Option<LoadedModule> {
-    LoadedModule::read(&ElfFile::read(ElfSource::Copy(bytes))?, segment, ReadDepth::Whole, ROOM)
+    LoadedModule::read(&ElfFile::read(ElfSource::Copy(bytes))?, segment, ReadDepth::Full, MAX_BYTES)
 }
 
 /// Looks up addresses throughout the segment. Panics are not caught: with `panic = "abort"` they
 /// cannot be.
-fn look_up(module: &LoadedModule, segment: &MappedSegment) -> usize {
+fn count_covered_addresses(module: &LoadedModule, segment: &MappedSegment) -> usize {
     let mut context = Box::new(UnwindContext::<usize, RowStorage>::new_in());
     let Range { start, end } = segment.range;
     let addresses = (0..64).map(|n| start + (end - start) / 64 * n).chain([0, 1, u64::MAX]);
@@ -36,50 +36,50 @@ fn look_up(module: &LoadedModule, segment: &MappedSegment) -> usize {
         .count()
 }
 
-fn place_of(name: &[u8], bytes: &[u8]) -> Range<usize> {
+fn section_range(name: &[u8], bytes: &[u8]) -> Range<usize> {
     let section = ElfFile::read(ElfSource::Copy(bytes.to_vec())).unwrap().section(name).unwrap();
     section.offset as usize..(section.offset + section.size) as usize
 }
 
 #[test]
-fn an_index_of_our_own_finds_what_the_linkers_finds() {
+fn built_index_finds_the_same_entries_as_linker_table() {
     let (segment, mut bytes) = library();
-    let by_linker = look_up(&read(&segment, bytes.clone()).unwrap(), &segment);
+    let by_linker = count_covered_addresses(&read(&segment, bytes.clone()).unwrap(), &segment);
     assert!(by_linker > 20, "{by_linker}");
-    let hdr = place_of(b".eh_frame_hdr", &bytes);
+    let hdr = section_range(b".eh_frame_hdr", &bytes);
     // A table encoding that is not supported.
     bytes[hdr.start + 3] = 0x1b;
     let module = read(&segment, bytes).unwrap();
     assert!(module.eh_frame_hdr.is_none());
-    assert_eq!(look_up(&module, &segment), by_linker);
+    assert_eq!(count_covered_addresses(&module, &segment), by_linker);
 }
 
 #[test]
-fn an_allocating_thread_makes_no_index() {
+fn quick_read_builds_no_index() {
     let (segment, mut bytes) = library();
-    let hdr = place_of(b".eh_frame_hdr", &bytes);
+    let hdr = section_range(b".eh_frame_hdr", &bytes);
     bytes[hdr.start + 3] = 0x1b;
     let file = ElfFile::read(ElfSource::Copy(bytes)).unwrap();
-    let module = LoadedModule::read(&file, &segment, ReadDepth::Hasty, ROOM).unwrap();
-    assert!(!module.is_whole);
-    assert_eq!(look_up(&module, &segment), 0);
+    let module = LoadedModule::read(&file, &segment, ReadDepth::Quick, MAX_BYTES).unwrap();
+    assert!(!module.is_complete);
+    assert_eq!(count_covered_addresses(&module, &segment), 0);
 }
 
 #[test]
-fn tables_beyond_the_room_are_left_out() {
+fn tables_beyond_the_byte_limit_are_skipped() {
     let (segment, bytes) = library();
     let file = ElfFile::read(ElfSource::Copy(bytes)).unwrap();
-    let module = LoadedModule::read(&file, &segment, ReadDepth::Whole, 100).unwrap();
-    assert!(module.eh_frame.is_none() && !module.is_whole && module.copied <= 100);
-    assert_eq!(look_up(&module, &segment), 0);
+    let module = LoadedModule::read(&file, &segment, ReadDepth::Full, 100).unwrap();
+    assert!(module.eh_frame.is_none() && !module.is_complete && module.copied_bytes <= 100);
+    assert_eq!(count_covered_addresses(&module, &segment), 0);
 }
 
 /// Damages the header's count, its encodings, or its entries.
 #[test]
-fn no_damaged_header_panics() {
+fn damaged_header_does_not_panic() {
     let (segment, bytes) = library();
-    let hdr = place_of(b".eh_frame_hdr", &bytes);
-    let eh_frame = place_of(b".eh_frame", &bytes);
+    let hdr = section_range(b".eh_frame_hdr", &bytes);
+    let eh_frame = section_range(b".eh_frame", &bytes);
     let place = prop_oneof![
         3 => hdr.start..hdr.start + 24,
         2 => hdr.start..hdr.end,
@@ -94,7 +94,7 @@ fn no_damaged_header_panics() {
             let mut bytes = bytes.clone();
             damage.into_iter().for_each(|(at, value)| bytes[at] = value);
             if let Some(module) = read(&segment, bytes) {
-                look_up(&module, &segment);
+                count_covered_addresses(&module, &segment);
             }
             Ok(())
         })

@@ -22,16 +22,16 @@ use crate::base::sync::{AtomicPtr, AtomicU32};
 /// A shared value with `N` reader slots.
 pub(crate) struct SlotPool<T, const N: usize> {
     value: AtomicPtr<T>,
-    turns: [AtomicU32; N],
+    sequences: [AtomicU32; N],
 }
 
 /// Turns of all slots, read at a replacement.
-pub(crate) type Turns<const N: usize> = [u32; N];
+pub(crate) type SlotSequences<const N: usize> = [u32; N];
 
 impl<T, const N: usize> SlotPool<T, N> {
     /// Creates a pool without a value, with all slots free.
     pub(crate) const fn new() -> Self {
-        Self { value: AtomicPtr::new(ptr::null_mut()), turns: [const { AtomicU32::new(0) }; N] }
+        Self { value: AtomicPtr::new(ptr::null_mut()), sequences: [const { AtomicU32::new(0) }; N] }
     }
 
     /// Returns `true` if no value has been set.
@@ -46,31 +46,31 @@ impl<T, const N: usize> SlotPool<T, N> {
 
     /// Claims a free slot, or returns `None` if there is none. Async-signal-safe.
     pub(crate) fn claim(&self) -> Option<SlotClaim<'_, T, N>> {
-        self.turns.iter().enumerate().find_map(|(slot, turn)| {
-            let free = turn.load(Relaxed);
-            let won = free.is_multiple_of(2)
-                && turn.compare_exchange(free, free.wrapping_add(1), AcqRel, Relaxed).is_ok();
+        self.sequences.iter().enumerate().find_map(|(slot, sequence)| {
+            let free = sequence.load(Relaxed);
+            let is_claimed = free.is_multiple_of(2)
+                && sequence.compare_exchange(free, free.wrapping_add(1), AcqRel, Relaxed).is_ok();
             // Created only after a successful exchange: dropping a claim frees its slot.
-            won.then(|| SlotClaim { pool: self, slot })
+            is_claimed.then(|| SlotClaim { pool: self, slot })
         })
     }
 
     /// Replaces the value with `fresh`. Returns the old one, which may be freed once it is not [in
     /// use](Self::is_in_use) at the returned turns.
-    pub(crate) fn replace(&self, fresh: *mut T) -> (*mut T, Turns<N>) {
+    pub(crate) fn replace(&self, fresh: *mut T) -> (*mut T, SlotSequences<N>) {
         let old = self.value.swap(fresh, AcqRel);
-        (old, std::array::from_fn(|slot| self.turn(slot).fetch_add(0, AcqRel)))
+        (old, std::array::from_fn(|slot| self.sequence(slot).fetch_add(0, AcqRel)))
     }
 
     /// Returns `true` if a slot that was claimed at `turns` has not been released since.
-    pub(crate) fn is_in_use(&self, turns: &Turns<N>) -> bool {
-        let mut slots = self.turns.iter().zip(turns);
-        slots.any(|(slot, &turn)| turn % 2 == 1 && slot.load(Acquire) == turn)
+    pub(crate) fn is_in_use(&self, sequences: &SlotSequences<N>) -> bool {
+        let mut slots = self.sequences.iter().zip(sequences);
+        slots.any(|(slot, &sequence)| sequence % 2 == 1 && slot.load(Acquire) == sequence)
     }
 
-    fn turn(&self, slot: usize) -> &AtomicU32 {
+    fn sequence(&self, slot: usize) -> &AtomicU32 {
         // All callers pass a `slot` below `N`.
-        self.turns.get(slot).unwrap_or(&self.turns[0])
+        self.sequences.get(slot).unwrap_or(&self.sequences[0])
     }
 }
 
@@ -94,6 +94,6 @@ impl<T, const N: usize> SlotClaim<'_, T, N> {
 
 impl<T, const N: usize> Drop for SlotClaim<'_, T, N> {
     fn drop(&mut self) {
-        self.pool.turn(self.slot).fetch_add(1, AcqRel);
+        self.pool.sequence(self.slot).fetch_add(1, AcqRel);
     }
 }

@@ -1,6 +1,6 @@
 //! Step from a frame to its caller: a row of an unwind table as a small value.
 //!
-//! Nearly every row has this form, which costs two reads and can be cached as [`UnwindRule::Row`]:
+//! Nearly every row has this form, which costs two reads and can be cached as [`UnwindRule::CfaOffset`]:
 //!
 //! ```text
 //! cfa = (sp or fp) + offset; ra = *(cfa + 8 * ra_words); fp = *(cfa + 8 * fp_words)
@@ -15,46 +15,46 @@ use crate::unwind::tables::RowStorage;
 
 /// DWARF numbers of the stack pointer, the frame pointer and the return address.
 #[cfg(target_arch = "x86_64")]
-pub(crate) const NUMBERS: [Register; 3] = [Register(7), Register(6), Register(16)];
+pub(crate) const DWARF_REGISTERS: [Register; 3] = [Register(7), Register(6), Register(16)];
 #[cfg(target_arch = "aarch64")]
-pub(crate) const NUMBERS: [Register; 3] = [Register(31), Register(29), Register(30)];
+pub(crate) const DWARF_REGISTERS: [Register; 3] = [Register(31), Register(29), Register(30)];
 
 /// Content of a table for an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum UnwindRule {
     /// No table covers the address.
-    Uncovered,
+    NoUnwindInfo,
     /// The thread's first function, which has no caller.
-    First,
+    RootFrame,
     /// `sp' = base + cfa`, `fp' = *(sp' + 8 * fp)`, `ra = *(sp' + 8 * ra)`. An offset of 0 means
     /// that the value is still in its register.
-    Row { is_from_fp: bool, cfa: i32, fp: i16, ra: i16 },
+    CfaOffset { base_is_fp: bool, cfa_offset: i32, fp_slot: i16, ra_slot: i16 },
     /// The row is an expression.
-    Computed,
+    Expression,
 }
 
 /// Reason why no caller was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StopReason {
     /// The frame is that of the thread's first function.
-    First,
+    RootFrame,
     /// A required word of the stack cannot be read.
-    Unread,
+    UnreadableMemory,
     /// The table, or a value computed from it, is invalid.
-    Senseless,
+    InvalidFrame,
 }
 
 impl UnwindRule {
-    pub(crate) fn of(row: &UnwindTableRow<usize, RowStorage>) -> Self {
-        let [sp, fp, ra] = NUMBERS;
+    pub(crate) fn from_row(row: &UnwindTableRow<usize, RowStorage>) -> Self {
+        let [sp, fp, ra] = DWARF_REGISTERS;
         if row.register(ra) == Some(RegisterRule::Undefined) {
-            return Self::First;
+            return Self::RootFrame;
         }
         let CfaRule::RegisterAndOffset { register, offset } = row.cfa() else {
-            return Self::Computed;
+            return Self::Expression;
         };
         let cfa = i32::try_from(*offset).ok().filter(|_| [sp, fp].contains(register));
-        let words = |saved| match saved {
+        let slot = |saved| match saved {
             None | Some(RegisterRule::SameValue) => Some(0),
             Some(RegisterRule::Offset(offset)) if offset % 8 == 0 && offset != 0 => {
                 i16::try_from(offset / 8).ok()
@@ -63,11 +63,14 @@ impl UnwindRule {
         };
         // An undefined frame pointer is not used by the callers, so it is treated as unchanged.
         let saved = row.register(fp).filter(|rule| *rule != RegisterRule::Undefined);
-        match (cfa, words(saved), words(row.register(ra))) {
-            (Some(cfa), Some(saved), Some(ra)) => {
-                Self::Row { is_from_fp: *register == fp, cfa, fp: saved, ra }
-            }
-            _ => Self::Computed,
+        match (cfa, slot(saved), slot(row.register(ra))) {
+            (Some(cfa), Some(saved), Some(ra)) => Self::CfaOffset {
+                base_is_fp: *register == fp,
+                cfa_offset: cfa,
+                fp_slot: saved,
+                ra_slot: ra,
+            },
+            _ => Self::Expression,
         }
     }
 }
@@ -75,50 +78,50 @@ impl UnwindRule {
 /// Applies a row to `registers` and returns those of the caller. `is_exact` is `true` if the frame
 /// was interrupted at its address and did not call.
 #[inline]
-pub(crate) fn follow(
+pub(crate) fn apply_row(
     (is_from_fp, cfa, fp, ra): (bool, i32, i16, i16),
     registers: Registers,
-    is_exact: bool,
+    is_interrupted: bool,
     read: &mut impl FnMut(u64) -> Result<u64, ()>,
 ) -> Result<Registers, StopReason> {
     let base = if is_from_fp { registers.fp } else { registers.sp };
     let cfa = base.wrapping_add_signed(cfa.into());
-    let at = |words: i16| cfa.wrapping_add_signed(i64::from(words) * 8);
+    let slot_address = |words: i16| cfa.wrapping_add_signed(i64::from(words) * 8);
     let ra = match ra {
-        0 if cfg!(target_arch = "aarch64") && is_exact => registers.lr,
-        0 => return Err(StopReason::Senseless),
-        words => read(at(words)).map_err(|()| StopReason::Unread)?,
+        0 if cfg!(target_arch = "aarch64") && is_interrupted => registers.lr,
+        0 => return Err(StopReason::InvalidFrame),
+        words => read(slot_address(words)).map_err(|()| StopReason::UnreadableMemory)?,
     };
     let fp = match fp {
         0 => registers.fp,
-        words => match read(at(words)) {
+        words => match read(slot_address(words)) {
             Ok(fp) => fp,
             // In an epilogue the row may still name a popped word, which was not copied.
-            Err(()) if is_exact && at(words) < registers.sp => registers.fp,
-            Err(()) => return Err(StopReason::Unread),
+            Err(()) if is_interrupted && slot_address(words) < registers.sp => registers.fp,
+            Err(()) => return Err(StopReason::UnreadableMemory),
         },
     };
-    caller(cfa, fp, ra, registers, is_exact)
+    checked_caller(cfa, fp, ra, registers, is_interrupted)
 }
 
 /// Returns the caller's registers if the values are plausible.
-pub(crate) fn caller(
+pub(crate) fn checked_caller(
     cfa: u64,
     fp: u64,
     ra: u64,
     registers: Registers,
-    is_exact: bool,
+    is_interrupted: bool,
 ) -> Result<Registers, StopReason> {
     // User addresses have at most 48 bits. Libraries built with pointer authentication keep a
     // signature in the bits above.
     let ra = if cfg!(target_arch = "aarch64") { ra & (u64::MAX >> 16) } else { ra };
     if ra == 0 {
-        return Err(StopReason::First);
+        return Err(StopReason::RootFrame);
     }
     // A leaf function on aarch64 may leave the stack unused.
-    let is_leaf = cfg!(target_arch = "aarch64") && is_exact && cfa == registers.sp;
+    let is_leaf = cfg!(target_arch = "aarch64") && is_interrupted && cfa == registers.sp;
     if cfa <= registers.sp && !is_leaf {
-        return Err(StopReason::Senseless);
+        return Err(StopReason::InvalidFrame);
     }
     Ok(Registers { ip: ra, sp: cfa, fp, lr: ra })
 }
@@ -127,7 +130,7 @@ pub(crate) fn caller(
 mod tests {
     use super::*;
 
-    const AT: Registers = Registers { ip: 0x40_0000, sp: 0x1000, fp: 0x1040, lr: 0 };
+    const REGISTERS: Registers = Registers { ip: 0x40_0000, sp: 0x1000, fp: 0x1040, lr: 0 };
 
     /// A stack from 0x1000, where each word is its own address plus one and the last word is 0.
     fn read(address: u64) -> Result<u64, ()> {
@@ -139,19 +142,19 @@ mod tests {
     }
 
     #[test]
-    fn rows_lead_to_the_caller_or_say_why_not() {
-        let go = |row, exact| follow(row, AT, exact, &mut read);
+    fn rows_give_the_caller_or_a_stop_reason() {
+        let go = |row, exact| apply_row(row, REGISTERS, exact, &mut read);
         let to = |sp, fp, ip| Ok(Registers { ip, sp, fp, lr: ip });
         assert_eq!(go((false, 16, 0, -1), false), to(0x1010, 0x1040, 0x1009));
         assert_eq!(go((false, 32, -2, -1), false), to(0x1020, 0x1011, 0x1019));
         assert_eq!(go((true, 16, -2, -1), false), to(0x1050, 0x1041, 0x1049));
-        assert_eq!(go((false, 0x88, 0, -1), false), Err(StopReason::First));
-        assert_eq!(go((false, 0x90, 0, -1), false), Err(StopReason::Unread));
+        assert_eq!(go((false, 0x88, 0, -1), false), Err(StopReason::RootFrame));
+        assert_eq!(go((false, 0x90, 0, -1), false), Err(StopReason::UnreadableMemory));
         // The step leads to the same frame.
-        assert_eq!(go((true, -0x40, 0, 1), false), Err(StopReason::Senseless));
-        assert_eq!(go((false, 0, 0, 1), false), Err(StopReason::Senseless));
+        assert_eq!(go((true, -0x40, 0, 1), false), Err(StopReason::InvalidFrame));
+        assert_eq!(go((false, 0, 0, 1), false), Err(StopReason::InvalidFrame));
         // The frame pointer has been popped already.
         assert_eq!(go((false, 8, -2, -1), true), to(0x1008, 0x1040, 0x1001));
-        assert_eq!(go((false, 8, -2, -1), false), Err(StopReason::Unread));
+        assert_eq!(go((false, 8, -2, -1), false), Err(StopReason::UnreadableMemory));
     }
 }

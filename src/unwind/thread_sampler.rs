@@ -29,7 +29,7 @@ pub const SIGNAL: i32 = libc::SIGURG;
 
 /// Maximum signals in flight. There are twice as many slots, so that a delayed thread does not take
 /// another thread's slot.
-pub const BATCH: usize = 64;
+pub const MAX_IN_FLIGHT: usize = 64;
 
 /// Bytes of stack copied per thread: enough for 128 frames; of a deeper stack the inner end. Memory
 /// use follows the deepest stack each slot has held, because pages are touched only when written.
@@ -37,12 +37,12 @@ pub const STACK_BYTES: usize = 256 << 10;
 
 /// Timeout of an answer. With ten runnable threads per core, some threads do not run within 20 ms.
 /// Also the maximum age of the mapping list, if it has to be read as a whole.
-const ANSWER_WAIT: Duration = Duration::from_millis(100);
+const REPLY_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Polling interval for answers: a thread takes some 20 us to run its handler.
-const LOOK: Duration = Duration::from_micros(50);
+const POLL_INTERVAL: Duration = Duration::from_micros(50);
 
-static ONE: Mutex<()> = Mutex::new(());
+static SAMPLER_LOCK: Mutex<()> = Mutex::new(());
 
 /// Thread to signal.
 #[derive(Clone, Copy)]
@@ -55,7 +55,7 @@ struct StackRequest {
 /// Sampled state of a thread.
 pub struct ThreadStack<'a> {
     /// Its registers and stack.
-    pub copied: &'a StackSnapshot,
+    pub snapshot: &'a StackSnapshot,
     /// Addresses of the frames: the current instruction, then return addresses minus one.
     pub frames: &'a [u64],
     /// Stack pointer of each of these frames.
@@ -68,8 +68,8 @@ pub struct ThreadStack<'a> {
 pub struct ThreadSampler {
     target: &'static SignalCapture,
     /// Maximum signals in flight, by the quota of pending signals.
-    batch: usize,
-    _one: MutexGuard<'static, ()>,
+    max_in_flight: usize,
+    _guard: MutexGuard<'static, ()>,
 }
 
 impl ThreadSampler {
@@ -78,17 +78,17 @@ impl ThreadSampler {
     /// # Errors
     ///
     /// A message that gives the reason why stacks are unavailable.
-    pub fn cast() -> Result<Self, String> {
-        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-        match signal::install(SIGNAL, 2 * BATCH, STACK_BYTES) {
-            Ok(target) if target.is_in_place() => {
+    pub fn lock() -> Result<Self, String> {
+        let guard = SAMPLER_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+        match signal::install(SIGNAL, 2 * MAX_IN_FLIGHT, STACK_BYTES) {
+            Ok(target) if target.is_installed() => {
                 permit(OptionalCall::QueueSignal)
                     .map_err(|denied| format!("no stacks: {denied}"))?;
                 // Discards late answers to an earlier sampler: those threads have moved on since.
                 target.slots().drain(&mut StackSnapshot::default(), |_| {});
                 let allowed = usize::try_from(quota::pending_signals(0).count);
-                let batch = allowed.unwrap_or(BATCH).clamp(1, BATCH);
-                Ok(Self { target, batch, _one: one })
+                let max_in_flight = allowed.unwrap_or(MAX_IN_FLIGHT).clamp(1, MAX_IN_FLIGHT);
+                Ok(Self { target, max_in_flight, _guard: guard })
             }
             Ok(_) => Err("no stacks: the service handles SIGURG itself".to_owned()),
             Err(error) => Err(format!("no stacks: no handler for SIGURG: {error}")),
@@ -103,80 +103,89 @@ impl ThreadSampler {
     /// # Errors
     ///
     /// If `/proc/self/maps` cannot be read.
-    pub fn catch(
+    pub fn sample(
         &self,
         clock: &dyn Clock,
         tids: impl IntoIterator<Item = u32>,
         walker: &mut StackWalker,
-        ended: impl FnMut(u32),
-        mut take: impl FnMut(u32, &[u64], WalkEnd),
+        on_exited: impl FnMut(u32),
+        mut on_stack: impl FnMut(u32, &[u64], WalkEnd),
     ) -> Result<(), Error> {
         let take =
-            |caught: ThreadStack<'_>| take(caught.copied.head.tid, caught.frames, caught.end);
-        self.catch_whole(clock, tids, walker, ended, take)
+            |stack: ThreadStack<'_>| on_stack(stack.snapshot.header.tid, stack.frames, stack.end);
+        self.sample_with_registers(clock, tids, walker, on_exited, take)
     }
 
-    /// Samples like [`Self::catch`], and also passes the copies to `take`.
+    /// Samples like [`Self::sample`], and also passes the copies to `take`.
     ///
     /// # Errors
     ///
-    /// As for [`Self::catch`].
-    pub fn catch_whole(
+    /// As for [`Self::sample`].
+    pub fn sample_with_registers(
         &self,
         clock: &dyn Clock,
         tids: impl IntoIterator<Item = u32>,
         walker: &mut StackWalker,
-        mut ended: impl FnMut(u32),
-        mut take: impl FnMut(ThreadStack<'_>),
+        mut on_exited: impl FnMut(u32),
+        mut on_stack: impl FnMut(ThreadStack<'_>),
     ) -> Result<(), Error> {
-        let mut again = Vec::new();
-        let asked = &mut tids.into_iter().map(|tid| StackRequest { tid, pointer: None });
-        self.round(clock, asked, &mut again, walker, &mut ended, &mut take)?;
-        if !again.is_empty() {
-            let asked = &mut again.into_iter();
-            self.round(clock, asked, &mut Vec::new(), walker, &mut ended, &mut take)?;
+        let mut retries = Vec::new();
+        let requests = &mut tids.into_iter().map(|tid| StackRequest { tid, pointer: None });
+        self.sample_round(clock, requests, &mut retries, walker, &mut on_exited, &mut on_stack)?;
+        if !retries.is_empty() {
+            let requests = &mut retries.into_iter();
+            self.sample_round(
+                clock,
+                requests,
+                &mut Vec::new(),
+                walker,
+                &mut on_exited,
+                &mut on_stack,
+            )?;
         }
         Ok(())
     }
 
     /// Signals the threads, up to the limit at a time, and passes the copies to `take`. `again`
     /// receives the threads whose stack bounds follow only from their thread pointer.
-    fn round(
+    fn sample_round(
         &self,
         clock: &dyn Clock,
-        questions: &mut dyn Iterator<Item = StackRequest>,
-        again: &mut Vec<StackRequest>,
+        requests: &mut dyn Iterator<Item = StackRequest>,
+        retries: &mut Vec<StackRequest>,
         walker: &mut StackWalker,
-        ended: &mut dyn FnMut(u32),
-        take: &mut dyn FnMut(ThreadStack<'_>),
+        on_exited: &mut dyn FnMut(u32),
+        on_stack: &mut dyn FnMut(ThreadStack<'_>),
     ) -> Result<(), Error> {
         let mut bounds = StackBounds::open().map_err(Error::Maps)?;
         let mut read_at = clock.now();
         // Half of the slots, of which there may be fewer than requested, limited by the quota of
         // signals.
-        let most = (self.target.slots().count() / 2).clamp(1, self.batch);
-        let mut waiting: Vec<(StackRequest, Moment)> = Vec::with_capacity(most);
-        let (mut left, mut all_asked) = (questions.zip(0..=ThreadSlot::MAX).peekable(), false);
+        let limit = (self.target.slots().count() / 2).clamp(1, self.max_in_flight);
+        let mut waiting: Vec<(StackRequest, Moment)> = Vec::with_capacity(limit);
+        let (mut unsent, mut all_sent) = (requests.zip(0..=ThreadSlot::MAX).peekable(), false);
         let mut copied = StackSnapshot::default();
         loop {
             let now = clock.now();
-            if now.since(read_at) > ANSWER_WAIT {
+            if now.since(read_at) > REPLY_TIMEOUT {
                 bounds = StackBounds::open().map_err(Error::Maps)?;
                 read_at = now;
             }
-            while waiting.len() < most && !all_asked {
-                let Some(&(question, entry)) = left.peek() else {
-                    all_asked = true;
+            while waiting.len() < limit && !all_sent {
+                let Some(&(request, entry)) = unsent.peek() else {
+                    all_sent = true;
                     break;
                 };
-                let stack = match question.pointer {
-                    Some(pointer) => bounds.below(pointer),
-                    None => bounds.of(question.tid),
+                let stack = match request.pointer {
+                    Some(pointer) => bounds.containing(pointer),
+                    None => bounds.for_thread(request.tid),
                 };
                 self.target.set_stack(entry, stack.unwrap_or(0..0));
-                match self.target.send(question.tid, entry) {
-                    Ok(()) => waiting.push((question, clock.now() + ANSWER_WAIT)),
-                    Err(error) if error.raw_os_error() == Some(libc::ESRCH) => ended(question.tid),
+                match self.target.send(request.tid, entry) {
+                    Ok(()) => waiting.push((request, clock.now() + REPLY_TIMEOUT)),
+                    Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+                        on_exited(request.tid)
+                    }
                     // The user's quota of pending signals is exhausted: retried after the next
                     // answer.
                     Err(error)
@@ -186,40 +195,45 @@ impl ThreadSampler {
                     }
                     Err(_) => {}
                 }
-                left.next();
+                unsent.next();
             }
-            let mut came = false;
+            let mut has_reply = false;
             self.target.slots().drain(&mut copied, |copied| {
-                came = true;
-                let tid = copied.head.tid;
-                let at = waiting.iter().position(|(question, _)| question.tid == tid);
-                let question = at.map(|at| waiting.swap_remove(at).0);
-                let (mut frames, mut places) = ([0; MAX_FRAMES], [0; MAX_FRAMES]);
-                let StackSnapshot { head, stack, whole } = copied;
-                let walk =
-                    walker.walk_marked(head.registers, stack, *whole, &mut frames, &mut places);
-                let untold = question.is_some_and(|question| question.pointer.is_none());
-                if walk.end == WalkEnd::Truncated && !whole && untold {
-                    again.push(StackRequest { tid, pointer: Some(head.thread_pointer) });
+                has_reply = true;
+                let tid = copied.header.tid;
+                let at = waiting.iter().position(|(request, _)| request.tid == tid);
+                let request = at.map(|at| waiting.swap_remove(at).0);
+                let (mut frames, mut pointers) = ([0; MAX_FRAMES], [0; MAX_FRAMES]);
+                let StackSnapshot { header: head, stack, is_complete: whole } = copied;
+                let walk = walker.walk_with_pointers(
+                    head.registers,
+                    stack,
+                    *whole,
+                    &mut frames,
+                    &mut pointers,
+                );
+                let is_first_request = request.is_some_and(|question| question.pointer.is_none());
+                if walk.end == WalkEnd::CopyTooShort && !whole && is_first_request {
+                    retries.push(StackRequest { tid, pointer: Some(head.thread_pointer) });
                 }
-                take(ThreadStack {
-                    copied,
+                on_stack(ThreadStack {
+                    snapshot: copied,
                     frames: frames.get(..walk.depth).unwrap_or_default(),
-                    pointers: places.get(..walk.depth).unwrap_or_default(),
+                    pointers: pointers.get(..walk.depth).unwrap_or_default(),
                     end: walk.end,
                 });
             });
-            if waiting.is_empty() && all_asked {
+            if waiting.is_empty() && all_sent {
                 break;
             }
-            if !came {
+            if !has_reply {
                 let now = clock.now();
-                waiting.retain(|(_, until)| now < *until);
-                std::thread::sleep(LOOK);
+                waiting.retain(|(_, deadline)| now < *deadline);
+                std::thread::sleep(POLL_INTERVAL);
             }
         }
         // Threads that have not answered find their signal invalid.
-        self.target.forget_pending();
+        self.target.invalidate_pending();
         Ok(())
     }
 }

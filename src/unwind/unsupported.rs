@@ -9,12 +9,12 @@ use crate::unwind::{StackWalker, WalkEnd};
 pub const SIGNAL: i32 = libc::SIGURG;
 
 /// Maximum signals in flight on Linux.
-pub const BATCH: usize = 64;
+pub const MAX_IN_FLIGHT: usize = 64;
 
 /// Sampled state of a thread.
 pub struct ThreadStack<'a> {
     /// Its registers and stack.
-    pub copied: &'a StackSnapshot,
+    pub snapshot: &'a StackSnapshot,
     /// Addresses of the frames.
     pub frames: &'a [u64],
     /// Stack pointer of each of these frames.
@@ -33,12 +33,12 @@ impl Drop for ThreadSampler {
 
 impl ThreadSampler {
     /// Returns an error: stacks are unavailable on this platform.
-    pub fn cast() -> Result<Self, String> {
+    pub fn lock() -> Result<Self, String> {
         Err("no stacks: threads are asked on Linux only".to_owned())
     }
 
     /// Samples nothing.
-    pub fn catch(
+    pub fn sample(
         &self,
         _clock: &dyn Clock,
         _tids: impl IntoIterator<Item = u32>,
@@ -50,7 +50,7 @@ impl ThreadSampler {
     }
 
     /// Samples nothing.
-    pub fn catch_whole(
+    pub fn sample_with_registers(
         &self,
         _clock: &dyn Clock,
         _tids: impl IntoIterator<Item = u32>,

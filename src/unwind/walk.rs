@@ -12,14 +12,14 @@
 //! takes 145 instructions, or 146 if built with `-C force-frame-pointers=yes`: 46 to find the stack
 //! in the table of stacks, 99 to walk. Both builds take some 35 to 40 cycles on x86_64. The row has
 //! to be looked up in any case, both words are in memory, and both addresses are checked. Only the
-//! arithmetic of [`follow`] would be saved: at most 18 instructions, an eighth. (Callgrind, release
+//! arithmetic of [`apply_row`] would be saved: at most 18 instructions, an eighth. (Callgrind, release
 //! builds, each allocation sampled, between depths of 10 and 50; cycles are the best of 40 runs.)
 
 use crate::os::stack_snapshot::Registers;
 use crate::unwind::WalkEnd;
-use crate::unwind::infer::infer;
+use crate::unwind::infer::infer_caller;
 use crate::unwind::modules::LoadedModules;
-use crate::unwind::rule::{StopReason, UnwindRule, follow};
+use crate::unwind::rule::{StopReason, UnwindRule, apply_row};
 use crate::unwind::tables::RuleCache;
 
 /// Maximum frames without tables per walk: each takes some system calls.
@@ -27,59 +27,74 @@ const MAX_INFERRED: u32 = 256;
 
 /// Result of a walk, without its frames.
 pub(crate) struct WalkState {
-    /// Reason for the end, or `None` if the stack could not be read further. [`WalkEnd::TooDeep`]
+    /// Reason for the end, or `None` if the stack could not be read further. [`WalkEnd::TooManyFrames`]
     /// if `take` returned `false`.
     pub(crate) end: Option<WalkEnd>,
     /// `true` if the walk passed code without tables.
-    pub(crate) is_inferred: bool,
+    pub(crate) used_heuristics: bool,
     /// Stack pointer of the code interrupted by the outermost signal frame passed.
-    pub(crate) interrupted: Option<u64>,
+    pub(crate) interrupted_sp: Option<u64>,
     /// Stack pointer of the outermost frame.
-    pub(crate) reached: u64,
+    pub(crate) outermost_sp: u64,
 }
 
 /// Walks from `registers` and passes each frame and its stack pointer to `take`, until that returns
 /// `false`. Frames are the current instruction, then return addresses minus one.
-pub(crate) fn walk(
+pub(crate) fn walk_frames(
     modules: &LoadedModules,
     cache: &mut RuleCache,
     mut registers: Registers,
     read: &mut impl FnMut(u64) -> Result<u64, ()>,
     mut take: impl FnMut(u64, u64) -> bool,
 ) -> WalkState {
-    let (mut is_exact, mut inferred, mut interrupted) = (true, 0, None);
+    let (mut is_interrupted, mut inferred_frames, mut interrupted) = (true, 0, None);
     let end = loop {
-        let address = registers.ip.wrapping_sub(u64::from(!is_exact));
+        let address = registers.ip.wrapping_sub(u64::from(!is_interrupted));
         if !take(address, registers.sp) {
-            break Some(WalkEnd::TooDeep);
+            break Some(WalkEnd::TooManyFrames);
         }
         let next = match cache.rule(modules, address) {
-            UnwindRule::Row { is_from_fp, cfa, fp, ra } => {
-                follow((is_from_fp, cfa, fp, ra), registers, is_exact, read).map(|to| (to, false))
+            UnwindRule::CfaOffset {
+                base_is_fp: is_from_fp,
+                cfa_offset: cfa,
+                fp_slot: fp,
+                ra_slot: ra,
+            } => apply_row((is_from_fp, cfa, fp, ra), registers, is_interrupted, read)
+                .map(|to| (to, false)),
+            UnwindRule::Expression => {
+                cache.evaluate_row(modules, address, registers, is_interrupted, read)
             }
-            UnwindRule::Computed => cache.compute(modules, address, registers, is_exact, read),
-            UnwindRule::First => Err(StopReason::First),
-            UnwindRule::Uncovered if modules.is_outermost(registers.ip) => Err(StopReason::First),
-            UnwindRule::Uncovered if inferred >= MAX_INFERRED => Err(StopReason::Senseless),
-            UnwindRule::Uncovered => {
-                let outer = infer(modules, cache, registers, is_exact, read);
-                inferred += u32::from(outer.is_ok());
+            UnwindRule::RootFrame => Err(StopReason::RootFrame),
+            UnwindRule::NoUnwindInfo if modules.is_outermost(registers.ip) => {
+                Err(StopReason::RootFrame)
+            }
+            UnwindRule::NoUnwindInfo if inferred_frames >= MAX_INFERRED => {
+                Err(StopReason::InvalidFrame)
+            }
+            UnwindRule::NoUnwindInfo => {
+                let outer = infer_caller(modules, cache, registers, is_interrupted, read);
+                inferred_frames += u32::from(outer.is_ok());
                 outer.map(|outer| (outer, false))
             }
         };
-        (registers, is_exact) = match next {
+        (registers, is_interrupted) = match next {
             Ok((outer, after_signal)) => {
                 if after_signal {
                     interrupted = Some(outer.sp);
                 }
                 (outer, after_signal)
             }
-            Err(StopReason::First) => break Some(WalkEnd::Whole),
-            Err(StopReason::Unread) => break None,
-            Err(StopReason::Senseless) => break Some(WalkEnd::Broken),
+            Err(StopReason::RootFrame) => break Some(WalkEnd::Complete),
+            Err(StopReason::UnreadableMemory) => break None,
+            Err(StopReason::InvalidFrame) => break Some(WalkEnd::NoUnwindInfo),
         };
     };
-    WalkState { end, is_inferred: inferred > 0, interrupted, reached: registers.sp }
+    WalkState {
+        end,
+        used_heuristics: inferred_frames > 0,
+        interrupted_sp: interrupted,
+        outermost_sp: registers.sp,
+    }
 }
 
 #[cfg(all(test, target_os = "linux", target_arch = "x86_64"))]

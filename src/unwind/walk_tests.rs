@@ -50,8 +50,8 @@ unsafe extern "C" {
 }
 
 /// Returns the return address of call number `place`: 5 bytes per call and one byte between two.
-fn after_call(place: u64) -> u64 {
-    (&raw const marple_walk_calls) as u64 + place * 6 + 5
+fn after_call(index: u64) -> u64 {
+    (&raw const marple_walk_calls) as u64 + index * 6 + 5
 }
 
 /// Walks from `ip`, with `ra` as the return address behind the frame pointer and `top` at the top
@@ -67,11 +67,11 @@ fn walk_from(ip: u64, top: u64, ra: u64) -> (StackWalk, [u64; 4]) {
 }
 
 #[test]
-fn a_caller_is_believed_when_it_calls_the_function_we_are_in() {
+fn inferred_caller_must_call_the_current_function() {
     let ip = (&raw const marple_walk_in_ours) as u64;
     let (walk, frames) = walk_from(ip, 0, after_call(0));
     assert_eq!((walk.depth, frames[0], frames[1]), (3, ip, after_call(0) - 1), "{walk:?}");
-    assert!(walk.is_inferred);
+    assert!(walk.used_heuristics);
     let ip = (&raw const marple_walk_in_leaf) as u64;
     let (walk, frames) = walk_from(ip, after_call(1), 0);
     assert_eq!((walk.depth, frames[1]), (3, after_call(1) - 1), "{walk:?}");
@@ -80,7 +80,7 @@ fn a_caller_is_believed_when_it_calls_the_function_we_are_in() {
 /// A frame pointer that belongs to a function further out leads to such an address. The walk would
 /// skip the frames in between and appear complete.
 #[test]
-fn a_return_address_behind_a_call_of_another_function_is_not_believed() {
+fn return_address_after_unrelated_call_is_rejected() {
     for (call, what) in [
         (2, "a function too far below"),
         (3, "a function that has a table, so that it is not what we are in"),
@@ -89,25 +89,25 @@ fn a_return_address_behind_a_call_of_another_function_is_not_believed() {
         for ip in [(&raw const marple_walk_in_ours), (&raw const marple_walk_in_leaf)] {
             let ra = after_call(call);
             let (walk, frames) = walk_from(ip as u64, ra, ra);
-            assert_eq!((walk.depth, walk.end), (2, WalkEnd::Broken), "{what}: {frames:x?}");
-            assert!(!walk.is_inferred, "{what}");
+            assert_eq!((walk.depth, walk.end), (2, WalkEnd::NoUnwindInfo), "{what}: {frames:x?}");
+            assert!(!walk.used_heuristics, "{what}");
         }
     }
     // A call through a pointer may reach any function; the prologue of the current one makes it
     // plausible.
     let ra = after_call(5) + 1;
     let (walk, _) = walk_from((&raw const marple_walk_in_leaf) as u64, ra, ra);
-    assert_eq!((walk.depth, walk.end), (2, WalkEnd::Broken), "a function without a frame");
+    assert_eq!((walk.depth, walk.end), (2, WalkEnd::NoUnwindInfo), "a function without a frame");
     // A leaf's caller is at the top of the stack, and the word behind the frame pointer is not its
     // own.
     let (walk, _) = walk_from((&raw const marple_walk_in_leaf) as u64, 0, after_call(1));
-    assert_eq!((walk.depth, walk.end), (2, WalkEnd::Broken));
+    assert_eq!((walk.depth, walk.end), (2, WalkEnd::NoUnwindInfo));
 }
 
 #[test]
-fn a_caller_through_a_pointer_is_believed_where_the_function_sets_the_frame_pointer() {
+fn indirect_call_is_accepted_if_prologue_sets_frame_pointer() {
     let ip = (&raw const marple_walk_in_ours) as u64;
     let (walk, frames) = walk_from(ip, 0, after_call(5) + 1);
     assert_eq!((walk.depth, frames[0], frames[1]), (3, ip, after_call(5)), "{walk:?}");
-    assert!(walk.is_inferred);
+    assert!(walk.used_heuristics);
 }

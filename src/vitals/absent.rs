@@ -6,7 +6,7 @@ use crate::model::Metric;
 impl Reader {
     /// Returns the reason why `metric`, which has no value, cannot be measured, as a clause with a
     /// remedy.
-    pub fn why_absent(&self, metric: &Metric) -> String {
+    pub fn unavailable_reason(&self, metric: &Metric) -> String {
         let text = match metric {
             Metric::Memory | Metric::WorkingSet | Metric::Rss => {
                 "/proc/self/statm cannot be read; mount /proc"
@@ -36,7 +36,9 @@ impl Reader {
             Metric::Threads | Metric::Fds | Metric::ThreadRise | Metric::FdRise => {
                 "/proc/self cannot be read; mount /proc"
             }
-            Metric::FdShare => "there is no limit on descriptors, or /proc/self/fd cannot be read",
+            Metric::FdUtilization => {
+                "there is no limit on descriptors, or /proc/self/fd cannot be read"
+            }
             Metric::Stall => {
                 "polls are not recorded; enable the feature `trace` and spawn tasks by `marple::task`, or let the agent \
                  observe the runtime"

@@ -27,17 +27,17 @@ use crate::model::WorkerProgress;
 use crate::os::proc::cpu_contention::{MachineCpu, MachineTime, RunDelay, RunDelays};
 
 /// Averaging window of `blocked`, in seconds.
-const SECONDS: usize = 6;
+const WINDOW_SECONDS: usize = 6;
 
 /// Fractions of the workers' time and of the cores from which run delays are read.
-const BLOCKED_FROM: f64 = 0.1;
-const USED_FROM: f64 = 0.1;
+const MIN_BLOCKED_FRACTION: f64 = 0.1;
+const MIN_USED_FRACTION: f64 = 0.1;
 
 /// Number of readings below both fractions after which the files are closed.
-const CLOSED_AFTER: u32 = 10;
+const MAX_QUIET_READINGS: u32 = 10;
 
 /// Fraction of idle time below which a machine has no spare core.
-const IDLE_SHARE: f64 = 0.05;
+const MAX_IDLE_FRACTION: f64 = 0.05;
 
 /// Minimum time between readings. CPU time is charged in ticks of up to 10 ms, so less is not
 /// significant.
@@ -45,17 +45,17 @@ const MIN_ELAPSED: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Default)]
 pub(super) struct ContentionReader {
-    last: Option<CpuReading>,
+    last_reading: Option<CpuReading>,
     /// Workers' counters at the last reading.
     workers: HashMap<(u64, u32), WorkerTime>,
-    seconds: [ContentionSecond; SECONDS],
+    seconds: [ContentionSecond; WINDOW_SECONDS],
     delays: Option<RunDelays>,
     /// `true` from the second reading of the delays on, which is the first with a difference.
     are_delays_known: bool,
     machine: Option<MachineCpu>,
     machine_time: Option<MachineTime>,
-    quiet: u32,
-    waited: f64,
+    quiet_readings: u32,
+    cpu_waited: f64,
     blocked: Option<Percent>,
 }
 
@@ -67,7 +67,7 @@ struct CpuReading {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct WorkerTime {
-    turns: u64,
+    park_unpark_count: u64,
     busy: u64,
     is_present: bool,
 }
@@ -84,12 +84,12 @@ struct ContentionSecond {
 }
 
 impl ContentionSecond {
-    fn gap(&self) -> f64 {
+    fn off_cpu_time(&self) -> f64 {
         (self.busy - self.cpu).max(0.0)
     }
 
     fn blocked(&self) -> f64 {
-        self.delay.map_or(0.0, |delay| (self.gap() - delay).max(0.0))
+        self.delay.map_or(0.0, |delay| (self.off_cpu_time() - delay).max(0.0))
     }
 }
 
@@ -104,59 +104,60 @@ pub(super) struct ContentionInput<'a> {
     pub(super) workers: &'a [WorkerProgress],
     /// `true` if the process was suspended in this second or the one before. A poll that lasted
     /// through that has not blocked, and its time is counted when it ends.
-    pub(super) stood_still: bool,
+    pub(super) was_suspended: bool,
 }
 
 impl ContentionReader {
     /// Returns the time of the last reading.
-    pub(super) fn last_at(&self) -> Option<Moment> {
-        self.last.map(|last| last.at)
+    pub(super) fn last_read_at(&self) -> Option<Moment> {
+        self.last_reading.map(|last| last.at)
     }
 
     /// Adds one second.
-    pub(super) fn read(&mut self, measured: ContentionInput<'_>, root: &std::path::Path) {
-        let ContentionInput { now, cpu, cores, .. } = measured;
-        let Some(last) = self.last else {
-            self.last = Some(CpuReading { at: now, cpu });
-            self.count_busy(measured.workers, 0.0);
+    pub(super) fn read(&mut self, input: ContentionInput<'_>, root: &std::path::Path) {
+        let ContentionInput { now, cpu, cores, .. } = input;
+        let Some(last) = self.last_reading else {
+            self.last_reading = Some(CpuReading { at: now, cpu });
+            self.take_busy_time(input.workers, 0.0);
             return;
         };
         let elapsed = now.since(last.at);
         if elapsed < MIN_ELAPSED {
             return;
         }
-        self.last = Some(CpuReading { at: now, cpu });
-        if measured.stood_still {
-            self.count_busy(measured.workers, 0.0);
+        self.last_reading = Some(CpuReading { at: now, cpu });
+        if input.was_suspended {
+            self.take_busy_time(input.workers, 0.0);
             return;
         }
         self.seconds.rotate_left(1);
         let second = ContentionSecond {
             elapsed: elapsed.as_secs_f64(),
-            workers: measured.workers.len() as f64,
-            busy: self.count_busy(measured.workers, elapsed.as_secs_f64()),
+            workers: input.workers.len() as f64,
+            busy: self.take_busy_time(input.workers, elapsed.as_secs_f64()),
             cpu: cpu.saturating_sub(last.cpu).as_secs_f64(),
             delay: None,
         };
-        self.put(second);
-        let worked: f64 = self.seconds.iter().map(|it| it.workers * it.elapsed).sum();
-        let may_block = second.gap() > second.workers * second.elapsed * BLOCKED_FROM;
-        let may_wait = second.cpu > cores * second.elapsed * USED_FROM;
-        let delay = self.read_delay(may_block || may_wait, elapsed);
+        self.set_newest(second);
+        let worker_time: f64 = self.seconds.iter().map(|it| it.workers * it.elapsed).sum();
+        let may_block =
+            second.off_cpu_time() > second.workers * second.elapsed * MIN_BLOCKED_FRACTION;
+        let may_wait = second.cpu > cores * second.elapsed * MIN_USED_FRACTION;
+        let delay = self.read_run_delay(may_block || may_wait, elapsed);
         if let Some(newest) = self.seconds.last_mut() {
             newest.delay = delay.map(|delay| delay.total.as_secs_f64());
         }
-        self.waited = self.waited(may_wait, second, delay, root);
+        self.cpu_waited = self.measure_cpu_waited(may_wait, second, delay, root);
         let blocked: f64 = self.seconds.iter().map(ContentionSecond::blocked).sum();
-        self.blocked = match measured.workers.is_empty() {
+        self.blocked = match input.workers.is_empty() {
             true => None,
-            false => Percent::of(blocked.min(worked), worked),
+            false => Percent::of(blocked.min(worker_time), worker_time),
         };
     }
 
     /// Returns the time that threads waited for cores used by others in the last second, in cores.
     pub(super) fn cpu_waited(&self) -> Option<f64> {
-        self.last.map(|_| self.waited)
+        self.last_reading.map(|_| self.cpu_waited)
     }
 
     /// Returns the fraction of the workers' time in which polls neither ran nor waited for a core.
@@ -164,22 +165,22 @@ impl ContentionReader {
         self.blocked
     }
 
-    fn put(&mut self, second: ContentionSecond) {
+    fn set_newest(&mut self, second: ContentionSecond) {
         if let Some(newest) = self.seconds.last_mut() {
             *newest = second;
         }
     }
 
     /// Returns the busy time of the workers in the last `elapsed` seconds.
-    fn count_busy(&mut self, workers: &[WorkerProgress], elapsed: f64) -> f64 {
+    fn take_busy_time(&mut self, workers: &[WorkerProgress], elapsed: f64) -> f64 {
         self.workers.values_mut().for_each(|worker| worker.is_present = false);
         let mut sum = 0.0;
-        for beat in workers {
-            let (turns, busy) = beat.mark;
-            let new = WorkerTime { turns, busy, is_present: true };
-            let Some(last) = self.workers.insert(beat.worker, new) else { continue };
+        for progress in workers {
+            let (turns, busy) = progress.counters;
+            let new = WorkerTime { park_unpark_count: turns, busy, is_present: true };
+            let Some(last) = self.workers.insert(progress.worker, new) else { continue };
             let counted = Duration::from_nanos(busy.saturating_sub(last.busy)).as_secs_f64();
-            sum += match (last.turns == turns, beat.parked) {
+            sum += match (last.park_unpark_count == turns, progress.is_parked) {
                 (true, true) => 0.0,
                 (true, false) => elapsed,
                 // The counter includes busy time from before this second.
@@ -191,9 +192,9 @@ impl ContentionReader {
     }
 
     /// Returns the run delay of the last second if it is `needed` and can be read.
-    fn read_delay(&mut self, needed: bool, elapsed: Duration) -> Option<RunDelay> {
-        self.quiet = if needed { 0 } else { self.quiet + 1 };
-        if self.quiet > CLOSED_AFTER {
+    fn read_run_delay(&mut self, needed: bool, elapsed: Duration) -> Option<RunDelay> {
+        self.quiet_readings = if needed { 0 } else { self.quiet_readings + 1 };
+        if self.quiet_readings > MAX_QUIET_READINGS {
             self.delays = None;
             self.machine = None;
             self.machine_time = None;
@@ -211,7 +212,7 @@ impl ContentionReader {
         delta.filter(|_| was_known)
     }
 
-    fn waited(
+    fn measure_cpu_waited(
         &mut self,
         needed: bool,
         second: ContentionSecond,
@@ -229,8 +230,8 @@ impl ContentionReader {
         let before = std::mem::replace(&mut self.machine_time, time);
         match (before, time, delay) {
             (Some(before), Some(time), Some(delay)) => {
-                let delay = delay.of_computing.as_secs_f64();
-                waited(second.elapsed, second.cpu, delay, (before, time))
+                let delay = delay.of_busy_threads.as_secs_f64();
+                compute_cpu_waited(second.elapsed, second.cpu, delay, (before, time))
             }
             _ => 0.0,
         }
@@ -239,11 +240,16 @@ impl ContentionReader {
 
 /// Returns the part of `delay` caused by other processes, in cores. `cpu` is the CPU time used by
 /// this process in `elapsed`.
-fn waited(elapsed: f64, cpu: f64, delay: f64, times: (MachineTime, MachineTime)) -> f64 {
+fn compute_cpu_waited(
+    elapsed: f64,
+    cpu: f64,
+    delay: f64,
+    times: (MachineTime, MachineTime),
+) -> f64 {
     let (before, after) = times;
     let busy = after.busy.saturating_sub(before.busy).as_secs_f64();
     let idle = after.idle.saturating_sub(before.idle).as_secs_f64();
-    if idle > (busy + idle) * IDLE_SHARE || elapsed <= 0.0 {
+    if idle > (busy + idle) * MAX_IDLE_FRACTION || elapsed <= 0.0 {
         return 0.0;
     }
     delay.min((busy - cpu).max(0.0)) / elapsed
@@ -258,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_others_use_is_waited_for() {
+    fn run_delay_counts_only_up_to_cpu_used_by_others() {
         let zero = time(0.0, 0.0);
         for (cpu, delay, after, expected) in [
             // Two cores, each shared by another process and one thread of this one.
@@ -270,46 +276,46 @@ mod tests {
             (0.5, 0.2, time(1.0, 1.0), 0.0),
             (0.1, 0.1, time(2.0, 0.0), 0.1),
         ] {
-            let got = waited(1.0, cpu, delay, (zero, after));
+            let got = compute_cpu_waited(1.0, cpu, delay, (zero, after));
             assert!((got - expected).abs() < 1e-9, "{cpu} {delay}: {got}");
         }
     }
 
     /// Counters of a worker: turns and busy nanoseconds.
-    type Mark = (u64, u64);
+    type Counters = (u64, u64);
 
     /// Returns `blocked` of a service with two workers after `seconds`. `at` returns the workers'
     /// counters at a second, and the CPU time used in it.
-    fn blocked(seconds: u64, delay: f64, at: impl Fn(u64) -> ([Mark; 2], f64)) -> f64 {
-        blocked_but(|_| false, seconds, delay, at)
+    fn blocked(seconds: u64, delay: f64, at: impl Fn(u64) -> ([Counters; 2], f64)) -> f64 {
+        blocked_with_suspension(|_| false, seconds, delay, at)
     }
 
     /// Returns the same for a process that is suspended in some seconds.
-    fn blocked_but(
-        still: impl Fn(u64) -> bool,
+    fn blocked_with_suspension(
+        is_suspended: impl Fn(u64) -> bool,
         seconds: u64,
         delay: f64,
-        at: impl Fn(u64) -> ([Mark; 2], f64),
+        at: impl Fn(u64) -> ([Counters; 2], f64),
     ) -> f64 {
         let mut contention = ContentionReader::default();
         let mut cpu = 0.0;
         for second in 0..seconds {
-            let (marks, used) = at(second);
+            let (counters, used) = at(second);
             cpu += used;
             let workers = [0, 1].map(|worker| WorkerProgress {
                 worker: (1, worker),
-                parked: marks[worker as usize].0 % 2 == 1,
-                mark: marks[worker as usize],
-                driver: None,
+                is_parked: counters[worker as usize].0 % 2 == 1,
+                counters: counters[worker as usize],
+                driver_tid: None,
             });
-            let measured = ContentionInput {
-                now: Moment::from_nanos(1 + second * NANOS),
+            let input = ContentionInput {
+                now: Moment::from_nanos(1 + second * NANOS_PER_SEC),
                 cpu: Duration::from_secs_f64(cpu),
                 cores: 1000.0,
                 workers: &workers,
-                stood_still: still(second),
+                was_suspended: is_suspended(second),
             };
-            contention.read(measured, std::path::Path::new("/"));
+            contention.read(input, std::path::Path::new("/"));
             if let Some(newest) = contention.seconds.last_mut().filter(|_| second > 0) {
                 newest.delay = Some(delay);
             }
@@ -318,22 +324,23 @@ mod tests {
         blocked / 12.0
     }
 
-    const NANOS: u64 = 1_000_000_000;
+    const NANOS_PER_SEC: u64 = 1_000_000_000;
 
     #[test]
-    fn seconds_in_which_the_process_stood_still_do_not_count() {
+    fn suspended_seconds_do_not_count_as_blocked() {
         // Workers that are always in polls, and use no CPU time from the tenth second on.
-        let poll =
-            |second: u64| ([(second * 20, second * NANOS); 2], if second < 10 { 2.0 } else { 0.0 });
+        let poll = |second: u64| {
+            ([(second * 20, second * NANOS_PER_SEC); 2], if second < 10 { 2.0 } else { 0.0 })
+        };
         assert!(blocked(13, 0.0, poll) > 0.4);
-        let still = |second| second >= 10;
-        assert!(blocked_but(still, 13, 0.0, poll) < 0.01);
+        let is_suspended = |second| second >= 10;
+        assert!(blocked_with_suspension(is_suspended, 13, 0.0, poll) < 0.01);
     }
 
     #[test]
-    fn polls_that_neither_run_nor_wait_for_a_core_are_blocked() {
+    fn polls_off_cpu_without_run_delay_count_as_blocked() {
         // Workers that park now and then, and are busy all the time.
-        let busy = |second: u64| (second * 20, second * NANOS);
+        let busy = |second: u64| (second * 20, second * NANOS_PER_SEC);
         let contended = blocked(30, 0.0, |second| ([busy(second); 2], 1.0));
         assert!((contended - 0.5).abs() < 0.01, "one of two waits for the other: {contended}");
         let working = blocked(30, 0.0, |second| ([busy(second); 2], 2.0));
@@ -345,21 +352,21 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_never_parks_is_busy_before_the_runtime_counts_it() {
+    fn worker_that_never_parks_counts_as_busy() {
         let asleep = |second: u64| ([(if second < 5 { 7 } else { 8 }, 0), (7, 0)], 0.0);
         let got = blocked(11, 0.0, asleep);
         assert!((0.4..0.43).contains(&got), "five seconds of one of two workers: {got}");
         // One poll computes for 20 s, which the runtime counts at its end.
-        let late = |second: u64| {
-            let mark = match second {
+        let late_counting = |second: u64| {
+            let counters = match second {
                 0..5 => (7, 0),
                 5..25 => (8, 0),
-                _ => (9, 20 * NANOS),
+                _ => (9, 20 * NANOS_PER_SEC),
             };
-            ([mark, (7, 0)], if (5..25).contains(&second) { 1.0 } else { 0.0 })
+            ([counters, (7, 0)], if (5..25).contains(&second) { 1.0 } else { 0.0 })
         };
         for seconds in 7..40 {
-            let got = blocked(seconds, 0.0, late);
+            let got = blocked(seconds, 0.0, late_counting);
             assert!(got < 0.09, "{seconds}: {got}");
         }
     }

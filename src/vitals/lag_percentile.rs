@@ -5,22 +5,22 @@ use std::time::Duration;
 use crate::base::Moment;
 
 /// One minute at four ticks a second.
-const SPAN: usize = 240;
+const MAX_LAGS: usize = 240;
 /// Interval at which the percentile is computed: a selection among 240 numbers, 2 us.
-const EVERY: Duration = Duration::from_secs(1);
+const COMPUTE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Lags of the last 240 ticks.
 #[derive(Debug)]
 pub(super) struct LagPercentile {
-    lags: [u64; SPAN],
+    lags: [u64; MAX_LAGS],
     next: usize,
-    seen: usize,
-    told: Option<(Moment, Duration)>,
+    len: usize,
+    last_result: Option<(Moment, Duration)>,
 }
 
 impl Default for LagPercentile {
     fn default() -> Self {
-        Self { lags: [0; SPAN], next: 0, seen: 0, told: None }
+        Self { lags: [0; MAX_LAGS], next: 0, len: 0, last_result: None }
     }
 }
 
@@ -31,18 +31,19 @@ impl LagPercentile {
         if let Some(slot) = self.lags.get_mut(self.next) {
             *slot = u64::try_from(lag.as_nanos()).unwrap_or(u64::MAX);
         }
-        self.next = (self.next + 1) % SPAN;
-        self.seen = (self.seen + 1).min(SPAN);
-        if let Some((_, told)) = self.told.filter(|(at, _)| now.since(*at) < EVERY) {
-            return Some(told);
+        self.next = (self.next + 1) % MAX_LAGS;
+        self.len = (self.len + 1).min(MAX_LAGS);
+        if let Some((_, p99)) = self.last_result.filter(|(at, _)| now.since(*at) < COMPUTE_INTERVAL)
+        {
+            return Some(p99);
         }
         let mut lags = self.lags;
-        let lags = lags.get_mut(..self.seen)?;
-        let rank = (self.seen * 99).div_ceil(100).max(1) - 1;
+        let lags = lags.get_mut(..self.len)?;
+        let rank = (self.len * 99).div_ceil(100).max(1) - 1;
         let (_, at_rank, _) = lags.select_nth_unstable(rank);
-        let told = Duration::from_nanos(*at_rank);
-        self.told = Some((now, told));
-        Some(told)
+        let p99 = Duration::from_nanos(*at_rank);
+        self.last_result = Some((now, p99));
+        Some(p99)
     }
 }
 
@@ -51,17 +52,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_in_a_hundred_is_later() {
-        let mut lateness = LagPercentile::default();
-        assert_eq!(lateness.push(Moment::default(), None), None);
+    fn returns_p99_of_last_240_lags() {
+        let mut percentile = LagPercentile::default();
+        assert_eq!(percentile.push(Moment::default(), None), None);
         let mut last = None;
         for n in 0..200_u64 {
             let lag = Duration::from_millis(if n % 50 == 0 { 900 } else { n % 50 });
-            last = lateness.push(Moment::from_nanos((n + 1) * 1_000_000_000), Some(lag));
+            last = percentile.push(Moment::from_nanos((n + 1) * 1_000_000_000), Some(lag));
         }
         assert_eq!(last, Some(Duration::from_millis(900)), "four of 200 are");
         for n in 200..440_u64 {
-            last = lateness.push(Moment::from_nanos((n + 1) * 1_000_000_000), Some(Duration::ZERO));
+            last =
+                percentile.push(Moment::from_nanos((n + 1) * 1_000_000_000), Some(Duration::ZERO));
         }
         assert_eq!(last, Some(Duration::ZERO), "a minute later they are forgotten");
     }

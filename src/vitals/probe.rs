@@ -28,7 +28,7 @@
 //! runtime with several workers runs the probe on any free one, so a single stuck worker causes no
 //! lag. A current-thread runtime that is not driven has an ever-growing lag, which is correct.
 //!
-//! **Shutdown.** A runtime that shuts down drops the task, which sets `dead` on drop. Dropping the
+//! **Shutdown.** A runtime that shuts down drops the task, which sets `is_dropped` on drop. Dropping the
 //! [`RuntimeProbe`] wakes the task to end it. The handle stored here keeps the runtime's shared
 //! memory alive, not the runtime: shutdown does not wait for handles.
 
@@ -46,20 +46,20 @@ use crate::os::proc::threads;
 
 /// Returns the interval at which an idle runtime is woken: two seconds for each four observed
 /// runtimes, which limits wake-ups to two per second.
-pub(super) fn rest(runtimes: usize) -> Duration {
+pub(super) fn idle_wake_interval(runtimes: usize) -> Duration {
     Duration::from_secs(2 * runtimes.div_ceil(4) as u64)
 }
 
 /// The probe of one observed runtime.
 pub(super) struct RuntimeProbe {
-    runtime: Handle,
-    shared: Arc<RuntimeProbeState>,
+    handle: Handle,
+    state: Arc<RuntimeProbeState>,
     /// Time at which the task was woken, if its run has not been accounted for yet.
-    sent: Option<Moment>,
+    sent_at: Option<Moment>,
     /// Time at which the task was last woken.
-    last: Option<Moment>,
-    /// Thread returned by the last call of `fresh_thread`.
-    thread: u32,
+    last_sent_at: Option<Moment>,
+    /// Thread returned by the last call of `take_changed_thread`.
+    last_thread: u32,
     pub(super) blocking: BlockingProbe,
     pub(super) stalled: StalledTime,
 }
@@ -84,79 +84,84 @@ impl RuntimeProbe {
         // The task is not joined: it ends by itself, or the runtime drops it.
         drop(runtime.spawn(run(Alive(shared.clone()), clock)));
         Self {
-            runtime,
-            shared,
-            sent: None,
-            last: None,
-            thread: 0,
+            handle: runtime,
+            state: shared,
+            sent_at: None,
+            last_sent_at: None,
+            last_thread: 0,
             blocking: BlockingProbe::new(),
             stalled: StalledTime::default(),
         }
     }
 
     pub(super) fn id(&self) -> Id {
-        self.runtime.id()
+        self.handle.id()
     }
 
     /// Sends a closure through the blocking pool unless one is pending.
     pub(super) fn send_blocking(&mut self, now: Moment, clock: &Arc<dyn Clock>) {
-        self.blocking.send(now, &self.runtime, clock);
+        self.blocking.send(now, &self.handle, clock);
     }
 
     /// Returns the number of worker threads: 0 for a current-thread runtime, which runs on a
     /// service thread.
-    pub(super) fn workers(&self) -> usize {
-        match self.runtime.runtime_flavor() {
-            RuntimeFlavor::MultiThread => self.runtime.metrics().num_workers(),
+    pub(super) fn worker_count(&self) -> usize {
+        match self.handle.runtime_flavor() {
+            RuntimeFlavor::MultiThread => self.handle.metrics().num_workers(),
             _ => 0,
         }
     }
 
     /// Returns the thread that last ran the task, or `None` if it has not changed since the last
     /// call.
-    pub(super) fn fresh_thread(&mut self) -> Option<u32> {
-        let thread = self.shared.thread.load(Ordering::Relaxed);
-        (std::mem::replace(&mut self.thread, thread) != thread).then_some(thread)
+    pub(super) fn take_changed_thread(&mut self) -> Option<u32> {
+        let thread = self.state.thread.load(Ordering::Relaxed);
+        (std::mem::replace(&mut self.last_thread, thread) != thread).then_some(thread)
     }
 
     /// Returns the reading, and wakes the task for the next tick. An idle runtime's task is woken
     /// only if `rest` has passed since the last time. Returns `None` if the runtime has shut down.
-    pub(super) fn read(&mut self, clock: &dyn Clock, rest: Duration) -> Option<ProbeReading> {
-        if self.shared.dead.load(Ordering::Acquire) {
+    pub(super) fn read(
+        &mut self,
+        clock: &dyn Clock,
+        wake_interval: Duration,
+    ) -> Option<ProbeReading> {
+        if self.state.is_dropped.load(Ordering::Acquire) {
             return None;
         }
-        let metrics = self.runtime.metrics();
+        let metrics = self.handle.metrics();
         let tasks = (metrics.num_alive_tasks() as u64).saturating_sub(1);
         let now = clock.now();
-        let state = match (self.sent, self.shared.ran.load(Ordering::Acquire)) {
+        let state = match (self.sent_at, self.state.ran_at.load(Ordering::Acquire)) {
             (None, _) => ProbeState::Asleep,
             (Some(sent), 0) => ProbeState::Waiting(standstill::running_time(sent, now)),
             (Some(sent), ran) => {
-                self.sent = None;
+                self.sent_at = None;
                 ProbeState::Ran(standstill::running_time(sent, Moment::from_nanos(ran - 1)))
             }
         };
-        let lag = self.last.map(|_| state.lag());
-        let rested = self.last.is_some_and(|last| now.since(last) < rest);
-        if self.sent.is_none() && !(rested && is_idle(&metrics)) {
-            self.sent = Some(now);
-            self.last = self.sent;
-            self.shared.ran.store(0, Ordering::Relaxed);
-            self.shared.wake.notify_one();
+        let lag = self.last_sent_at.map(|_| state.lag());
+        let was_woken_recently =
+            self.last_sent_at.is_some_and(|last| now.since(last) < wake_interval);
+        if self.sent_at.is_none() && !(was_woken_recently && has_parked_worker(&metrics)) {
+            self.sent_at = Some(now);
+            self.last_sent_at = self.sent_at;
+            self.state.ran_at.store(0, Ordering::Relaxed);
+            self.state.wake.notify_one();
         }
         Some(ProbeReading { tasks, lag, state })
     }
 }
 
 /// Returns `true` if a worker is parked: its count of parks and unparks is odd.
-fn is_idle(runtime: &RuntimeMetrics) -> bool {
+fn has_parked_worker(runtime: &RuntimeMetrics) -> bool {
     (0..runtime.num_workers()).any(|worker| runtime.worker_park_unpark_count(worker) % 2 == 1)
 }
 
 impl Drop for RuntimeProbe {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Release);
-        self.shared.wake.notify_one();
+        self.state.stop.store(true, Ordering::Release);
+        self.state.wake.notify_one();
     }
 }
 
@@ -166,19 +171,19 @@ struct RuntimeProbeState {
     wake: Notify,
     /// Time at which the task ran, in nanoseconds since the clock's zero plus one; 0 if it has not
     /// run.
-    ran: AtomicU64,
+    ran_at: AtomicU64,
     /// Thread that ran the task: a worker.
     thread: AtomicU32,
     stop: AtomicBool,
-    dead: AtomicBool,
+    is_dropped: AtomicBool,
 }
 
-/// Guard that sets `dead` when the task is dropped, whether or not it has run.
+/// Guard that sets `is_dropped` when the task is dropped, whether or not it has run.
 struct Alive(Arc<RuntimeProbeState>);
 
 impl Drop for Alive {
     fn drop(&mut self) {
-        self.0.dead.store(true, Ordering::Release);
+        self.0.is_dropped.store(true, Ordering::Release);
     }
 }
 
@@ -189,7 +194,7 @@ async fn run(alive: Alive, clock: Arc<dyn Clock>) {
         if shared.stop.load(Ordering::Acquire) {
             return;
         }
-        shared.thread.store(threads::current(), Ordering::Relaxed);
-        shared.ran.store(clock.now().as_nanos().saturating_add(1), Ordering::Release);
+        shared.thread.store(threads::current_tid(), Ordering::Relaxed);
+        shared.ran_at.store(clock.now().as_nanos().saturating_add(1), Ordering::Release);
     }
 }

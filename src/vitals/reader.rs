@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use super::blocking::{BlockingPools, BlockingProbe};
 use super::contention::{ContentionInput, ContentionReader};
-use super::probe::{RuntimeProbe, rest};
+use super::probe::{RuntimeProbe, idle_wake_interval};
 use super::rise::RiseDetector;
 use super::runtimes::Runtimes;
 use super::trend::GrowthTrend;
 use crate::base::{Bytes, Clock, Moment, Percent, SystemClock, panic_log, standstill, warnings};
 use crate::metrics::{Distribution, Metrics, MetricsReader};
-use crate::model::{AtLimit, Limit, MemoryWall, Vitals, WorkerProgress};
+use crate::model::{Limit, LimitEffect, MemoryLimitUsage, Vitals, WorkerProgress};
 use crate::os::cgroup::{Cgroup, LimitProblem, ResourcePressure};
 use crate::os::proc::cores::CoreCounter;
 use crate::os::proc::process;
@@ -21,70 +21,70 @@ use crate::vitals::lag_percentile::LagPercentile;
 
 /// Interval at which limits are read again. They are changed by hand or by an autoscaler, which
 /// poll less often than once a second. Reading them at every tick would double its cost.
-const LIMITS_EVERY: Duration = Duration::from_secs(1);
+const LIMITS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Interval at which the limits of the process are read. They change only by hand, from outside.
-const PROCESS_EVERY: Duration = Duration::from_secs(10);
+const PROCESS_LIMITS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Topic of the warning about unreadable limits.
-const TOPIC: &str = "memory.limit";
+const LIMIT_WARNING_TOPIC: &str = "memory.limit";
 
 /// Interval at which pressure is read: the kernel updates its averages every two seconds.
-const PRESSURE_EVERY: Duration = Duration::from_secs(2);
+const PRESSURE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Interval at which the machine's memory is read. It changes by hotplug only, and reading it
 /// allocates.
-const MACHINE_EVERY: Duration = Duration::from_secs(60);
+const MACHINE_MEMORY_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Minimum interval of closures sent through blocking pools.
-const BLOCKING_EVERY: Duration = Duration::from_secs(1);
+const BLOCKING_PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Maximum threads of a process in which contention is measured. The measurement reads the CPU time
 /// of the process each second, for which the kernel adds up all threads.
-const MOST_CONTENDING: u64 = 2000;
+const MAX_CONTENTION_THREADS: u64 = 2000;
 
 /// Minimum interval of closures per pool with more than one runtime, unless the last closure was
 /// late. Most pools are idle, which cannot be detected here, and would get a thread for the
 /// closure.
-const BLOCKING_OF_MANY: Duration = Duration::from_secs(30);
+const MULTI_RUNTIME_PROBE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Reader of the vitals. It belongs to one thread; dropping it ends its tasks on the observed
 /// runtimes.
 pub struct Reader {
     runtimes: Runtimes,
-    numbers: MetricsReader,
+    metrics: MetricsReader,
     clock: Arc<dyn Clock>,
     probes: Vec<RuntimeProbe>,
-    added: u64,
+    seen_additions: u64,
     procfs: Procfs,
     cgroup: Cgroup,
-    limits_read: Option<Moment>,
+    limits_read_at: Option<Moment>,
     memory_limit: Option<Limit<Bytes>>,
     /// `true` if `memory_limit` is that of a cgroup.
-    memory_of_cgroup: bool,
+    is_cgroup_memory_limit: bool,
     cpu_limit: Option<Limit<f64>>,
     cpus: CoreCounter,
-    cores_read: Option<Moment>,
+    cores_read_at: Option<Moment>,
     cores: Option<f64>,
-    process_read: Option<Moment>,
+    process_limits_read_at: Option<Moment>,
     address_space_limit: Option<Limit<Bytes>>,
     data_limit: Option<Limit<Bytes>>,
     /// Active warning about limits.
-    problem: Option<LimitProblem>,
-    machine_read: Option<Moment>,
-    machine: Option<Limit<Bytes>>,
-    affinity: Arc<str>,
-    previous: Option<(Moment, Duration)>,
-    second: SlowReadings,
-    lateness: LagPercentile,
-    pools: BlockingPools,
+    limit_problem: Option<LimitProblem>,
+    machine_read_at: Option<Moment>,
+    machine_memory: Option<Limit<Bytes>>,
+    affinity_source: Arc<str>,
+    previous_cpu: Option<(Moment, Duration)>,
+    slow_readings: SlowReadings,
+    lag_percentile: LagPercentile,
+    blocking_pools: BlockingPools,
     /// `true` if the kernel counts run delays.
-    sees_run_delays: bool,
-    pools_read: Option<Moment>,
-    memory: GrowthTrend,
-    tasks: GrowthTrend,
+    has_run_delays: bool,
+    pools_scanned_at: Option<Moment>,
+    memory_trend: GrowthTrend,
+    task_trend: GrowthTrend,
     contention: ContentionReader,
-    beats: Vec<WorkerProgress>,
+    worker_progress: Vec<WorkerProgress>,
     task_rise: RiseDetector,
     thread_rise: RiseDetector,
     fd_rise: RiseDetector,
@@ -95,10 +95,10 @@ pub struct Reader {
 #[derive(Debug, Default)]
 struct SlowReadings {
     /// Cumulative counters.
-    strain: ResourcePressure,
+    pressure: ResourcePressure,
     panics: Option<u64>,
     fd_limit: Option<u64>,
-    pressure_read: Option<Moment>,
+    pressure_read_at: Option<Moment>,
     /// Growth of the counters in the last second.
     throttled: Option<Percent>,
     memory_high: Option<u64>,
@@ -117,42 +117,42 @@ struct RuntimesReading {
 
 impl SlowReadings {
     fn read(&mut self, now: Moment, cgroup: &Cgroup) {
-        let before = self.strain;
-        let strain = if due(&mut self.pressure_read, now, PRESSURE_EVERY) {
-            cgroup.strain()
+        let before = self.pressure;
+        let pressure = if take_if_due(&mut self.pressure_read_at, now, PRESSURE_INTERVAL) {
+            cgroup.pressure()
         } else {
             let ResourcePressure { memory_pressure, cpu_pressure, io_pressure, .. } = before;
             ResourcePressure {
                 memory_pressure,
                 cpu_pressure,
                 io_pressure,
-                ..cgroup.strain_counters()
+                ..cgroup.pressure_counters()
             }
         };
-        let grown = |now: Option<u64>, before: Option<u64>| Some(now?.saturating_sub(before?));
-        let periods = grown(strain.periods, before.periods);
+        let growth = |now: Option<u64>, before: Option<u64>| Some(now?.saturating_sub(before?));
+        let periods = growth(pressure.cpu_periods, before.cpu_periods);
         // Without a period nothing ran, and nothing was throttled.
-        self.throttled = grown(strain.throttled, before.throttled)
+        self.throttled = growth(pressure.throttled_periods, before.throttled_periods)
             .zip(periods)
             .map(|(n, of)| Percent::of(n as f64, of as f64).unwrap_or(Percent(0.0)));
         // If another cgroup's limit is in force, the events are not comparable.
-        let same = strain.memory_level == before.memory_level;
-        let grown_at = |now, before| if same { grown(now, before) } else { None };
-        self.memory_high = grown_at(strain.memory_high, before.memory_high);
-        self.memory_max = grown_at(strain.memory_max, before.memory_max);
-        self.oom_kills = grown(strain.oom_kills, before.oom_kills);
-        let panics = panic_log::counted();
+        let is_same_cgroup = pressure.memory_level == before.memory_level;
+        let growth_at = |now, before| if is_same_cgroup { growth(now, before) } else { None };
+        self.memory_high = growth_at(pressure.memory_high_events, before.memory_high_events);
+        self.memory_max = growth_at(pressure.memory_max_events, before.memory_max_events);
+        self.oom_kills = growth(pressure.oom_kills, before.oom_kills);
+        let panics = panic_log::count();
         self.new_panics = panics.map(|now| now.saturating_sub(self.panics.unwrap_or(now)));
         self.panics = panics;
-        self.strain = strain;
+        self.pressure = pressure;
     }
 
     fn write(&self, vitals: &mut Vitals) {
         vitals.cpu_throttled = self.throttled;
         vitals.fd_limit = self.fd_limit;
-        vitals.memory_pressure = self.strain.memory_pressure;
-        vitals.cpu_pressure = self.strain.cpu_pressure;
-        vitals.io_pressure = self.strain.io_pressure;
+        vitals.memory_pressure = self.pressure.memory_pressure;
+        vitals.cpu_pressure = self.pressure.cpu_pressure;
+        vitals.io_pressure = self.pressure.io_pressure;
         vitals.memory_high = self.memory_high;
         vitals.memory_max = self.memory_max;
         vitals.oom_kills = self.oom_kills;
@@ -162,51 +162,51 @@ impl SlowReadings {
 
 impl Reader {
     /// Creates a reader of this process's vitals. Opens about ten files and keeps them open.
-    pub fn new(runtimes: Runtimes, numbers: impl Into<Metrics>) -> Self {
-        Self::with_root(runtimes, numbers, Path::new("/"), Arc::new(SystemClock))
+    pub fn new(runtimes: Runtimes, metrics: impl Into<Metrics>) -> Self {
+        Self::with_root(runtimes, metrics, Path::new("/"), Arc::new(SystemClock))
     }
 
     /// Creates a reader that finds `proc` and the cgroup mount points under `root`. Its probes use
     /// `clock`, which must also be the source of the times passed to [`Self::read`].
     pub fn with_root(
         runtimes: Runtimes,
-        numbers: impl Into<Metrics>,
+        metrics: impl Into<Metrics>,
         root: &Path,
         clock: Arc<dyn Clock>,
     ) -> Self {
         let mut pools = BlockingPools::new();
         Self {
             runtimes,
-            numbers: MetricsReader::new(numbers.into()),
+            metrics: MetricsReader::new(metrics.into()),
             clock,
             probes: Vec::new(),
-            added: 0,
+            seen_additions: 0,
             procfs: Procfs::open(root),
             cgroup: Cgroup::discover(root),
-            limits_read: None,
+            limits_read_at: None,
             memory_limit: None,
-            memory_of_cgroup: false,
+            is_cgroup_memory_limit: false,
             cpu_limit: None,
             cpus: CoreCounter::default(),
-            cores_read: None,
+            cores_read_at: None,
             cores: None,
-            process_read: None,
+            process_limits_read_at: None,
             address_space_limit: None,
             data_limit: None,
-            problem: None,
-            machine_read: None,
-            machine: None,
-            affinity: "cpu affinity".into(),
-            previous: None,
-            second: SlowReadings::default(),
-            lateness: LagPercentile::default(),
-            sees_run_delays: pools.sees_run_delays(),
-            pools,
-            pools_read: None,
-            memory: GrowthTrend::default(),
-            tasks: GrowthTrend::default(),
+            limit_problem: None,
+            machine_read_at: None,
+            machine_memory: None,
+            affinity_source: "cpu affinity".into(),
+            previous_cpu: None,
+            slow_readings: SlowReadings::default(),
+            lag_percentile: LagPercentile::default(),
+            has_run_delays: pools.check_run_delays(),
+            blocking_pools: pools,
+            pools_scanned_at: None,
+            memory_trend: GrowthTrend::default(),
+            task_trend: GrowthTrend::default(),
             contention: ContentionReader::default(),
-            beats: Vec::new(),
+            worker_progress: Vec::new(),
             task_rise: RiseDetector::default(),
             thread_rise: RiseDetector::default(),
             fd_rise: RiseDetector::default(),
@@ -224,10 +224,10 @@ impl Reader {
     /// Writes the vitals at `now` into `vitals`. Allocates only for new metrics and runtimes, and
     /// once a minute for the machine's memory.
     pub fn read_into(&mut self, now: Moment, vitals: &mut Vitals) {
-        if due(&mut self.limits_read, now, LIMITS_EVERY) {
+        if take_if_due(&mut self.limits_read_at, now, LIMITS_INTERVAL) {
             self.read_limits(now);
-            self.second.read(now, &self.cgroup);
-            self.numbers.follow(now);
+            self.slow_readings.read(now, &self.cgroup);
+            self.metrics.update(now);
             self.read_contention(vitals.threads);
         }
         let runtimes = self.read_runtimes(now);
@@ -240,53 +240,54 @@ impl Reader {
         vitals.threads = self.procfs.threads(now);
         vitals.fds = self.procfs.fds(now);
         vitals.lag = runtimes.and_then(|reading| reading.lag);
-        vitals.lag_p99 = self.lateness.push(now, vitals.lag);
-        vitals.stalled = runtimes.map(|reading| reading.stalled).filter(|_| self.sees_run_delays);
-        vitals.blocking_lag = self.read_pools(now);
-        vitals.memory_growth = self.memory.push(now, vitals.working_set.map(|it| it.get() as f64));
-        vitals.task_growth = self.tasks.push(now, vitals.tasks.map(|tasks| tasks as f64));
+        vitals.lag_p99 = self.lag_percentile.push(now, vitals.lag);
+        vitals.stalled = runtimes.map(|reading| reading.stalled).filter(|_| self.has_run_delays);
+        vitals.blocking_lag = self.read_blocking_lag(now);
+        vitals.memory_growth =
+            self.memory_trend.push(now, vitals.working_set.map(|it| it.get() as f64));
+        vitals.task_growth = self.task_trend.push(now, vitals.tasks.map(|tasks| tasks as f64));
         vitals.task_rise = self.task_rise.push(now, vitals.tasks);
         vitals.thread_rise = self.thread_rise.push(now, vitals.threads);
         vitals.fd_rise = self.fd_rise.push(now, vitals.fds);
-        vitals.cpu_waited = self.contention.cpu_waited();
+        vitals.cpu_wait = self.contention.cpu_waited();
         vitals.blocked = self.contention.blocked();
-        self.second.write(vitals);
-        self.numbers.write(vitals);
+        self.slow_readings.write(vitals);
+        self.metrics.write(vitals);
     }
 
     /// Returns all values recorded by the service's histograms.
     pub fn distributions(&self) -> Vec<Distribution> {
-        self.numbers.distributions()
+        self.metrics.distributions()
     }
 
     /// Reads the limits in force: a cgroup's if it is lower than that of the machine. Warns about
     /// limits that cannot be read.
     fn read_limits(&mut self, now: Moment) {
         self.cgroup.refresh();
-        if due(&mut self.machine_read, now, MACHINE_EVERY) {
-            self.machine = process::physical_memory()
+        if take_if_due(&mut self.machine_read_at, now, MACHINE_MEMORY_INTERVAL) {
+            self.machine_memory = process::physical_memory()
                 .map(|value| Limit { value, source: "physical memory".into() });
         }
-        let machine = self.machine.as_ref();
+        let machine = self.machine_memory.as_ref();
         let cgroup = self
             .cgroup
             .memory_limit()
             .filter(|limit| machine.is_none_or(|machine| limit.value < machine.value));
-        self.memory_of_cgroup = cgroup.is_some();
+        self.is_cgroup_memory_limit = cgroup.is_some();
         self.memory_limit = cgroup.or(machine).cloned();
 
         let problem = self.cgroup.problem();
-        if problem != self.problem {
+        if problem != self.limit_problem {
             match problem {
-                Some(problem) => warnings::set(TOPIC, self.cgroup.describe(problem)),
-                None => warnings::clear(TOPIC),
+                Some(problem) => warnings::set(LIMIT_WARNING_TOPIC, self.cgroup.describe(problem)),
+                None => warnings::clear(LIMIT_WARNING_TOPIC),
             }
-            self.problem = problem;
+            self.limit_problem = problem;
         }
 
-        if due(&mut self.process_read, now, PROCESS_EVERY) {
-            self.second.fd_limit = process::descriptor_limit();
-            self.sees_run_delays = self.sees_run_delays || self.pools.sees_run_delays();
+        if take_if_due(&mut self.process_limits_read_at, now, PROCESS_LIMITS_INTERVAL) {
+            self.slow_readings.fd_limit = process::descriptor_limit();
+            self.has_run_delays = self.has_run_delays || self.blocking_pools.check_run_delays();
             let limit = |value: Option<Bytes>, source: &str| {
                 value.map(|value| Limit { value, source: source.into() })
             };
@@ -294,7 +295,7 @@ impl Reader {
                 limit(process::address_space_limit(), "RLIMIT_AS (ulimit -v)");
             self.data_limit = limit(process::data_limit(), "RLIMIT_DATA (ulimit -d)");
         }
-        if due(&mut self.cores_read, now, self.cpus.good_for()) {
+        if take_if_due(&mut self.cores_read_at, now, self.cpus.validity()) {
             self.cores = self.cpus.read().map(f64::from);
         }
         let cores = self.cores;
@@ -302,14 +303,14 @@ impl Reader {
             self.cgroup.cpu_limit().filter(|limit| cores.is_none_or(|cores| limit.value < cores));
         self.cpu_limit = quota
             .cloned()
-            .or_else(|| cores.map(|value| Limit { value, source: self.affinity.clone() }));
+            .or_else(|| cores.map(|value| Limit { value, source: self.affinity_source.clone() }));
     }
 
     /// Reads memory usage and its limit.
     fn read_memory(&mut self, vitals: &mut Vitals) {
         vitals.memory_limit.clone_from(&self.memory_limit);
-        let of_cgroup = self.memory_of_cgroup.then(|| self.cgroup.memory_use()).flatten();
-        match of_cgroup {
+        let cgroup_use = self.is_cgroup_memory_limit.then(|| self.cgroup.memory_use()).flatten();
+        match cgroup_use {
             Some(memory) => {
                 vitals.working_set = Some(memory.working_set);
                 vitals.reclaimable = Some(memory.reclaimable);
@@ -320,25 +321,25 @@ impl Reader {
                 vitals.working_set = vitals.rss.map(|rss| Bytes(rss.get().saturating_sub(file)));
             }
         }
-        vitals.at_memory_limit = match self.memory_of_cgroup {
+        vitals.memory_limit_effect = match self.is_cgroup_memory_limit {
             true => self.cgroup.at_memory_limit(),
-            false => AtLimit::Kill,
+            false => LimitEffect::Kill,
         };
-        vitals.kill_limit = match vitals.at_memory_limit {
-            AtLimit::Kill => None,
+        vitals.kill_limit = match vitals.memory_limit_effect {
+            LimitEffect::Kill => None,
             _ => {
-                let machine = self.machine.as_ref().map(|machine| machine.value);
+                let machine = self.machine_memory.as_ref().map(|machine| machine.value);
                 self.cgroup.kill_limit().into_iter().chain(machine).min()
             }
         };
-        let wall = |limit: &Option<Limit<Bytes>>, used: &dyn Fn() -> Option<Bytes>| {
+        let memory_wall = |limit: &Option<Limit<Bytes>>, used: &dyn Fn() -> Option<Bytes>| {
             let limit = limit.clone()?;
-            Some(MemoryWall { used: used()?, limit, at_limit: AtLimit::Fail })
+            Some(MemoryLimitUsage { used: used()?, limit, limit_effect: LimitEffect::Fail })
         };
-        let space = wall(&self.address_space_limit, &|| self.procfs.address_space());
-        let data = wall(&self.data_limit, &|| self.procfs.data());
+        let space = memory_wall(&self.address_space_limit, &|| self.procfs.address_space());
+        let data = memory_wall(&self.data_limit, &|| self.procfs.data());
         vitals.address_space = space.into_iter().chain(data).max_by(|a, b| {
-            let share = |wall: &MemoryWall| wall.percent().map_or(0.0, Percent::get);
+            let share = |wall: &MemoryLimitUsage| wall.percent().map_or(0.0, Percent::get);
             share(a).total_cmp(&share(b))
         });
     }
@@ -349,58 +350,60 @@ impl Reader {
     /// tick may be long past.
     fn read_cpu(&mut self, last: &Vitals) -> Option<f64> {
         let now = self.clock.now();
-        let pause = process::cpu_time_pause(last.threads);
-        if self.previous.is_some_and(|(before, _)| now.since(before) < pause) {
+        let pause = process::min_cpu_time_interval(last.threads);
+        if self.previous_cpu.is_some_and(|(before, _)| now.since(before) < pause) {
             return last.cpu_cores;
         }
-        let used = process::cpu_time();
-        let (before, used_before) = self.previous.replace((now, used))?;
-        let passed = now.since(before).as_secs_f64();
-        (passed > 0.0).then(|| used.saturating_sub(used_before).as_secs_f64() / passed)
+        let cpu_time = process::cpu_time();
+        let (before, cpu_time_before) = self.previous_cpu.replace((now, cpu_time))?;
+        let elapsed = now.since(before).as_secs_f64();
+        (elapsed > 0.0).then(|| cpu_time.saturating_sub(cpu_time_before).as_secs_f64() / elapsed)
     }
 
     /// Measures contention, in a process that had `threads` threads at the last tick.
     fn read_contention(&mut self, threads: Option<u64>) {
-        if threads.is_some_and(|threads| threads > MOST_CONTENDING) {
+        if threads.is_some_and(|threads| threads > MAX_CONTENTION_THREADS) {
             return;
         }
         let now = self.clock.now();
-        self.runtimes.beats(&mut self.beats);
+        self.runtimes.read_worker_progress(&mut self.worker_progress);
         let cores = self.cpu_limit.as_ref().map_or(f64::INFINITY, |limit| limit.value);
         let cpu = process::cpu_time();
-        let workers = self.beats.as_slice();
-        let stood_still = self
+        let workers = self.worker_progress.as_slice();
+        let was_suspended = self
             .contention
-            .last_at()
-            .is_some_and(|last| !standstill::within(last - Duration::from_secs(2), now).is_zero());
-        let measured = ContentionInput { now, cpu, cores, workers, stood_still };
-        self.contention.read(measured, &self.root);
+            .last_read_at()
+            .is_some_and(|last| !standstill::overlap(last - Duration::from_secs(2), now).is_zero());
+        let input = ContentionInput { now, cpu, cores, workers, was_suspended };
+        self.contention.read(input, &self.root);
     }
 
     /// Returns the tasks of all runtimes and the largest lag, or `None` if no runtime is observed.
     fn read_runtimes(&mut self, now: Moment) -> Option<RuntimesReading> {
         let probes = &self.probes;
         let known = |id| probes.iter().any(|probe| probe.id() == id);
-        let fresh = self.runtimes.fresh(&mut self.added, known);
+        let new_handles = self.runtimes.new_handles(&mut self.seen_additions, known);
         let clock = &self.clock;
-        self.probes
-            .extend(fresh.into_iter().map(|handle| RuntimeProbe::start(handle, clock.clone())));
+        self.probes.extend(
+            new_handles.into_iter().map(|handle| RuntimeProbe::start(handle, clock.clone())),
+        );
 
         // Waking an idle runtime is most of the cost of a tick, at the expense of the service.
-        let rest = rest(self.probes.len());
-        let mut all: Option<RuntimesReading> = None;
+        let wake_interval = idle_wake_interval(self.probes.len());
+        let mut total: Option<RuntimesReading> = None;
         self.probes.retain_mut(|probe| {
-            let Some(reading) = probe.read(&**clock, rest) else {
-                self.runtimes.forget(probe.id());
+            let Some(reading) = probe.read(&**clock, wake_interval) else {
+                self.runtimes.remove(probe.id());
                 return false;
             };
-            if let Some(thread) = probe.fresh_thread() {
-                self.runtimes.works_on(probe.id(), thread);
-                probe.stalled.ran_on(thread);
+            if let Some(thread) = probe.take_changed_thread() {
+                self.runtimes.record_thread(probe.id(), thread);
+                probe.stalled.add_thread(thread);
             }
-            let stalled = probe.stalled.push(now, reading.state, |tid| self.pools.run_delay(tid));
-            let Some(so_far) = &mut all else {
-                all = Some(RuntimesReading { tasks: reading.tasks, lag: reading.lag, stalled });
+            let stalled =
+                probe.stalled.push(now, reading.state, |tid| self.blocking_pools.run_delay(tid));
+            let Some(so_far) = &mut total else {
+                total = Some(RuntimesReading { tasks: reading.tasks, lag: reading.lag, stalled });
                 return true;
             };
             so_far.tasks += reading.tasks;
@@ -410,29 +413,31 @@ impl Reader {
             }
             true
         });
-        all
+        total
     }
 }
 
 impl Reader {
     /// Returns the longest time that work waits for a thread of a blocking pool. `None` if no
     /// runtime is observed or threads cannot be listed.
-    fn read_pools(&mut self, now: Moment) -> Option<Duration> {
-        if self.probes.is_empty() || !self.pools.are_seen() {
+    fn read_blocking_lag(&mut self, now: Moment) -> Option<Duration> {
+        if self.probes.is_empty() || !self.blocking_pools.is_available() {
             return None;
         }
         let longest = self.probes.iter_mut().map(|probe| probe.blocking.lag(now)).max();
-        if due(&mut self.pools_read, now, BLOCKING_EVERY) {
-            let workers = self.probes.iter().map(RuntimeProbe::workers).sum();
+        if take_if_due(&mut self.pools_scanned_at, now, BLOCKING_PROBE_INTERVAL) {
+            let workers = self.probes.iter().map(RuntimeProbe::worker_count).sum();
             let probes = self.probes.iter().map(|probe| &probe.blocking);
-            let due = self.pools.look(now, &self.runtimes, workers, probes);
+            let due = self.blocking_pools.scan(now, &self.runtimes, workers, probes);
             let is_one = self.probes.len() == 1;
             let may_send = |probe: &BlockingProbe| {
-                due.applies_to(probe, now) && (is_one || probe.has_rested(now, BLOCKING_OF_MANY))
+                due.applies_to(probe, now)
+                    && (is_one || probe.may_send(now, MULTI_RUNTIME_PROBE_INTERVAL))
             };
             // One probe at a time, because each may start a thread.
-            let is_unknown =
-                |probe: &RuntimeProbe| is_one && probe.workers() == 0 && probe.blocking.is_fresh();
+            let is_unknown = |probe: &RuntimeProbe| {
+                is_one && probe.worker_count() == 0 && probe.blocking.is_unsent()
+            };
             let next =
                 self.probes.iter_mut().find(|probe| may_send(&probe.blocking) || is_unknown(probe));
             if let Some(probe) = next {
@@ -462,10 +467,10 @@ impl std::fmt::Debug for Reader {
 }
 
 /// Returns `true`, and sets `last` to `now`, if `every` has passed since `last`.
-fn due(last: &mut Option<Moment>, now: Moment, every: Duration) -> bool {
-    let due = last.is_none_or(|last| now.since(last) >= every);
-    if due {
+fn take_if_due(last: &mut Option<Moment>, now: Moment, interval: Duration) -> bool {
+    let is_due = last.is_none_or(|last| now.since(last) >= interval);
+    if is_due {
         *last = Some(now);
     }
-    due
+    is_due
 }

@@ -23,11 +23,11 @@ const PERIODS: usize = 10;
 /// Number of steps between consecutive periods.
 const STEPS: usize = PERIODS - 1;
 
-const LENGTHS: [Duration; 3] =
+const PERIOD_LENGTHS: [Duration; 3] =
     [Duration::from_secs(1), Duration::from_secs(10), Duration::from_secs(30)];
 
 /// Initial time that is ignored.
-const START: Duration = Duration::from_secs(7);
+const IGNORED_STARTUP: Duration = Duration::from_secs(7);
 
 /// Minimum rise of a backlog that arrives at once.
 const LARGE_STEP: u64 = 20_000;
@@ -36,17 +36,17 @@ const LARGE_STEP: u64 = 20_000;
 #[derive(Debug, Default)]
 pub(super) struct RiseDetector {
     started: Option<Moment>,
-    scales: [RiseScale; LENGTHS.len()],
+    scales: [RiseScale; PERIOD_LENGTHS.len()],
 }
 
 /// The last periods of one length.
 #[derive(Debug, Default)]
 struct RiseScale {
     /// Minima of complete periods, oldest first.
-    least: [u64; PERIODS],
-    seen: usize,
+    minima: [u64; PERIODS],
+    complete_periods: usize,
     /// Start and minimum of the current period.
-    present: Option<(Moment, u64)>,
+    current: Option<(Moment, u64)>,
 }
 
 impl RiseDetector {
@@ -56,41 +56,41 @@ impl RiseDetector {
             *self = Self::default();
             return None;
         };
-        if now.since(*self.started.get_or_insert(now)) < START {
+        if now.since(*self.started.get_or_insert(now)) < IGNORED_STARTUP {
             return Some(0);
         }
-        for (scale, length) in self.scales.iter_mut().zip(LENGTHS) {
+        for (scale, length) in self.scales.iter_mut().zip(PERIOD_LENGTHS) {
             scale.push(now, length, value);
         }
-        self.scales.iter().map(RiseScale::risen).max()
+        self.scales.iter().map(RiseScale::rise).max()
     }
 }
 
 impl RiseScale {
     fn push(&mut self, now: Moment, length: Duration, value: u64) {
-        let Some((begun, least)) = &mut self.present else {
-            self.present = Some((now, value));
+        let Some((start, minimum)) = &mut self.current else {
+            self.current = Some((now, value));
             return;
         };
         // A tick that comes slightly early also ends a period.
-        if now.since(*begun) < length * 19 / 20 {
-            *least = value.min(*least);
+        if now.since(*start) < length * 19 / 20 {
+            *minimum = value.min(*minimum);
             return;
         }
-        self.least.rotate_left(1);
-        if let Some(last) = self.least.last_mut() {
-            *last = *least;
+        self.minima.rotate_left(1);
+        if let Some(last) = self.minima.last_mut() {
+            *last = *minimum;
         }
-        self.seen = (self.seen + 1).min(PERIODS);
-        self.present = Some((now, value));
+        self.complete_periods = (self.complete_periods + 1).min(PERIODS);
+        self.current = Some((now, value));
     }
 
-    fn risen(&self) -> u64 {
-        let [first, _, third, .., last] = self.least;
-        let by = last.saturating_sub(first);
-        let pairs = || self.least.iter().zip(self.least.iter().skip(1));
+    fn rise(&self) -> u64 {
+        let [first, _, third, .., last] = self.minima;
+        let total_rise = last.saturating_sub(first);
+        let pairs = || self.minima.iter().zip(self.minima.iter().skip(1));
         let is_large = |(before, after): &(&u64, &u64)| {
-            after.saturating_sub(**before).saturating_mul(4 * STEPS as u64) >= by
+            after.saturating_sub(**before).saturating_mul(4 * STEPS as u64) >= total_rise
         };
         let rises = last >= first.saturating_mul(2)
             && pairs().all(|(before, after)| after > before)
@@ -98,7 +98,7 @@ impl RiseScale {
         let jumped = third.saturating_sub(first) >= LARGE_STEP
             && third >= first.saturating_mul(10)
             && pairs().all(|(before, after)| after >= before);
-        if self.seen == PERIODS && (rises || jumped) { by } else { 0 }
+        if self.complete_periods == PERIODS && (rises || jumped) { total_rise } else { 0 }
     }
 }
 
@@ -110,17 +110,17 @@ mod tests {
     /// by `value`.
     fn rises(seconds: u32, value: impl Fn(f64) -> f64) -> (u64, Option<u32>) {
         let mut rise = RiseDetector::default();
-        let (mut most, mut first) = (0, None);
+        let (mut largest, mut first) = (0, None);
         for tick in 0..seconds * 4 {
             let second = f64::from(tick) / 4.0;
             let now = Moment::from_nanos((second * 1e9) as u64 + 1);
-            let risen = rise.push(now, Some(value(second) as u64)).unwrap();
-            most = most.max(risen);
-            if risen > 0 {
+            let rise_now = rise.push(now, Some(value(second) as u64)).unwrap();
+            largest = largest.max(rise_now);
+            if rise_now > 0 {
                 first.get_or_insert(tick / 4);
             }
         }
-        (most, first)
+        (largest, first)
     }
 
     /// Returns a reproducible number between -1 and 1.
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn what_grows_without_end_is_seen_at_each_scale() {
+    fn leak_is_detected_at_each_period_length() {
         let leak = |rate: f64| move |second: f64| 20.0 + rate * (second - 60.0).max(0.0);
         let (by, first) = rises(75, leak(50.0));
         assert!(by >= 400 && first.is_some_and(|first| first <= 71), "{by} {first:?}");
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pile_that_stays_is_seen() {
+    fn lasting_backlog_is_detected() {
         let (by, first) = rises(80, |s| if s < 60.0 { 30.0 } else { 150_000.0 });
         assert!(
             by >= 149_000 && first.is_some_and(|first| (67..72).contains(&first)),
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn starts_peaks_and_bursts_are_none() {
+    fn startup_peaks_and_bursts_are_not_detected() {
         let start = rises(120, |s| (s * 400.0).min(2000.0) + 50.0 * noise(s));
         assert_eq!(start.0, 0, "2,000 connections in 5 s");
         let slow = rises(120, |s| (s * 150.0).min(2000.0) + 5.0 * noise(s));

@@ -91,7 +91,7 @@ impl Runtimes {
 
     /// Returns the handles that are not `known`. `seen` is the count of additions at the last call;
     /// if it is unchanged, the result is empty.
-    pub(super) fn fresh(&self, seen: &mut u64, known: impl Fn(Id) -> bool) -> Vec<Handle> {
+    pub(super) fn new_handles(&self, seen: &mut u64, known: impl Fn(Id) -> bool) -> Vec<Handle> {
         let added = self.0.added.load(Ordering::Acquire);
         if added == *seen {
             return Vec::new();
@@ -102,7 +102,7 @@ impl Runtimes {
     }
 
     /// Removes a runtime that has shut down.
-    pub(super) fn forget(&self, id: Id) {
+    pub(super) fn remove(&self, id: Id) {
         self.lock().retain(|known| known.handle.id() != id);
     }
 
@@ -114,7 +114,7 @@ impl Runtimes {
     ///
     /// A current-thread runtime appears busy while it is not driven. It is left out until a thread
     /// has driven it.
-    pub fn beats(&self, into: &mut Vec<WorkerProgress>) {
+    pub fn read_worker_progress(&self, into: &mut Vec<WorkerProgress>) {
         into.clear();
         for ObservedRuntime { number, handle, thread } in self.lock().iter() {
             let driver = match handle.runtime_flavor() {
@@ -124,14 +124,14 @@ impl Runtimes {
             };
             let metrics = handle.metrics();
             into.extend((0..metrics.num_workers()).map(|worker| {
-                let turns = metrics.worker_park_unpark_count(worker);
+                let park_unpark_count = metrics.worker_park_unpark_count(worker);
                 let busy = metrics.worker_total_busy_duration(worker).as_nanos();
                 WorkerProgress {
                     worker: (*number, worker as u32),
                     // An odd count of parks and unparks: the worker is parked.
-                    parked: turns % 2 == 1,
-                    mark: (turns, busy as u64),
-                    driver,
+                    is_parked: park_unpark_count % 2 == 1,
+                    counters: (park_unpark_count, busy as u64),
+                    driver_tid: driver,
                 }
             }));
         }
@@ -155,7 +155,7 @@ impl Runtimes {
     }
 
     /// Records that a task of the runtime `id` ran on `thread`.
-    pub(super) fn works_on(&self, id: Id, thread: u32) {
+    pub(super) fn record_thread(&self, id: Id, thread: u32) {
         if let Some(known) = self.lock().iter_mut().find(|known| known.handle.id() == id) {
             known.thread = thread;
         }

@@ -26,11 +26,11 @@ use crate::base::{Moment, Percent, standstill};
 const WINDOW: Duration = Duration::from_secs(10);
 
 /// Maximum lag that is considered normal. The default stall threshold is the same.
-const LATE: Duration = Duration::from_millis(100);
+const MAX_NORMAL_LAG: Duration = Duration::from_millis(100);
 
 /// Parts of the window: 20 complete ones and the current one.
-const BUCKETS: usize = 21;
-const BUCKET: Duration = Duration::from_millis(500);
+const BUCKET_COUNT: usize = 21;
+const BUCKET_DURATION: Duration = Duration::from_millis(500);
 
 /// Maximum threads whose run delay is read: the last ones that ran the probe. Reading takes 5 us a
 /// thread.
@@ -60,32 +60,32 @@ impl ProbeState {
 /// Stalled time of one runtime.
 #[derive(Debug, Default)]
 pub(super) struct StalledTime {
-    began: Option<Moment>,
+    first_tick: Option<Moment>,
     /// Stalled time in each part of the window, and the number of the current part.
-    buckets: [Duration; BUCKETS],
-    bucket: u64,
+    buckets: [Duration; BUCKET_COUNT],
+    current_bucket: u64,
     /// Time up to which the decision has been made.
-    decided: Moment,
+    decided_until: Moment,
     /// Time that counts unless the workers' run delay has grown as much by the next tick.
     pending: Option<Pending>,
     /// Threads that ran the probe, with their run delays at the last tick if those were read.
     threads: Vec<(u32, Option<Duration>)>,
     /// Growth of the run delay since the probe was sent.
-    waited: Duration,
+    run_delay_growth: Duration,
     /// Time until which run delays are read.
-    reads_until: Moment,
+    read_delays_until: Moment,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Pending {
     from: Moment,
     until: Moment,
-    own: Duration,
+    own_lag: Duration,
 }
 
 impl StalledTime {
     /// Adds a thread that ran the probe.
-    pub(super) fn ran_on(&mut self, thread: u32) {
+    pub(super) fn add_thread(&mut self, thread: u32) {
         if self.threads.iter().any(|(known, _)| *known == thread) {
             return;
         }
@@ -103,38 +103,38 @@ impl StalledTime {
         probe: ProbeState,
         run_delay: impl Fn(u32) -> Option<Duration>,
     ) -> Percent {
-        let began = *self.began.get_or_insert(now);
+        let first_tick = *self.first_tick.get_or_insert(now);
         let lag = probe.lag();
-        let reads = now < self.reads_until || lag > LATE;
-        let growth = if reads { self.read_delays(run_delay) } else { None };
-        if lag > LATE {
-            self.reads_until = now + WINDOW;
-        } else if !reads {
+        let should_read = now < self.read_delays_until || lag > MAX_NORMAL_LAG;
+        let growth = if should_read { self.read_run_delays(run_delay) } else { None };
+        if lag > MAX_NORMAL_LAG {
+            self.read_delays_until = now + WINDOW;
+        } else if !should_read {
             self.threads.iter_mut().for_each(|(_, delay)| *delay = None);
         }
         if let (Some(pending), Some(growth)) = (self.pending.take(), growth)
-            && pending.own.saturating_sub(growth) > LATE
+            && pending.own_lag.saturating_sub(growth) > MAX_NORMAL_LAG
         {
-            self.count(pending.from.max(began + WINDOW), pending.until);
+            self.add_stalled(pending.from.max(first_tick + WINDOW), pending.until);
         }
-        self.waited += growth.unwrap_or_default();
-        let own = lag.saturating_sub(self.waited);
+        self.run_delay_growth += growth.unwrap_or_default();
+        let own_lag = lag.saturating_sub(self.run_delay_growth);
         // If no thread has run the probe, the runtime has not been driven yet.
-        if own > LATE && growth.is_some() {
-            self.pending = Some(Pending { from: self.decided, until: now, own });
+        if own_lag > MAX_NORMAL_LAG && growth.is_some() {
+            self.pending = Some(Pending { from: self.decided_until, until: now, own_lag });
         }
-        if own > LATE || !matches!(probe, ProbeState::Waiting(_)) {
-            self.decided = now;
+        if own_lag > MAX_NORMAL_LAG || !matches!(probe, ProbeState::Waiting(_)) {
+            self.decided_until = now;
         }
         if !matches!(probe, ProbeState::Waiting(_)) {
-            self.waited = Duration::ZERO;
+            self.run_delay_growth = Duration::ZERO;
         }
-        self.share(now)
+        self.stalled_percent(now)
     }
 
     /// Reads the run delays. Returns the largest growth since the last tick, or `None` if no thread
     /// has an earlier reading.
-    fn read_delays(&mut self, run_delay: impl Fn(u32) -> Option<Duration>) -> Option<Duration> {
+    fn read_run_delays(&mut self, run_delay: impl Fn(u32) -> Option<Duration>) -> Option<Duration> {
         let mut largest = None;
         for (thread, last) in &mut self.threads {
             let delay = run_delay(*thread);
@@ -147,15 +147,15 @@ impl StalledTime {
     }
 
     /// Counts the time from `from` to `until`, which must not be in the future.
-    fn count(&mut self, from: Moment, until: Moment) {
+    fn add_stalled(&mut self, from: Moment, until: Moment) {
         let mut from = from;
         while from < until {
-            let number = number_of(from);
-            self.enter(number);
-            let end = until.min(start_of(number + 1));
+            let number = bucket_number(from);
+            self.advance_to(number);
+            let end = until.min(bucket_start(number + 1));
             // A part that has left the window is skipped.
-            if number + BUCKETS as u64 > self.bucket
-                && let Some(bucket) = self.buckets.get_mut((number % BUCKETS as u64) as usize)
+            if number + BUCKET_COUNT as u64 > self.current_bucket
+                && let Some(bucket) = self.buckets.get_mut((number % BUCKET_COUNT as u64) as usize)
             {
                 *bucket += standstill::running_time(from, end);
             }
@@ -165,32 +165,32 @@ impl StalledTime {
 
     /// Clears the parts from the current one up to the part `number`, which becomes the current
     /// one.
-    fn enter(&mut self, number: u64) {
-        if number <= self.bucket {
+    fn advance_to(&mut self, number: u64) {
+        if number <= self.current_bucket {
             return;
         }
-        let passed = (number - self.bucket).min(BUCKETS as u64);
+        let passed = (number - self.current_bucket).min(BUCKET_COUNT as u64);
         for number in number + 1 - passed..=number {
-            if let Some(bucket) = self.buckets.get_mut((number % BUCKETS as u64) as usize) {
+            if let Some(bucket) = self.buckets.get_mut((number % BUCKET_COUNT as u64) as usize) {
                 *bucket = Duration::ZERO;
             }
         }
-        self.bucket = number;
+        self.current_bucket = number;
     }
 
-    fn share(&mut self, now: Moment) -> Percent {
-        self.enter(number_of(now));
+    fn stalled_percent(&mut self, now: Moment) -> Percent {
+        self.advance_to(bucket_number(now));
         let stalled: Duration = self.buckets.iter().sum();
         Percent((stalled.as_secs_f64() / WINDOW.as_secs_f64() * 100.0).min(100.0))
     }
 }
 
-fn number_of(moment: Moment) -> u64 {
-    moment.as_nanos() / BUCKET.as_nanos() as u64
+fn bucket_number(moment: Moment) -> u64 {
+    moment.as_nanos() / BUCKET_DURATION.as_nanos() as u64
 }
 
-fn start_of(number: u64) -> Moment {
-    Moment::from_nanos(number.saturating_mul(BUCKET.as_nanos() as u64))
+fn bucket_start(number: u64) -> Moment {
+    Moment::from_nanos(number.saturating_mul(BUCKET_DURATION.as_nanos() as u64))
 }
 
 #[cfg(test)]
@@ -211,7 +211,7 @@ mod tests {
         let shares = (0..ticks).map(|n| {
             let (probe, waited) = tick(n);
             if n == 1 {
-                stalled.ran_on(7);
+                stalled.add_thread(7);
             }
             let now = Moment::from_nanos((n + 1) * TICK * 1_000_000);
             stalled.push(now, probe, |_| Some(millis(waited))).get()
@@ -220,7 +220,7 @@ mod tests {
     }
 
     /// Saw teeth of three ticks: the probe waits for 700 ms and is sent again at once.
-    fn teeth(n: u64) -> ProbeState {
+    fn sawtooth(n: u64) -> ProbeState {
         match n % 3 {
             0 => Ran(millis(700)),
             rest => Waiting(millis(rest * TICK)),
@@ -228,29 +228,29 @@ mod tests {
     }
 
     #[test]
-    fn lag_that_rises_again_and_again_is_a_share_near_100() {
-        let shares = run(120, |n| (teeth(n), 0));
+    fn repeated_lag_is_reported_as_nearly_100_percent() {
+        let shares = run(120, |n| (sawtooth(n), 0));
         assert!(shares.iter().take(40).all(|share| *share == 0.0), "start-up: {shares:?}");
         assert!(shares[60] > 40.0 && shares[60] < 60.0, "half of the window: {shares:?}");
         assert!(shares.iter().skip(82).all(|share| *share > 95.0), "{shares:?}");
     }
 
     #[test]
-    fn share_falls_to_zero_when_it_is_over() {
-        let shares = run(170, |n| if n < 120 { (teeth(n), 0) } else { (Asleep, 0) });
+    fn share_falls_to_zero_after_lag_ends() {
+        let shares = run(170, |n| if n < 120 { (sawtooth(n), 0) } else { (Asleep, 0) });
         assert!(shares[119] > 95.0 && shares[140] < 60.0 && shares[140] > 40.0, "{shares:?}");
         assert_eq!(shares[165], 0.0);
     }
 
     #[test]
-    fn a_third_of_the_time_is_a_third() {
+    fn partial_lag_is_reported_as_its_fraction() {
         // 2 s of every 6 s, which is never more than half of the window.
-        let shares = run(200, |n| if n % 24 < 8 { (teeth(n), 0) } else { (Ran(millis(3)), 0) });
+        let shares = run(200, |n| if n % 24 < 8 { (sawtooth(n), 0) } else { (Ran(millis(3)), 0) });
         assert!(shares.iter().skip(80).all(|share| (15.0..45.0).contains(share)), "{shares:?}");
     }
 
     #[test]
-    fn what_is_no_stall_of_the_service_does_not_count() {
+    fn short_lag_and_waits_for_a_core_do_not_count() {
         for (name, probe, waits) in [
             ("busy: lags below the limit", Ran(millis(90)), 0),
             ("starved: the worker waits for a core all the time", Ran(millis(240)), TICK),
@@ -271,32 +271,32 @@ mod tests {
     }
 
     #[test]
-    fn polls_that_compute_count_beside_busy_neighbours() {
+    fn computing_polls_count_despite_waits_for_a_core() {
         // The thread waits for a core for a third of the time.
-        let shares = run(120, |n| (teeth(n), n * TICK / 3));
+        let shares = run(120, |n| (sawtooth(n), n * TICK / 3));
         assert!(shares.iter().skip(82).all(|share| *share > 60.0), "{shares:?}");
     }
 
     #[test]
-    fn runtime_that_nothing_has_driven_and_unknown_run_delays_do_not_count() {
+    fn undriven_runtime_and_unknown_run_delays_do_not_count() {
         let mut stalled = StalledTime::default();
         for n in 1..200 {
             let now = Moment::from_nanos(n * TICK * 1_000_000);
             let share = stalled.push(now, Waiting(millis(n * TICK)), |_| Some(Duration::ZERO));
             assert_eq!(share.get(), 0.0);
         }
-        stalled.ran_on(7);
+        stalled.add_thread(7);
         for n in 200..300 {
             let now = Moment::from_nanos(n * TICK * 1_000_000);
-            assert_eq!(stalled.push(now, teeth(n), |_| None).get(), 0.0);
+            assert_eq!(stalled.push(now, sawtooth(n), |_| None).get(), 0.0);
         }
     }
 
     #[test]
-    fn interval_of_ticks_does_not_matter() {
+    fn stalled_share_is_independent_of_tick_interval() {
         for tick in [20, 100, 250, 1000, 5000] {
             let mut stalled = StalledTime::default();
-            stalled.ran_on(7);
+            stalled.add_thread(7);
             let (mut share, mut sent) = (0.0, 0);
             for n in 1..=60_000 / tick {
                 let now = n * tick;

@@ -6,18 +6,18 @@ use crate::base::Moment;
 
 /// Number of values: half a minute is long enough to average out allocation bursts, and short
 /// enough to show a leak in time.
-const SPAN: usize = 30;
+const MAX_POINTS: usize = 30;
 /// Minimum interval between values.
-const STEP: Duration = Duration::from_millis(950);
+const MIN_INTERVAL: Duration = Duration::from_millis(950);
 /// Minimum number of values for a slope.
-const LEAST: usize = 10;
+const MIN_POINTS: usize = 10;
 
 /// Least-squares slope of the last half minute.
 #[derive(Debug, Default)]
 pub(super) struct GrowthTrend {
-    points: [(Moment, f64); SPAN],
+    points: [(Moment, f64); MAX_POINTS],
     next: usize,
-    seen: usize,
+    len: usize,
     /// Slope at the last value added.
     slope: Option<f64>,
 }
@@ -26,31 +26,31 @@ impl GrowthTrend {
     /// Adds a value unless the last one was added just before. Returns the growth in units per
     /// second.
     pub(super) fn push(&mut self, now: Moment, value: Option<f64>) -> Option<f64> {
-        let last = self.points.get((self.next + SPAN - 1) % SPAN).map(|point| point.0);
-        let is_due = self.seen == 0 || last.is_none_or(|last| now.since(last) >= STEP);
+        let last = self.points.get((self.next + MAX_POINTS - 1) % MAX_POINTS).map(|point| point.0);
+        let is_due = self.len == 0 || last.is_none_or(|last| now.since(last) >= MIN_INTERVAL);
         if let (true, Some(value)) = (is_due, value) {
             if let Some(slot) = self.points.get_mut(self.next) {
                 *slot = (now, value);
             }
-            self.next = (self.next + 1) % SPAN;
-            self.seen = (self.seen + 1).min(SPAN);
+            self.next = (self.next + 1) % MAX_POINTS;
+            self.len = (self.len + 1).min(MAX_POINTS);
             self.slope = self.slope();
         }
         self.slope
     }
 
     fn slope(&self) -> Option<f64> {
-        if self.seen < LEAST {
+        if self.len < MIN_POINTS {
             return None;
         }
-        let start = self.points.iter().take(self.seen).map(|point| point.0).min()?;
+        let start = self.points.iter().take(self.len).map(|point| point.0).min()?;
         let points = || {
             self.points
                 .iter()
-                .take(self.seen)
+                .take(self.len)
                 .map(|(at, value)| (at.since(start).as_secs_f64(), *value))
         };
-        let count = self.seen as f64;
+        let count = self.len as f64;
         let (x, y) = points().fold((0.0, 0.0), |(x, y), point| (x + point.0, y + point.1));
         let (mean_x, mean_y) = (x / count, y / count);
         let (xy, xx) = points().fold((0.0, 0.0), |(xy, xx), (x, y)| {
@@ -65,21 +65,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn growth_is_that_of_the_last_half_minute() {
+    fn growth_is_slope_of_last_30_seconds() {
         let mut trend = GrowthTrend::default();
         let mut at = 0;
-        let mut show = |value: f64| {
+        let mut push = |value: f64| {
             at += 250_000_000;
             trend.push(Moment::from_nanos(at), Some(value))
         };
         for tick in 0..36 {
-            assert_eq!(show(f64::from(tick)), None, "{tick}");
+            assert_eq!(push(f64::from(tick)), None, "{tick}");
         }
-        let grown = (36..200).map(|tick| show(f64::from(tick))).last().flatten().unwrap();
+        let grown = (36..200).map(|tick| push(f64::from(tick))).last().flatten().unwrap();
         assert!((grown - 4.0).abs() < 1e-9, "{grown}");
-        let flat = (0..130).map(|_| show(199.0)).last().flatten().unwrap();
+        let flat = (0..130).map(|_| push(199.0)).last().flatten().unwrap();
         assert!(flat.abs() < 1e-9, "{flat}");
-        let fall = (0..130).map(|tick| show(-f64::from(tick))).last().flatten().unwrap();
+        let fall = (0..130).map(|tick| push(-f64::from(tick))).last().flatten().unwrap();
         assert!((fall + 4.0).abs() < 1e-9, "{fall}");
     }
 }

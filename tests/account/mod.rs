@@ -14,7 +14,7 @@ use marple::heap;
 use marple::model::{LabelValue, Profile};
 
 /// Block sizes that only the tests allocate.
-pub(crate) const WATCHED: Range<usize> = 100_000..200_000;
+pub(crate) const COUNTED_SIZES: Range<usize> = 100_000..200_000;
 
 pub(crate) struct Counting;
 
@@ -22,10 +22,10 @@ pub(crate) static LIVE: AtomicI64 = AtomicI64::new(0);
 pub(crate) static ALLOCATED: AtomicI64 = AtomicI64::new(0);
 pub(crate) static BLOCKS: AtomicI64 = AtomicI64::new(0);
 /// Number of `realloc` calls for watched sizes still to be refused.
-pub(crate) static REFUSE: AtomicUsize = AtomicUsize::new(0);
+pub(crate) static REALLOC_FAILURES: AtomicUsize = AtomicUsize::new(0);
 
 fn count(block: *mut u8, size: usize, sign: i64) {
-    if !block.is_null() && WATCHED.contains(&size) {
+    if !block.is_null() && COUNTED_SIZES.contains(&size) {
         LIVE.fetch_add(sign * size as i64, SeqCst);
         BLOCKS.fetch_add(sign, SeqCst);
         if sign > 0 {
@@ -51,7 +51,9 @@ unsafe impl GlobalAlloc for Counting {
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         let refuse = |left: usize| left.checked_sub(1);
-        if WATCHED.contains(&new_size) && REFUSE.fetch_update(SeqCst, SeqCst, refuse).is_ok() {
+        if COUNTED_SIZES.contains(&new_size)
+            && REALLOC_FAILURES.fetch_update(SeqCst, SeqCst, refuse).is_ok()
+        {
             return std::ptr::null_mut();
         }
         // SAFETY: forwarded under the caller's contract.
@@ -65,9 +67,9 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// Returns one of the four values of a profile, summed over samples of watched sizes.
-pub(crate) fn watched(profile: &Profile, value: usize) -> i64 {
+pub(crate) fn sum_of_counted_sizes(profile: &Profile, value: usize) -> i64 {
     let is_watched =
-        |value| matches!(value, LabelValue::Number(n, _) if WATCHED.contains(&(n as usize)));
+        |value| matches!(value, LabelValue::Number(n, _) if COUNTED_SIZES.contains(&(n as usize)));
     profile
         .samples
         .iter()
@@ -93,11 +95,18 @@ pub(crate) fn assert_exact() {
     println!(
         "the account: {blocks} blocks, {live} bytes in use, {ever} ever; the profile must agree"
     );
-    assert_eq!((watched(&profile, 2), watched(&profile, 3), watched(&profile, 1)), account);
+    assert_eq!(
+        (
+            sum_of_counted_sizes(&profile, 2),
+            sum_of_counted_sizes(&profile, 3),
+            sum_of_counted_sizes(&profile, 1)
+        ),
+        account
+    );
     let dropped = profile.losses.iter().find(|loss| loss.cause.contains("dropped"));
     assert_eq!(dropped, None);
 }
 
 pub(crate) fn block(n: usize) -> Vec<u8> {
-    Vec::with_capacity(WATCHED.start + n * 7919 % WATCHED.len())
+    Vec::with_capacity(COUNTED_SIZES.start + n * 7919 % COUNTED_SIZES.len())
 }

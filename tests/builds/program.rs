@@ -73,8 +73,8 @@ fn main() {
     let thread = std::thread::Builder::new().name(THREAD.into());
     black_box(thread.spawn(|| layer_nine(1)).unwrap().join().unwrap());
     let mut profile = session.stop(SystemClock.now()).unwrap();
-    let this = std::env::current_exe().unwrap();
-    for mapping in profile.mappings.iter_mut().filter(|mapping| mapping.path == this) {
+    let program_path = std::env::current_exe().unwrap();
+    for mapping in profile.mappings.iter_mut().filter(|mapping| mapping.path == program_path) {
         if let Some(path) = &names_from {
             mapping.path = path.clone();
             mapping.file = None;

@@ -12,8 +12,8 @@ struct Counting;
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-static LIVE: AtomicIsize = AtomicIsize::new(0);
-static PEAK: AtomicIsize = AtomicIsize::new(0);
+static LIVE_BYTES: AtomicIsize = AtomicIsize::new(0);
+static PEAK_BYTES: AtomicIsize = AtomicIsize::new(0);
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
@@ -25,11 +25,11 @@ pub(crate) fn allocations() -> u64 {
 }
 
 /// Returns the peak of the bytes that all threads held during `work`, minus those held before.
-pub(crate) fn peak(work: impl FnOnce()) -> isize {
-    let before = LIVE.load(Ordering::Relaxed);
-    PEAK.store(before, Ordering::Relaxed);
+pub(crate) fn peak_bytes(work: impl FnOnce()) -> isize {
+    let before = LIVE_BYTES.load(Ordering::Relaxed);
+    PEAK_BYTES.store(before, Ordering::Relaxed);
     work();
-    PEAK.load(Ordering::Relaxed) - before
+    PEAK_BYTES.load(Ordering::Relaxed) - before
 }
 
 // SAFETY: every call is forwarded to `System` unchanged. Counting touches two atomics and a
@@ -38,13 +38,14 @@ unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
         let size = layout.size() as isize;
-        PEAK.fetch_max(LIVE.fetch_add(size, Ordering::Relaxed) + size, Ordering::Relaxed);
+        PEAK_BYTES
+            .fetch_max(LIVE_BYTES.fetch_add(size, Ordering::Relaxed) + size, Ordering::Relaxed);
         // SAFETY: forwards the caller's `layout`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size() as isize, Ordering::Relaxed);
+        LIVE_BYTES.fetch_sub(layout.size() as isize, Ordering::Relaxed);
         // SAFETY: `block` came from `System` through `alloc` above, with this layout.
         unsafe { System.dealloc(block, layout) }
     }

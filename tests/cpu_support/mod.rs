@@ -15,9 +15,9 @@ use marple::model::{CpuEngine, LabelValue, Profile, Sample};
 use rustix::time::{ClockId, clock_gettime};
 
 /// Sessions are unique in a process, so the tests of a program run one at a time.
-pub(crate) fn turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+pub(crate) fn serial_guard() -> MutexGuard<'static, ()> {
+    static SERIAL: Mutex<()> = Mutex::new(());
+    SERIAL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Returns the engines that this machine allows, `perf` first.
@@ -29,7 +29,7 @@ pub(crate) fn engines() -> Vec<CpuEngine> {
                 assert!(session.engine().starts_with(engine.name()), "{}", session.engine());
                 true
             }
-            Err(Error::Refused { engine: "perf", why }) => {
+            Err(Error::EngineUnavailable { engine: "perf", why }) => {
                 println!("perf is refused here: {why}");
                 false
             }
@@ -40,7 +40,7 @@ pub(crate) fn engines() -> Vec<CpuEngine> {
 
 pub(crate) fn start(engine: CpuEngine, frequency: u32) -> Result<CpuSession, Error> {
     let options = Options { engine, frequency: Hertz(frequency), ..Options::default() };
-    CpuSession::with(&options, SystemClock.anchor())
+    CpuSession::start_with_options(&options, SystemClock.anchor())
 }
 
 pub(crate) fn stop(session: CpuSession) -> Profile {
@@ -55,7 +55,7 @@ pub(crate) fn cpu_time(clock: ClockId) -> Duration {
 /// Uses CPU time at the same cost in every caller. Callers pass different seeds, so that the
 /// optimizer does not merge them.
 #[inline(always)]
-fn work(seed: u64, until: Duration) -> u64 {
+fn burn_until(seed: u64, until: Duration) -> u64 {
     let mut state = seed;
     while cpu_time(ClockId::ThreadCPUTime) < until {
         for _ in 0..20_000 {
@@ -67,20 +67,20 @@ fn work(seed: u64, until: Duration) -> u64 {
 
 #[inline(never)]
 pub(crate) fn burn_fifty(until: Duration) -> u64 {
-    work(5, until)
+    burn_until(5, until)
 }
 
 #[inline(never)]
 pub(crate) fn burn_thirty(until: Duration) -> u64 {
-    work(3, until)
+    burn_until(3, until)
 }
 
 #[inline(never)]
 pub(crate) fn burn_twenty(until: Duration) -> u64 {
-    work(2, until)
+    burn_until(2, until)
 }
 
-pub(crate) const BURNERS: [&str; 3] = ["::burn_fifty", "::burn_thirty", "::burn_twenty"];
+pub(crate) const BURN_FUNCTIONS: [&str; 3] = ["::burn_fifty", "::burn_thirty", "::burn_twenty"];
 pub(crate) const SHARES: [f64; 3] = [0.5, 0.3, 0.2];
 
 /// Uses `total` of CPU time of the calling thread: 50, 30 and 20 % of it in three functions. They
@@ -96,7 +96,7 @@ pub(crate) fn burn(total: Duration) {
 }
 
 /// Starts threads called `burner`, each of which uses `total` of CPU time.
-pub(crate) fn burn_on(threads: usize, total: Duration) {
+pub(crate) fn burn_on_threads(threads: usize, total: Duration) {
     thread::scope(|scope| {
         for _ in 0..threads {
             let burner = thread::Builder::new().name("burner".into());
@@ -116,16 +116,19 @@ impl Drop for StopOnDrop<'_> {
 
 /// Returns the sum of `column` below each of the functions in `marks`, over the threads called
 /// `thread`.
-pub(crate) fn under<const N: usize>(
+pub(crate) fn sums_below<const N: usize>(
     profile: &Profile,
     thread: &str,
-    marks: [&str; N],
+    functions: [&str; N],
     column: usize,
 ) -> [i64; N] {
-    marks.map(|mark| {
-        let samples = profile.samples.iter().filter(|sample| thread_of(profile, sample) == thread);
+    functions.map(|mark| {
+        let samples =
+            profile.samples.iter().filter(|sample| thread_name(profile, sample) == thread);
         samples
-            .filter(|sample| names(profile, sample).iter().any(|name| name.ends_with(mark)))
+            .filter(|sample| {
+                function_names(profile, sample).iter().any(|name| name.ends_with(mark))
+            })
             .map(|sample| sample.values[column])
             .sum()
     })
@@ -135,27 +138,27 @@ pub(crate) fn under<const N: usize>(
 /// standard errors, which one run in 16,000 exceeds. Nearly all time must be below the three
 /// functions, which proves complete and named stacks.
 #[track_caller]
-pub(crate) fn check_burners(profile: &Profile, told: &str) {
-    let by_weight = under(profile, "burner", BURNERS, 1);
-    let known: i64 = by_weight.iter().sum();
-    let real: i64 = under(profile, "burner", BURNERS, 0).iter().sum();
-    assert!(real > 50, "{told}: {real} samples; {:?}", profile.comments);
+pub(crate) fn check_burners(profile: &Profile, context: &str) {
+    let by_weight = sums_below(profile, "burner", BURN_FUNCTIONS, 1);
+    let named_weight: i64 = by_weight.iter().sum();
+    let sample_count: i64 = sums_below(profile, "burner", BURN_FUNCTIONS, 0).iter().sum();
+    assert!(sample_count > 50, "{context}: {sample_count} samples; {:?}", profile.comments);
     for (share, cpu) in SHARES.into_iter().zip(by_weight) {
-        let found = cpu as f64 / known as f64;
-        let bound = 4.0 * (share * (1.0 - share) / real as f64).sqrt();
-        assert!((found - share).abs() <= bound, "{told}: {found:.3} of {share}, +-{bound:.3}");
+        let found = cpu as f64 / named_weight as f64;
+        let bound = 4.0 * (share * (1.0 - share) / sample_count as f64).sqrt();
+        assert!((found - share).abs() <= bound, "{context}: {found:.3} of {share}, +-{bound:.3}");
     }
     let all: i64 = profile
         .samples
         .iter()
-        .filter(|sample| thread_of(profile, sample) == "burner")
+        .filter(|sample| thread_name(profile, sample) == "burner")
         .map(|sample| sample.values[1])
         .sum();
-    assert!(known * 100 >= all * 95, "{told}: {known} of {all}");
+    assert!(named_weight * 100 >= all * 95, "{context}: {named_weight} of {all}");
 }
 
 /// Returns the function names of a sample, innermost first.
-pub(crate) fn names(profile: &Profile, sample: &Sample) -> Vec<String> {
+pub(crate) fn function_names(profile: &Profile, sample: &Sample) -> Vec<String> {
     let frames = profile.stacks.frames(sample.stack);
     frames
         .flat_map(|frame| &profile.frames.get(frame).lines)
@@ -164,7 +167,7 @@ pub(crate) fn names(profile: &Profile, sample: &Sample) -> Vec<String> {
         .collect()
 }
 
-pub(crate) fn thread_of<'a>(profile: &'a Profile, sample: &Sample) -> &'a str {
+pub(crate) fn thread_name<'a>(profile: &'a Profile, sample: &Sample) -> &'a str {
     label(profile, sample, "thread").expect("every sample has the name of its thread")
 }
 
@@ -185,9 +188,9 @@ pub(crate) fn sigprof_is_in(set: &str) -> bool {
 }
 
 /// Returns the periods that a profile states as expected, recorded and lost.
-pub(crate) fn account(profile: &Profile) -> (i64, i64, i64) {
-    let said = profile.comments.iter().find(|text| text.starts_with("expected ")).unwrap();
-    let words: Vec<&str> = said.split([' ', ',']).collect();
+pub(crate) fn stated_periods(profile: &Profile) -> (i64, i64, i64) {
+    let comment = profile.comments.iter().find(|text| text.starts_with("expected ")).unwrap();
+    let words: Vec<&str> = comment.split([' ', ',']).collect();
     let after = |word: &str| {
         let at = words.iter().rposition(|other| *other == word).unwrap();
         words[at + 1].parse().unwrap()
@@ -196,6 +199,6 @@ pub(crate) fn account(profile: &Profile) -> (i64, i64, i64) {
 }
 
 /// Returns the CPU time in `profile`, in periods.
-pub(crate) fn weight(profile: &Profile) -> i64 {
+pub(crate) fn cpu_periods(profile: &Profile) -> i64 {
     profile.total("cpu").unwrap() / profile.period
 }

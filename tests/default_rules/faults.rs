@@ -11,19 +11,19 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
-use crate::service::BEGUN;
+use crate::service::FAULT_STARTED_FILE;
 
 /// Healthy time of a service before its fault starts.
-const WELL: Duration = Duration::from_secs(4);
+const HEALTHY_TIME: Duration = Duration::from_secs(4);
 
 /// Sets the resource limit that the fault called `name` reaches.
-pub(crate) fn limit(name: &str) {
-    let (resource, most) = match name {
+pub(crate) fn set_resource_limit(name: &str) {
+    let (resource, max) = match name {
         "leak" => (Resource::Data, 700 << 20),
         "descriptors" => (Resource::Nofile, 512),
         _ => return,
     };
-    setrlimit(resource, Rlimit { current: Some(most), ..getrlimit(resource) }).unwrap();
+    setrlimit(resource, Rlimit { current: Some(max), ..getrlimit(resource) }).unwrap();
 }
 
 /// Serves a healthy request twenty times a second.
@@ -39,10 +39,10 @@ pub(crate) async fn serve() {
 
 pub(crate) async fn run(name: &str) {
     drop(tokio::spawn(serve()));
-    sleep(WELL).await;
-    fs::write(BEGUN, jiff::Timestamp::now().to_string()).unwrap();
+    sleep(HEALTHY_TIME).await;
+    fs::write(FAULT_STARTED_FILE, jiff::Timestamp::now().to_string()).unwrap();
     match name {
-        "leak" => keep_reports().await,
+        "leak" => leak_reports().await,
         "cpu" => (0..4).for_each(|_| drop(tokio::spawn(validate_urls()))),
         "blocked" => drop(tokio::spawn(async { look_up_name() })),
         "pile" => deliver_webhooks(150_000, |task| drop(tokio::spawn(task))).await,
@@ -55,7 +55,7 @@ pub(crate) async fn run(name: &str) {
         }
         "thread_deadlock" => deadlock_threads(),
         "contention" => (0..8).for_each(|_| drop(tokio::spawn(check_rate_limits()))),
-        "descriptors" => leave_files_open().await,
+        "descriptors" => leak_files().await,
         "panics" => panic_in_a_loop().await,
         other => panic!("there is no fault `{other}`"),
     }
@@ -64,7 +64,7 @@ pub(crate) async fn run(name: &str) {
 
 /// Leaks 40 MiB a second.
 #[inline(never)]
-async fn keep_reports() {
+async fn leak_reports() {
     let mut kept = Vec::new();
     loop {
         kept.push(vec![b'.'; 4 << 20]);
@@ -128,10 +128,10 @@ async fn accept_transfers(spawn: impl Fn(Task)) {
 async fn transfer(accounts: Arc<[tokio::sync::Mutex<u64>; 2]>, number: u64) {
     let request = [number; 128];
     let (from, to) = (number as usize % 2, (number as usize + 1) % 2);
-    let mut taken = accounts[from].lock().await;
+    let mut from_account = accounts[from].lock().await;
     sleep(Duration::from_millis(50)).await;
     let mut given = accounts[to].lock().await;
-    *taken = taken.wrapping_sub(request[0]);
+    *from_account = from_account.wrapping_sub(request[0]);
     *given = given.wrapping_add(request[127]);
 }
 
@@ -145,17 +145,17 @@ fn deadlock_threads() {
 
 #[inline(never)]
 fn move_stock(first: &Mutex<u64>, second: &Mutex<u64>) {
-    let held = first.lock().unwrap();
+    let guard = first.lock().unwrap();
     thread::sleep(Duration::from_millis(100));
-    *second.lock().unwrap() += *held;
+    *second.lock().unwrap() += *guard;
 }
 
 #[inline(never)]
 fn move_money(first: &Mutex<u64>, second: &Mutex<u64>) {
-    let held = first.lock().unwrap();
+    let guard = first.lock().unwrap();
     thread::sleep(Duration::from_millis(100));
-    *second.lock().unwrap() += *held;
-    std::hint::black_box(&held);
+    *second.lock().unwrap() += *guard;
+    std::hint::black_box(&guard);
 }
 
 async fn check_rate_limits() {
@@ -168,15 +168,15 @@ async fn check_rate_limits() {
 #[inline(never)]
 fn check_rate_limit() {
     static BUCKETS: Mutex<u64> = Mutex::new(0);
-    let mut held = BUCKETS.lock().unwrap();
-    let begun = Instant::now();
-    while begun.elapsed() < Duration::from_millis(20) {
-        *held = held.wrapping_add(1);
+    let mut guard = BUCKETS.lock().unwrap();
+    let started_at = Instant::now();
+    while started_at.elapsed() < Duration::from_millis(20) {
+        *guard = guard.wrapping_add(1);
     }
 }
 
 /// Opens and keeps fifty files a second.
-async fn leave_files_open() {
+async fn leak_files() {
     fs::write("left-open.log", "").unwrap();
     let mut files = Vec::new();
     loop {

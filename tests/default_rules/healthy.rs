@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 
 use crate::faults;
-use crate::service::NAME;
+use crate::service::SERVICE_ENV;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -42,7 +42,7 @@ pub(crate) const BUSY: [&str; 5] =
     ["healthy_start", "healthy_batch", "healthy_copy", "healthy_report", "healthy_deploy"];
 
 /// Rises are measured from 7 s after the start of an agent.
-const STARTED: Duration = Duration::from_secs(8);
+const STARTUP_TIME: Duration = Duration::from_secs(8);
 
 /// Prepares the process for the service called `name`, before its agent starts.
 pub(crate) fn prepare(name: &str) {
@@ -60,9 +60,9 @@ pub(crate) fn prepare(name: &str) {
 pub(crate) async fn run(name: &str, agent: &AgentHandle) {
     drop(tokio::spawn(faults::serve()));
     match name {
-        "healthy" => mixed().await,
-        "healthy_start" => start().await,
-        "healthy_batch" => batch().await,
+        "healthy" => mixed_load().await,
+        "healthy_start" => warm_up_caches().await,
+        "healthy_batch" => run_batch_job().await,
         "healthy_copy" => {
             for _ in 0..2 {
                 copy_files().await.unwrap();
@@ -76,8 +76,8 @@ pub(crate) async fn run(name: &str, agent: &AgentHandle) {
         "healthy_descriptors" => descriptors_rise_and_fall().await,
         "healthy_connections" => serve_short_connections().await,
         "healthy_blocking_pool" => send_bursts_of_blocking_work().await,
-        "healthy_lock" => contend_now_and_then().await,
-        "healthy_panics" => panic_now_and_then().await,
+        "healthy_lock" => contend_periodically().await,
+        "healthy_panics" => panic_periodically().await,
         "healthy_settings" => rewrite_settings().await,
         BINARY => replace_binary().await,
         other => panic!("there is no service `{other}`"),
@@ -107,7 +107,7 @@ async fn assert_rules_have_values(agent: &AgentHandle) {
 }
 
 /// Runs a start, a peak of requests, a batch job and a copy of files, one after the other.
-async fn mixed() {
+async fn mixed_load() {
     // A start: caches are filled on every core, and 2000 clients reconnect within two seconds.
     let fill: Vec<_> = (0..2).map(|_| tokio::spawn(compute(3 * SECOND))).collect();
     for client in 0..2000_u64 {
@@ -121,7 +121,7 @@ async fn mixed() {
     }
     // A single failed request is not a panic loop.
     let _ = tokio::spawn(async { panic!("a bad request") }).await;
-    let batch = tokio::task::spawn_blocking(|| compute_alone(15 * SECOND));
+    let batch = tokio::task::spawn_blocking(|| compute_blocking(15 * SECOND));
     // `block_in_place` delays no other task, with or without recorded polls.
     drop(tokio::spawn(async { tokio::task::block_in_place(|| thread::sleep(5 * SECOND)) }));
     drop(marple::task::spawn(async {
@@ -143,8 +143,8 @@ async fn keep_connection(client: u64) {
 
 /// Computes, and yields its worker about every millisecond.
 async fn compute(time: Duration) {
-    let begun = Instant::now();
-    while begun.elapsed() < time {
+    let started_at = Instant::now();
+    while started_at.elapsed() < time {
         std::hint::black_box((0..200_000_u64).fold(0, |sum, n| std::hint::black_box(sum ^ n)));
         tokio::task::yield_now().await;
     }
@@ -152,8 +152,8 @@ async fn compute(time: Duration) {
 
 /// Spawns requests at a rate that rises to a peak and falls again.
 async fn peak(time: Duration) {
-    let begun = Instant::now();
-    while let Some(left) = time.checked_sub(begun.elapsed()) {
+    let started_at = Instant::now();
+    while let Some(left) = time.checked_sub(started_at.elapsed()) {
         let share = 1.0 - left.as_secs_f64() / time.as_secs_f64();
         let load = (share * std::f64::consts::TAU).cos().mul_add(-0.5, 0.5);
         let requests = 1 + (load * 20.0) as u64;
@@ -167,9 +167,9 @@ async fn peak(time: Duration) {
     }
 }
 
-fn compute_alone(time: Duration) {
-    let begun = Instant::now();
-    while begun.elapsed() < time {
+fn compute_blocking(time: Duration) {
+    let started_at = Instant::now();
+    while started_at.elapsed() < time {
         std::hint::black_box((0..1_000_000_u64).fold(0, |sum, n| std::hint::black_box(sum ^ n)));
     }
 }
@@ -191,7 +191,7 @@ async fn copy_files() -> io::Result<()> {
 }
 
 /// Reads caches from files and computes them on every core, all at once, before the first request.
-async fn start() {
+async fn warm_up_caches() {
     let load = |n: u64| async move {
         let name = format!("cache-{n}");
         tokio::fs::write(&name, vec![b'.'; 1 << 20]).await.unwrap();
@@ -208,10 +208,10 @@ async fn start() {
 }
 
 /// Runs a job that uses every core for six seconds.
-async fn batch() {
+async fn run_batch_job() {
     sleep(2 * SECOND).await;
     let jobs: Vec<_> =
-        (0..2).map(|_| tokio::task::spawn_blocking(|| compute_alone(6 * SECOND))).collect();
+        (0..2).map(|_| tokio::task::spawn_blocking(|| compute_blocking(6 * SECOND))).collect();
     for job in jobs {
         job.await.unwrap();
     }
@@ -236,7 +236,7 @@ async fn make_reports() {
 pub(crate) fn start_predecessor() -> Child {
     let predecessor = Command::new(std::env::current_exe().unwrap())
         .args(["service_process", "--exact", "--nocapture"])
-        .env(NAME, PREDECESSOR)
+        .env(SERVICE_ENV, PREDECESSOR)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -260,7 +260,7 @@ async fn replace_predecessor(agent: &AgentHandle) {
 
 /// Spawns 5,000 requests within five seconds, each of which takes eight seconds.
 async fn tasks_rise_and_fall() {
-    sleep(STARTED).await;
+    sleep(STARTUP_TIME).await;
     for _ in 0..50 {
         (0..100).for_each(|_| drop(tokio::spawn(sleep(8 * SECOND))));
         sleep(Duration::from_millis(100)).await;
@@ -270,7 +270,7 @@ async fn tasks_rise_and_fall() {
 
 /// Starts 150 threads within five seconds, each of which runs for eight seconds.
 async fn threads_rise_and_fall() {
-    sleep(STARTED).await;
+    sleep(STARTUP_TIME).await;
     let mut threads = Vec::new();
     for _ in 0..50 {
         threads.extend((0..3).map(|_| thread::spawn(|| thread::sleep(8 * SECOND))));
@@ -283,7 +283,7 @@ async fn threads_rise_and_fall() {
 /// Opens 1,500 files within five seconds, and closes them gradually.
 async fn descriptors_rise_and_fall() {
     fs::write("shard", "").unwrap();
-    sleep(STARTED).await;
+    sleep(STARTUP_TIME).await;
     let mut files = Vec::new();
     for _ in 0..50 {
         files.extend((0..30).map(|_| File::open("shard").unwrap()));
@@ -311,8 +311,8 @@ async fn serve_short_connections() {
         }
     }));
     let client = move || async move {
-        let begun = Instant::now();
-        while begun.elapsed() < 12 * SECOND {
+        let started_at = Instant::now();
+        while started_at.elapsed() < 12 * SECOND {
             let mut stream = TcpStream::connect(address).await.unwrap();
             stream.write_all(b"ping").await.unwrap();
             let mut response = [0; 4];
@@ -340,16 +340,16 @@ async fn send_bursts_of_blocking_work() {
 }
 
 /// For one second in five, eight tasks contend for a `std` lock that each holds for 5 ms.
-async fn contend_now_and_then() {
+async fn contend_periodically() {
     static CACHE: Mutex<u64> = Mutex::new(0);
     let renew = || async {
-        let begun = Instant::now();
-        while begun.elapsed() < SECOND {
+        let started_at = Instant::now();
+        while started_at.elapsed() < SECOND {
             {
-                let mut held = CACHE.lock().unwrap();
+                let mut guard = CACHE.lock().unwrap();
                 let locked = Instant::now();
                 while locked.elapsed() < Duration::from_millis(5) {
-                    *held = held.wrapping_add(1);
+                    *guard = guard.wrapping_add(1);
                 }
             }
             tokio::task::yield_now().await;
@@ -365,7 +365,7 @@ async fn contend_now_and_then() {
 }
 
 /// Panics in a request every three seconds.
-async fn panic_now_and_then() {
+async fn panic_periodically() {
     for order in 0..5 {
         assert!(tokio::spawn(async move { panic!("order {order} is damaged") }).await.is_err());
         sleep(3 * SECOND).await;

@@ -15,10 +15,10 @@ use crate::healthy;
 use crate::host::{incidents, wait_for};
 
 /// Environment variable with the name of the service that this binary runs as.
-pub(crate) const NAME: &str = "MARPLE_SERVICE";
+pub(crate) const SERVICE_ENV: &str = "MARPLE_SERVICE";
 
 /// The file that a service writes when its fault starts.
-pub(crate) const BEGUN: &str = "begun";
+pub(crate) const FAULT_STARTED_FILE: &str = "begun";
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Neighbours {
@@ -56,7 +56,7 @@ impl Service {
         }
         let process = Command::new(program)
             .args(["service_process", "--exact", "--nocapture"])
-            .env(NAME, name)
+            .env(SERVICE_ENV, name)
             .current_dir(dir.path())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -69,22 +69,26 @@ impl Service {
     /// start of the first incident with all of them.
     pub(crate) fn wait_for_evidence(&mut self, evidence: &[(&str, &[&str])]) {
         let captures = self.dir.path().join("captures");
-        let what = format!("{evidence:?} of the fault `{}`", self.name);
+        let description = format!("{evidence:?} of the fault `{}`", self.name);
         let holds = |dir: &Path, manifest: &Manifest| {
             evidence.iter().all(|(form, words)| {
-                let files = manifest.artifacts.iter().filter(|it| it.file.ends_with(form));
-                let mut texts = files.filter_map(|artifact| contents(&dir.join(&artifact.file)));
+                let files =
+                    manifest.artifacts.iter().filter(|recorded| recorded.file.ends_with(form));
+                let mut texts =
+                    files.filter_map(|artifact| read_contents(&dir.join(&artifact.file)));
                 texts.any(|text| words.iter().all(|word| text.contains(word)))
             })
         };
-        let (manifest, begun) = wait_for(&what, || {
-            let begun = fs::read_to_string(self.dir.path().join(BEGUN)).ok()?;
-            let begun: Timestamp = begun.parse().ok()?;
+        let (manifest, fault_start) = wait_for(&description, || {
+            let fault_start_text =
+                fs::read_to_string(self.dir.path().join(FAULT_STARTED_FILE)).ok()?;
+            let fault_start: Timestamp = fault_start_text.parse().ok()?;
             let found = incidents(&captures);
             let first = found.into_iter().find(|(dir, manifest)| holds(dir, manifest))?;
-            Some((first.1, begun))
+            Some((first.1, fault_start))
         });
-        let after = Duration::try_from(manifest.opened.duration_since(begun)).unwrap_or_default();
+        let after =
+            Duration::try_from(manifest.opened.duration_since(fault_start)).unwrap_or_default();
         println!(
             "{}{}: incident {:.1} s after the fault began: {}",
             self.name,
@@ -92,7 +96,11 @@ impl Service {
             after.as_secs_f64(),
             manifest.reasons[0].text
         );
-        assert!(manifest.opened >= begun, "an incident of something else: {:?}", manifest.reasons);
+        assert!(
+            manifest.opened >= fault_start,
+            "an incident of something else: {:?}",
+            manifest.reasons
+        );
     }
 
     /// Waits for the end of the service, which must succeed. Returns the reasons of its incidents.
@@ -114,7 +122,7 @@ impl Drop for Service {
 }
 
 /// Returns the contents of a file as lossy UTF-8, decompressed if it is gzip.
-fn contents(path: &Path) -> Option<String> {
+fn read_contents(path: &Path) -> Option<String> {
     let bytes = fs::read(path).ok()?;
     let mut plain = Vec::new();
     if GzDecoder::new(&bytes[..]).read_to_end(&mut plain).is_err() {

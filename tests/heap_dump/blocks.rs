@@ -13,41 +13,41 @@ pub(crate) const STACKS: usize = 50_000;
 pub(crate) const SIZE: usize = 40;
 
 /// Allocates the blocks.
-pub(crate) fn fill(kept: &mut Vec<Vec<u8>>) {
-    (0..STACKS).for_each(|path| descend(path, 16, kept));
+pub(crate) fn allocate_blocks(blocks: &mut Vec<Vec<u8>>) {
+    (0..STACKS).for_each(|path| descend(path, 16, blocks));
 }
 
 #[inline(never)]
-fn left(path: usize, depth: usize, kept: &mut Vec<Vec<u8>>) {
-    black_box(&mut *kept);
-    descend(path >> 1, depth - 1, kept);
-    black_box(kept);
+fn allocate_left(path: usize, depth: usize, blocks: &mut Vec<Vec<u8>>) {
+    black_box(&mut *blocks);
+    descend(path >> 1, depth - 1, blocks);
+    black_box(blocks);
 }
 
 #[inline(never)]
-fn right(path: usize, depth: usize, kept: &mut Vec<Vec<u8>>) {
-    black_box(&mut *kept);
-    descend(path >> 1, depth - 1, kept);
-    black_box(kept);
+fn allocate_right(path: usize, depth: usize, blocks: &mut Vec<Vec<u8>>) {
+    black_box(&mut *blocks);
+    descend(path >> 1, depth - 1, blocks);
+    black_box(blocks);
 }
 
 /// Allocates two blocks under a stack that no other `path` has.
-fn descend(path: usize, depth: usize, kept: &mut Vec<Vec<u8>>) {
+fn descend(path: usize, depth: usize, blocks: &mut Vec<Vec<u8>>) {
     match (depth, path % 2) {
-        (0, _) => kept.extend([(); 2].map(|()| black_box(Vec::with_capacity(SIZE)))),
-        (_, 0) => left(path, depth, kept),
-        _ => right(path, depth, kept),
+        (0, _) => blocks.extend([(); 2].map(|()| black_box(Vec::with_capacity(SIZE)))),
+        (_, 0) => allocate_left(path, depth, blocks),
+        _ => allocate_right(path, depth, blocks),
     }
 }
 
 /// Returns the resident memory of the process in bytes, for pages of 4 KiB.
-pub(crate) fn resident() -> u64 {
+pub(crate) fn resident_bytes() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").expect("/proc");
     statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("pages") * 4096
 }
 
 /// Returns the CPU time of the calling thread in nanoseconds.
-pub(crate) fn cpu() -> i64 {
+pub(crate) fn thread_cpu_nanos() -> i64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     time.tv_sec * 1_000_000_000 + time.tv_nsec
 }

@@ -14,30 +14,30 @@ use marple::{Agent, AgentHandle, CaptureSet};
 use tempfile::TempDir;
 
 /// Timeout of every wait, far beyond the time it takes on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One agent may run in a process, and the tests of a binary may share the process.
-static ONE: Mutex<()> = Mutex::new(());
+static SERIAL: Mutex<()> = Mutex::new(());
 
 /// Waits until no other test of this binary has an agent. None can start while the guard is held.
-pub(crate) fn alone() -> MutexGuard<'static, ()> {
-    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+pub(crate) fn serial_guard() -> MutexGuard<'static, ()> {
+    SERIAL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(crate) struct Host {
     pub(crate) agent: Option<Agent>,
     pub(crate) dir: TempDir,
-    _one: MutexGuard<'static, ()>,
+    _serial: MutexGuard<'static, ()>,
 }
 
 impl Host {
     /// Starts an agent with these settings, in a temporary directory.
     pub(crate) fn start(settings: Settings) -> Self {
-        let one = alone();
+        let serial = serial_guard();
         let dir = TempDir::new().unwrap();
         let settings = Settings { dir: dir.path().join("captures"), ..settings };
         let agent = Agent::from_settings(settings).start().unwrap();
-        Self { agent: Some(agent), dir, _one: one }
+        Self { agent: Some(agent), dir, _serial: serial }
     }
 
     pub(crate) fn handle(&self) -> AgentHandle {
@@ -58,7 +58,7 @@ impl Host {
     }
 
     /// Waits until there are `n` incidents and all are closed.
-    pub(crate) fn closed(&self, n: usize) -> Vec<(PathBuf, Manifest)> {
+    pub(crate) fn wait_for_closed(&self, n: usize) -> Vec<(PathBuf, Manifest)> {
         wait_for(&format!("{n} closed incidents"), || {
             let found = self.incidents();
             let closed = found.iter().all(|(_, manifest)| manifest.closed.is_some());
@@ -71,12 +71,12 @@ impl Host {
 pub(crate) fn settings() -> Settings {
     Settings {
         service: "orders".into(),
-        domain: "eu-1".into(),
+        instance: "eu-1".into(),
         interval: Duration::from_millis(20),
         toggle: ToggleSettings { signal: None, ..ToggleSettings::default() },
         // The disk of the test machine may be nearly full. Other tests cover that case.
         store: StoreSettings {
-            keep_free: DiskReserve::Bytes(Bytes(0)),
+            min_free_space: DiskReserve::Bytes(Bytes(0)),
             ..StoreSettings::default()
         },
         ..Settings::default()
@@ -91,13 +91,13 @@ pub(crate) fn gauge_rule(name: &str, capture: impl Into<CaptureSet>, duration: D
         cooldown: Duration::from_secs(3600),
         capture: capture.into(),
         duration,
-        ..Rule::on(Metric::Gauge(name.into()))
+        ..Rule::new(Metric::Gauge(name.into()))
     }
 }
 
 /// Returns the incidents in `captures`, oldest first. Panics if a manifest is incomplete.
 pub(crate) fn incidents(captures: &Path) -> Vec<(PathBuf, Manifest)> {
-    let mut found: Vec<(PathBuf, Manifest)> = fs::read_dir(captures)
+    let mut incident_list: Vec<(PathBuf, Manifest)> = fs::read_dir(captures)
         .map(|entries| entries.map(|entry| entry.unwrap().path()).collect::<Vec<_>>())
         .unwrap_or_default()
         .into_iter()
@@ -112,24 +112,27 @@ pub(crate) fn incidents(captures: &Path) -> Vec<(PathBuf, Manifest)> {
             Some((path, manifest))
         })
         .collect();
-    found.sort_by(|a, b| a.0.cmp(&b.0));
-    found
+    incident_list.sort_by(|a, b| a.0.cmp(&b.0));
+    incident_list
 }
 
 /// Waits until `condition` returns a value.
-pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(condition_name: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
-        if let Some(found) = condition() {
-            return found;
+        if let Some(value) = condition() {
+            return value;
         }
-        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain for {what}");
+        assert!(
+            start.elapsed() < WAIT_TIMEOUT,
+            "waited {WAIT_TIMEOUT:?} in vain for {condition_name}"
+        );
         thread::sleep(Duration::from_millis(5));
     }
 }
 
 /// Returns the names of an incident's files without the service and the domain.
-pub(crate) fn files(manifest: &Manifest) -> Vec<String> {
+pub(crate) fn artifact_names(manifest: &Manifest) -> Vec<String> {
     manifest
         .artifacts
         .iter()

@@ -14,15 +14,15 @@ use rustix::process::{Pid, Signal};
 
 use crate::host::wait_for;
 use crate::peers;
-use crate::service::{Service, burn_a_little, grow_in_the_meantime};
-use crate::web::{self, ask, get};
+use crate::service::{Service, burn_briefly, grow_during_request};
+use crate::web::{self, get, send_request};
 
 /// Runs `go tool pprof ARGS URL`, as a user on another machine would.
 fn fetch(args: &[&str], url: &str) -> String {
     peers::go_pprof(&[args, &[url]].concat())
 }
 
-fn has(text: &str, words: &[&str]) {
+fn assert_contains(text: &str, words: &[&str]) {
     for word in words {
         assert!(text.contains(word), "{word} in\n{text}");
     }
@@ -31,57 +31,63 @@ fn has(text: &str, words: &[&str]) {
 #[test]
 fn profile_seconds() {
     let service = Service::start();
-    let top = fetch(&["-top", "-seconds=2"], &service.at("profile"));
-    has(&top, &["Type: cpu", "Duration: 2", "burn_a_little"]);
+    let top = fetch(&["-top", "-seconds=2"], &service.pprof_url("profile"));
+    assert_contains(&top, &["Type: cpu", "Duration: 2", "burn_briefly"]);
 }
 
 #[test]
 fn profile_hz() {
     let service = Service::start();
-    let raw = fetch(&["-raw"], &service.at("profile?seconds=1&hz=250"));
-    has(&raw, &["Period: 4000000"]);
+    let raw = fetch(&["-raw"], &service.pprof_url("profile?seconds=1&hz=250"));
+    assert_contains(&raw, &["Period: 4000000"]);
 }
 
 #[test]
 fn profile_mode() {
     let service = Service::start();
-    let raw = fetch(&["-raw"], &service.at("profile?seconds=1&mode=wall"));
-    has(&raw, &["burner", "state:"]);
+    let raw = fetch(&["-raw"], &service.pprof_url("profile?seconds=1&mode=wall"));
+    assert_contains(&raw, &["burner", "state:"]);
 }
 
 #[test]
 fn heap() {
     let service = Service::start();
-    let top = fetch(&["-top"], &service.at("heap"));
-    has(&top, &["Type: inuse_space", "keep_sixty_four_mebibytes"]);
+    let top = fetch(&["-top"], &service.pprof_url("heap"));
+    assert_contains(&top, &["Type: inuse_space", "allocate_64_mib"]);
 }
 
 #[test]
 fn heap_gc() {
     let service = Service::start();
-    let top = fetch(&["-top"], &service.at("heap?gc=1"));
-    has(&top, &["Type: inuse_space", "keep_sixty_four_mebibytes"]);
+    let top = fetch(&["-top"], &service.pprof_url("heap?gc=1"));
+    assert_contains(&top, &["Type: inuse_space", "allocate_64_mib"]);
 }
 
 #[test]
 fn heap_sample_index() {
     let service = Service::start();
     for index in ["alloc_objects", "alloc_space", "inuse_objects", "inuse_space"] {
-        let top = fetch(&["-top", &format!("-sample_index={index}")], &service.at("heap"));
-        has(&top, &[&format!("Type: {index}"), "keep_sixty_four_mebibytes"]);
+        let top = fetch(&["-top", &format!("-sample_index={index}")], &service.pprof_url("heap"));
+        assert_contains(&top, &[&format!("Type: {index}"), "allocate_64_mib"]);
     }
 }
 
 #[test]
-fn heap_seconds_is_a_difference() {
+fn heap_seconds_is_delta_profile() {
     let service = Service::start();
-    has_grown_only(&fetch_while_growing(&["-top", "-seconds=1"], &service.at("heap")));
+    assert_only_growth(&fetch_while_heap_grows(
+        &["-top", "-seconds=1"],
+        &service.pprof_url("heap"),
+    ));
 }
 
 #[test]
 fn heap_rate() {
     let service = Service::start();
-    has_grown_only(&fetch_while_growing(&["-top"], &service.at("heap?seconds=1&rate=65536")));
+    assert_only_growth(&fetch_while_heap_grows(
+        &["-top"],
+        &service.pprof_url("heap?seconds=1&rate=65536"),
+    ));
 }
 
 #[test]
@@ -89,94 +95,109 @@ fn heap_debug_is_not_scaled_again() {
     let service = Service::start();
     let dir = tempfile::tempdir().unwrap();
     let text = dir.path().join("heap.txt");
-    let answer = get(&service.at("heap?debug=1"));
-    fs::write(&text, &answer.body).unwrap();
+    let response = get(&service.pprof_url("heap?debug=1"));
+    fs::write(&text, &response.body).unwrap();
     let top = peers::go_pprof(&["-top", "-unit=b", text.to_str().unwrap()]);
-    let first = answer.text().lines().next().unwrap().to_owned();
+    let first = response.text().lines().next().unwrap().to_owned();
     let in_use = first.split([':', '[']).nth(2).unwrap().trim().to_owned();
-    has(&top, &[&format!("of {in_use}B total")]);
+    assert_contains(&top, &[&format!("of {in_use}B total")]);
 }
 
 #[test]
-fn heap_base_that_was_fetched_before() {
+fn heap_base_from_file() {
     let service = Service::start();
     let dir = tempfile::tempdir().unwrap();
     let base = dir.path().join("base");
-    fs::write(&base, get(&service.at("heap")).body).unwrap();
-    let more: Vec<_> = (0..32).map(|_| grow_in_the_meantime()).collect();
-    let top = fetch(&["-top", &format!("-base={}", base.display())], &service.at("heap"));
+    fs::write(&base, get(&service.pprof_url("heap")).body).unwrap();
+    let more: Vec<_> = (0..32).map(|_| grow_during_request()).collect();
+    let top = fetch(&["-top", &format!("-base={}", base.display())], &service.pprof_url("heap"));
     drop(more);
-    has_grown_only(&top);
+    assert_only_growth(&top);
 }
 
 #[test]
-fn heap_diff_base_from_the_service_itself() {
+fn heap_diff_base_from_service() {
     let service = Service::start();
-    let base = format!("-diff_base={}", service.at("heap"));
-    let top = fetch(&["-top", "-sample_index=inuse_space", &base], &service.at("heap"));
-    has(&top, &["Type: inuse_space"]);
-    assert!(!top.contains("keep_sixty_four_mebibytes"), "{top}");
+    let base = format!("-diff_base={}", service.pprof_url("heap"));
+    let top = fetch(&["-top", "-sample_index=inuse_space", &base], &service.pprof_url("heap"));
+    assert_contains(&top, &["Type: inuse_space"]);
+    assert!(!top.contains("allocate_64_mib"), "{top}");
 }
 
 #[test]
 fn allocs() {
     let service = Service::start();
-    has(&fetch(&["-top"], &service.at("allocs")), &["Type: alloc_space", "keep_sixty"]);
+    assert_contains(
+        &fetch(&["-top"], &service.pprof_url("allocs")),
+        &["Type: alloc_space", "keep_sixty"],
+    );
 }
 
 #[test]
 fn allocs_seconds() {
     let service = Service::start();
-    has_grown_only(&fetch_while_growing(&["-top", "-seconds=1"], &service.at("allocs")));
+    assert_only_growth(&fetch_while_heap_grows(
+        &["-top", "-seconds=1"],
+        &service.pprof_url("allocs"),
+    ));
 }
 
 #[test]
 fn goroutine() {
     let service = Service::start();
-    let raw = fetch(&["-raw"], &service.at("goroutine"));
-    has(&raw, &["goroutine/count", "thread:[burner]"]);
-    has(&fetch(&["-top", "-cum"], &service.at("goroutine")), &["burn_a_little"]);
+    let raw = fetch(&["-raw"], &service.pprof_url("goroutine"));
+    assert_contains(&raw, &["goroutine/count", "thread:[burner]"]);
+    assert_contains(&fetch(&["-top", "-cum"], &service.pprof_url("goroutine")), &["burn_briefly"]);
 }
 
 #[test]
 fn goroutine_seconds() {
     let service = Service::start();
-    has(&fetch(&["-raw"], &service.at("goroutine?seconds=1")), &["goroutine/count"]);
+    assert_contains(
+        &fetch(&["-raw"], &service.pprof_url("goroutine?seconds=1")),
+        &["goroutine/count"],
+    );
 }
 
 #[test]
 fn threadcreate() {
     let service = Service::start();
-    has(&fetch(&["-raw"], &service.at("threadcreate")), &["threadcreate/count"]);
+    assert_contains(&fetch(&["-raw"], &service.pprof_url("threadcreate")), &["threadcreate/count"]);
 }
 
 #[test]
 fn block() {
     let service = Service::start();
-    has(&fetch(&["-raw"], &service.at("block")), &["contentions/count", "delay/nanoseconds"]);
+    assert_contains(
+        &fetch(&["-raw"], &service.pprof_url("block")),
+        &["contentions/count", "delay/nanoseconds"],
+    );
 }
 
 #[test]
 fn mutex() {
     let service = Service::start();
-    has(&fetch(&["-raw"], &service.at("mutex")), &["contentions/count", "delay/nanoseconds"]);
+    assert_contains(
+        &fetch(&["-raw"], &service.pprof_url("mutex")),
+        &["contentions/count", "delay/nanoseconds"],
+    );
 }
 
 /// The client sends a POST to `/debug/pprof/symbol` by itself if a profile has addresses without
 /// symbols. marple's profiles have symbols, so this test strips them in transit.
 #[test]
-fn symbol_as_the_client_asks_for_it() {
+fn symbol_post_by_pprof_client() {
     let service = Service::start();
-    let mut profile = pprof::read(&get(&service.at("heap")).body).unwrap();
+    let mut profile = pprof::read(&get(&service.pprof_url("heap")).body).unwrap();
     profile.function.clear();
     profile.location.iter_mut().for_each(|location| location.line.clear());
     profile.mapping.iter_mut().for_each(|mapping| mapping.has_functions = false);
-    let (stripped, symbol) = (profile.encode_to_vec(), service.at("symbol"));
+    let (stripped, symbol) = (profile.encode_to_vec(), service.pprof_url("symbol"));
     let look_up = move |body: String| {
         let symbol = symbol.clone();
         async move {
-            let asked = move || ask("POST", &symbol, &[], &body).body;
-            tokio::task::spawn_blocking(asked).await.unwrap()
+            let symbol_request = move || send_request("POST", &symbol, &[], &body).body;
+            tokio::task::spawn_blocking(symbol_request).await.unwrap()
         }
     };
     let routes = Router::new()
@@ -187,26 +208,26 @@ fn symbol_as_the_client_asks_for_it() {
     let url = format!("http://{}/debug/pprof/heap", listener.local_addr().unwrap());
     runtime.spawn(async { axum::serve(listener, routes).await });
     let bare = fetch(&["-top"], &url);
-    assert!(!bare.contains("keep_sixty_four_mebibytes"), "{bare}");
+    assert!(!bare.contains("allocate_64_mib"), "{bare}");
     let top = fetch(&["-symbolize=remote", "-top"], &url);
-    has(&top, &["keep_sixty_four_mebibytes"]);
+    assert_contains(&top, &["allocate_64_mib"]);
     runtime.shutdown_background();
 }
 
 #[test]
-fn symbol_by_query_and_by_body() {
+fn symbol_by_query_and_body() {
     let service = Service::start();
-    let address = burn_a_little as *const () as usize;
-    let asked = format!("{address:#x}+{:#x}+0x1+zz", address + 1);
-    for answer in [
-        ask("POST", &service.at("symbol"), &[], &asked),
-        get(&service.at(&format!("symbol?{asked}"))),
+    let address = burn_briefly as *const () as usize;
+    let addresses = format!("{address:#x}+{:#x}+0x1+zz", address + 1);
+    for response in [
+        send_request("POST", &service.pprof_url("symbol"), &[], &addresses),
+        get(&service.pprof_url(&format!("symbol?{addresses}"))),
     ] {
-        let text = answer.text();
+        let text = response.text();
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!((answer.status, lines.len(), lines[0]), (200, 3, "num_symbols: 1"), "{text}");
+        assert_eq!((response.status, lines.len(), lines[0]), (200, 3, "num_symbols: 1"), "{text}");
         assert!(lines[1].starts_with(&format!("{address:#x} ")), "{text}");
-        assert!(lines[1].ends_with("burn_a_little"), "{text}");
+        assert!(lines[1].ends_with("burn_briefly"), "{text}");
     }
 }
 
@@ -214,23 +235,23 @@ fn symbol_by_query_and_by_body() {
 fn cmdline_is_separated_by_nul() {
     let service = Service::start();
     let arguments: Vec<String> = std::env::args().collect();
-    assert_eq!(get(&service.at("cmdline")).text(), arguments.join("\0"));
+    assert_eq!(get(&service.pprof_url("cmdline")).text(), arguments.join("\0"));
 }
 
 #[test]
-fn a_refusal_is_shown_with_its_reason() {
+fn error_response_is_shown_with_reason() {
     let service = Service::start();
-    let url = service.at("profile?seconds=86400");
+    let url = service.pprof_url("profile?seconds=86400");
     let output = peers::go_pprof_command(&["-top", &url]).output().unwrap();
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    let error_text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success());
-    has(&told, &["400 Bad Request", "beyond the cap of 300 (http.max_duration)"]);
+    assert_contains(&error_text, &["400 Bad Request", "beyond the cap of 300 (http.max_duration)"]);
 }
 
 /// `go` and the tool it runs, killed together.
-struct Group(Child);
+struct ProcessGroup(Child);
 
-impl Drop for Group {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
         let group = Pid::from_child(&self.0);
         let _ = rustix::process::kill_process_group(group, Signal::KILL);
@@ -241,24 +262,25 @@ impl Drop for Group {
 #[test]
 fn http_pages() {
     let service = Service::start();
-    let port = web::free().port();
+    let port = web::unused_address().port();
     let address = format!("-http=127.0.0.1:{port}");
-    let mut command = peers::go_pprof_command(&[&address, "-no_browser", &service.at("heap")]);
-    let _pages = Group(command.process_group(0).spawn().unwrap());
+    let mut command =
+        peers::go_pprof_command(&[&address, "-no_browser", &service.pprof_url("heap")]);
+    let _pages = ProcessGroup(command.process_group(0).spawn().unwrap());
     let page = wait_for("the pages of go tool pprof", || {
         let agent = ureq::get(format!("http://127.0.0.1:{port}/ui/top"));
         agent.call().ok()?.body_mut().read_to_string().ok()
     });
-    has(&page, &["keep_sixty_four_mebibytes"]);
+    assert_contains(&page, &["allocate_64_mib"]);
 }
 
 /// Returns the client's output for a service whose heap grows during the request.
-fn fetch_while_growing(args: &[&str], url: &str) -> String {
+fn fetch_while_heap_grows(args: &[&str], url: &str) -> String {
     let growing: &'static AtomicBool = Box::leak(Box::new(AtomicBool::new(true)));
     let kept = thread::spawn(|| {
         let mut all = Vec::new();
         while growing.load(Ordering::Relaxed) {
-            all.push(grow_in_the_meantime());
+            all.push(grow_during_request());
             thread::sleep(Duration::from_millis(20));
         }
         all
@@ -269,7 +291,7 @@ fn fetch_while_growing(args: &[&str], url: &str) -> String {
     shown
 }
 
-fn has_grown_only(top: &str) {
-    has(top, &["grow_in_the_meantime"]);
-    assert!(!top.contains("keep_sixty_four_mebibytes"), "{top}");
+fn assert_only_growth(top: &str) {
+    assert_contains(top, &["grow_during_request"]);
+    assert!(!top.contains("allocate_64_mib"), "{top}");
 }

@@ -11,12 +11,13 @@ use crate::host::wait_for;
 use crate::peers::{self, GoServer};
 use crate::service::Service;
 use crate::shape;
-use crate::web::{Answer, ask, get};
+use crate::web::{Response, get, send_request};
 
 /// Returns the responses of Go and of marple.
-fn both(method: &str, path: &str, body: &str) -> [Answer; 2] {
+fn request_both(method: &str, path: &str, body: &str) -> [Response; 2] {
     let (go, ours) = (GoServer::start(), Service::start());
-    [&go.url, &ours.url].map(|url| ask(method, &format!("{url}/debug/pprof/{path}"), &[], body))
+    [&go.url, &ours.url]
+        .map(|url| send_request(method, &format!("{url}/debug/pprof/{path}"), &[], body))
 }
 
 fn status(service: &Service) -> Value {
@@ -24,9 +25,9 @@ fn status(service: &Service) -> Value {
 }
 
 #[test]
-fn it_is_sent_whole_and_not_in_chunks() {
+fn response_has_content_length_and_is_not_chunked() {
     // Go sends bodies below 2 KiB with their length; a trace is never that small.
-    let [theirs, answer] = both("GET", "trace?seconds=0.5", "");
+    let [theirs, answer] = request_both("GET", "trace?seconds=0.5", "");
     assert_eq!(theirs.header("transfer-encoding"), Some("chunked"));
     let length = answer.body.len().to_string();
     assert_eq!(answer.header("content-length"), Some(length.as_str()));
@@ -34,8 +35,8 @@ fn it_is_sent_whole_and_not_in_chunks() {
 }
 
 #[test]
-fn a_trace_is_one_that_perfetto_reads() {
-    let [theirs, answer] = both("GET", "trace?seconds=0.5", "");
+fn trace_is_readable_by_perfetto() {
+    let [theirs, answer] = request_both("GET", "trace?seconds=0.5", "");
     assert!(theirs.body.starts_with(b"go 1."));
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("trace");
@@ -45,68 +46,68 @@ fn a_trace_is_one_that_perfetto_reads() {
 }
 
 #[test]
-fn seconds_beyond_the_cap_are_refused() {
+fn seconds_beyond_cap_are_rejected() {
     let ours = Service::start();
     for path in
         ["profile", "trace", "heap", "allocs", "goroutine", "threadcreate", "block", "mutex"]
     {
-        let answer = get(&ours.at(&format!("{path}?seconds=86400")));
-        assert_eq!((answer.status, answer.header("x-go-pprof")), (400, Some("1")), "{path}");
-        let text = answer.text();
+        let response = get(&ours.pprof_url(&format!("{path}?seconds=86400")));
+        assert_eq!((response.status, response.header("x-go-pprof")), (400, Some("1")), "{path}");
+        let text = response.text();
         assert!(text.contains("beyond the cap of 300 (http.max_duration)"), "{path}: {text}");
     }
     assert_eq!(status(&ours)["streams"], serde_json::json!([]));
 }
 
 #[test]
-fn seconds_that_overflow_are_refused() {
-    let [theirs, answer] = both("GET", "profile?seconds=9223372036854775807", "");
+fn overflowing_seconds_are_rejected() {
+    let [theirs, answer] = request_both("GET", "profile?seconds=9223372036854775807", "");
     assert_eq!((theirs.status, answer.status), (200, 400), "{}", answer.text());
 }
 
 #[test]
-fn seconds_without_end_are_refused() {
-    let [theirs, answer] = both("GET", "trace?seconds=inf", "");
+fn infinite_seconds_are_rejected() {
+    let [theirs, answer] = request_both("GET", "trace?seconds=inf", "");
     assert_eq!((theirs.status, answer.status), (200, 400), "{}", answer.text());
 }
 
 #[test]
-fn what_is_not_recorded_is_not_waited_for() {
+fn block_and_mutex_respond_without_waiting() {
     let ours = Service::start();
     for path in ["block", "mutex"] {
         // Longer than this client's timeout.
-        let answer = get(&ours.at(&format!("{path}?seconds=290")));
-        assert_eq!(answer.status, 200);
-        assert!(pprof::read(&answer.body).unwrap().sample.is_empty());
+        let response = get(&ours.pprof_url(&format!("{path}?seconds=290")));
+        assert_eq!(response.status, 200);
+        assert!(pprof::read(&response.body).unwrap().sample.is_empty());
     }
 }
 
 #[test]
-fn goroutine_is_the_threads() {
-    let [theirs, answer] = both("GET", "goroutine?debug=1", "");
+fn goroutine_lists_threads() {
+    let [theirs, answer] = request_both("GET", "goroutine?debug=1", "");
     assert!(theirs.text().starts_with("goroutine profile: total "));
     let text = answer.text();
-    assert!(text.contains("burner") && text.contains("burn_a_little"), "{text}");
+    assert!(text.contains("burner") && text.contains("burn_briefly"), "{text}");
 }
 
 #[test]
-fn goroutine_debug_2_has_the_tasks_too() {
-    let [theirs, answer] = both("GET", "goroutine?debug=2", "");
+fn goroutine_debug_2_includes_tasks() {
+    let [theirs, answer] = request_both("GET", "goroutine?debug=2", "");
     assert!(theirs.text().starts_with("goroutine "), "{}", theirs.text());
     let text = answer.text();
-    assert!(text.contains("burn_a_little") && text.contains("task"), "{text}");
+    assert!(text.contains("burn_briefly") && text.contains("task"), "{text}");
 }
 
 #[test]
-fn threadcreate_is_a_number_without_stacks() {
-    let [_, answer] = both("GET", "threadcreate", "");
+fn threadcreate_is_count_without_stacks() {
+    let [_, answer] = request_both("GET", "threadcreate", "");
     let profile = pprof::read(&answer.body).unwrap();
     assert_eq!(profile.sample.len(), 1);
     assert!(profile.sample[0].value[0] > 1 && profile.mapping.is_empty(), "{profile:?}");
 }
 
 #[test]
-fn who_is_busy_and_until_when() {
+fn busy_response_names_client_and_end_time() {
     let (go, ours) = (GoServer::start(), Service::start());
     let ask_twice = |url: &str, begun: &dyn Fn() -> Option<()>| {
         let first = format!("{url}/debug/pprof/profile?seconds=4");
@@ -117,7 +118,7 @@ fn who_is_busy_and_until_when() {
         second
     };
     let runs = || status(&ours)["streams"][0]["until"].is_string().then_some(());
-    let answer = ask_twice(&ours.url, &runs);
+    let response = ask_twice(&ours.url, &runs);
     // Go does not report that a capture runs, so the test sends two requests at once: one is
     // refused.
     let url = format!("{}/debug/pprof/profile?seconds=1", go.url);
@@ -126,42 +127,42 @@ fn who_is_busy_and_until_when() {
             let url = url.clone();
             move || get(&url)
         });
-        let answers = [get(&url), other.join().unwrap()];
-        answers.into_iter().find(|answer| answer.status == 500)
+        let responses = [get(&url), other.join().unwrap()];
+        responses.into_iter().find(|response| response.status == 500)
     });
-    assert_eq!(shape(&answer), shape(&theirs));
+    assert_eq!(shape(&response), shape(&theirs));
     assert_eq!(theirs.text(), "Could not enable CPU profiling: cpu profiling already in use\n");
-    let text = answer.text();
+    let text = response.text();
     assert!(text.starts_with("Could not enable CPU profiling: in use by 127.0.0.1:"), "{text}");
-    assert!(text.contains(" until 2") && answer.header("retry-after").is_some(), "{text}");
+    assert!(text.contains(" until 2") && response.header("retry-after").is_some(), "{text}");
     assert_eq!(theirs.header("retry-after"), None);
 }
 
 #[test]
-fn a_head_takes_no_capture() {
+fn head_request_starts_no_capture() {
     let (go, ours) = (GoServer::start(), Service::start());
     for path in ["heap", "profile?seconds=1", "trace?seconds=0.1", "goroutine"] {
         let [theirs, answer] = [&go.url, &ours.url]
-            .map(|url| ask("HEAD", &format!("{url}/debug/pprof/{path}"), &[], ""));
+            .map(|url| send_request("HEAD", &format!("{url}/debug/pprof/{path}"), &[], ""));
         assert_eq!(shape(&theirs), shape(&answer), "{path}");
     }
     assert_eq!(status(&ours)["budget"]["streams_in_a_day"], 0);
 }
 
 #[test]
-fn symbol_takes_a_post() {
-    let [theirs, answer] = both("POST", "symbol", "0x1");
+fn symbol_accepts_post() {
+    let [theirs, answer] = request_both("POST", "symbol", "0x1");
     assert_eq!((theirs.status, answer.status), (405, 200));
 }
 
 #[test]
-fn heap_debug_has_the_process_vitals_and_is_not_to_be_scaled() {
+fn heap_debug_has_process_vitals_and_unscaled_sampling_rate() {
     let (go, ours) = (GoServer::start(), Service::start());
     let theirs = get(&format!("{}/debug/pprof/heap?debug=1", go.url));
     assert!(theirs.text().contains("# runtime.MemStats"));
     // CPU usage is measured between two ticks, so the first has none.
     let text = wait_for("the CPU, which a second tick tells", || {
-        let text = get(&ours.at("heap?debug=1")).text();
+        let text = get(&ours.pprof_url("heap?debug=1")).text();
         text.contains("# cpu = ").then_some(text)
     });
     let first = text.lines().next().unwrap();
@@ -169,30 +170,34 @@ fn heap_debug_has_the_process_vitals_and_is_not_to_be_scaled() {
     for total in ["# memory.rss = ", "# threads = "] {
         assert!(text.contains(total), "{total}: {text}");
     }
-    assert!(text.contains("keep_sixty_four_mebibytes"), "{text}");
+    assert!(text.contains("allocate_64_mib"), "{text}");
 }
 
 #[test]
-fn gc_is_answered_with_a_header() {
+fn gc_parameter_returns_header() {
     let ours = Service::start();
-    let told = |path: &str| get(&ours.at(path)).header("x-marple-gc").map(str::to_owned);
-    assert_eq!(told("heap?gc=1").as_deref(), Some("none; freed memory leaves the profile at once"));
-    assert_eq!(told("heap?gc=1&debug=1"), told("heap?gc=1"));
-    assert_eq!((told("heap"), told("heap?gc=0")), (None, None));
+    let gc_header =
+        |path: &str| get(&ours.pprof_url(path)).header("x-marple-gc").map(str::to_owned);
+    assert_eq!(
+        gc_header("heap?gc=1").as_deref(),
+        Some("none; freed memory leaves the profile at once")
+    );
+    assert_eq!(gc_header("heap?gc=1&debug=1"), gc_header("heap?gc=1"));
+    assert_eq!((gc_header("heap"), gc_header("heap?gc=0")), (None, None));
 }
 
 #[test]
-fn there_is_no_goroutineleak() {
-    let [theirs, answer] = both("GET", "goroutineleak", "");
+fn goroutineleak_is_not_found() {
+    let [theirs, answer] = request_both("GET", "goroutineleak", "");
     assert_eq!((theirs.status, answer.status), (200, 404));
 }
 
 #[test]
-fn hz_and_mode_are_ours() {
+fn hz_and_mode_parameters_are_supported() {
     let ours = Service::start();
     let period = |query: &str| {
-        let answer = get(&ours.at(&format!("profile?seconds=1&{query}")));
-        pprof::read(&answer.body).unwrap().period
+        let response = get(&ours.pprof_url(&format!("profile?seconds=1&{query}")));
+        pprof::read(&response.body).unwrap().period
     };
     assert_eq!(period("hz=250"), 4_000_000);
     assert_eq!(period("mode=wall&hz=50"), 20_000_000);
@@ -202,19 +207,19 @@ fn hz_and_mode_are_ours() {
         ("heap?seconds=1&rate=4095", "must be 4096 bytes or more"),
         ("heap?rate=4096", r#"needs "seconds""#),
     ] {
-        let answer = get(&ours.at(path));
-        assert_eq!((answer.status, answer.header("x-go-pprof")), (400, Some("1")), "{path}");
-        assert!(answer.text().contains(words), "{path}: {}", answer.text());
+        let response = get(&ours.pprof_url(path));
+        assert_eq!((response.status, response.header("x-go-pprof")), (400, Some("1")), "{path}");
+        assert!(response.text().contains(words), "{path}: {}", response.text());
     }
 }
 
 #[test]
-fn rate_is_ours() {
+fn rate_parameter_is_supported() {
     let ours = Service::start();
     let rate = marple::heap::rate();
-    let url = ours.at("heap?seconds=2&rate=65536");
-    let asking = thread::spawn(move || get(&url));
+    let url = ours.pprof_url("heap?seconds=2&rate=65536");
+    let request = thread::spawn(move || get(&url));
     wait_for("the rate", || (marple::heap::rate().get() == 65536).then_some(()));
-    assert_eq!(asking.join().unwrap().status, 200);
+    assert_eq!(request.join().unwrap().status, 200);
     assert_eq!(marple::heap::rate(), rate);
 }

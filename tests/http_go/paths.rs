@@ -6,36 +6,36 @@ use marple::codec::pprof;
 use crate::peers::GoServer;
 use crate::service::Service;
 use crate::shape;
-use crate::web::{Answer, ask, get};
+use crate::web::{Response, get, send_request};
 
 /// Requests `path`, which is under `/debug/pprof`, from both servers and compares.
-fn is_gos(path: &str) {
+fn assert_same_as_go(path: &str) {
     let (go, ours) = (GoServer::start(), Service::start());
     let theirs = get(&format!("{}/debug/pprof{path}", go.url));
-    let answer = get(&format!("{}/debug/pprof{path}", ours.url));
-    assert_eq!(shape(&answer), shape(&theirs), "{path}: {} / {}", answer.text(), theirs.text());
+    let response = get(&format!("{}/debug/pprof{path}", ours.url));
+    assert_eq!(shape(&response), shape(&theirs), "{path}: {} / {}", response.text(), theirs.text());
     if theirs.status >= 400 {
-        assert_eq!(answer.text(), theirs.text(), "{path}");
+        assert_eq!(response.text(), theirs.text(), "{path}");
     }
     let file = theirs.header("content-disposition");
     if theirs.status == 200 && file.is_some_and(|file| !file.contains("\"trace\"")) {
-        assert_eq!(types(&answer), types(&theirs), "{path}");
+        assert_eq!(sample_types(&response), sample_types(&theirs), "{path}");
     }
 }
 
 /// Returns the sample types and the period type of a profile.
-fn types(answer: &Answer) -> Vec<(String, String)> {
+fn sample_types(answer: &Response) -> Vec<(String, String)> {
     let profile = pprof::read(&answer.body).unwrap();
     let text = |index: i64| profile.string_table[index as usize].clone();
     let types = profile.sample_type.iter().chain(&profile.period_type);
-    types.map(|it| (text(it.r#type), text(it.unit))).collect()
+    types.map(|value_type| (text(value_type.r#type), text(value_type.unit))).collect()
 }
 
 macro_rules! are_gos {
     ($($name:ident: $path:literal,)+) => {$(
         #[test]
         fn $name() {
-            is_gos($path);
+            assert_same_as_go($path);
         }
     )+};
 }
@@ -119,11 +119,11 @@ are_gos! {
 }
 
 #[test]
-fn a_post_where_go_takes_none() {
+fn post_is_rejected_where_go_rejects_it() {
     let (go, ours) = (GoServer::start(), Service::start());
     for path in ["heap", "profile", "trace", "goroutine", "nosuch"] {
         let [theirs, answer] = [&go.url, &ours.url]
-            .map(|url| ask("POST", &format!("{url}/debug/pprof/{path}"), &[], ""));
+            .map(|url| send_request("POST", &format!("{url}/debug/pprof/{path}"), &[], ""));
         assert_eq!((theirs.status, answer.status), (405, 405), "{path}");
         assert_eq!(theirs.header("allow"), answer.header("allow"), "{path}");
     }
@@ -131,7 +131,7 @@ fn a_post_where_go_takes_none() {
 
 /// Reads the end of each capture from `/status` and disconnects, instead of waiting 30 s.
 #[test]
-fn profile_takes_thirty_seconds_unless_told() {
+fn profile_defaults_to_thirty_seconds() {
     use std::io::Write;
 
     let ours = Service::start();
@@ -139,12 +139,12 @@ fn profile_takes_thirty_seconds_unless_told() {
         let mut client = crate::web::connect(&ours.url);
         let head = "Host: localhost\r\nConnection: close";
         write!(client, "GET /debug/pprof/profile{query} HTTP/1.1\r\n{head}\r\n\r\n").unwrap();
-        let asked = jiff::Timestamp::now();
+        let requested_at = jiff::Timestamp::now();
         let status = || get(&format!("{}/status", ours.url)).json();
         let until = crate::host::wait_for("the capture to run", || {
             status()["streams"][0]["until"].as_str()?.parse::<jiff::Timestamp>().ok()
         });
-        let seconds = until.duration_since(asked).as_secs();
+        let seconds = until.duration_since(requested_at).as_secs();
         assert!((29..60).contains(&seconds), "{query}: {seconds}");
         drop(client);
         crate::host::wait_for("the capture to be given up", || {

@@ -1,29 +1,29 @@
 //! Tests of the scanner on samples: a scan that finds nothing in the source does not prove that the
 //! scanner works.
 
-use super::{LONGEST, Source, listed};
+use super::{MAX_LINES, Source, format_findings};
 
 /// Returns the violations in `text`, read as `src/heap/table.rs`: line and import.
-fn climbs(text: &str) -> Vec<(usize, String)> {
-    let found = Source::new("src/heap/table.rs", text).imports_that_climb();
+fn upward_imports(text: &str) -> Vec<(usize, String)> {
+    let found = Source::new("src/heap/table.rs", text).upward_imports();
     found.into_iter().map(|finding| (finding.line, finding.text)).collect()
 }
 
-fn store(line: usize) -> (usize, String) {
+fn store_import(line: usize) -> (usize, String) {
     (line, "`heap` may not use `store`".to_owned())
 }
 
 #[test]
-fn a_forbidden_import_is_named_with_its_line() {
+fn forbidden_import_is_reported_with_line() {
     let source = Source::new("src/heap/table.rs", "use crate::model;\n\nuse crate::store::Draft;");
     assert_eq!(
-        listed(&source.imports_that_climb()),
+        format_findings(&source.upward_imports()),
         "\nsrc/heap/table.rs:3: `heap` may not use `store`"
     );
 }
 
 #[test]
-fn imports_are_found_however_they_are_written() {
+fn imports_are_found_in_any_notation() {
     for text in [
         "pub use crate::store::Draft as D;",
         "use crate::{base::Moment, store::{self, Draft}};",
@@ -42,12 +42,12 @@ fn imports_are_found_however_they_are_written() {
         "#[cfg(any())] use crate::store;",
         "#[derive(Serialize)] struct S { #[serde(with = \"crate::store::hex\")] a: u8 }",
     ] {
-        assert_eq!(climbs(text), [store(1)], "{text}");
+        assert_eq!(upward_imports(text), [store_import(1)], "{text}");
     }
 }
 
 #[test]
-fn what_is_no_import_does_not_count() {
+fn non_imports_are_ignored() {
     for text in [
         "// use crate::store;",
         "/* crate::store */ //! crate::store",
@@ -59,12 +59,12 @@ fn what_is_no_import_does_not_count() {
         "pub(crate) fn f() {} pub(in crate::heap) fn g() {} pub(super) fn h() {}",
         "use other::crate_::store; fn f() { other::marple::store(); }",
     ] {
-        assert_eq!(climbs(text), [], "{text}");
+        assert_eq!(upward_imports(text), [], "{text}");
     }
 }
 
 #[test]
-fn what_hides_where_a_path_leads_is_refused() {
+fn globs_aliases_and_path_attributes_are_rejected() {
     let root = (1, "`heap` imports the whole of the crate's root".to_owned());
     for text in [
         "use crate as root;",
@@ -73,22 +73,22 @@ fn what_hides_where_a_path_leads_is_refused() {
         "use super::super::{base, *};",
         "use super::super as root;",
     ] {
-        assert_eq!(climbs(text), std::slice::from_ref(&root), "{text}");
+        assert_eq!(upward_imports(text), std::slice::from_ref(&root), "{text}");
     }
     for text in [
         "#[path = \"../store/draft.rs\"] mod draft;",
         "#[cfg_attr(unix, path = \"../store/draft.rs\")] mod draft;",
         "include!(\"../store/draft.rs\");",
     ] {
-        let told = "`heap` takes in ../store/draft.rs, which is not below it".to_owned();
-        assert_eq!(climbs(text), [(1, told)], "{text}");
+        let expected = "`heap` takes in ../store/draft.rs, which is not below it".to_owned();
+        assert_eq!(upward_imports(text), [(1, expected)], "{text}");
     }
-    assert_eq!(climbs("#[path = \"table/slots.rs\"] mod slots;"), []);
+    assert_eq!(upward_imports("#[path = \"table/slots.rs\"] mod slots;"), []);
 }
 
 #[test]
-fn a_file_belongs_to_its_top_module() {
-    let climbs = |file, text| Source::new(file, text).imports_that_climb().len();
+fn file_belongs_to_its_top_module() {
+    let climbs = |file, text| Source::new(file, text).upward_imports().len();
     assert_eq!(climbs("src/lib.rs", "use crate::store; use store::Draft;"), 0);
     assert_eq!(climbs("src/heap.rs", "use super::store;"), 1);
     assert_eq!(climbs("src/heap/mod.rs", "use super::store;"), 1);
@@ -100,38 +100,42 @@ fn a_file_belongs_to_its_top_module() {
 }
 
 #[test]
-fn unsafe_code_is_found_wherever_it_hides() {
-    let told = |file, text| Source::new(file, text).unmarked_unsafe().len();
+fn unsafe_code_is_found_in_any_notation() {
+    let unsafe_count = |file, text| Source::new(file, text).unlisted_unsafe().len();
     let block = "fn f() { unsafe { g() } }";
     let opened = format!("//! Letter.\n#![allow(unsafe_code)]\n{block}");
-    assert_eq!(told("src/store/mod.rs", block), 1);
-    assert_eq!(told("src/store/mod.rs", &opened), 1);
-    assert_eq!(told("src/store/mod.rs", "m!({ unsafe { g() } });"), 1);
-    assert_eq!(told("src/lib.rs", "#[allow(unsafe_code)]\nmod store;"), 1);
-    assert_eq!(told("src/lib.rs", "#![deny(unsafe_code)]"), 0);
-    assert_eq!(told("src/store/mod.rs", "// unsafe\nconst U: &str = \"unsafe\";"), 0);
-    assert_eq!(told("src/os/linux/ring.rs", &opened), 0);
-    assert_eq!(told("src/os/linux/ring.rs", block), 1);
-    assert_eq!(told("src/os/mod.rs", "#![allow(unsafe_code)]\nmod linux;"), 1);
-    assert_eq!(told("src/heap/alloc.rs", &opened), 0);
-    assert_eq!(told("src/heap/alloc/more.rs", &opened), 1);
+    assert_eq!(unsafe_count("src/store/mod.rs", block), 1);
+    assert_eq!(unsafe_count("src/store/mod.rs", &opened), 1);
+    assert_eq!(unsafe_count("src/store/mod.rs", "m!({ unsafe { g() } });"), 1);
+    assert_eq!(unsafe_count("src/lib.rs", "#[allow(unsafe_code)]\nmod store;"), 1);
+    assert_eq!(unsafe_count("src/lib.rs", "#![deny(unsafe_code)]"), 0);
+    assert_eq!(unsafe_count("src/store/mod.rs", "// unsafe\nconst U: &str = \"unsafe\";"), 0);
+    assert_eq!(unsafe_count("src/os/linux/ring.rs", &opened), 0);
+    assert_eq!(unsafe_count("src/os/linux/ring.rs", block), 1);
+    assert_eq!(unsafe_count("src/os/mod.rs", "#![allow(unsafe_code)]\nmod linux;"), 1);
+    assert_eq!(unsafe_count("src/heap/alloc.rs", &opened), 0);
+    assert_eq!(unsafe_count("src/heap/alloc/more.rs", &opened), 1);
 }
 
 #[test]
-fn a_nameless_or_endless_file_is_refused() {
-    let told = |file, text: &str| Source::new(file, text).shapeless().len();
-    assert_eq!(told("src/store/helpers.rs", ""), 1);
-    assert_eq!(told("src/store/util/mod.rs", ""), 1);
-    assert_eq!(told("src/store/mod.rs", "mod common { fn f() {} }"), 1);
-    assert_eq!(told("src/store/mod.rs", "mod draft;\nfn util() {}"), 0);
-    for (lines, refused) in [(LONGEST - 1, 0), (LONGEST, 0), (LONGEST + 1, 1)] {
-        assert_eq!(told("src/store/mod.rs", &"\n".repeat(lines)), refused, "{lines} lines");
+fn poorly_named_or_overlong_file_is_rejected() {
+    let finding_count = |file, text: &str| Source::new(file, text).bad_names_and_lengths().len();
+    assert_eq!(finding_count("src/store/helpers.rs", ""), 1);
+    assert_eq!(finding_count("src/store/util/mod.rs", ""), 1);
+    assert_eq!(finding_count("src/store/mod.rs", "mod common { fn f() {} }"), 1);
+    assert_eq!(finding_count("src/store/mod.rs", "mod draft;\nfn util() {}"), 0);
+    for (lines, refused) in [(MAX_LINES - 1, 0), (MAX_LINES, 0), (MAX_LINES + 1, 1)] {
+        assert_eq!(
+            finding_count("src/store/mod.rs", &"\n".repeat(lines)),
+            refused,
+            "{lines} lines"
+        );
     }
 }
 
 #[test]
-fn events_are_found_however_they_are_emitted() {
-    let found = |text: &str| Source::new("src/agent/core.rs", text).events_of_its_own().len();
+fn log_events_are_found_in_any_notation() {
+    let found = |text: &str| Source::new("src/agent/core.rs", text).direct_log_events().len();
     for text in [
         "fn f() { tracing::warn!(target: \"marple\", \"x\"); }",
         "fn f() { g(|| { tracing::event!(tracing::Level::INFO, \"x\") }); }",
@@ -150,5 +154,5 @@ fn events_are_found_however_they_are_emitted() {
         assert_eq!(found(text), 0, "{text}");
     }
     let log = Source::new("src/base/log/event.rs", "fn f() { tracing::warn!(\"x\"); }");
-    assert!(log.events_of_its_own().is_empty());
+    assert!(log.direct_log_events().is_empty());
 }

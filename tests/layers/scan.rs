@@ -28,7 +28,7 @@ pub(super) struct Scan {
 
 impl Scan {
     /// Scans `tokens`, which are in `module`.
-    pub(super) fn tokens(&mut self, tokens: &[TokenTree], module: &mut Vec<String>) {
+    pub(super) fn scan_tokens(&mut self, tokens: &[TokenTree], module: &mut Vec<String>) {
         let mut at = 0;
         while let Some(token) = tokens.get(at) {
             match token {
@@ -38,23 +38,23 @@ impl Scan {
                         .filter(|_| group.delimiter() == Delimiter::Brace);
                     let depth = module.len();
                     module.extend(name);
-                    self.tokens(&inside, module);
+                    self.scan_tokens(&inside, module);
                     if is_attribute(&tokens[..=at]) {
-                        self.attribute(&inside, module);
+                        self.scan_attribute(&inside, module);
                     }
                     module.truncate(depth);
                 }
                 TokenTree::Ident(ident) => {
-                    let goes_on = tokens[..at].ends_with_colons() && !leads(&tokens[..at]);
+                    let goes_on = tokens[..at].ends_with_colons() && !opens_path(&tokens[..at]);
                     let word = ident.to_string();
                     match word.as_str() {
                         "crate" | "super" | "self" | "marple" if !goes_on => {
-                            at = self.path(tokens, at, module.clone());
+                            at = self.scan_path(tokens, at, module.clone());
                             continue;
                         }
                         "include" if is_punct(tokens.get(at + 1), '!') => {
                             if let Some(TokenTree::Group(group)) = tokens.get(at + 2) {
-                                self.file(group.stream().into_iter().next().as_ref());
+                                self.record_file(group.stream().into_iter().next().as_ref());
                             }
                         }
                         _ => {}
@@ -68,7 +68,7 @@ impl Scan {
 
     /// Follows the path at `at`, relative to `module`, until its target is known. Returns the index
     /// at which to continue.
-    fn path(&mut self, tokens: &[TokenTree], mut at: usize, mut module: Vec<String>) -> usize {
+    fn scan_path(&mut self, tokens: &[TokenTree], mut at: usize, mut module: Vec<String>) -> usize {
         let mut stepped = false;
         loop {
             let Some(token) = tokens.get(at) else { return at };
@@ -92,7 +92,7 @@ impl Scan {
                 TokenTree::Group(group) => {
                     let inside: Vec<TokenTree> = group.stream().into_iter().collect();
                     for branch in inside.split(|token| is_punct(Some(token), ',')) {
-                        self.path(branch, 0, module.clone());
+                        self.scan_path(branch, 0, module.clone());
                     }
                     return at + 1;
                 }
@@ -123,14 +123,14 @@ impl Scan {
 
     /// Scans an attribute for `#[path = "…"]`, also inside a `cfg_attr`, and for paths in strings,
     /// as serde takes them.
-    fn attribute(&mut self, tokens: &[TokenTree], module: &mut Vec<String>) {
+    fn scan_attribute(&mut self, tokens: &[TokenTree], module: &mut Vec<String>) {
         for (at, token) in tokens.iter().enumerate() {
             match token {
                 TokenTree::Group(group) => {
-                    self.attribute(&group.stream().into_iter().collect::<Vec<_>>(), module);
+                    self.scan_attribute(&group.stream().into_iter().collect::<Vec<_>>(), module);
                 }
                 TokenTree::Ident(word) if *word == "path" && is_punct(tokens.get(at + 1), '=') => {
-                    self.file(tokens.get(at + 2));
+                    self.record_file(tokens.get(at + 2));
                 }
                 TokenTree::Literal(_) => {
                     let Some((line, text)) = text_of(Some(token)) else { continue };
@@ -139,7 +139,7 @@ impl Scan {
                     let Ok(inside) = text.parse::<TokenStream>() else { continue };
                     if path {
                         let known = self.imports.len();
-                        self.path(&inside.into_iter().collect::<Vec<_>>(), 0, module.clone());
+                        self.scan_path(&inside.into_iter().collect::<Vec<_>>(), 0, module.clone());
                         self.imports[known..].iter_mut().for_each(|import| import.0 = line);
                     }
                 }
@@ -149,7 +149,7 @@ impl Scan {
     }
 
     /// Records the file that this literal names.
-    fn file(&mut self, literal: Option<&TokenTree>) {
+    fn record_file(&mut self, literal: Option<&TokenTree>) {
         self.imports.extend(text_of(literal).map(|(line, path)| (line, Import::File(path))));
     }
 }
@@ -172,7 +172,7 @@ impl Colons for [TokenTree] {
 
 /// Returns `true` if the `::` at the end of `before` opens a path (`::marple`) instead of
 /// continuing one.
-fn leads(before: &[TokenTree]) -> bool {
+fn opens_path(before: &[TokenTree]) -> bool {
     match before.len().checked_sub(3).map(|at| &before[at]) {
         None => true,
         Some(TokenTree::Ident(word)) => ["use", "return", "in", "as"].iter().any(|w| word == w),

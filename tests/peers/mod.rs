@@ -36,7 +36,7 @@ pub(crate) fn go_pprof(args: &[&str]) -> String {
 /// Returns the command `go tool pprof ARGS`.
 pub(crate) fn go_pprof_command(args: &[&str]) -> Command {
     let dir = dir();
-    let go = need(find(&dir, "venv/bin/go"));
+    let go = expect_installed(find(&dir, "venv/bin/go"));
     let mut command = Command::new(go);
     command
         .args(["tool", "pprof", "-symbolize=none"])
@@ -54,7 +54,7 @@ pub(crate) fn go_pprof_command(args: &[&str]) -> Command {
 
 /// Returns the output of the script `tests/peers/SCRIPT`, run by the installed Python.
 pub(crate) fn python(script: &str, args: &[&str]) -> String {
-    let python = need(find(&dir(), "venv/bin/python"));
+    let python = expect_installed(find(&dir(), "venv/bin/python"));
     run(Command::new(python).arg(scripts().join(script)).args(args))
 }
 
@@ -75,7 +75,7 @@ fn scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers")
 }
 
-fn need(found: Result<PathBuf, String>) -> PathBuf {
+fn expect_installed(found: Result<PathBuf, String>) -> PathBuf {
     found.unwrap_or_else(|missing| panic!("{missing}"))
 }
 
@@ -99,7 +99,7 @@ impl GoServer {
         use std::io::BufRead;
 
         let mut process =
-            Command::new(server()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+            Command::new(compiled_server()).stdout(std::process::Stdio::piped()).spawn().unwrap();
         let mut address = String::new();
         let out = process.stdout.take().unwrap();
         std::io::BufReader::new(out).read_line(&mut address).unwrap();
@@ -109,7 +109,7 @@ impl GoServer {
 
 /// Returns the compiled `pprof_server.go`, shared by all tests and named by the hash of its source.
 /// Concurrent tests may each compile it; the results are identical.
-fn server() -> PathBuf {
+fn compiled_server() -> PathBuf {
     use std::hash::{DefaultHasher, Hash, Hasher};
 
     let (dir, source) = (dir(), scripts().join("pprof_server.go"));
@@ -120,7 +120,7 @@ fn server() -> PathBuf {
         return program;
     }
     let part = program.with_extension(std::process::id().to_string());
-    let mut build = Command::new(need(find(&dir, "venv/bin/go")));
+    let mut build = Command::new(expect_installed(find(&dir, "venv/bin/go")));
     build.args(["build", "-o"]).arg(&part).arg(&source);
     build
         .env("GOTOOLCHAIN", "local")

@@ -4,7 +4,7 @@ use std::fs;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use crate::trace::{Of, Trace, repeat};
+use crate::trace::{Trace, TraceMetric, repeat};
 
 pub(crate) const HOUR: f64 = 3600.0;
 
@@ -12,10 +12,10 @@ pub(crate) const HOUR: f64 = 3600.0;
 pub(crate) type Case = (Trace, RangeInclusive<usize>, f64);
 
 fn memory(name: &str, points: Vec<(f64, f64)>) -> Trace {
-    Trace::new(name, Of::Memory, points)
+    Trace::new(name, TraceMetric::Memory, points)
 }
 
-pub(crate) fn benign() -> Vec<Case> {
+pub(crate) fn benign_cases() -> Vec<Case> {
     let day = 24.0 * HOUR;
     let cycle = |peak: f64| {
         let wave = |n: usize| (1.0 - (n as f64 / 48.0 * std::f64::consts::TAU).cos()) / 2.0;
@@ -29,7 +29,7 @@ pub(crate) fn benign() -> Vec<Case> {
         levels.iter().enumerate().flat_map(step).collect()
     };
     vec![
-        (memory("idle at 2 %", vec![(0.0, 2.0), (HOUR, 2.0)]).noisy(1.0), 0..=0, 0.0),
+        (memory("idle at 2 %", vec![(0.0, 2.0), (HOUR, 2.0)]).with_noise(1.0), 0..=0, 0.0),
         (
             memory(
                 "collector, 45-78 % in 30 s",
@@ -47,22 +47,22 @@ pub(crate) fn benign() -> Vec<Case> {
             0.0,
         ),
         (
-            memory("slow start", vec![(0.0, 2.0), (120.0, 70.0), (HOUR, 72.0)]).noisy(1.0),
+            memory("slow start", vec![(0.0, 2.0), (120.0, 70.0), (HOUR, 72.0)]).with_noise(1.0),
             0..=0,
             0.0,
         ),
         (
             memory("quick start", vec![(0.0, 2.0), (5.0, 2.0), (9.0, 74.0), (HOUR, 70.0)])
-                .noisy(0.5),
+                .with_noise(0.5),
             0..=0,
             0.0,
         ),
-        (memory("days with a peak of 72 %", cycle(72.0)).noisy(1.5), 0..=0, 0.0),
-        (memory("deploys up to 78 %", steps(78.0)).noisy(0.5), 0..=0, 0.0),
+        (memory("days with a peak of 72 %", cycle(72.0)).with_noise(1.5), 0..=0, 0.0),
+        (memory("deploys up to 78 %", steps(78.0)).with_noise(0.5), 0..=0, 0.0),
         (
             Trace::new(
                 "CPU: 5 s at 100 % a minute",
-                Of::Cpu,
+                TraceMetric::Cpu,
                 repeat(
                     &[(0.0, 20.0), (54.5, 20.0), (55.0, 100.0), (59.5, 100.0), (60.0, 20.0)],
                     HOUR,
@@ -74,7 +74,7 @@ pub(crate) fn benign() -> Vec<Case> {
         (
             Trace::new(
                 "CPU: 7 of 10 s at 100 %",
-                Of::Cpu,
+                TraceMetric::Cpu,
                 repeat(
                     &[(0.0, 100.0), (6.9, 100.0), (7.0, 30.0), (9.9, 30.0), (10.0, 100.0)],
                     HOUR,
@@ -83,11 +83,16 @@ pub(crate) fn benign() -> Vec<Case> {
             0..=0,
             0.0,
         ),
-        (Trace::new("CPU: idle", Of::Cpu, vec![(0.0, 2.0), (HOUR, 2.0)]).noisy(1.0), 0..=0, 0.0),
+        (
+            Trace::new("CPU: idle", TraceMetric::Cpu, vec![(0.0, 2.0), (HOUR, 2.0)])
+                .with_noise(1.0),
+            0..=0,
+            0.0,
+        ),
         (
             Trace::new(
                 "lag: 400 ms now and then",
-                Of::Lag,
+                TraceMetric::Lag,
                 repeat(&[(0.0, 0.0), (9.0, 0.0), (9.5, 0.4), (10.0, 0.0)], HOUR),
             ),
             0..=0,
@@ -96,7 +101,7 @@ pub(crate) fn benign() -> Vec<Case> {
     ]
 }
 
-pub(crate) fn troubled() -> Vec<Case> {
+pub(crate) fn faulty_cases() -> Vec<Case> {
     let day = 24.0 * HOUR;
     let cycle = |peak: f64| {
         let wave = |n: usize| (1.0 - (n as f64 / 48.0 * std::f64::consts::TAU).cos()) / 2.0;
@@ -117,13 +122,14 @@ pub(crate) fn troubled() -> Vec<Case> {
     };
     vec![
         (
-            memory("5 MiB/s in 256 MiB", vec![(0.0, 40.0), (60.0, 40.0), (90.7, 100.0)]).noisy(0.2),
+            memory("5 MiB/s in 256 MiB", vec![(0.0, 40.0), (60.0, 40.0), (90.7, 100.0)])
+                .with_noise(0.2),
             3..=10,
             95.0,
         ),
         (
             memory("40 MiB/s in 256 MiB", vec![(0.0, 40.0), (60.0, 40.0), (63.84, 100.0)])
-                .noisy(0.2),
+                .with_noise(0.2),
             2..=6,
             80.0,
         ),
@@ -132,8 +138,8 @@ pub(crate) fn troubled() -> Vec<Case> {
             4..=6,
             96.0,
         ),
-        (memory("stairs to OOM, 2 % each 10 min", stairs).noisy(0.3), 4..=10, 95.0),
-        (memory("collector over a leak to OOM", breathing).noisy(0.3), 3..=14, 95.0),
+        (memory("stairs to OOM, 2 % each 10 min", stairs).with_noise(0.3), 4..=10, 95.0),
+        (memory("collector over a leak to OOM", breathing).with_noise(0.3), 3..=14, 95.0),
         (
             // A slow leak all the time, and after an hour and a half a second one ten times as
             // fast.
@@ -141,7 +147,7 @@ pub(crate) fn troubled() -> Vec<Case> {
                 "two leaks at once to OOM",
                 vec![(0.0, 30.0), (1.5 * HOUR, 52.0), (2.0 * HOUR, 100.0)],
             )
-            .noisy(0.5),
+            .with_noise(0.5),
             3..=10,
             95.0,
         ),
@@ -158,11 +164,11 @@ pub(crate) fn troubled() -> Vec<Case> {
                 "limit halved while it runs",
                 vec![(0.0, 44.0), (HOUR, 44.0), (HOUR + 0.2, 88.0), (2.0 * HOUR, 88.0)],
             )
-            .noisy(0.5),
+            .with_noise(0.5),
             1..=1,
             86.0,
         ),
-        (memory("two days with a peak of 85 %", cycle(85.0)).noisy(1.0), 2..=3, 79.0),
+        (memory("two days with a peak of 85 %", cycle(85.0)).with_noise(1.0), 2..=3, 79.0),
         (
             memory(
                 "2 s at 95 % each 10 min, 2 h",
@@ -192,17 +198,17 @@ pub(crate) fn troubled() -> Vec<Case> {
         (
             Trace::new(
                 "CPU: plateau at 97 %, 1 h",
-                Of::Cpu,
+                TraceMetric::Cpu,
                 vec![(0.0, 30.0), (60.0, 97.0), (HOUR, 97.0)],
             )
-            .noisy(1.0),
+            .with_noise(1.0),
             1..=2,
             90.0,
         ),
         (
             Trace::new(
                 "CPU: 97 %, one tick in ten at 80 %",
-                Of::Cpu,
+                TraceMetric::Cpu,
                 repeat(
                     &[
                         (0.0, 97.0),
@@ -221,7 +227,7 @@ pub(crate) fn troubled() -> Vec<Case> {
         (
             Trace::new(
                 "CPU: 20 s at 100, 20 s at 60 %",
-                Of::Cpu,
+                TraceMetric::Cpu,
                 repeat(
                     &[(0.0, 60.0), (19.5, 60.0), (20.0, 100.0), (39.5, 100.0), (40.0, 60.0)],
                     HOUR,
@@ -233,7 +239,7 @@ pub(crate) fn troubled() -> Vec<Case> {
         (
             Trace::new(
                 "lag: stuck for 10 s",
-                Of::Lag,
+                TraceMetric::Lag,
                 vec![(0.0, 0.0), (60.0, 0.0), (70.0, 10.0), (70.1, 0.0), (HOUR, 0.0)],
             ),
             1..=4,
@@ -244,7 +250,7 @@ pub(crate) fn troubled() -> Vec<Case> {
 
 /// Reads the traces in `tests/replay/traces`. The first line of each gives its expectation: `# of
 /// memory; captures 1 to 4; last 90`.
-pub(crate) fn files() -> Vec<Case> {
+pub(crate) fn file_cases() -> Vec<Case> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/replay/traces");
     let mut paths: Vec<_> =
         fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();

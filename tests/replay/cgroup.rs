@@ -15,19 +15,19 @@ use marple::agent::{ReplayOutcome, ReplayTiming};
 use marple::base::ManualClock;
 use marple::config::Settings;
 use marple::metrics::Gauges;
-use marple::model::{AtLimit, Vitals};
+use marple::model::{LimitEffect, Vitals};
 use marple::vitals::{Reader, Runtimes};
 use tempfile::TempDir;
 
-use super::budget::{last, ticks};
+use super::budget::{last_captured_value, ticks};
 use super::cases::HOUR;
-use super::trace::{Of, Trace};
+use super::trace::{Trace, TraceMetric};
 
 const MIB: f64 = 1_048_576.0;
 
 /// Limits of a cgroup, in MiB.
 #[derive(Clone, Copy, Debug)]
-enum Walls {
+enum MemoryLimits {
     V2 {
         /// `memory.high`, above which the kernel throttles.
         high: Option<u64>,
@@ -42,9 +42,9 @@ enum Walls {
     },
 }
 
-impl Walls {
+impl MemoryLimits {
     /// Returns the limit that the reader uses, in MiB.
-    fn nearest(self) -> u64 {
+    fn effective_limit(self) -> u64 {
         match self {
             Self::V2 { high, max } => high.into_iter().chain(max).min().unwrap(),
             Self::V1 { hard, .. } => hard,
@@ -61,24 +61,24 @@ impl Walls {
 }
 
 /// The files of a cgroup below a directory that replaces `/`.
-struct Files {
+struct CgroupFiles {
     root: TempDir,
     cgroup: PathBuf,
     /// Files written so far.
     open: BTreeMap<&'static str, File>,
-    walls: Walls,
+    limits: MemoryLimits,
     /// Number of times usage was at the limit.
     events: u64,
 }
 
-impl Files {
-    fn new(walls: Walls) -> Self {
+impl CgroupFiles {
+    fn new(walls: MemoryLimits) -> Self {
         let root = TempDir::new().unwrap();
         let (membership, mount, dir) = match walls {
-            Walls::V2 { .. } => {
+            MemoryLimits::V2 { .. } => {
                 ("0::/orders\n", "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n", "orders")
             }
-            Walls::V1 { .. } => (
+            MemoryLimits::V1 { .. } => (
                 "2:memory:/orders\n",
                 "31 23 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n",
                 "memory/orders",
@@ -89,16 +89,16 @@ impl Files {
         fs::create_dir_all(root.path().join("proc/self")).unwrap();
         fs::write(root.path().join("proc/self/cgroup"), membership).unwrap();
         fs::write(root.path().join("proc/self/mountinfo"), mount).unwrap();
-        let mut files = Self { root, cgroup, open: BTreeMap::new(), walls, events: 0 };
+        let mut files = Self { root, cgroup, open: BTreeMap::new(), limits: walls, events: 0 };
         let limit = |mib: Option<u64>, none: &str| {
             mib.map_or(none.to_owned(), |mib| format!("{}\n", mib << 20))
         };
         match walls {
-            Walls::V2 { high, max } => {
+            MemoryLimits::V2 { high, max } => {
                 files.write("memory.high", &limit(high, "max\n"));
                 files.write("memory.max", &limit(max, "max\n"));
             }
-            Walls::V1 { soft, hard } => {
+            MemoryLimits::V1 { soft, hard } => {
                 let none = "9223372036854771712\n";
                 files.write("memory.soft_limit_in_bytes", &limit(soft, none));
                 files.write("memory.limit_in_bytes", &limit(Some(hard), none));
@@ -121,11 +121,11 @@ impl Files {
         let (heap, cache) = ((heap * MIB) as u64, (cache * MIB) as u64);
         // Most pages that a copy has read are on the inactive list.
         let (inactive, active) = (cache / 4 * 3, cache - cache / 4 * 3);
-        let slab = self.walls.slab();
+        let slab = self.limits.slab();
         let usage = heap + cache + slab;
-        self.events += u64::from(usage + (2 << 20) > self.walls.nearest() << 20);
-        match self.walls {
-            Walls::V2 { high, .. } => {
+        self.events += u64::from(usage + (2 << 20) > self.limits.effective_limit() << 20);
+        match self.limits {
+            MemoryLimits::V2 { high, .. } => {
                 self.write("memory.current", &format!("{usage}\n"));
                 let stat = format!(
                     "anon {heap}\nfile {cache}\nshmem 0\ninactive_anon {heap}\nactive_anon 0\n\
@@ -137,7 +137,7 @@ impl Files {
                 let events = format!("high {at_high}\nmax {at_max}\noom_kill 0\n");
                 self.write("memory.events", &events);
             }
-            Walls::V1 { .. } => {
+            MemoryLimits::V1 { .. } => {
                 self.write("memory.usage_in_bytes", &format!("{usage}\n"));
                 let stat = format!(
                     "cache {cache}\nrss {heap}\ninactive_file 0\nactive_file 0\ntotal_cache {cache}\n\
@@ -152,36 +152,40 @@ impl Files {
 
 /// Amount of page cache.
 #[derive(Clone, Copy, Debug)]
-enum Cache {
+enum CacheAmount {
     None,
     /// All that the heap leaves of the nearest limit, except 1 MiB.
-    TheRest,
+    FillsLimit,
 }
 
 /// Returns the memory vitals that a process in such a cgroup reads. Its heap is `trace` per cent of
 /// the nearest limit.
-fn vitals<'t>(trace: &'t Trace, walls: Walls, cache: Cache) -> impl Iterator<Item = Vitals> + 't {
-    let mut files = Files::new(walls);
-    let limit = walls.nearest() as f64;
+fn vitals<'t>(
+    trace: &'t Trace,
+    walls: MemoryLimits,
+    cache: CacheAmount,
+) -> impl Iterator<Item = Vitals> + 't {
+    let mut files = CgroupFiles::new(walls);
+    let limit = walls.effective_limit() as f64;
     let mut charge = move |heap: f64| {
         let heap = heap / 100.0 * limit;
         let slab = walls.slab() as f64 / MIB;
         let cache = match cache {
-            Cache::None => 0.0,
-            Cache::TheRest => (limit - heap - slab - 1.0).max(0.0),
+            CacheAmount::None => 0.0,
+            CacheAmount::FillsLimit => (limit - heap - slab - 1.0).max(0.0),
         };
         files.charge(heap, cache);
         files.root.path().to_owned()
     };
     let clock = Arc::new(ManualClock::new(Timestamp::UNIX_EPOCH));
-    let root = charge(trace.at(0.0));
+    let root = charge(trace.value_at(0.0));
     let mut reader = Reader::with_root(Runtimes::new(), Gauges::new(), &root, clock.clone());
     let mut passed = Duration::ZERO;
     ticks(trace).map(move |tick| {
         let at = Duration::from_nanos(tick.at.as_nanos());
         clock.advance(at - passed);
         passed = at;
-        charge(trace.at(at.as_secs_f64()));
+        charge(trace.value_at(at.as_secs_f64()));
         let read = reader.read(tick.at);
         // The other vitals would be those of the test process.
         Vitals {
@@ -190,7 +194,7 @@ fn vitals<'t>(trace: &'t Trace, walls: Walls, cache: Cache) -> impl Iterator<Ite
             working_set: read.working_set,
             reclaimable: read.reclaimable,
             memory_limit: read.memory_limit,
-            at_memory_limit: read.at_memory_limit,
+            memory_limit_effect: read.memory_limit_effect,
             kill_limit: read.kill_limit,
             memory_growth: read.memory_growth,
             memory_high: read.memory_high,
@@ -201,25 +205,25 @@ fn vitals<'t>(trace: &'t Trace, walls: Walls, cache: Cache) -> impl Iterator<Ite
 }
 
 fn steady() -> Trace {
-    Trace::new("", Of::Memory, vec![(0.0, 45.0), (3.0 * HOUR, 50.0)]).noisy(1.0)
+    Trace::new("", TraceMetric::Memory, vec![(0.0, 45.0), (3.0 * HOUR, 50.0)]).with_noise(1.0)
 }
 
 /// Returns a heap that is small for an hour and then rises to `to` per cent within `ramp` seconds.
 fn leak(ramp: f64, to: f64) -> Trace {
     let start = HOUR;
-    Trace::new("", Of::Memory, vec![(0.0, 45.0), (start, 50.0), (start + ramp, to)])
+    Trace::new("", TraceMetric::Memory, vec![(0.0, 45.0), (start, 50.0), (start + ramp, to)])
 }
 
 /// Returns a heap that rises to `to` per cent within an hour, stays there for an hour, and falls.
-fn held(to: f64) -> Trace {
+fn rise_and_hold(to: f64) -> Trace {
     let points = [(0.0, 40.0), (1.0, to), (2.0, to), (2.2, 60.0), (2.5, 60.0)];
-    Trace::new("", Of::Memory, points.map(|(hours, at)| (hours * HOUR, at)).into())
+    Trace::new("", TraceMetric::Memory, points.map(|(hours, at)| (hours * HOUR, at)).into())
 }
 
 struct Row {
     name: &'static str,
-    walls: Walls,
-    cache: Cache,
+    limits: MemoryLimits,
+    cache: CacheAmount,
     trace: Trace,
     captures: RangeInclusive<usize>,
     /// Lowest permitted value at the last capture.
@@ -227,7 +231,7 @@ struct Row {
 }
 
 fn run(row: &Row) -> ReplayOutcome {
-    replay(&Settings::default(), ReplayTiming::default(), vitals(&row.trace, row.walls, row.cache))
+    replay(&Settings::default(), ReplayTiming::default(), vitals(&row.trace, row.limits, row.cache))
 }
 
 /// Replays `rows` and checks each: the number of captures, at most one incident, and the value at
@@ -236,50 +240,50 @@ fn assert_captured(rows: &[Row]) {
     let mut short = Vec::new();
     for row in rows {
         let outcome = run(row);
-        let taken = outcome.taken.len();
-        let at = if taken == 0 { 0.0 } else { last(&row.trace, &outcome) };
+        let capture_count = outcome.captures.len();
+        let at = if capture_count == 0 { 0.0 } else { last_captured_value(&row.trace, &outcome) };
         let limits: Vec<_> =
             outcome.fired.iter().map(|(_, rule, text)| format!("{rule}: {text}")).collect();
-        println!("{:<44} {:?} {taken} @ {at:.1} %", row.name, row.walls);
-        if !row.captures.contains(&taken) || at < row.last || outcome.incidents.len() > 1 {
-            short.push((row.name, row.walls, taken, at, limits));
+        println!("{:<44} {:?} {capture_count} @ {at:.1} %", row.name, row.limits);
+        if !row.captures.contains(&capture_count) || at < row.last || outcome.incidents.len() > 1 {
+            short.push((row.name, row.limits, capture_count, at, limits));
         }
     }
     assert!(short.is_empty(), "{short:#?}");
 }
 
-const V2: Walls = Walls::V2 { high: None, max: Some(512) };
-const V1: Walls = Walls::V1 { soft: None, hard: 512 };
-const SOFT: Walls = Walls::V2 { high: Some(512), max: Some(768) };
+const V2: MemoryLimits = MemoryLimits::V2 { high: None, max: Some(512) };
+const V1: MemoryLimits = MemoryLimits::V1 { soft: None, hard: 512 };
+const SOFT: MemoryLimits = MemoryLimits::V2 { high: Some(512), max: Some(768) };
 
 #[test]
-fn page_cache_up_to_the_limit_leaves_no_capture() {
+fn page_cache_up_to_limit_causes_no_capture() {
     let row = |walls| Row {
         name: "page cache up to the limit, 3 h",
-        walls,
-        cache: Cache::TheRest,
+        limits: walls,
+        cache: CacheAmount::FillsLimit,
         trace: steady(),
         captures: 0..=0,
         last: 0.0,
     };
     let rows = [V2, V1, SOFT].map(row);
     for row in &rows {
-        let first = vitals(&row.trace, row.walls, row.cache).next().unwrap();
+        let first = vitals(&row.trace, row.limits, row.cache).next().unwrap();
         let (working_set, reclaimable) = (first.working_set.unwrap(), first.reclaimable.unwrap());
         let charged = (working_set.get() + reclaimable.get()) as f64 / (512.0 * MIB);
         assert!(charged > 0.98 && reclaimable > working_set, "{charged} {first:?}");
         let at_wall = |read: Vitals| read.memory_high > Some(0) || read.memory_max > Some(0);
-        assert!(vitals(&row.trace, row.walls, row.cache).any(at_wall), "{:?}", row.walls);
+        assert!(vitals(&row.trace, row.limits, row.cache).any(at_wall), "{:?}", row.limits);
     }
     assert_captured(&rows);
 }
 
 #[test]
-fn leaks_beneath_page_cache_are_captured_up_to_the_limit() {
+fn leaks_under_page_cache_are_captured_up_to_limit() {
     let row = |walls, ramp, last| Row {
         name: "page cache, and a leak beneath it",
-        walls,
-        cache: Cache::TheRest,
+        limits: walls,
+        cache: CacheAmount::FillsLimit,
         trace: leak(ramp, 100.0),
         captures: 2..=10,
         last,
@@ -291,23 +295,34 @@ fn leaks_beneath_page_cache_are_captured_up_to_the_limit() {
 }
 
 #[test]
-fn soft_limits_are_the_wall_that_captures_lead_up_to() {
-    let row =
-        |name, walls, cache, trace| Row { name, walls, cache, trace, captures: 2..=10, last: 97.0 };
-    let only = Walls::V2 { high: Some(512), max: None };
+fn v2_soft_limit_is_effective_memory_limit() {
+    let row = |name, walls, cache, trace| Row {
+        name,
+        limits: walls,
+        cache,
+        trace,
+        captures: 2..=10,
+        last: 97.0,
+    };
+    let only = MemoryLimits::V2 { high: Some(512), max: None };
     let rows = [
-        row("held at memory.high", only, Cache::None, held(99.5)),
-        row("held at memory.high below memory.max", SOFT, Cache::None, held(99.5)),
-        row("held a little above memory.high", SOFT, Cache::None, held(103.0)),
-        row("held at memory.high beneath page cache", SOFT, Cache::TheRest, held(99.5)),
+        row("held at memory.high", only, CacheAmount::None, rise_and_hold(99.5)),
+        row("held at memory.high below memory.max", SOFT, CacheAmount::None, rise_and_hold(99.5)),
+        row("held a little above memory.high", SOFT, CacheAmount::None, rise_and_hold(103.0)),
+        row(
+            "held at memory.high beneath page cache",
+            SOFT,
+            CacheAmount::FillsLimit,
+            rise_and_hold(99.5),
+        ),
         // `memory.high` is 100 %; 104 % is `memory.max`.
         Row {
             captures: 2..=16,
             last: 101.0,
             ..row(
                 "through memory.high to memory.max",
-                Walls::V2 { high: Some(500), max: Some(520) },
-                Cache::None,
+                MemoryLimits::V2 { high: Some(500), max: Some(520) },
+                CacheAmount::None,
                 leak(600.0, 104.0),
             )
         },
@@ -317,34 +332,34 @@ fn soft_limits_are_the_wall_that_captures_lead_up_to() {
             last: 129.3,
             ..row(
                 "through memory.high to memory.max far above it",
-                Walls::V2 { high: Some(384), max: Some(512) },
-                Cache::None,
+                MemoryLimits::V2 { high: Some(384), max: Some(512) },
+                CacheAmount::None,
                 leak(600.0, 133.3),
             )
         },
         row(
             "memory.high above memory.max",
-            Walls::V2 { high: Some(640), max: Some(512) },
-            Cache::None,
+            MemoryLimits::V2 { high: Some(640), max: Some(512) },
+            CacheAmount::None,
             leak(600.0, 100.0),
         ),
     ];
     assert_captured(&rows);
     for (row, at_limit) in
-        rows.iter().zip([AtLimit::Throttle; 6].into_iter().chain([AtLimit::Kill]))
+        rows.iter().zip([LimitEffect::Throttle; 6].into_iter().chain([LimitEffect::Kill]))
     {
-        let read = vitals(&row.trace, row.walls, row.cache).next().unwrap();
-        assert_eq!(read.at_memory_limit, at_limit, "{}", row.name);
+        let read = vitals(&row.trace, row.limits, row.cache).next().unwrap();
+        assert_eq!(read.memory_limit_effect, at_limit, "{}", row.name);
     }
 }
 
 #[test]
-fn soft_limits_of_v1_are_no_wall() {
-    let walls = Walls::V1 { soft: Some(256), hard: 512 };
+fn v1_soft_limit_is_ignored() {
+    let walls = MemoryLimits::V1 { soft: Some(256), hard: 512 };
     let row = |name, trace, captures, last| Row {
         name,
-        walls,
-        cache: Cache::None,
+        limits: walls,
+        cache: CacheAmount::None,
         trace,
         captures,
         last,

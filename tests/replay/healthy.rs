@@ -58,7 +58,7 @@ fn vitals(second: f64, load: Load) -> Vitals {
         memory_limit: Some(Limit { value: Bytes(1 << 30), source: "healthy".into() }),
         cpu_cores: Some((load.cpu + jitter(second + 0.25, 3.0)).clamp(0.0, 100.0) / 50.0),
         cpu_limit: limit(2.0),
-        cpu_waited: Some(0.0),
+        cpu_wait: Some(0.0),
         tasks: Some((load.tasks * (1.0 + jitter(second, 0.05))) as u64),
         threads: Some(load.threads as u64),
         fds: Some((load.fds / 100.0 * 4096.0) as u64),
@@ -92,7 +92,7 @@ fn run(lives: u32, life: f64, interval: f64, load: impl Fn(f64) -> Load) -> Vec<
 fn assert_nothing_fired(outcomes: &[ReplayOutcome]) {
     let fired: Vec<_> = outcomes.iter().flat_map(|outcome| &outcome.fired).collect();
     assert!(fired.is_empty(), "{fired:#?}");
-    assert!(outcomes.iter().all(|outcome| outcome.taken.is_empty()));
+    assert!(outcomes.iter().all(|outcome| outcome.captures.is_empty()));
 }
 
 /// Returns a usual day of a service: little load at night, and a peak at noon.
@@ -109,12 +109,12 @@ fn usual_day(second: f64) -> Load {
 }
 
 #[test]
-fn daily_peak_leaves_no_capture() {
+fn daily_peak_causes_no_capture() {
     assert_nothing_fired(&run(1, 2.0 * DAY, 2.0, usual_day));
 }
 
 #[test]
-fn weekly_growth_between_deploys_leaves_no_capture() {
+fn weekly_growth_between_deploys_causes_no_capture() {
     // Memory grows by 4 % a day on top of the daily curve, until the deploy of the next week.
     let week = 7.0 * DAY;
     assert_nothing_fired(&run(2, week, 10.0, |second| {
@@ -124,29 +124,29 @@ fn weekly_growth_between_deploys_leaves_no_capture() {
 }
 
 #[test]
-fn nightly_batch_leaves_no_capture() {
+fn nightly_batch_causes_no_capture() {
     // From two to three at night: eight seconds of all cores in each minute, a third more memory,
     // 64 more threads.
     assert_nothing_fired(&run(1, 2.0 * DAY, 1.0, |second| {
         let (hour, in_minute) = (second % DAY / HOUR, second % MINUTE);
-        let usual = usual_day(second);
+        let day = usual_day(second);
         if !(2.0..3.0).contains(&hour) {
-            return usual;
+            return day;
         }
         let computes = in_minute < 8.0;
         Load {
-            memory: usual.memory + 35.0 * ramp(in_minute, 0.0, 20.0)
+            memory: day.memory + 35.0 * ramp(in_minute, 0.0, 20.0)
                 - 35.0 * ramp(in_minute, 50.0, 55.0),
-            cpu: if computes { 100.0 } else { usual.cpu + 20.0 },
-            threads: usual.threads + 64.0,
-            lag: if computes { 300.0 } else { usual.lag },
-            ..usual
+            cpu: if computes { 100.0 } else { day.cpu + 20.0 },
+            threads: day.threads + 64.0,
+            lag: if computes { 300.0 } else { day.lag },
+            ..day
         }
     }));
 }
 
 #[test]
-fn cache_that_warms_up_to_its_bound_leaves_no_capture() {
+fn cache_warming_up_to_bound_causes_no_capture() {
     // A cache that fills by three quarters of its remaining space each hour, after a start of four
     // seconds on all cores.
     assert_nothing_fired(&run(1, DAY, 1.0, |second| Load {
@@ -157,21 +157,21 @@ fn cache_that_warms_up_to_its_bound_leaves_no_capture() {
 }
 
 #[test]
-fn deploys_leave_no_capture() {
+fn deploys_cause_no_capture() {
     // A restart each two hours: memory and connections return to their previous level within a
     // minute.
     let life = 2.0 * HOUR;
     assert_nothing_fired(&run(12, life, 0.5, |second| {
-        let since = second % life;
-        let back = ramp(since, 2.0, MINUTE);
-        let usual = usual_day(second);
+        let process_age = second % life;
+        let back = ramp(process_age, 2.0, MINUTE);
+        let day = usual_day(second);
         Load {
-            memory: 5.0 + (usual.memory - 5.0) * back,
-            cpu: if since < 8.0 { 100.0 } else { usual.cpu },
-            tasks: usual.tasks * back,
-            fds: 2.0 + (usual.fds - 2.0) * back,
-            lag: if since < 8.0 { 400.0 } else { usual.lag },
-            ..usual
+            memory: 5.0 + (day.memory - 5.0) * back,
+            cpu: if process_age < 8.0 { 100.0 } else { day.cpu },
+            tasks: day.tasks * back,
+            fds: 2.0 + (day.fds - 2.0) * back,
+            lag: if process_age < 8.0 { 400.0 } else { day.lag },
+            ..day
         }
     }));
 }

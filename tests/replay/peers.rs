@@ -13,21 +13,21 @@ pub(crate) trait Policy {
     /// Returns the interval between two checks, in seconds.
     fn interval(&self) -> f64;
     /// Returns `true` if the policy captures at this check.
-    fn look(&mut self, seconds: f64, percent: f64) -> bool;
+    fn should_capture(&mut self, seconds: f64, percent: f64) -> bool;
 }
 
 /// Returns the number of captures of `policy`, and the value at the last finished one.
 pub(crate) fn run(policy: &mut dyn Policy, trace: &Trace) -> (usize, Option<f64>) {
-    let (mut taken, mut last) = (0, None);
-    for look in 0..=(trace.end() / policy.interval()) as usize {
+    let (mut captures, mut last) = (0, None);
+    for look in 0..=(trace.end_seconds() / policy.interval()) as usize {
         let seconds = look as f64 * policy.interval();
-        let value = trace.at(seconds);
-        if policy.look(seconds, value) && seconds + LATENCY <= trace.end() {
-            taken += 1;
+        let value = trace.value_at(seconds);
+        if policy.should_capture(seconds, value) && seconds + LATENCY <= trace.end_seconds() {
+            captures += 1;
             last = Some(value);
         }
     }
-    (taken, last)
+    (captures, last)
 }
 
 /// mosn/holmes with its defaults for memory: every 5 s, above 80 % or 25 % above the average of ten
@@ -43,7 +43,7 @@ impl Policy for Holmes {
         5.0
     }
 
-    fn look(&mut self, seconds: f64, percent: f64) -> bool {
+    fn should_capture(&mut self, seconds: f64, percent: f64) -> bool {
         let current = percent as u64;
         self.ring.push(current);
         if self.ring.len() > 10 {
@@ -72,7 +72,7 @@ impl Policy for RisingWave {
         1.0
     }
 
-    fn look(&mut self, _: f64, percent: f64) -> bool {
+    fn should_capture(&mut self, _: f64, percent: f64) -> bool {
         let was = std::mem::replace(&mut self.above, percent > 90.0);
         self.above && !was
     }
@@ -89,7 +89,7 @@ impl Policy for TiDb {
         1.0
     }
 
-    fn look(&mut self, seconds: f64, percent: f64) -> bool {
+    fn should_capture(&mut self, seconds: f64, percent: f64) -> bool {
         let fires = percent > 70.0
             && self.last.is_none_or(|(at, then)| seconds - at >= MINUTE || percent > then * 1.1);
         if fires {
@@ -102,7 +102,7 @@ impl Policy for TiDb {
 /// autopprof: every 5 s, above 75 %, at the first check and then at every twelfth.
 #[derive(Default)]
 pub(crate) struct Autopprof {
-    over: u32,
+    checks_above: u32,
 }
 
 impl Policy for Autopprof {
@@ -110,12 +110,12 @@ impl Policy for Autopprof {
         5.0
     }
 
-    fn look(&mut self, _: f64, percent: f64) -> bool {
+    fn should_capture(&mut self, _: f64, percent: f64) -> bool {
         if percent <= 75.0 {
-            self.over = 0;
+            self.checks_above = 0;
             return false;
         }
-        self.over += 1;
-        self.over % 12 == 1
+        self.checks_above += 1;
+        self.checks_above % 12 == 1
     }
 }

@@ -23,18 +23,18 @@ use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 
 use super::cases::HOUR;
-use super::trace::{Of, Trace, repeat};
+use super::trace::{Trace, TraceMetric, repeat};
 
 /// Serializes the tests of this file if they are threads of one process: descriptors and threads
 /// are counted per process.
-static ALONE: Mutex<()> = Mutex::new(());
+static SERIAL: Mutex<()> = Mutex::new(());
 
 /// A number of live objects of one kind.
 trait Population {
     fn resize(&mut self, count: usize);
 
     /// Returns only the vitals of this kind.
-    fn of(&self, read: &Vitals) -> Vitals;
+    fn only_this_kind(&self, read: &Vitals) -> Vitals;
 }
 
 struct Tasks {
@@ -62,7 +62,7 @@ impl Population for Tasks {
         });
     }
 
-    fn of(&self, read: &Vitals) -> Vitals {
+    fn only_this_kind(&self, read: &Vitals) -> Vitals {
         Vitals { tasks: read.tasks, task_rise: read.task_rise, ..Vitals::default() }
     }
 }
@@ -87,7 +87,7 @@ impl Population for Threads {
         }
     }
 
-    fn of(&self, read: &Vitals) -> Vitals {
+    fn only_this_kind(&self, read: &Vitals) -> Vitals {
         Vitals { threads: read.threads, thread_rise: read.thread_rise, ..Vitals::default() }
     }
 }
@@ -105,7 +105,7 @@ impl Population for Descriptors {
         self.open.truncate(count);
     }
 
-    fn of(&self, read: &Vitals) -> Vitals {
+    fn only_this_kind(&self, read: &Vitals) -> Vitals {
         Vitals { fds: read.fds, fd_rise: read.fd_rise, ..Vitals::default() }
     }
 }
@@ -122,16 +122,16 @@ fn run(
     let root = TempDir::new().unwrap();
     symlink("/proc", root.path().join("proc")).unwrap();
     let mut reader = Reader::with_root(runtimes, Gauges::new(), root.path(), clock.clone());
-    let ticks = (trace.end() / interval.as_secs_f64()) as u32;
+    let ticks = (trace.end_seconds() / interval.as_secs_f64()) as u32;
     let vitals = (0..=ticks).map(|tick| {
         let at = interval * tick;
-        population.resize(trace.at(at.as_secs_f64()) as usize);
+        population.resize(trace.value_at(at.as_secs_f64()) as usize);
         if tick > 0 {
             clock.advance(interval);
         }
         let now = marple::base::Clock::now(&*clock);
         let read = reader.read(now);
-        Vitals { at: now, ..population.of(&read) }
+        Vitals { at: now, ..population.only_this_kind(&read) }
     });
     replay(&Settings::default(), ReplayTiming::default(), vitals)
 }
@@ -194,22 +194,25 @@ const SECOND: Duration = Duration::from_secs(1);
 fn assert_captured(rows: &[Row]) {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _serial = SERIAL.lock().unwrap_or_else(PoisonError::into_inner);
     let mut short = Vec::new();
     for row in rows {
         for kind in Kind::ALL {
             let scaled = row.points.iter().map(|(at, n)| (*at, n * kind.threshold())).collect();
-            let trace = Trace::new("", Of::Count, scaled).noisy(row.noise * kind.threshold());
+            let trace =
+                Trace::new("", TraceMetric::Count, scaled).with_noise(row.noise * kind.threshold());
             let outcome = kind.run(&trace, row.interval);
-            let taken = outcome.taken.len();
-            let values = outcome.written().map(|it| trace.at(it.at.as_nanos() as f64 / 1e9) as u64);
+            let capture_count = outcome.captures.len();
+            let values = outcome
+                .written_captures()
+                .map(|capture| trace.value_at(capture.at.as_nanos() as f64 / 1e9) as u64);
             let values: Vec<u64> = values.collect();
-            println!("{:<34} {:<12} {taken} @ {values:?}", row.name, kind.rule());
+            println!("{:<34} {:<12} {capture_count} @ {values:?}", row.name, kind.rule());
             let others = outcome.fired.iter().filter(|(_, rule, _)| rule != kind.rule()).count();
             let is_late =
                 values.first().is_some_and(|first| *first as f64 > 3.0 * kind.threshold());
-            if !row.captures.contains(&taken) || others > 0 || is_late {
-                short.push((row.name, kind, taken, values, outcome.fired));
+            if !row.captures.contains(&capture_count) || others > 0 || is_late {
+                short.push((row.name, kind, capture_count, values, outcome.fired));
             }
         }
     }
@@ -217,7 +220,7 @@ fn assert_captured(rows: &[Row]) {
 }
 
 #[test]
-fn numbers_that_rise_without_end_are_captured_and_repeats_are_few() {
+fn endless_count_growth_is_captured_with_few_repeats() {
     let row = |name, points, noise, captures| Row { name, points, noise, interval: TICK, captures };
     assert_captured(&[
         row("12 a minute", vec![(0.0, 0.2), (60.0, 0.2), (90.0, 6.2)], 0.01, 1..=5),
@@ -233,13 +236,13 @@ fn numbers_that_rise_without_end_are_captured_and_repeats_are_few() {
 }
 
 /// Returns the first two hours of a daily curve between `low`, its value at the start, and `high`.
-fn morning(low: f64, high: f64) -> Vec<(f64, f64)> {
+fn daily_rise(low: f64, high: f64) -> Vec<(f64, f64)> {
     let wave = |n: f64| (1.0 - (n / 12.0 * std::f64::consts::PI).cos()) / 2.0;
     (0..=8).map(|n| f64::from(n) / 4.0).map(|n| (n * HOUR, low + (high - low) * wave(n))).collect()
 }
 
 #[test]
-fn starts_plateaus_peaks_and_bursts_of_numbers_leave_no_capture() {
+fn healthy_count_changes_cause_no_capture() {
     let row = |name, points, noise| Row { name, points, noise, interval: TICK, captures: 0..=0 };
     let burst = [(0.0, 0.1), (20.0, 0.1), (25.0, 4.0), (40.0, 4.0), (45.0, 0.1), (60.0, 0.1)];
     assert_captured(&[
@@ -251,6 +254,6 @@ fn starts_plateaus_peaks_and_bursts_of_numbers_leave_no_capture() {
         ),
         row("burst of 20 s each minute", repeat(&burst, 420.0), 0.02),
         row("grows by half in ten minutes", vec![(0.0, 4.0), (60.0, 4.0), (660.0, 6.0)], 0.02),
-        Row { interval: SECOND, ..row("morning of a day with a peak", morning(0.1, 6.0), 0.02) },
+        Row { interval: SECOND, ..row("morning of a day with a peak", daily_rise(0.1, 6.0), 0.02) },
     ]);
 }

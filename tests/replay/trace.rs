@@ -8,7 +8,7 @@ use marple::model::{Limit, Vitals};
 
 /// Metric of a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Of {
+pub(crate) enum TraceMetric {
     /// Per cent of the memory limit.
     Memory,
     /// Per cent of the CPU limit.
@@ -22,7 +22,7 @@ pub(crate) enum Of {
 #[derive(Clone, Debug)]
 pub(crate) struct Trace {
     pub(crate) name: String,
-    pub(crate) of: Of,
+    pub(crate) metric: TraceMetric,
     /// Pairs of seconds and value, ordered by time.
     points: Vec<(f64, f64)>,
     /// Amplitude of the noise.
@@ -30,11 +30,11 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
-    pub(crate) fn new(name: &str, of: Of, points: Vec<(f64, f64)>) -> Self {
-        Self { name: name.to_owned(), of, points, noise: 0.0 }
+    pub(crate) fn new(name: &str, metric: TraceMetric, points: Vec<(f64, f64)>) -> Self {
+        Self { name: name.to_owned(), metric, points, noise: 0.0 }
     }
 
-    pub(crate) fn noisy(self, noise: f64) -> Self {
+    pub(crate) fn with_noise(self, noise: f64) -> Self {
         Self { noise, ..self }
     }
 
@@ -52,15 +52,15 @@ impl Trace {
             point(line)
                 .unwrap_or_else(|| panic!("{}: not `seconds,percent`: {line}", path.display()))
         });
-        let of = if text.contains("# of cpu") { Of::Cpu } else { Of::Memory };
+        let of = if text.contains("# of cpu") { TraceMetric::Cpu } else { TraceMetric::Memory };
         Self::new(&path.file_stem().unwrap().to_string_lossy(), of, points.collect())
     }
 
-    pub(crate) fn end(&self) -> f64 {
+    pub(crate) fn end_seconds(&self) -> f64 {
         self.points.last().map_or(0.0, |point| point.0)
     }
 
-    pub(crate) fn at(&self, seconds: f64) -> f64 {
+    pub(crate) fn value_at(&self, seconds: f64) -> f64 {
         let next = self.points.partition_point(|point| point.0 <= seconds);
         let line = match (next.checked_sub(1).map(|at| self.points[at]), self.points.get(next)) {
             (Some(a), Some(b)) => a.1 + (b.1 - a.1) * (seconds - a.0) / (b.0 - a.0),
@@ -72,7 +72,7 @@ impl Trace {
 
     /// Returns the vitals of every tick at this interval.
     pub(crate) fn ticks(&self, interval: Duration) -> impl Iterator<Item = Vitals> {
-        let ticks = (self.end() / interval.as_secs_f64()) as u32;
+        let ticks = (self.end_seconds() / interval.as_secs_f64()) as u32;
         (0..=ticks).map(move |tick| self.tick(interval * tick))
     }
 
@@ -84,14 +84,14 @@ impl Trace {
             cpu_limit: Some(Limit { value: 100.0, source: "trace".into() }),
             ..Vitals::default()
         };
-        let value = self.at(at.as_secs_f64());
-        match self.of {
-            Of::Memory => {
+        let value = self.value_at(at.as_secs_f64());
+        match self.metric {
+            TraceMetric::Memory => {
                 vitals.working_set = Some(Bytes((value / 100.0 * (1_u64 << 30) as f64) as u64));
             }
-            Of::Cpu => vitals.cpu_cores = Some(value),
-            Of::Lag => vitals.lag = Some(Duration::from_secs_f64(value)),
-            Of::Count => vitals.tasks = Some(value as u64),
+            TraceMetric::Cpu => vitals.cpu_cores = Some(value),
+            TraceMetric::Lag => vitals.lag = Some(Duration::from_secs_f64(value)),
+            TraceMetric::Count => vitals.tasks = Some(value as u64),
         }
         vitals
     }

@@ -6,17 +6,17 @@
 use libc::sock_filter;
 
 /// Offset in `seccomp_data` of the number of the call.
-pub(crate) const NUMBER: u32 = 0;
+pub(crate) const NUMBER_OFFSET: u32 = 0;
 
 /// Offset of the low half of the second argument.
-pub(crate) const SECOND: u32 = 24;
+pub(crate) const SECOND_ARG_OFFSET: u32 = 24;
 
 /// Offset of the low half of the third argument.
-pub(crate) const THIRD: u32 = 32;
+pub(crate) const THIRD_ARG_OFFSET: u32 = 32;
 
 /// Loads the word at offset `place`.
-pub(crate) fn load(place: u32) -> sock_filter {
-    sock_filter { code: 0x20, jt: 0, jf: 0, k: place }
+pub(crate) fn load(offset: u32) -> sock_filter {
+    sock_filter { code: 0x20, jt: 0, jf: 0, k: offset }
 }
 
 /// Masks the loaded word with `mask`.
@@ -25,44 +25,44 @@ pub(crate) fn and(mask: u32) -> sock_filter {
 }
 
 /// Continues if the loaded word is `value`, else skips `other` instructions.
-pub(crate) fn is(value: u32, other: u8) -> sock_filter {
-    sock_filter { code: 0x15, jt: 0, jf: other, k: value }
+pub(crate) fn require_equal(value: u32, skip: u8) -> sock_filter {
+    sock_filter { code: 0x15, jt: 0, jf: skip, k: value }
 }
 
 /// Continues if the loaded word is at least `value`, else skips `other` instructions.
-pub(crate) fn at_least(value: u32, other: u8) -> sock_filter {
-    sock_filter { code: 0x35, jt: 0, jf: other, k: value }
+pub(crate) fn require_at_least(value: u32, skip: u8) -> sock_filter {
+    sock_filter { code: 0x35, jt: 0, jf: skip, k: value }
 }
 
 /// Fails the call with this error.
 pub(crate) fn fail(errno: i32) -> sock_filter {
-    answer(libc::SECCOMP_RET_ERRNO | errno as u32)
+    return_action(libc::SECCOMP_RET_ERRNO | errno as u32)
 }
 
 pub(crate) fn allow() -> sock_filter {
-    answer(libc::SECCOMP_RET_ALLOW)
+    return_action(libc::SECCOMP_RET_ALLOW)
 }
 
 pub(crate) fn kill() -> sock_filter {
-    answer(libc::SECCOMP_RET_KILL_PROCESS)
+    return_action(libc::SECCOMP_RET_KILL_PROCESS)
 }
 
 /// Sends the thread a SIGSYS, which a handler may catch.
 pub(crate) fn trap() -> sock_filter {
-    answer(libc::SECCOMP_RET_TRAP)
+    return_action(libc::SECCOMP_RET_TRAP)
 }
 
 /// Allows these calls in every thread; all others get `other`.
-pub(crate) fn install_list(numbers: impl IntoIterator<Item = i64>, other: sock_filter) {
-    let mut filter = vec![load(NUMBER)];
+pub(crate) fn install_list(numbers: impl IntoIterator<Item = i64>, default: sock_filter) {
+    let mut filter = vec![load(NUMBER_OFFSET)];
     for number in numbers {
-        filter.extend([is(number as u32, 1), allow()]);
+        filter.extend([require_equal(number as u32, 1), allow()]);
     }
-    filter.push(other);
+    filter.push(default);
     install(&mut filter);
 }
 
-fn answer(k: u32) -> sock_filter {
+fn return_action(k: u32) -> sock_filter {
     sock_filter { code: 0x06, jt: 0, jf: 0, k }
 }
 

@@ -54,24 +54,24 @@ pub(crate) fn manifest() -> Manifest {
 }
 
 /// Returns limits that no test reaches.
-pub(crate) fn roomy() -> StoreSettings {
+pub(crate) fn generous_limits() -> StoreSettings {
     StoreSettings {
         max_bytes: Bytes::gib(1),
         max_incidents: 100,
         max_age: Duration::from_secs(86_400),
-        keep_free: DiskReserve::Bytes(Bytes(0)),
+        min_free_space: DiskReserve::Bytes(Bytes(0)),
         ..StoreSettings::default()
     }
 }
 
-const AGAIN: &str = "STORE_TEST_AGAIN";
+const RERUN_ENV: &str = "STORE_TEST_AGAIN";
 
 /// Runs `body` in a copy of this test binary started by `wrapper`, a command that takes a program
 /// and its arguments, with `env` set. `test` is the name of the calling test. Returns `false` if
 /// the wrapper is not available on this machine; this fails under `CI=true` and prints one line
 /// elsewhere.
-pub(crate) fn again(test: &str, wrapper: &[&str], body: impl FnOnce()) -> bool {
-    if std::env::var_os(AGAIN).is_some() {
+pub(crate) fn rerun_under(test: &str, wrapper: &[&str], body: impl FnOnce()) -> bool {
+    if std::env::var_os(RERUN_ENV).is_some() {
         body();
         return true;
     }
@@ -80,7 +80,7 @@ pub(crate) fn again(test: &str, wrapper: &[&str], body: impl FnOnce()) -> bool {
         .args(arguments)
         .arg("true")
         .output()
-        .is_ok_and(|it| it.status.success());
+        .is_ok_and(|result| result.status.success());
     if !possible {
         assert!(
             std::env::var_os("CI").is_none_or(|ci| ci != "true"),
@@ -98,7 +98,7 @@ pub(crate) fn again(test: &str, wrapper: &[&str], body: impl FnOnce()) -> bool {
         .args(arguments)
         .arg(copy)
         .args(["--exact", test, "--nocapture"])
-        .env(AGAIN, "1")
+        .env(RERUN_ENV, "1")
         .output()
         .unwrap();
     let (out, err) =
@@ -108,7 +108,7 @@ pub(crate) fn again(test: &str, wrapper: &[&str], body: impl FnOnce()) -> bool {
 }
 
 /// Returns the command that creates a private mount namespace.
-pub(crate) fn own_mounts() -> &'static [&'static str] {
+pub(crate) fn private_mounts_command() -> &'static [&'static str] {
     if rustix::process::geteuid().is_root() {
         &["unshare", "-m"]
     } else {
@@ -117,8 +117,8 @@ pub(crate) fn own_mounts() -> &'static [&'static str] {
 }
 
 /// Mounts a tmpfs of 1 MiB at `at`; only for a private mount namespace.
-pub(crate) fn mount_small(at: &Path) {
-    mount(&["-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", at.to_str().unwrap()]);
+pub(crate) fn mount_small_tmpfs(mount_point: &Path) {
+    mount(&["-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", mount_point.to_str().unwrap()]);
 }
 
 pub(crate) fn mount(arguments: &[&str]) {

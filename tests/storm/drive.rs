@@ -41,7 +41,7 @@ impl Engine {
         }
     }
 
-    pub(crate) fn of(name: &str) -> Option<Self> {
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|engine| engine.name() == name)
     }
 
@@ -49,7 +49,7 @@ impl Engine {
     pub(crate) fn start(self, hertz: u32) -> Result<Running, String> {
         let marple = |options| {
             let options = Options { frequency: Hertz(hertz), ..options };
-            CpuSession::with(&options, SystemClock.anchor())
+            CpuSession::start_with_options(&options, SystemClock.anchor())
                 .map(Running::Marple)
                 .map_err(|error| error.to_string())
         };
@@ -108,7 +108,7 @@ pub(crate) enum Recorded {
 
 /// The samples of one thread name at one stack.
 #[derive(Clone, Debug)]
-pub(crate) struct Seen {
+pub(crate) struct StackCount {
     pub(crate) thread: String,
     /// Function names, innermost first; empty for a frame without a symbol.
     pub(crate) functions: Vec<String>,
@@ -121,7 +121,7 @@ pub(crate) struct Seen {
 /// A symbolized recording.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Report {
-    pub(crate) seen: Vec<Seen>,
+    pub(crate) stacks: Vec<StackCount>,
     /// Samples the engine reports as lost, in periods.
     pub(crate) lost: f64,
     /// All other remarks of the engine.
@@ -131,37 +131,38 @@ pub(crate) struct Report {
 impl Recorded {
     /// Symbolizes the recording. It costs more than everything else, so callers do it after the
     /// measurement.
-    pub(crate) fn named(self, hertz: u32) -> Report {
+    pub(crate) fn symbolize(self, hertz: u32) -> Report {
         match self {
             Self::Nothing => Report::default(),
-            Self::Marple(profile) => of_profile(*profile, hertz),
-            Self::Peer(report) => of_peer(report),
+            Self::Marple(profile) => report_from_profile(*profile, hertz),
+            Self::Peer(report) => report_from_pprof_crate(report),
         }
     }
 }
 
-fn of_profile(mut profile: Profile, hertz: u32) -> Report {
-    symbols::name_functions(&mut profile);
+fn report_from_profile(mut profile: Profile, hertz: u32) -> Report {
+    symbols::symbolize(&mut profile);
     let column = |name| profile.sample_types.iter().position(|kind| kind.name == name);
     let (samples, nanos) = (column("samples"), column("cpu"));
     let value = |sample: &Sample, column: Option<usize>| {
         column.and_then(|column| sample.values.get(column)).copied().unwrap_or(0)
     };
-    let seen = profile.samples.iter().map(|sample| Seen {
-        thread: thread_of(&profile, sample),
-        functions: functions_of(&profile, sample),
+    let seen = profile.samples.iter().map(|sample| StackCount {
+        thread: thread_name(&profile, sample),
+        functions: function_names(&profile, sample),
         samples: value(sample, samples) as u64,
         weight: value(sample, nanos) as f64 * f64::from(hertz) / 1e9,
     });
     let mut remarks = profile.comments.clone();
     remarks.extend(profile.losses.iter().map(|loss| format!("{}: {}", loss.cause, loss.count)));
     // Parses, for example: "expected 100 samples for 1.000 s of CPU time at 100 Hz, got 98, lost 2"
-    let said = profile.comments.iter().find(|comment| comment.starts_with("expected "));
-    let lost = said.and_then(|said| said.rsplit_once("lost ")?.1.parse().ok()).unwrap_or(0.0);
-    Report { seen: seen.collect(), lost, remarks }
+    let expected_comment = profile.comments.iter().find(|comment| comment.starts_with("expected "));
+    let lost =
+        expected_comment.and_then(|said| said.rsplit_once("lost ")?.1.parse().ok()).unwrap_or(0.0);
+    Report { stacks: seen.collect(), lost, remarks }
 }
 
-fn thread_of(profile: &Profile, sample: &Sample) -> String {
+fn thread_name(profile: &Profile, sample: &Sample) -> String {
     let of_thread = |key: &str| key == "thread";
     let label = sample.labels.iter().find(|label| of_thread(profile.strings.get(label.key)));
     match label.map(|label| label.value) {
@@ -170,7 +171,7 @@ fn thread_of(profile: &Profile, sample: &Sample) -> String {
     }
 }
 
-fn functions_of(profile: &Profile, sample: &Sample) -> Vec<String> {
+fn function_names(profile: &Profile, sample: &Sample) -> Vec<String> {
     let frames = profile.stacks.frames(sample.stack);
     let name = |frame| {
         let line = profile.frames.get(frame).lines.first()?;
@@ -180,15 +181,15 @@ fn functions_of(profile: &Profile, sample: &Sample) -> Vec<String> {
     frames.map(|frame| name(frame).unwrap_or_default()).collect()
 }
 
-fn of_peer(report: pprof::UnresolvedReport) -> Report {
+fn report_from_pprof_crate(report: pprof::UnresolvedReport) -> Report {
     let seen = report.data.into_iter().map(|(frames, count)| {
         let frames = pprof::Frames::from(frames);
-        Seen {
+        StackCount {
             thread: frames.thread_name.clone(),
             functions: frames.frames.iter().flatten().map(pprof::Symbol::name).collect(),
             samples: count as u64,
             weight: count as f64,
         }
     });
-    Report { seen: seen.collect(), ..Report::default() }
+    Report { stacks: seen.collect(), ..Report::default() }
 }

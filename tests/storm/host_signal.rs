@@ -6,20 +6,20 @@ use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::drive::Engine;
-use crate::watch::say;
+use crate::watch::print_line;
 
 /// Number of signals the host has handled.
-static HANDLED: AtomicU64 = AtomicU64::new(0);
+static HANDLED_SIGNALS: AtomicU64 = AtomicU64::new(0);
 
 /// Number of further signals required in each phase.
-const WANTED: u64 = 40;
+const SIGNALS_PER_PHASE: u64 = 40;
 
 extern "C" fn handler(_: libc::c_int) {
-    HANDLED.fetch_add(1, Relaxed);
+    HANDLED_SIGNALS.fetch_add(1, Relaxed);
 }
 
 /// Installs the handler and the timer.
-fn profile_itself() {
+fn install_profiling_timer() {
     let on_signal: extern "C" fn(libc::c_int) = handler;
     let every = libc::timeval { tv_sec: 0, tv_usec: 5000 };
     let timer = libc::itimerval { it_interval: every, it_value: every };
@@ -35,29 +35,29 @@ fn profile_itself() {
 
 /// Burns CPU until the required signals have arrived; the watching process ends this one if none
 /// do.
-fn until_handled(phase: &str) {
-    let before = HANDLED.load(Relaxed);
-    while HANDLED.load(Relaxed) < before + WANTED {
+fn wait_for_signals(phase: &str) {
+    let before = HANDLED_SIGNALS.load(Relaxed);
+    while HANDLED_SIGNALS.load(Relaxed) < before + SIGNALS_PER_PHASE {
         (0..1 << 16).for_each(|turn| {
             black_box(turn);
         });
     }
-    say(&format!("told {phase}: {WANTED} signals handled"));
+    print_line(&format!("told {phase}: {SIGNALS_PER_PHASE} signals handled"));
 }
 
-pub(crate) fn host(engine: Engine) {
-    profile_itself();
-    until_handled("before");
+pub(crate) fn run_host(engine: Engine) {
+    install_profiling_timer();
+    wait_for_signals("before");
     match engine.start(99) {
         Ok(running) => {
-            until_handled("during");
+            wait_for_signals("during");
             match running.stop() {
-                Ok(_) => say("told the engine ran beside it"),
-                Err(why) => say(&format!("told the engine failed: {why}")),
+                Ok(_) => print_line("told the engine ran beside it"),
+                Err(why) => print_line(&format!("told the engine failed: {why}")),
             }
         }
-        Err(why) => say(&format!("told the engine kept away: {why}")),
+        Err(why) => print_line(&format!("told the engine kept away: {why}")),
     }
-    until_handled("after");
-    say("done");
+    wait_for_signals("after");
+    print_line("done");
 }

@@ -21,15 +21,15 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-const CHILD: &str = "STORM_ENGINE";
-const SECONDS: &str = "STORM_SECONDS";
+const ENGINE_ENV: &str = "STORM_ENGINE";
+const SECONDS_ENV: &str = "STORM_SECONDS";
 
 /// Longest time without output, or without progress of a thread: a thousand times what it takes.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Result of a stress process.
-pub(crate) enum Ended {
-    Done(Totals),
+pub(crate) enum RunResult {
+    Completed(Totals),
     /// The engine does not run here; its message.
     Refused(String),
     /// The exit status and the last output.
@@ -38,10 +38,10 @@ pub(crate) enum Ended {
     Hung(String),
 }
 
-impl fmt::Display for Ended {
+impl fmt::Display for RunResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Done(_) => f.write_str("ended well"),
+            Self::Completed(_) => f.write_str("ended well"),
             Self::Refused(why) => write!(f, "does not run here: {why}"),
             Self::Crashed(status, last) => write!(f, "crashed, {status}; last: {last}"),
             Self::Hung(what) => write!(f, "hung: {what}"),
@@ -51,17 +51,17 @@ impl fmt::Display for Ended {
 
 /// Progress of the threads, with the CPU seconds of the process and its children.
 #[derive(Debug, Default)]
-pub(crate) struct Done {
+pub(crate) struct PhaseProgress {
     pub(crate) cpu: f64,
-    pub(crate) turns: BTreeMap<String, u64>,
+    pub(crate) iterations: BTreeMap<String, u64>,
 }
 
-impl Done {
-    fn add(&mut self, rest: &str) {
+impl PhaseProgress {
+    fn add_line(&mut self, rest: &str) {
         let (cpu, turns) = rest.split_once(' ').unwrap_or((rest, ""));
         self.cpu += cpu.parse().unwrap_or(f64::NAN);
-        for (name, count) in turns.split_ascii_whitespace().filter_map(pair) {
-            *self.turns.entry(name).or_default() += count;
+        for (name, count) in turns.split_ascii_whitespace().filter_map(parse_count) {
+            *self.iterations.entry(name).or_default() += count;
         }
     }
 }
@@ -70,8 +70,8 @@ impl Done {
 #[derive(Debug, Default)]
 pub(crate) struct Totals {
     pub(crate) progress: BTreeMap<String, u64>,
-    pub(crate) with: Done,
-    pub(crate) without: Done,
+    pub(crate) with_session: PhaseProgress,
+    pub(crate) without_session: PhaseProgress,
     pub(crate) counts: BTreeMap<String, u64>,
     pub(crate) remarks: Vec<String>,
 }
@@ -83,67 +83,70 @@ impl Totals {
 }
 
 /// Returns the engine to stress if this process is a stress process, or `None`.
-pub(crate) fn asked() -> Option<String> {
-    std::env::var(CHILD).ok()
+pub(crate) fn requested_engine() -> Option<String> {
+    std::env::var(ENGINE_ENV).ok()
 }
 
 /// Returns the length of each part in seconds.
 pub(crate) fn seconds() -> u64 {
-    std::env::var(SECONDS).ok().and_then(|text| text.parse().ok()).unwrap_or(3)
+    std::env::var(SECONDS_ENV).ok().and_then(|text| text.parse().ok()).unwrap_or(3)
 }
 
 /// Prints a line of the protocol.
-pub(crate) fn say(line: &str) {
+pub(crate) fn print_line(line: &str) {
     // `println!` would be captured by the test harness.
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
 /// Starts `test` as the stress process of `engine` and watches it.
-pub(crate) fn run(test: &str, engine: &str) -> Ended {
+pub(crate) fn run(test: &str, engine: &str) -> RunResult {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture"])
-        .env(CHILD, engine)
+        .env(ENGINE_ENV, engine)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let reader = thread::spawn(move || {
-        lines.map_while(Result::ok).try_for_each(|line| tell.send(line)).is_ok()
+        lines.map_while(Result::ok).try_for_each(|line| sender.send(line)).is_ok()
     });
-    let mut storm = Heard::default();
-    let stood = loop {
-        match told.recv_timeout(PATIENCE) {
+    let mut storm = ProcessOutput::default();
+    let failure = loop {
+        match receiver.recv_timeout(PROGRESS_TIMEOUT) {
             Ok(line) => {
-                if let Some(name) = storm.hear(&line) {
-                    break Some(format!("`{name}` got no further in {PATIENCE:?}"));
+                if let Some(name) = storm.parse_line(&line) {
+                    break Some(format!("`{name}` got no further in {PROGRESS_TIMEOUT:?}"));
                 }
             }
             Err(mpsc::RecvTimeoutError::Timeout) => {
-                break Some(format!("nothing was heard for {PATIENCE:?}; last: {}", storm.last));
+                break Some(format!(
+                    "nothing was heard for {PROGRESS_TIMEOUT:?}; last: {}",
+                    storm.last
+                ));
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => break None,
         }
     };
-    if let Some(what) = stood {
-        let where_it_is = stuck_at(child.id());
+    if let Some(what) = failure {
+        let where_it_is = thread_states(child.id());
         let _ = child.kill();
         let _ = child.wait();
-        return Ended::Hung(format!("{what}\n{where_it_is}"));
+        return RunResult::Hung(format!("{what}\n{where_it_is}"));
     }
     let _ = reader.join();
     match child.wait().unwrap() {
-        status if !status.success() => Ended::Crashed(status, storm.last),
-        _ if storm.refused.is_some() => Ended::Refused(storm.refused.unwrap_or_default()),
-        status if !storm.done => Ended::Crashed(status, storm.last),
-        _ => Ended::Done(storm.totals),
+        status if !status.success() => RunResult::Crashed(status, storm.last),
+        _ if storm.refused.is_some() => RunResult::Refused(storm.refused.unwrap_or_default()),
+        status if !storm.done => RunResult::Crashed(status, storm.last),
+        _ => RunResult::Completed(storm.totals),
     }
 }
 
 /// Returns the kernel's state of each thread of a process that hangs.
-fn stuck_at(pid: u32) -> String {
+fn thread_states(pid: u32) -> String {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let read = |path: std::path::PathBuf| std::fs::read_to_string(path).unwrap_or_default();
     let line = |thread: std::fs::DirEntry| {
@@ -154,26 +157,26 @@ fn stuck_at(pid: u32) -> String {
 }
 
 #[derive(Default)]
-struct Heard {
+struct ProcessOutput {
     totals: Totals,
-    moved: BTreeMap<String, Instant>,
+    last_progress: BTreeMap<String, Instant>,
     refused: Option<String>,
     last: String,
     done: bool,
 }
 
-impl Heard {
+impl ProcessOutput {
     /// Takes a line in. Returns the name of a thread that makes no progress, if there is one.
-    fn hear(&mut self, line: &str) -> Option<String> {
+    fn parse_line(&mut self, line: &str) -> Option<String> {
         let (kind, rest) = line.split_once(' ').unwrap_or((line, ""));
         match kind {
             "refused" => self.refused = Some(rest.to_owned()),
             "told" => self.totals.remarks.push(rest.to_owned()),
-            "count" => self.totals.counts.extend(pair(rest)),
-            "with" => self.totals.with.add(rest),
-            "without" => self.totals.without.add(rest),
+            "count" => self.totals.counts.extend(parse_count(rest)),
+            "with" => self.totals.with_session.add_line(rest),
+            "without" => self.totals.without_session.add_line(rest),
             "done" => self.done = true,
-            "at" => return self.hear_progress(rest),
+            "at" => return self.parse_progress(rest),
             // Output of the test harness.
             _ => return None,
         }
@@ -181,22 +184,25 @@ impl Heard {
         None
     }
 
-    fn hear_progress(&mut self, rest: &str) -> Option<String> {
+    fn parse_progress(&mut self, rest: &str) -> Option<String> {
         self.last = rest.to_owned();
         let now = Instant::now();
-        for (name, count) in rest.split_ascii_whitespace().filter_map(pair) {
+        for (name, count) in rest.split_ascii_whitespace().filter_map(parse_count) {
             let before = self.totals.progress.insert(name.clone(), count);
-            if before != Some(count) || !self.moved.contains_key(&name) {
-                self.moved.insert(name, now);
+            if before != Some(count) || !self.last_progress.contains_key(&name) {
+                self.last_progress.insert(name, now);
             }
         }
-        let stands = |(_, moved): &(&String, &Instant)| now.duration_since(**moved) > PATIENCE;
-        let mut standing = self.moved.iter().filter(stands).map(|(name, _)| name);
-        standing.find(|name| !crate::workers::MAY_STAND_STILL.contains(&name.as_str())).cloned()
+        let has_stopped =
+            |(_, moved): &(&String, &Instant)| now.duration_since(**moved) > PROGRESS_TIMEOUT;
+        let mut standing = self.last_progress.iter().filter(has_stopped).map(|(name, _)| name);
+        standing
+            .find(|name| !crate::workers::MAY_MAKE_NO_PROGRESS.contains(&name.as_str()))
+            .cloned()
     }
 }
 
-fn pair(text: &str) -> Option<(String, u64)> {
+fn parse_count(text: &str) -> Option<(String, u64)> {
     let (name, count) = text.split_once('=')?;
     Some((name.to_owned(), count.parse().ok()?))
 }

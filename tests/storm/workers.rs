@@ -13,7 +13,7 @@ use std::thread;
 /// Progress of each worker, and counts of what must not happen.
 #[derive(Default)]
 pub(crate) struct Counters {
-    turns: [AtomicU64; ALL.len()],
+    iterations: [AtomicU64; WORKERS.len()],
     errno_lost: AtomicU64,
     children_killed: AtomicU64,
     /// Sleeps that a signal ended early.
@@ -21,36 +21,36 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    fn turn(&self, name: &str) {
-        let which = ALL.iter().position(|(worker, _)| *worker == name);
-        self.turns[which.expect("a worker's name")].fetch_add(1, Relaxed);
+    fn count_iteration(&self, name: &str) {
+        let which = WORKERS.iter().position(|(worker, _)| *worker == name);
+        self.iterations[which.expect("a worker's name")].fetch_add(1, Relaxed);
     }
 
     /// Returns `true` if every worker that is required to has completed a turn.
-    pub(crate) fn all_have_moved(&self) -> bool {
-        let mut at = ALL.iter().zip(&self.turns);
-        at.all(|((name, _), turns)| MAY_STAND_STILL.contains(name) || turns.load(Relaxed) > 0)
+    pub(crate) fn all_progressed(&self) -> bool {
+        let mut at = WORKERS.iter().zip(&self.iterations);
+        at.all(|((name, _), turns)| MAY_MAKE_NO_PROGRESS.contains(name) || turns.load(Relaxed) > 0)
     }
 
     /// Resets the number of turns.
-    pub(crate) fn begin_anew(&self) {
-        self.turns.iter().for_each(|turns| turns.store(0, Relaxed));
+    pub(crate) fn reset(&self) {
+        self.iterations.iter().for_each(|turns| turns.store(0, Relaxed));
     }
 
     /// Returns the number of turns of each worker.
-    pub(crate) fn turns(&self) -> Vec<(&'static str, u64)> {
-        let at = ALL.iter().zip(&self.turns);
+    pub(crate) fn iterations(&self) -> Vec<(&'static str, u64)> {
+        let at = WORKERS.iter().zip(&self.iterations);
         at.map(|((name, _), turns)| (*name, turns.load(Relaxed))).collect()
     }
 
     /// Returns the progress line of the protocol.
-    pub(crate) fn line(&self) -> String {
-        let at = self.turns().into_iter().map(|(name, turns)| format!(" {name}={turns}"));
+    pub(crate) fn progress_line(&self) -> String {
+        let at = self.iterations().into_iter().map(|(name, turns)| format!(" {name}={turns}"));
         format!("at{}", at.collect::<String>())
     }
 
     /// Returns the numbers that the test checks.
-    pub(crate) fn held(&self) -> [(&'static str, u64); 2] {
+    pub(crate) fn violations(&self) -> [(&'static str, u64); 2] {
         [
             ("errno lost", self.errno_lost.load(Relaxed)),
             ("children killed", self.children_killed.load(Relaxed)),
@@ -60,12 +60,12 @@ impl Counters {
 
 type Work = fn(&AtomicBool, &Counters);
 
-pub(crate) const ALL: &[(&str, Work)] = &[
+pub(crate) const WORKERS: &[(&str, Work)] = &[
     ("panics", panics),
-    ("panics-too", panics_too),
+    ("panics-too", panics_concurrently),
     ("malloc", malloc),
-    ("malloc-too", malloc_too),
-    ("births", births),
+    ("malloc-too", malloc_concurrently),
+    ("births", short_threads),
     ("dlopen", dlopen),
     ("dlopen-run", dlopen_run),
     ("backtraces", backtraces),
@@ -78,7 +78,7 @@ pub(crate) const ALL: &[(&str, Work)] = &[
 ];
 
 /// Workers that may make no progress: a statically linked program cannot load libraries.
-pub(crate) const MAY_STAND_STILL: &[&str] = &["dlopen", "dlopen-run"];
+pub(crate) const MAY_MAKE_NO_PROGRESS: &[&str] = &["dlopen", "dlopen-run"];
 
 /// Burns CPU without calling anything.
 #[inline(never)]
@@ -88,15 +88,15 @@ fn spin(turns: u32) {
     }
 }
 
-fn panics(over: &AtomicBool, counters: &Counters) {
-    throw_until(over, || counters.turn("panics"));
+fn panics(stop: &AtomicBool, counters: &Counters) {
+    panic_until(stop, || counters.count_iteration("panics"));
 }
 
-fn panics_too(over: &AtomicBool, counters: &Counters) {
-    throw_until(over, || counters.turn("panics-too"));
+fn panics_concurrently(stop: &AtomicBool, counters: &Counters) {
+    panic_until(stop, || counters.count_iteration("panics-too"));
 }
 
-fn throw_until(over: &AtomicBool, caught_one: impl Fn()) {
+fn panic_until(stop: &AtomicBool, on_caught: impl Fn()) {
     #[inline(never)]
     fn throw(depth: u32) -> u32 {
         let on_the_way_out = Box::new([depth; 4]);
@@ -105,20 +105,20 @@ fn throw_until(over: &AtomicBool, caught_one: impl Fn()) {
         }
         black_box(throw(black_box(depth - 1))) + on_the_way_out[0]
     }
-    while !over.load(Relaxed) {
+    while !stop.load(Relaxed) {
         let caught = panic::catch_unwind(|| throw(20));
         assert!(caught.is_err());
-        caught_one();
+        on_caught();
     }
 }
 
-fn malloc(over: &AtomicBool, counters: &Counters) {
+fn malloc(stop: &AtomicBool, counters: &Counters) {
     let mut random = 1u64;
     let mut next = || {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         (random >> 33) as usize
     };
-    while !over.load(Relaxed) {
+    while !stop.load(Relaxed) {
         // Sizes on both sides of the allocator's mmap threshold.
         let mut blocks: Vec<Vec<u8>> = (0..200).map(|_| vec![1; 1 << (next() % 19)]).collect();
         while let Some(last) = blocks.len().checked_sub(1) {
@@ -126,47 +126,47 @@ fn malloc(over: &AtomicBool, counters: &Counters) {
             block.reserve(next() % 4096);
             black_box(&block);
         }
-        counters.turn("malloc");
+        counters.count_iteration("malloc");
     }
 }
 
-fn malloc_too(over: &AtomicBool, counters: &Counters) {
-    while !over.load(Relaxed) {
+fn malloc_concurrently(stop: &AtomicBool, counters: &Counters) {
+    while !stop.load(Relaxed) {
         let grown = (0..2000).fold(Vec::new(), |mut grown, n: u64| {
             grown.push(Box::new(n));
             grown
         });
         drop(black_box(grown));
-        counters.turn("malloc-too");
+        counters.count_iteration("malloc-too");
     }
 }
 
 /// Starts threads; some live shorter than a sampling period, some longer.
-fn births(over: &AtomicBool, counters: &Counters) {
-    while !over.load(Relaxed) {
-        let born = (0..8u32).map(|n| {
+fn short_threads(stop: &AtomicBool, counters: &Counters) {
+    while !stop.load(Relaxed) {
+        let threads = (0..8u32).map(|n| {
             let thread = thread::Builder::new().stack_size(64 << 10);
             thread.spawn(move || spin(1 << (8 + 2 * n))).unwrap()
         });
-        for thread in born.collect::<Vec<_>>() {
+        for thread in threads.collect::<Vec<_>>() {
             thread.join().unwrap();
         }
-        counters.turn("births");
+        counters.count_iteration("births");
     }
 }
 
 /// Loads a library and unloads it.
-fn dlopen(over: &AtomicBool, counters: &Counters) {
+fn dlopen(stop: &AtomicBool, counters: &Counters) {
     // Part of every glibc and otherwise unused.
-    while !over.load(Relaxed) && with_library(c"libBrokenLocale.so.1", |_| {}) {
-        counters.turn("dlopen");
+    while !stop.load(Relaxed) && with_library(c"libBrokenLocale.so.1", |_| {}) {
+        counters.count_iteration("dlopen");
         // Lets another thread start: a start waits for the loader's lock, which is not fair.
         thread::yield_now();
     }
 }
 
 /// Loads a library, runs code in it for a while and unloads it.
-fn dlopen_run(over: &AtomicBool, counters: &Counters) {
+fn dlopen_run(stop: &AtomicBool, counters: &Counters) {
     type Crypt =
         unsafe extern "C" fn(*const libc::c_char, *const libc::c_char) -> *mut libc::c_char;
     let run = |library| {
@@ -179,8 +179,8 @@ fn dlopen_run(over: &AtomicBool, counters: &Counters) {
             }
         }
     };
-    while !over.load(Relaxed) && with_library(c"libcrypt.so.1", run) {
-        counters.turn("dlopen-run");
+    while !stop.load(Relaxed) && with_library(c"libcrypt.so.1", run) {
+        counters.count_iteration("dlopen-run");
     }
 }
 
@@ -197,22 +197,22 @@ fn with_library(name: &CStr, run: impl Fn(*mut libc::c_void)) -> bool {
     true
 }
 
-fn backtraces(over: &AtomicBool, counters: &Counters) {
+fn backtraces(stop: &AtomicBool, counters: &Counters) {
     #[inline(never)]
     fn capture(depth: u32) -> Backtrace {
         if depth == 0 { Backtrace::force_capture() } else { black_box(capture(depth - 1)) }
     }
-    while !over.load(Relaxed) {
+    while !stop.load(Relaxed) {
         for _ in 0..50 {
             drop(black_box(capture(20)));
         }
-        counters.turn("backtraces");
+        counters.count_iteration("backtraces");
     }
 }
 
 /// Starts children that exec another program, by `vfork` and by `fork`.
-fn exec(over: &AtomicBool, counters: &Counters) {
-    while !over.load(Relaxed) {
+fn exec(stop: &AtomicBool, counters: &Counters) {
+    while !stop.load(Relaxed) {
         for by_fork in [false, true] {
             let mut command = Command::new("/bin/true");
             if by_fork {
@@ -224,13 +224,13 @@ fn exec(over: &AtomicBool, counters: &Counters) {
                 counters.children_killed.fetch_add(1, Relaxed);
             }
         }
-        counters.turn("exec");
+        counters.count_iteration("exec");
     }
 }
 
 /// Starts children that run for a while as a copy of this process.
-fn fork(over: &AtomicBool, counters: &Counters) {
-    while !over.load(Relaxed) {
+fn fork(stop: &AtomicBool, counters: &Counters) {
+    while !stop.load(Relaxed) {
         // SAFETY: the child calls nothing that takes a lock, and exits without cleaning up.
         let child = unsafe { libc::fork() };
         if child == 0 {
@@ -245,24 +245,24 @@ fn fork(over: &AtomicBool, counters: &Counters) {
         if status != 0 {
             counters.children_killed.fetch_add(1, Relaxed);
         }
-        counters.turn("fork");
+        counters.count_iteration("fork");
     }
 }
 
-fn recursion(over: &AtomicBool, counters: &Counters) {
+fn recursion(stop: &AtomicBool, counters: &Counters) {
     #[inline(never)]
-    fn down(depth: u32) -> u32 {
+    fn recurse(depth: u32) -> u32 {
         if depth == 0 {
             spin(1 << 18);
             return 0;
         }
-        black_box(down(black_box(depth - 1))) + 1
+        black_box(recurse(black_box(depth - 1))) + 1
     }
     thread::scope(|scope| {
         let body = || {
-            while !over.load(Relaxed) {
-                assert_eq!(down(10_000), 10_000);
-                counters.turn("recursion");
+            while !stop.load(Relaxed) {
+                assert_eq!(recurse(10_000), 10_000);
+                counters.count_iteration("recursion");
             }
         };
         let thread = thread::Builder::new().name("deep".into()).stack_size(32 << 20);
@@ -271,7 +271,7 @@ fn recursion(over: &AtomicBool, counters: &Counters) {
 }
 
 /// Runs a signal handler on an alternate stack, for long enough to be sampled there.
-fn altstack(over: &AtomicBool, counters: &Counters) {
+fn altstack(stop: &AtomicBool, counters: &Counters) {
     extern "C" fn handler(_: libc::c_int) {
         spin(1 << 16);
     }
@@ -288,50 +288,50 @@ fn altstack(over: &AtomicBool, counters: &Counters) {
         action.sa_flags = libc::SA_ONSTACK | libc::SA_RESTART;
         libc::sigaction(libc::SIGUSR1, &raw const action, ptr::null_mut());
     }
-    while !over.load(Relaxed) {
+    while !stop.load(Relaxed) {
         for _ in 0..16 {
             // SAFETY: the signal has the handler above.
             unsafe { libc::raise(libc::SIGUSR1) };
         }
-        counters.turn("altstack");
+        counters.count_iteration("altstack");
     }
     // SAFETY: the previous stack is std's and still valid.
     unsafe { libc::sigaltstack(&raw const before, ptr::null_mut()) };
 }
 
 /// Checks that no interruption changes this thread's errno.
-fn errno(over: &AtomicBool, counters: &Counters) {
+fn errno(stop: &AtomicBool, counters: &Counters) {
     let mut value = 1000;
-    while !over.load(Relaxed) {
+    while !stop.load(Relaxed) {
         value = 1000 + (value + 1) % 1000;
         // SAFETY: the address of this thread's errno, valid as long as the thread is.
-        let kept = unsafe {
+        let observed = unsafe {
             let errno = libc::__errno_location();
             errno.write_volatile(value);
             spin(1 << 16);
             errno.read_volatile()
         };
-        if kept != value {
+        if observed != value {
             counters.errno_lost.fetch_add(1, Relaxed);
         }
-        counters.turn("errno");
+        counters.count_iteration("errno");
     }
 }
 
 /// Waits in calls that `SA_RESTART` does not restart.
-fn sleeps(over: &AtomicBool, counters: &Counters) {
+fn sleeps(stop: &AtomicBool, counters: &Counters) {
     let interrupted = |result: libc::c_int| {
         let cut = result == -1
             && std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted;
         counters.interrupted.fetch_add(u64::from(cut), Relaxed);
     };
-    while !over.load(Relaxed) {
+    while !stop.load(Relaxed) {
         spin(1 << 14);
         let time = libc::timespec { tv_sec: 0, tv_nsec: 500_000 };
         // SAFETY: reads a local variable.
         interrupted(unsafe { libc::nanosleep(&raw const time, ptr::null_mut()) });
         // SAFETY: no descriptors.
         interrupted(unsafe { libc::poll(ptr::null_mut(), 0, 1) });
-        counters.turn("sleeps");
+        counters.count_iteration("sleeps");
     }
 }

@@ -21,8 +21,8 @@ pub(crate) enum Class {
 
 use Class::{Needed, Optional, Test};
 
-const LISTED: Class = Optional { in_system_service: true };
-const UNLISTED: Class = Optional { in_system_service: false };
+const OPTIONAL_LISTED: Class = Optional { in_system_service: true };
+const OPTIONAL_UNLISTED: Class = Optional { in_system_service: false };
 
 pub(crate) struct Call {
     pub(crate) name: &'static str,
@@ -57,8 +57,8 @@ pub(crate) const CALLS: &[Call] = calls! {
     SYS_sched_yield Needed;
     // Used if the thread that starts the agent is pinned, or has another policy than the process
     // was started with.
-    SYS_sched_setaffinity LISTED;
-    SYS_sched_setscheduler LISTED;
+    SYS_sched_setaffinity OPTIONAL_LISTED;
+    SYS_sched_setscheduler OPTIONAL_LISTED;
     SYS_futex Needed;
     SYS_membarrier Needed;
     SYS_exit Needed;
@@ -120,7 +120,7 @@ pub(crate) const CALLS: &[Call] = calls! {
     SYS_inotify_rm_watch Needed;
     // Dumps of the `jemalloc` feature.
     SYS_memfd_create Needed;
-    SYS_ioctl LISTED;
+    SYS_ioctl OPTIONAL_LISTED;
     // Runtime and endpoint.
     SYS_epoll_create1 Needed;
     SYS_epoll_ctl Needed;
@@ -143,14 +143,14 @@ pub(crate) const CALLS: &[Call] = calls! {
     SYS_sendmsg Needed;
     SYS_shutdown Needed;
     // Profiles and stacks.
-    SYS_perf_event_open UNLISTED;
-    SYS_timer_create LISTED;
-    SYS_timer_settime LISTED;
-    SYS_timer_delete LISTED;
-    SYS_rt_tgsigqueueinfo LISTED;
-    SYS_get_robust_list LISTED;
-    SYS_getpriority LISTED;
-    SYS_setpriority LISTED;
+    SYS_perf_event_open OPTIONAL_UNLISTED;
+    SYS_timer_create OPTIONAL_LISTED;
+    SYS_timer_settime OPTIONAL_LISTED;
+    SYS_timer_delete OPTIONAL_LISTED;
+    SYS_rt_tgsigqueueinfo OPTIONAL_LISTED;
+    SYS_get_robust_list OPTIONAL_LISTED;
+    SYS_getpriority OPTIONAL_LISTED;
+    SYS_setpriority OPTIONAL_LISTED;
     // A panic of the test ends in abort.
     SYS_tgkill Test;
     SYS_kill Test;

@@ -8,9 +8,9 @@ use marple::model::{ArgValue, EventKind, RawKind, Timeline, TrackHandle, TrackKi
 use marple::trace::TraceSession;
 
 /// Serializes the tests of a binary: there is one recorder.
-pub fn turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+pub fn serial_guard() -> MutexGuard<'static, ()> {
+    static SERIAL: Mutex<()> = Mutex::new(());
+    SERIAL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub fn start() -> TraceSession {
@@ -34,7 +34,7 @@ pub enum Kind {
 }
 
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct ReadEvent {
     pub track: usize,
     pub at: Moment,
     pub kind: Kind,
@@ -43,14 +43,14 @@ pub struct Seen {
     pub args: Vec<(String, String)>,
 }
 
-impl Seen {
+impl ReadEvent {
     pub fn arg(&self, name: &str) -> Option<&str> {
         self.args.iter().find(|(known, _)| known == name).map(|(_, value)| &**value)
     }
 }
 
 /// Returns all events in their recorded order.
-pub fn seen(timeline: &Timeline) -> Vec<Seen> {
+pub fn read_events(timeline: &Timeline) -> Vec<ReadEvent> {
     let text = |handle| timeline.strings.get(handle).to_owned();
     timeline
         .events
@@ -69,7 +69,7 @@ pub fn seen(timeline: &Timeline) -> Vec<Seen> {
                 };
                 (text(name), value)
             });
-            Seen {
+            ReadEvent {
                 track: event.track.index(),
                 at: event.at,
                 kind,
@@ -82,8 +82,8 @@ pub fn seen(timeline: &Timeline) -> Vec<Seen> {
 }
 
 /// Returns the events of the thread tracks, one list for each.
-pub fn threads(timeline: &Timeline) -> Vec<Vec<Seen>> {
-    let events = seen(timeline);
+pub fn thread_events(timeline: &Timeline) -> Vec<Vec<ReadEvent>> {
+    let events = read_events(timeline);
     let tracks = timeline.tracks.iter().enumerate();
     tracks
         .filter(|(_, track)| matches!(track.kind, TrackKind::Thread(_)))
@@ -92,17 +92,17 @@ pub fn threads(timeline: &Timeline) -> Vec<Vec<Seen>> {
 }
 
 /// Returns the events of the process track, without those from before the session.
-pub fn process(timeline: &Timeline) -> Vec<Seen> {
+pub fn process_events(timeline: &Timeline) -> Vec<ReadEvent> {
     let place = timeline.tracks.iter().position(|track| track.kind == TrackKind::Process);
-    let events = seen(timeline).into_iter();
+    let events = read_events(timeline).into_iter();
     events.filter(|event| Some(event.track) == place).collect()
 }
 
 /// Returns the events of the calling thread.
-pub fn here(timeline: &Timeline) -> Vec<Seen> {
+pub fn current_thread_events(timeline: &Timeline) -> Vec<ReadEvent> {
     let here = TrackKind::Thread(tid());
     let place = timeline.tracks.iter().position(|track| track.kind == here);
-    let events = seen(timeline).into_iter();
+    let events = read_events(timeline).into_iter();
     events.filter(|event| Some(event.track) == place).collect()
 }
 
@@ -165,7 +165,7 @@ pub fn assert_nested(timeline: &Timeline) {
 
 /// Returns the slices and instants of one thread as an outline: `a(b()!event)`, open ones without
 /// `)`.
-pub fn outline(events: &[Seen]) -> String {
+pub fn outline(events: &[ReadEvent]) -> String {
     let parts = events.iter().map(|event| match event.kind {
         Kind::Begin => format!("{}(", event.name),
         Kind::End => ")".to_owned(),
@@ -177,7 +177,7 @@ pub fn outline(events: &[Seen]) -> String {
 
 /// Checks that each track is ordered by time and that no end lacks its begin.
 pub fn assert_well_formed(timeline: &Timeline) {
-    let events = seen(timeline);
+    let events = read_events(timeline);
     for place in 0..timeline.tracks.len() {
         let mut depth = 0_i64;
         let mut last = Moment::default();
@@ -196,11 +196,11 @@ pub fn assert_well_formed(timeline: &Timeline) {
 
 /// Returns once the thread `tid` of this process sleeps in the kernel.
 pub fn wait_until_asleep(tid: u32) {
-    let asleep = || {
+    let is_asleep = || {
         let stat = std::fs::read_to_string(format!("/proc/self/task/{tid}/stat")).unwrap();
         stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S'))
     };
-    while !asleep() {
+    while !is_asleep() {
         std::thread::yield_now();
     }
 }
@@ -211,7 +211,7 @@ pub fn tid() -> u32 {
 }
 
 /// Returns the number of losses whose cause starts with `cause`.
-pub fn lost(timeline: &Timeline, cause: &str) -> u64 {
+pub fn loss_count(timeline: &Timeline, cause: &str) -> u64 {
     let losses = timeline.losses.iter();
     losses.filter(|loss| loss.cause.starts_with(cause)).map(|loss| loss.count).sum()
 }

@@ -8,10 +8,10 @@ use std::time::Duration;
 use marple::Settings;
 use marple::config::{HttpSettings, Listen};
 
-use crate::host::{Host, PATIENCE, settings};
+use crate::host::{Host, WAIT_TIMEOUT, settings};
 
 /// Returns an address without a listener.
-pub(crate) fn free() -> SocketAddr {
+pub(crate) fn unused_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
@@ -21,7 +21,7 @@ pub(crate) fn serve(http: HttpSettings) -> (Host, String) {
 }
 
 pub(crate) fn serve_with(http: HttpSettings, settings: Settings) -> (Host, String) {
-    let address = free();
+    let address = unused_address();
     let mut http = HttpSettings { listen: Listen::Tcp(address), ..http };
     if http.max_requests_per_second == HttpSettings::default().max_requests_per_second {
         // Tests send requests faster than any client; other tests cover the limit.
@@ -32,13 +32,13 @@ pub(crate) fn serve_with(http: HttpSettings, settings: Settings) -> (Host, Strin
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Answer {
+pub(crate) struct Response {
     pub(crate) status: u16,
     headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
 }
 
-impl Answer {
+impl Response {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
@@ -53,15 +53,20 @@ impl Answer {
     }
 }
 
-pub(crate) fn get(url: &str) -> Answer {
-    ask("GET", url, &[], "")
+pub(crate) fn get(url: &str) -> Response {
+    send_request("GET", url, &[], "")
 }
 
-pub(crate) fn ask(method: &str, url: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+pub(crate) fn send_request(
+    method: &str,
+    url: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Response {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(0)
-        .timeout_global(Some(PATIENCE))
+        .timeout_global(Some(WAIT_TIMEOUT))
         .build()
         .into();
     let mut request = ureq::http::Request::builder().method(method).uri(url);
@@ -72,7 +77,7 @@ pub(crate) fn ask(method: &str, url: &str, headers: &[(&str, &str)], body: &str)
     let headers = response.headers().iter().map(|(name, value)| {
         (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
     });
-    Answer {
+    Response {
         headers: headers.collect(),
         status: response.status().as_u16(),
         body: response.body_mut().with_config().limit(1 << 30).read_to_vec().unwrap(),
@@ -81,21 +86,21 @@ pub(crate) fn ask(method: &str, url: &str, headers: &[(&str, &str)], body: &str)
 
 /// Sends exactly these bytes and returns the status of the response, or `None` if the connection is
 /// closed without one.
-pub(crate) fn raw(base: &str, bytes: &[u8]) -> Option<u16> {
+pub(crate) fn send_raw(base: &str, bytes: &[u8]) -> Option<u16> {
     let mut stream = connect(base);
     // The server may close the connection before everything is sent.
     let _ = stream.write_all(bytes);
-    status_of(&mut stream)
+    read_status(&mut stream)
 }
 
 pub(crate) fn connect(base: &str) -> TcpStream {
     let stream = TcpStream::connect(base.trim_start_matches("http://")).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
     stream.set_write_timeout(Some(Duration::from_secs(10))).unwrap();
     stream
 }
 
-pub(crate) fn status_of(stream: &mut TcpStream) -> Option<u16> {
+pub(crate) fn read_status(stream: &mut TcpStream) -> Option<u16> {
     let mut head = Vec::new();
     let mut byte = [0];
     while head.len() < 12 {

@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 use blocks::{STACKS, cpu, fill, resident};
 
 thread_local! {
-    static ASKED: Cell<u64> = const { Cell::new(0) };
+    static REQUESTED_BYTES: Cell<u64> = const { Cell::new(0) };
 }
 
 /// An allocator that counts the bytes each thread requests, to measure a dump's allocations.
 pub struct Counting<A>(pub A);
 
 fn count(bytes: usize) {
-    ASKED.with(|asked| asked.set(asked.get() + bytes as u64));
+    REQUESTED_BYTES.with(|requested| requested.set(requested.get() + bytes as u64));
 }
 
 // SAFETY: forwards to the inner allocator and only counts.
@@ -56,37 +56,37 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Counting<A> {
 pub fn measure(dump: &impl Fn() -> usize) {
     let mut kept = Vec::with_capacity(2 * STACKS);
     fill(&mut kept);
-    let (resident_before, cpu_before, asked) = (resident(), cpu(), ASKED.get());
+    let (resident_before, cpu_before, requested_before) = (resident(), cpu(), REQUESTED_BYTES.get());
     let bytes = dump();
-    let (spent, asked) = (cpu() - cpu_before, ASKED.get() - asked);
+    let (cpu_nanos, requested_before) = (cpu() - cpu_before, REQUESTED_BYTES.get() - requested_before);
     let grown = resident().saturating_sub(resident_before);
     let started = Instant::now();
     let during = longest_gap(|| _ = black_box(dump()));
-    let took = started.elapsed();
-    let without = longest_gap(|| thread::sleep(took));
-    println!("{spent} {grown} {asked} {during} {without} {bytes}");
+    let wall_time = started.elapsed();
+    let without = longest_gap(|| thread::sleep(wall_time));
+    println!("{cpu_nanos} {grown} {requested_before} {during} {without} {bytes}");
     drop(kept);
 }
 
 /// Returns the longest time a thread needed for one allocation and one free while `work` ran.
 fn longest_gap(work: impl FnOnce()) -> u64 {
-    let (begun, done, longest) =
+    let (dump_started, done, longest) =
         (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
         scope.spawn(|| {
             let mut last = Instant::now();
-            let mut most = Duration::ZERO;
+            let mut max_gap = Duration::ZERO;
             while !done.load(Relaxed) {
                 drop(black_box(Box::new([0u8; 64])));
                 let now = Instant::now();
-                if begun.swap(true, Relaxed) {
-                    most = most.max(now - last);
+                if dump_started.swap(true, Relaxed) {
+                    max_gap = max_gap.max(now - last);
                 }
                 last = now;
             }
-            longest.store(most.as_nanos() as u64, Relaxed);
+            longest.store(max_gap.as_nanos() as u64, Relaxed);
         });
-        while !begun.load(Relaxed) {
+        while !dump_started.load(Relaxed) {
             thread::yield_now();
         }
         work();

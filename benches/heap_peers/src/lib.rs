@@ -22,7 +22,7 @@ pub fn serve(prepare: impl FnOnce(), dump: impl Fn() -> usize) {
     if let Some(name) = arguments.next() {
         let count = arguments.next().and_then(|n| n.parse().ok()).expect("a workload and a number");
         return match name.as_str() {
-            "pairs" => pairs(count),
+            "pairs" => run_pairs(count),
             name => (0..count).for_each(|_| workload(name)()),
         };
     }
@@ -31,9 +31,9 @@ pub fn serve(prepare: impl FnOnce(), dump: impl Fn() -> usize) {
             "dump" => dump::measure(&dump),
             name => {
                 let work = workload(name);
-                let start = cpu();
+                let start = cpu_nanos();
                 work();
-                println!("{}", cpu() - start);
+                println!("{}", cpu_nanos() - start);
             }
         }
     }
@@ -41,7 +41,7 @@ pub fn serve(prepare: impl FnOnce(), dump: impl Fn() -> usize) {
 
 fn workload(name: &str) -> fn() {
     match name {
-        "pairs" => || pairs(1_000_000),
+        "pairs" => || run_pairs(1_000_000),
         "batch" => || batch(40),
         "batch2" => batch_on_two_threads,
         "vec" => small_vec,
@@ -52,12 +52,12 @@ fn workload(name: &str) -> fn() {
     }
 }
 
-fn cpu() -> i64 {
+fn cpu_nanos() -> i64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     time.tv_sec * 1_000_000_000 + time.tv_nsec
 }
 
-fn pairs(count: usize) {
+fn run_pairs(count: usize) {
     for _ in 0..count {
         drop(black_box(Box::new([0u8; 16])));
     }

@@ -5,30 +5,30 @@ use std::time::Duration;
 use crate::agent::state::AgentState;
 use crate::base::{Moment, warnings};
 use crate::model::Metric;
-use crate::rules::{Decision, Hold};
+use crate::rules::{Decision, HoldReason};
 
 const TOPIC: &str = "rules";
 
 /// Time that a rule may be without a value. Some values need two readings, a second apart.
-const PATIENCE: Duration = Duration::from_secs(3);
+const MAX_TIME_WITHOUT_VALUE: Duration = Duration::from_secs(3);
 
 /// The same for rules over growth, which need 10 readings.
-const PATIENCE_WITH_GROWTH: Duration = Duration::from_secs(15);
+const MAX_TIME_WITHOUT_GROWTH_VALUE: Duration = Duration::from_secs(15);
 
 /// Interval between two checks.
-const EVERY: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Rules without a value, and those already reported.
 #[derive(Debug, Default)]
 pub(super) struct DeadRules {
-    looked: Option<Moment>,
+    checked_at: Option<Moment>,
     reported: Vec<usize>,
-    found: Vec<usize>,
+    current: Vec<usize>,
 }
 
 impl DeadRules {
     /// Makes the next check report again, since the rules were replaced.
-    pub(super) fn forget(&mut self) {
+    pub(super) fn report_again(&mut self) {
         self.reported = vec![usize::MAX];
     }
 }
@@ -36,23 +36,23 @@ impl DeadRules {
 impl AgentState {
     /// Warns about rules that have had no value for a while. Custom metrics are excluded: they have
     /// no value until the service sets one, which the rule's explanation states.
-    pub(super) fn report_dead_rules(&mut self) {
+    pub(super) fn warn_about_dead_rules(&mut self) {
         let now = self.clock.now();
-        if self.dead_rules.looked.is_some_and(|looked| now.since(looked) < EVERY) {
+        if self.dead_rules.checked_at.is_some_and(|looked| now.since(looked) < CHECK_INTERVAL) {
             return;
         }
-        self.dead_rules.looked = Some(now);
-        let DeadRules { found, reported, .. } = &mut self.dead_rules;
+        self.dead_rules.checked_at = Some(now);
+        let DeadRules { current: found, reported, .. } = &mut self.dead_rules;
         found.clear();
         let states = self.decider.engine.states().enumerate();
         found.extend(
             states
                 .filter(|(_, state)| {
-                    let patience = patience(&state.rule.metric);
-                    matches!(state.decision, Decision::Hold(Hold::NoValue))
-                        && state.rule.metric.own_name().is_none()
+                    let max_time = max_time_without_value(&state.rule.metric);
+                    matches!(state.decision, Decision::Hold(HoldReason::NoValue))
+                        && state.rule.metric.custom_name().is_none()
                         && !is_optional(&state.rule.metric)
-                        && state.since.is_some_and(|since| now.since(since) >= patience)
+                        && state.changed_at.is_some_and(|since| now.since(since) >= max_time)
                 })
                 .map(|(index, _)| index),
         );
@@ -65,7 +65,7 @@ impl AgentState {
             if self.dead_rules.reported.contains(&index) {
                 let metric = &state.rule.metric;
                 let separator = if text.is_empty() { "" } else { "; " };
-                let why = self.reader.why_absent(metric);
+                let why = self.reader.unavailable_reason(metric);
                 text += &format!(
                     "{separator}rule `{}` cannot fire, as {metric} has no value: {why}",
                     state.rule.name
@@ -85,9 +85,11 @@ fn is_optional(metric: &Metric) -> bool {
     matches!(metric, Metric::Blocked | Metric::Stall)
 }
 
-fn patience(metric: &Metric) -> Duration {
+fn max_time_without_value(metric: &Metric) -> Duration {
     match metric {
-        Metric::MemoryGrowth | Metric::TimeToLimit | Metric::TaskGrowth => PATIENCE_WITH_GROWTH,
-        _ => PATIENCE,
+        Metric::MemoryGrowth | Metric::TimeToLimit | Metric::TaskGrowth => {
+            MAX_TIME_WITHOUT_GROWTH_VALUE
+        }
+        _ => MAX_TIME_WITHOUT_VALUE,
     }
 }

@@ -8,7 +8,7 @@ use std::sync::mpsc::TrySendError;
 use std::time::Duration;
 
 use crate::agent::Error;
-use crate::agent::history::row;
+use crate::agent::history::vitals_row;
 use crate::agent::state::AgentState;
 use crate::base::{Bytes, TimeAnchor, warnings};
 use crate::capture::messages::{IncidentTask, IncidentTaskResult, TaskStats};
@@ -19,36 +19,38 @@ use crate::policy::incidents::IncidentCommand;
 use crate::policy::on_demand::{EngineInUse, ProfileError};
 
 /// Duration of a command above which `/status` reports it.
-const LONG_TASK: Duration = Duration::from_secs(30);
+const SLOW_COMMAND_THRESHOLD: Duration = Duration::from_secs(30);
 
 impl AgentState {
     /// Sends the next command to the capture thread if the thread is free and there is one.
-    pub(crate) fn pump(&mut self) {
-        if self.busy {
+    pub(crate) fn dispatch_next(&mut self) {
+        if self.capture_thread_busy {
             return;
         }
-        let Some(order) = self.next_order() else { return };
-        let job = match &order {
-            CaptureCommand::Incident(task) => task.command.words(),
-            CaptureCommand::OnDemand(task) => task.command.words(),
+        let Some(command) = self.next_order() else { return };
+        let description = match &command {
+            CaptureCommand::Incident(task) => task.command.description(),
+            CaptureCommand::OnDemand(task) => task.command.description(),
         };
-        match self.tasks.try_send(order) {
+        match self.tasks.try_send(command) {
             Ok(()) => {
-                self.busy = true;
-                self.current = Some((self.clock.anchor(), job));
+                self.capture_thread_busy = true;
+                self.current_command = Some((self.clock.anchor(), description));
             }
-            Err(TrySendError::Full(order) | TrySendError::Disconnected(order)) => self.lose(order),
+            Err(TrySendError::Full(command) | TrySendError::Disconnected(command)) => {
+                self.lose(command)
+            }
         }
     }
 
-    /// Warns about a command that takes longer than [`LONG_TASK`].
-    pub(super) fn watch_capture_thread(&self) {
-        let Some((since, words)) = self.current else { return };
-        if self.clock.now().since(since.moment) >= LONG_TASK {
+    /// Warns about a command that takes longer than [`SLOW_COMMAND_THRESHOLD`].
+    pub(super) fn check_capture_thread(&self) {
+        let Some((since, description)) = self.current_command else { return };
+        if self.clock.now().since(since.moment) >= SLOW_COMMAND_THRESHOLD {
             warnings::set(
                 "captures",
                 format!(
-                    "captures wait: the capture thread has been {words} since {}; see the disk of the directory",
+                    "captures wait: the capture thread has been {description} since {}; see the disk of the directory",
                     since.wall
                 ),
             );
@@ -56,17 +58,20 @@ impl AgentState {
     }
 
     /// Records that the capture thread finished its command.
-    pub(super) fn capture_thread_is_free(&mut self) {
-        self.busy = false;
-        self.current = None;
+    pub(super) fn mark_capture_thread_idle(&mut self) {
+        self.capture_thread_busy = false;
+        self.current_command = None;
         warnings::clear("captures");
     }
 
     /// Returns the reason an incident has no directory yet.
-    pub(super) fn why_no_directory(&self) -> String {
-        match self.current {
-            Some((since, words)) => {
-                format!("not there yet: the capture thread has been {words} since {}", since.wall)
+    pub(super) fn missing_directory_reason(&self) -> String {
+        match self.current_command {
+            Some((since, description)) => {
+                format!(
+                    "not there yet: the capture thread has been {description} since {}",
+                    since.wall
+                )
             }
             None => "not there yet: the capture thread has not begun with it".to_owned(),
         }
@@ -74,20 +79,20 @@ impl AgentState {
 
     /// Completes `order` as failed, since there is no capture thread.
     fn lose(&mut self, order: CaptureCommand) {
-        let why = Error::CaptureThreadGone.to_string();
+        let why = Error::CaptureThreadEnded.to_string();
         warnings::set("captures", why.clone());
         match order {
             CaptureCommand::Incident(task) => {
-                let mut tally = TaskStats::default();
-                tally.failures.push(("capture thread gone", why));
+                let mut stats = TaskStats::default();
+                stats.failures.push(("capture thread gone", why));
                 self.done(IncidentTaskResult {
-                    result: task.command.lost(),
+                    result: task.command.failure_result(),
                     dir: None,
-                    stats: tally,
+                    stats,
                 });
             }
             CaptureCommand::OnDemand(task) => {
-                self.fail("capture thread gone", why.clone());
+                self.record_failure("capture thread gone", why.clone());
                 let result = Err(ProfileError::Failed(why));
                 self.streamed(OnDemandResult::Finished { id: task.command.id(), result });
             }
@@ -97,62 +102,63 @@ impl AgentState {
     /// Returns the next command. An on-demand capture that blocks an incident is stopped first; all
     /// other on-demand captures wait for the incidents.
     fn next_order(&mut self) -> Option<CaptureCommand> {
-        let (anchor, taken) = (self.clock.anchor(), self.taken());
-        let urgent = self.streams.urgent_job(&taken);
+        let (anchor, in_use) = (self.clock.anchor(), self.engines_in_use());
+        let urgent = self.on_demand.urgent_command(&in_use);
         if urgent.is_none()
-            && let Some(job) = self.decider.next_job(anchor.moment)
+            && let Some(command) = self.decider.next_command(anchor.moment)
         {
-            return Some(CaptureCommand::Incident(Box::new(self.task(job))));
+            return Some(CaptureCommand::Incident(Box::new(self.task(command))));
         }
-        let job = urgent.or_else(|| self.streams.next_job(anchor, &taken))?;
+        let command = urgent.or_else(|| self.on_demand.next_command(anchor, &in_use))?;
         Some(CaptureCommand::OnDemand(OnDemandTask {
             // Saved before the command, so that a command that kills the process counts against the
             // budget.
             state: self
-                .streams
-                .allowance
+                .on_demand
+                .quota
                 .is_dirty()
-                .then(|| self.state(anchor))
+                .then(|| self.take_changed_state(anchor))
                 .flatten()
                 .map(Box::new),
-            command: job,
+            command,
             settings: Arc::clone(&self.settings),
             headroom: headroom(&self.vitals),
-            vitals: row(&self.vitals, anchor),
+            vitals: vitals_row(&self.vitals, anchor),
         }))
     }
 
     /// Returns the state to save, or `None` if it has not changed since the last call.
-    fn state(&mut self, anchor: TimeAnchor) -> Option<SavedState> {
-        if self.streams.allowance.is_dirty() {
-            self.decider.state_changed();
+    fn take_changed_state(&mut self, anchor: TimeAnchor) -> Option<SavedState> {
+        if self.on_demand.quota.is_dirty() {
+            self.decider.mark_dirty();
         }
         let state = self.decider.take_state(anchor)?;
-        Some(SavedState { streams: self.streams.allowance.save(anchor), ..state })
+        Some(SavedState { streams: self.on_demand.quota.save(anchor), ..state })
     }
 
     /// Returns the engines that incidents use or are about to use.
-    pub(super) fn taken(&self) -> Vec<EngineInUse> {
-        let taken = self.decider.incidents.iter().map(|incident| EngineInUse {
-            kinds: incident.wanted.union(incident.running),
+    pub(super) fn engines_in_use(&self) -> Vec<EngineInUse> {
+        let in_use = self.decider.incidents.iter().map(|incident| EngineInUse {
+            kinds: incident.claimed_kinds.union(incident.running),
             by: format!("incident {} ({})", incident.id, incident.name),
-            until: incident.until,
+            until: incident.ends_at,
         });
-        taken.filter(|taken| !taken.kinds.is_empty()).collect()
+        in_use.filter(|taken| !taken.kinds.is_empty()).collect()
     }
 
     fn task(&mut self, job: IncidentCommand) -> IncidentTask {
         let (IncidentCommand::Open { id, .. }
         | IncidentCommand::Start { id, .. }
-        | IncidentCommand::Collect { id, .. }
-        | IncidentCommand::Gather { id, .. }
+        | IncidentCommand::StartCollectors { id, .. }
+        | IncidentCommand::FinishCollectors { id, .. }
         | IncidentCommand::Stop { id, .. }
-        | IncidentCommand::Again { id, .. }
-        | IncidentCommand::Note { id, .. }
+        | IncidentCommand::Recapture { id, .. }
+        | IncidentCommand::UpdateManifest { id, .. }
         | IncidentCommand::Close { id, .. }) = &job;
         let anchor = self.clock.anchor();
-        let state = self.state(anchor);
-        let recording = self.open.iter().find(|open| open.id == *id).map(|open| &open.recording);
+        let state = self.take_changed_state(anchor);
+        let recording =
+            self.open_incidents.iter().find(|open| open.id == *id).map(|open| &open.recording);
         IncidentTask {
             settings: Arc::clone(&self.settings),
             state,
@@ -161,7 +167,7 @@ impl AgentState {
             vitals: recording.map_or_else(Vec::new, |recording| recording.rows(anchor)),
             stalled_thread: match job {
                 IncidentCommand::Open { .. } => None,
-                _ => self.stuck.take_for(*id),
+                _ => self.recent_stalls.take_for(*id),
             },
             command: job,
         }
@@ -170,6 +176,6 @@ impl AgentState {
 
 /// Returns the memory left below the limit, or the address space left if that is smaller.
 fn headroom(vitals: &Vitals) -> Option<Bytes> {
-    let left = [vitals.headroom(), os::mapped_memory::address_space_left()];
-    left.into_iter().flatten().min()
+    let limits = [vitals.headroom(), os::mapped_memory::remaining_address_space()];
+    limits.into_iter().flatten().min()
 }

@@ -5,19 +5,19 @@ use std::time::Duration;
 use crate::agent::Error;
 use crate::agent::event::{Reply, ToggleAction};
 use crate::agent::state::AgentState;
-use crate::agent::status::{Captured, Toggled};
+use crate::agent::status::{CaptureStarted, ToggleStatus};
 use crate::base::{Error as PublicError, IncidentId, Moment};
-use crate::model::{CaptureKind, CaptureSet, Collect, Origin, Reason};
-use crate::policy::decider::are_many_open;
+use crate::model::{CaptureKind, CaptureSet, CollectorSelection, Origin, Reason};
+use crate::policy::decider::has_high_fd_usage;
 
 /// Maximum time a reply waits for the incident directory. After that it reports that there is none
 /// yet.
-const PATIENCE: Duration = Duration::from_secs(2);
+const DIRECTORY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A request that waits for the directory of an incident.
 pub(super) enum PendingReply {
-    Toggle { state: Toggled, reply: Reply<Toggled> },
-    Capture { reply: Reply<Captured> },
+    Toggle { state: ToggleStatus, reply: Reply<ToggleStatus> },
+    Capture { reply: Reply<CaptureStarted> },
 }
 
 impl AgentState {
@@ -26,19 +26,19 @@ impl AgentState {
         action: ToggleAction,
         origin: Origin,
         kinds: Option<CaptureSet>,
-        reply: Option<Reply<Toggled>>,
+        reply: Option<Reply<ToggleStatus>>,
     ) {
         let on = match action {
             ToggleAction::Start => true,
             ToggleAction::Stop => false,
-            ToggleAction::Flip => self.decider.incidents.toggle().is_none(),
+            ToggleAction::Flip => self.decider.incidents.toggle_state().is_none(),
         };
         if !on {
-            let was = self.decider.incidents.toggle_off();
-            let state = Toggled {
-                incident: was.map(|was| was.incident),
-                dir: was.and_then(|was| self.dir(was.incident)),
-                ..self.toggled(None)
+            let previous = self.decider.incidents.toggle_off();
+            let state = ToggleStatus {
+                incident: previous.map(|was| was.incident),
+                dir: previous.and_then(|was| self.dir(was.incident)),
+                ..self.toggle_status(None)
             };
             if let Some(reply) = reply {
                 let _ = reply.send(Ok(state));
@@ -47,17 +47,17 @@ impl AgentState {
         }
         let kinds = self.with_descriptors(kinds.unwrap_or(self.settings.toggle.capture));
         let claim = (kinds, self.settings.toggle.max_duration);
-        let reason = self.asked(origin, format!("toggled on by {}", origin.words()));
+        let reason = self.manual_reason(origin, format!("toggled on by {}", origin.description()));
         let now = self.clock.now();
-        let was_on = self.decider.incidents.toggle().is_some();
+        let was_on = self.decider.incidents.toggle_state().is_some();
         let state = self.decider.incidents.toggle_on(now, self.new_id(), claim, reason);
         if !was_on {
-            self.collect(state.incident);
+            self.request_collectors(state.incident);
         }
-        self.track(state.incident);
+        self.start_vitals_recording(state.incident);
         if let Some(reply) = reply {
-            let state = self.toggled(Some(state));
-            self.promise(state.incident, PendingReply::Toggle { state, reply });
+            let state = self.toggle_status(Some(state));
+            self.reply_when_opened(state.incident, PendingReply::Toggle { state, reply });
         }
     }
 
@@ -65,26 +65,30 @@ impl AgentState {
         &mut self,
         kinds: CaptureSet,
         duration: Duration,
-        reply: Reply<Captured>,
+        reply: Reply<CaptureStarted>,
     ) {
-        let most = self.settings.toggle.max_duration;
-        if kinds.is_empty() || duration.is_zero() || duration > most {
-            let _ = reply.send(Err(PublicError::new(Error::BadCapture { duration, most })));
+        let max_duration = self.settings.toggle.max_duration;
+        if kinds.is_empty() || duration.is_zero() || duration > max_duration {
+            let _ = reply.send(Err(PublicError::new(Error::InvalidCapture {
+                duration,
+                most: max_duration,
+            })));
             return;
         }
-        let reason = self.asked(Origin::Code, format!("asked for by the service for {duration:?}"));
+        let reason =
+            self.manual_reason(Origin::Code, format!("asked for by the service for {duration:?}"));
         let now = self.clock.now();
         let claim = (self.with_descriptors(kinds), duration);
-        let id = self.decider.incidents.call(now, self.new_id(), claim, reason);
-        self.collect(id);
-        self.track(id);
-        self.promise(Some(id), PendingReply::Capture { reply });
+        let id = self.decider.incidents.claim_from_code(now, self.new_id(), claim, reason);
+        self.request_collectors(id);
+        self.start_vitals_recording(id);
+        self.reply_when_opened(Some(id), PendingReply::Capture { reply });
     }
 
     /// Adds the list of open descriptors to `kinds` if more than half of the allowed number are
     /// open.
     fn with_descriptors(&self, mut kinds: CaptureSet) -> CaptureSet {
-        if are_many_open(&self.vitals) {
+        if has_high_fd_usage(&self.vitals) {
             kinds.insert(CaptureKind::Descriptors);
         }
         kinds
@@ -92,51 +96,53 @@ impl AgentState {
 
     /// Requests all custom collectors: an incident requested manually or from code contains the
     /// output of each.
-    fn collect(&mut self, id: IncidentId) {
-        self.decider.incidents.set_collectors(!self.collectors.is_empty());
-        self.decider.incidents.collect(id, &Collect::All);
+    fn request_collectors(&mut self, id: IncidentId) {
+        self.decider.incidents.set_has_collectors(!self.collectors.is_empty());
+        self.decider.incidents.request_collectors(id, &CollectorSelection::All);
     }
 
-    fn asked(&self, origin: Origin, text: String) -> Reason {
+    fn manual_reason(&self, origin: Origin, text: String) -> Reason {
         let at = self.clock.wall();
         Reason { origin, at, rule: None, metric: None, value: None, threshold: None, text }
     }
 
     /// Replies at once if the incident has a directory, else when it gets one.
-    fn promise(&mut self, id: Option<IncidentId>, waiting: PendingReply) {
-        let until = self.clock.now() + PATIENCE;
-        let Some(open) = self.open.iter_mut().find(|open| Some(open.id) == id) else { return };
+    fn reply_when_opened(&mut self, id: Option<IncidentId>, pending: PendingReply) {
+        let deadline = self.clock.now() + DIRECTORY_TIMEOUT;
+        let Some(open) = self.open_incidents.iter_mut().find(|open| Some(open.id) == id) else {
+            return;
+        };
         let id = open.id;
         if open.dir.is_some() {
-            self.answer(vec![(until, waiting)], id, None);
+            self.send_replies(vec![(deadline, pending)], id, None);
         } else {
-            open.waiting.push((until, waiting));
+            open.pending_replies.push((deadline, pending));
         }
     }
 
     /// Replies to requests that waited for an incident directory. `why` is the reason if there is
     /// none.
-    pub(super) fn answer(
+    pub(super) fn send_replies(
         &self,
-        waiting: Vec<(Moment, PendingReply)>,
+        replies: Vec<(Moment, PendingReply)>,
         id: IncidentId,
-        why: Option<String>,
+        failure: Option<String>,
     ) {
         let dir = self.dir(id);
-        for (_, waiting) in waiting {
+        for (_, pending) in replies {
             let missing = || {
-                let why = why.clone().unwrap_or_else(|| self.why_no_directory());
+                let why = failure.clone().unwrap_or_else(|| self.missing_directory_reason());
                 PublicError::new(Error::NoDirectory(why))
             };
-            match (waiting, &dir, &why) {
+            match (pending, &dir, &failure) {
                 (PendingReply::Toggle { reply, .. }, None, Some(_)) => {
                     drop(reply.send(Err(missing())))
                 }
                 (PendingReply::Toggle { state, reply }, dir, _) => {
-                    drop(reply.send(Ok(Toggled { dir: dir.clone(), ..state })));
+                    drop(reply.send(Ok(ToggleStatus { dir: dir.clone(), ..state })));
                 }
                 (PendingReply::Capture { reply }, Some(dir), _) => {
-                    drop(reply.send(Ok(Captured { incident: id, dir: dir.clone() })));
+                    drop(reply.send(Ok(CaptureStarted { incident: id, dir: dir.clone() })));
                 }
                 (PendingReply::Capture { reply }, None, _) => drop(reply.send(Err(missing()))),
             }

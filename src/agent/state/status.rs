@@ -1,9 +1,9 @@
 //! The status as reported by the agent loop.
 
-use crate::agent::history::row;
+use crate::agent::history::vitals_row;
 use crate::agent::state::AgentState;
 use crate::agent::state::missing_features::missing_features;
-use crate::agent::status::{BudgetStatus, IncidentStatus, RuleStatus, Status, Toggled};
+use crate::agent::status::{BudgetStatus, IncidentStatus, RuleStatus, Status, ToggleStatus};
 use crate::base::{log, panics, warnings};
 use crate::config::default_rules;
 use crate::model::{CaptureSet, Limits, Metric, Rule};
@@ -15,50 +15,50 @@ impl AgentState {
         let states = self.decider.engine.states();
         let rules = states.map(|state| {
             let mut rule = RuleStatus::new(&state, anchor);
-            rule.explanation.extend(self.note(&rule.metric).map(|note| format!("; {note}")));
+            rule.explanation.extend(self.metric_note(&rule.metric).map(|note| format!("; {note}")));
             rule
         });
         let incidents = self.decider.incidents.iter().map(|incident| IncidentStatus {
             id: incident.id,
             name: incident.name.to_owned(),
-            opened: incident.opened,
+            opened: incident.opened_at,
             dir: self.dir(incident.id),
             running: incident.running,
-            held_by: incident.held_by.to_vec(),
+            held_by: incident.active_rules.to_vec(),
         });
         Status {
             version: env!("CARGO_PKG_VERSION"),
             service: self.settings.service.clone(),
-            domain: self.settings.domain.clone(),
+            domain: self.settings.instance.clone(),
             dir: self.location.path(),
             started: self.started,
             config: self.config.clone(),
-            toggle: self.toggled(self.decider.incidents.toggle()),
+            toggle: self.toggle_status(self.decider.incidents.toggle_state()),
             incidents: incidents.collect(),
-            streams: self.streams.status(anchor),
-            stalls: self.stuck.recent(),
-            budget: self.budget(),
+            streams: self.on_demand.status(anchor),
+            stalls: self.recent_stalls.recent(),
+            budget: self.budget_status(),
             rules: rules.collect(),
             limits: Limits::from(&self.vitals),
-            cpu: self.cpu.words(&self.settings),
-            vitals: row(&self.vitals, anchor),
+            cpu: self.cpu.description(&self.settings),
+            vitals: vitals_row(&self.vitals, anchor),
             histograms: self.reader.distributions(),
-            store: self.stored,
+            store: self.store_usage,
             counters: self.counters,
             engines: self.engines.clone(),
             warnings: warnings::list(),
             panics: panics::list(),
-            log: log::check(),
+            log: log::check_status(),
             failures: self.failures.clone(),
             last_failure: self.last_failure.clone(),
         }
     }
 
     /// Returns remarks about a metric: the reason it has no value, or how to interpret it.
-    fn note(&self, metric: &Metric) -> Option<String> {
+    fn metric_note(&self, metric: &Metric) -> Option<String> {
         match metric.value(&self.vitals) {
-            None => Some(self.reader.why_absent(metric)),
-            Some(_) if metric.is_of_memory() => self.vitals.memory_note(),
+            None => Some(self.reader.unavailable_reason(metric)),
+            Some(_) if metric.is_memory_metric() => self.vitals.memory_note(),
             Some(_) => None,
         }
     }
@@ -67,7 +67,7 @@ impl AgentState {
     pub(super) fn log_start(&mut self) {
         let Some(endpoint) = self.endpoint.take() else { return };
         let limits = Limits::from(&self.vitals);
-        let of = |value: Option<String>, source: Option<String>| match (value, source) {
+        let with_source = |value: Option<String>, source: Option<String>| match (value, source) {
             (Some(value), Some(source)) => format!("{value} ({source})"),
             (Some(value), None) => value,
             (None, _) => "unlimited".to_owned(),
@@ -82,35 +82,36 @@ impl AgentState {
              {}{without}",
             env!("CARGO_PKG_VERSION"),
             std::process::id(),
-            of(limits.memory.map(|bytes| bytes.to_string()), limits.memory_source),
-            of(limits.cpu_cores.map(|cores| format!("{cores} cores")), limits.cpu_source),
-            of(
+            with_source(limits.memory.map(|bytes| bytes.to_string()), limits.memory_source),
+            with_source(limits.cpu_cores.map(|cores| format!("{cores} cores")), limits.cpu_source),
+            with_source(
                 self.vitals.fd_limit.map(|limit| limit.to_string()),
                 Some("RLIMIT_NOFILE".to_owned())
             ),
-            rules_in_words(&self.settings.rules),
+            describe_rules(&self.settings.rules),
             self.location.path().display(),
-            self.cpu.words(&self.settings)
+            self.cpu.description(&self.settings)
         ));
     }
 
-    fn budget(&self) -> BudgetStatus {
+    fn budget_status(&self) -> BudgetStatus {
         let (anchor, decider) = (self.clock.anchor(), &self.decider);
-        let (opening, spent) = (decider.opening(anchor.moment), decider.spent(anchor.moment));
-        BudgetStatus::new(anchor, &self.settings.budget, (opening, spent), &self.streams.allowance)
+        let (admission, spent) =
+            (decider.admission(anchor.moment), decider.incidents_in_last_day(anchor.moment));
+        BudgetStatus::new(anchor, &self.settings.budget, (admission, spent), &self.on_demand.quota)
     }
 
-    pub(super) fn toggled(&self, state: Option<ToggleState>) -> Toggled {
+    pub(super) fn toggle_status(&self, state: Option<ToggleState>) -> ToggleStatus {
         let running = self
             .decider
             .incidents
             .iter()
-            .fold(CaptureSet::EMPTY, |running, incident| running.union(incident.wanted));
-        Toggled {
+            .fold(CaptureSet::EMPTY, |running, incident| running.union(incident.claimed_kinds));
+        ToggleStatus {
             on: state.is_some(),
             running,
-            since: state.map(|state| state.since),
-            until: state.and_then(|state| state.since.checked_add(state.max_duration).ok()),
+            since: state.map(|state| state.turned_on_at),
+            until: state.and_then(|state| state.turned_on_at.checked_add(state.max_duration).ok()),
             incident: state.map(|state| state.incident),
             dir: state.and_then(|state| self.dir(state.incident)),
         }
@@ -120,25 +121,25 @@ impl AgentState {
 /// Summarizes the rules: `14 rules (12 default, 2 own)`, `2 rules (2 own), 13 default rules off`.
 /// Rule names are omitted, as some are words that operators search the log for; the status lists
 /// them.
-fn rules_in_words(rules: &[Rule]) -> String {
+fn describe_rules(rules: &[Rule]) -> String {
     let default = default_rules();
-    let kept = rules.iter().filter(|rule| default.contains(rule)).count();
-    let own = rules.len() - kept;
+    let default_count = rules.iter().filter(|rule| default.contains(rule)).count();
+    let own_count = rules.len() - default_count;
     let is_off = |known: &&Rule| !rules.iter().any(|rule| rule.name == known.name);
-    let off = default.iter().filter(is_off).count();
+    let disabled_count = default.iter().filter(is_off).count();
     let mut parts = Vec::new();
-    if kept > 0 {
-        parts.push(format!("{kept} default"));
+    if default_count > 0 {
+        parts.push(format!("{default_count} default"));
     }
-    if own > 0 {
-        parts.push(format!("{own} own"));
+    if own_count > 0 {
+        parts.push(format!("{own_count} own"));
     }
     let mut text = format!("{} rules", rules.len());
     if !parts.is_empty() {
         text += &format!(" ({})", parts.join(", "));
     }
-    if off > 0 {
-        text += &format!(", {off} default rules off");
+    if disabled_count > 0 {
+        text += &format!(", {disabled_count} default rules off");
     }
     text
 }
@@ -148,15 +149,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rules_are_counted_and_so_are_default_rules_that_are_off() {
+    fn rule_summary_counts_default_own_and_disabled_rules() {
         let mut rules = default_rules();
         let all = rules.len();
-        assert_eq!(rules_in_words(&rules), format!("{all} rules ({all} default)"));
+        assert_eq!(describe_rules(&rules), format!("{all} rules ({all} default)"));
         rules[0].abs = Some(85.0);
         rules.pop();
         let expected =
             format!("{} rules ({} default, 1 own), 1 default rules off", all - 1, all - 2);
-        assert_eq!(rules_in_words(&rules), expected);
-        assert_eq!(rules_in_words(&[]), format!("0 rules, {all} default rules off"));
+        assert_eq!(describe_rules(&rules), expected);
+        assert_eq!(describe_rules(&[]), format!("0 rules, {all} default rules off"));
     }
 }

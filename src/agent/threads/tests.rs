@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::agent::deferred::{DeferredParts, FileWatch};
-use crate::agent::event::{AgentEvent, QUEUE, results};
+use crate::agent::event::{AgentEvent, EVENT_QUEUE_CAPACITY, results};
 use crate::agent::pending::AgentThreads;
 use crate::agent::state::{AgentState, InitialState};
 use crate::base::panicking_clock::PanickingClock;
@@ -22,24 +22,24 @@ use crate::vitals::{Reader, Runtimes};
 
 fn settings(dir: &TempDir) -> Settings {
     let store =
-        StoreSettings { keep_free: DiskReserve::Bytes(Bytes(0)), ..StoreSettings::default() };
+        StoreSettings { min_free_space: DiskReserve::Bytes(Bytes(0)), ..StoreSettings::default() };
     Settings { dir: dir.path().to_owned(), store, rules: Vec::new(), ..Settings::default() }
 }
 
 #[test]
-fn the_loop_goes_on_after_a_panic_with_its_state() {
+fn agent_loop_keeps_its_state_after_a_panic() {
     panics::install_hook();
     let dir = TempDir::new().unwrap();
     let trap = Arc::new(PanickingClock::default());
-    let (events, queue) = mpsc::channel(QUEUE);
-    let (tasks, _inbox) = std_mpsc::sync_channel(1);
+    let (events, queue) = mpsc::channel(EVENT_QUEUE_CAPACITY);
+    let (commands, _inbox) = std_mpsc::sync_channel(1);
     let settings = Settings { interval: Duration::from_millis(10), ..settings(&dir) };
-    let (runtimes, numbers) = (Runtimes::default(), Metrics::default());
+    let (runtimes, metrics) = (Runtimes::default(), Metrics::default());
     let collectors = Collectors::new(results(events.clone()));
     let (location, threads) = (Location::new(&settings.dir), AgentThreads::new());
     let handle = AgentHandle::new(
         events.clone(),
-        (runtimes.clone(), numbers.clone()),
+        (runtimes.clone(), metrics.clone()),
         collectors.clone(),
         &settings,
         location.clone(),
@@ -48,19 +48,21 @@ fn the_loop_goes_on_after_a_panic_with_its_state() {
     let clock: Arc<dyn Clock> = trap.clone();
     let directory = Directory::open(location.clone(), &settings.store, Arc::clone(&clock)).1.ok();
     let endpoint = String::new();
-    let begun = InitialState { settings, path: None, collectors, location, directory, endpoint };
-    let leading = handle.clone();
+    let initial =
+        InitialState { settings, config_path: None, collectors, location, directory, endpoint };
+    let loop_handle = handle.clone();
     let deferred = DeferredParts::new(&threads, FileWatch::new(Vec::new(), events.clone()), None);
     let thread = thread::spawn(move || {
-        let core = AgentState::new(clock, begun, Reader::new(runtimes.clone(), numbers), tasks);
-        lead(AgentLoop::new(core, queue, runtimes, deferred), Vec::new(), leading);
+        let state =
+            AgentState::new(clock, initial, Reader::new(runtimes.clone(), metrics), commands);
+        run_agent_thread(AgentLoop::new(state, queue, runtimes, deferred), Vec::new(), loop_handle);
     });
-    let patience = Duration::from_secs(60);
-    let ticks = || handle.status().wait(patience).unwrap().counters.ticks;
+    let timeout = Duration::from_secs(60);
+    let ticks = || handle.status().wait(timeout).unwrap().counters.ticks;
     let before = ticks();
     trap.set(usize::MAX);
     // The loop panics at its ticks and on requests. A request still returns an error.
-    let error = handle.status().wait(patience).unwrap_err().to_string();
+    let error = handle.status().wait(timeout).unwrap_err().to_string();
     assert!(error.contains("failed on this request"), "{error}");
     trap.set(0);
     let after = ticks();
@@ -68,8 +70,8 @@ fn the_loop_goes_on_after_a_panic_with_its_state() {
     while ticks() == after {
         std::thread::yield_now();
     }
-    let status = handle.status().wait(patience).unwrap();
-    let panics = status.panics.iter().find(|it| it.thread == LOOP).unwrap();
+    let status = handle.status().wait(timeout).unwrap();
+    let panics = status.panics.iter().find(|panics| panics.thread == LOOP_THREAD).unwrap();
     assert!(panics.message.starts_with("an injected panic"), "{panics:?}");
     events.blocking_send(AgentEvent::Shutdown).unwrap();
     thread.join().unwrap();

@@ -6,10 +6,10 @@ use std::time::Duration;
 use tracing::dispatcher::has_been_set;
 use tracing::level_filters::LevelFilter;
 
-use super::text::bounded;
+use super::text::escape_and_truncate;
 
 /// Queueing time from which an event reports its delay. Its timestamp is taken at delivery.
-const LATE: Duration = Duration::from_secs(1);
+const LATE_DELIVERY_THRESHOLD: Duration = Duration::from_secs(1);
 
 /// The severity of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +96,7 @@ macro_rules! setters {
         $(
             #[doc = $text_doc]
             pub(crate) fn $text(mut self, value: impl Display) -> Self {
-                self.fields.$text = Some(bounded(&value.to_string()));
+                self.fields.$text = Some(escape_and_truncate(&value.to_string()));
                 self
             }
         )*
@@ -157,7 +157,7 @@ macro_rules! deliver_audit {
 impl LogEvent {
     /// Creates an event of target `marple`.
     pub(crate) fn new(level: LogLevel, message: impl Into<String>) -> Self {
-        let message = bounded(&message.into());
+        let message = escape_and_truncate(&message.into());
         Self { level, is_audit: false, message, fields: Box::default() }
     }
 
@@ -200,8 +200,9 @@ impl LogEvent {
 
     /// Delivers the event to the host's subscriber, which may block or panic. `waited` is the time
     /// it was queued.
-    pub(super) fn deliver(&self, waited: Duration) {
-        let late = (waited >= LATE).then(|| u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
+    pub(super) fn deliver(&self, queue_time: Duration) {
+        let late = (queue_time >= LATE_DELIVERY_THRESHOLD)
+            .then(|| u64::try_from(queue_time.as_millis()).unwrap_or(u64::MAX));
         match (self.is_audit, self.level) {
             (false, LogLevel::Error) => deliver!(ERROR, self, late),
             (false, LogLevel::Warn) => deliver!(WARN, self, late),

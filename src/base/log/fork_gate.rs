@@ -10,17 +10,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Maximum time a fork waits for a delivery.
-const MAX_WAIT: Duration = Duration::from_millis(50);
+const MAX_FORK_WAIT: Duration = Duration::from_millis(50);
 
 /// Maximum time a delivery waits for forks. Without it, a fork that fails in an unknown way would
 /// stop the log.
-const MAX_FORK: Duration = Duration::from_secs(1);
+const MAX_DELIVERY_WAIT: Duration = Duration::from_secs(1);
 
-const STEP: Duration = Duration::from_micros(200);
+const POLL_INTERVAL: Duration = Duration::from_micros(200);
 
-/// State: bit 0 is set during a delivery; `state / FORK` is the number of forks in progress.
-const DELIVERING: u32 = 1;
-const FORK: u32 = 2;
+/// State: bit 0 is set during a delivery; `state / FORK_UNIT` is the number of forks in progress.
+const DELIVERING_BIT: u32 = 1;
+const FORK_UNIT: u32 = 2;
 
 static GATE: ForkGate = ForkGate::new();
 
@@ -36,29 +36,31 @@ impl ForkGate {
         let start = Instant::now();
         loop {
             let state = self.0.load(Ordering::Acquire);
-            let may_enter = state < FORK || start.elapsed() >= MAX_FORK;
-            let entered = state | DELIVERING;
+            let may_enter = state < FORK_UNIT || start.elapsed() >= MAX_DELIVERY_WAIT;
+            let entered = state | DELIVERING_BIT;
             let (success, failure) = (Ordering::AcqRel, Ordering::Relaxed);
             if may_enter && self.0.compare_exchange(state, entered, success, failure).is_ok() {
                 break;
             }
-            thread::sleep(STEP);
+            thread::sleep(POLL_INTERVAL);
         }
         let result = deliver();
-        self.0.fetch_and(!DELIVERING, Ordering::AcqRel);
+        self.0.fetch_and(!DELIVERING_BIT, Ordering::AcqRel);
         result
     }
 
     fn before_fork(&self) {
-        self.0.fetch_add(FORK, Ordering::AcqRel);
+        self.0.fetch_add(FORK_UNIT, Ordering::AcqRel);
         let start = Instant::now();
-        while self.0.load(Ordering::Acquire) & DELIVERING != 0 && start.elapsed() < MAX_WAIT {
-            thread::sleep(STEP);
+        while self.0.load(Ordering::Acquire) & DELIVERING_BIT != 0
+            && start.elapsed() < MAX_FORK_WAIT
+        {
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
     fn after_fork(&self) {
-        self.0.fetch_sub(FORK, Ordering::AcqRel);
+        self.0.fetch_sub(FORK_UNIT, Ordering::AcqRel);
     }
 }
 
@@ -90,18 +92,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fork_waits_for_a_delivery_and_the_next_delivery_for_the_fork() {
+    fn fork_and_delivery_wait_for_each_other() {
         let gate = Arc::new(ForkGate::new());
         let (started, is_started) = channel();
         let (events, order) = channel();
-        let (log, own) = (Arc::clone(&gate), events.clone());
+        let (log, sender) = (Arc::clone(&gate), events.clone());
         let deliveries = thread::spawn(move || {
             log.deliver(|| {
                 started.send(()).unwrap();
                 thread::sleep(Duration::from_millis(10));
-                own.send("first delivery").unwrap();
+                sender.send("first delivery").unwrap();
             });
-            log.deliver(|| own.send("second delivery").unwrap());
+            log.deliver(|| sender.send("second delivery").unwrap());
         });
         is_started.recv().unwrap();
         gate.before_fork();
@@ -116,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subscriber_that_is_stuck_does_not_stop_forks() {
+    fn stuck_subscriber_does_not_block_forks() {
         let gate = ForkGate::new();
         // Like a subscriber that forks: on the delivering thread.
         gate.deliver(|| {

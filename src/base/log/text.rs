@@ -4,11 +4,11 @@ use std::borrow::Cow;
 use std::fmt::Write;
 
 /// Maximum length of a text of an event, in bytes. The longest path has 4096.
-const MAX_TEXT: usize = 4 << 10;
+const MAX_TEXT_BYTES: usize = 4 << 10;
 
 /// Returns `text` with unsafe characters escaped as `\n` or `\u{1b}`: control characters, line
 /// separators and marks that reorder text.
-pub(crate) fn escaped(text: &str) -> Cow<'_, str> {
+pub(crate) fn escape(text: &str) -> Cow<'_, str> {
     if !text.contains(is_unsafe) {
         return Cow::Borrowed(text);
     }
@@ -24,13 +24,13 @@ pub(crate) fn escaped(text: &str) -> Cow<'_, str> {
 }
 
 /// Returns `text` escaped, truncated to the maximum length of an event's text.
-pub(super) fn bounded(text: &str) -> String {
-    let mut end = text.len().min(MAX_TEXT);
+pub(super) fn escape_and_truncate(text: &str) -> String {
+    let mut end = text.len().min(MAX_TEXT_BYTES);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    let (kept, rest) = text.split_at(end);
-    let mut safe = escaped(kept).into_owned();
+    let (head, rest) = text.split_at(end);
+    let mut safe = escape(head).into_owned();
     if !rest.is_empty() {
         let _ = write!(safe, "… ({} bytes more)", rest.len());
     }
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_cannot_forge_a_line_or_steer_a_terminal() {
+    fn escape_prevents_forged_lines_and_terminal_escapes() {
         for (text, safe) in [
             ("tokio-rt-worker", "tokio-rt-worker"),
             ("état 線程", "état 線程"),
@@ -60,16 +60,16 @@ mod tests {
             ("\u{9b}31m\r\t\0", r"\u{9b}31m\r\t\u{0}"),
             ("\u{202e}txt.exe\u{2028}", r"\u{202e}txt.exe\u{2028}"),
         ] {
-            assert_eq!(escaped(text), safe);
+            assert_eq!(escape(text), safe);
         }
     }
 
     #[test]
-    fn long_texts_are_cut_at_a_character() {
-        let text = "é".repeat(MAX_TEXT);
-        let cut = bounded(&text);
-        assert!(cut.starts_with(&"é".repeat(MAX_TEXT / 2)), "{}", cut.len());
+    fn long_text_is_truncated_at_char_boundary() {
+        let text = "é".repeat(MAX_TEXT_BYTES);
+        let cut = escape_and_truncate(&text);
+        assert!(cut.starts_with(&"é".repeat(MAX_TEXT_BYTES / 2)), "{}", cut.len());
         assert!(cut.ends_with("… (4096 bytes more)"), "{cut}");
-        assert_eq!(bounded(&"x".repeat(MAX_TEXT)).len(), MAX_TEXT);
+        assert_eq!(escape_and_truncate(&"x".repeat(MAX_TEXT_BYTES)).len(), MAX_TEXT_BYTES);
     }
 }

@@ -47,11 +47,11 @@ struct Symbolize {
 }
 
 fn main() -> ExitCode {
-    let Verb::Symbolize(asked) = Command::parse().verb;
-    match symbolize::run(asked) {
+    let Verb::Symbolize(args) = Command::parse().verb;
+    match symbolize::run(args) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failed) => {
-            for line in failed {
+        Err(errors) => {
+            for line in errors {
                 eprintln!("marple: {line}");
             }
             ExitCode::FAILURE

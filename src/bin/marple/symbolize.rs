@@ -11,37 +11,37 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use marple::codec::pprof::proto::{Function, Line, Location, Mapping, Profile};
-use marple::codec::pprof::{read, write_read};
+use marple::codec::pprof::{read, write_proto};
 use marple::symbols::{self, Lines, SourceFrame};
 
 use crate::Symbolize;
 
 /// A limit on the bytes read from a file, above the maximum size of a profile.
-const MAX_FILE: u64 = 65 << 20;
+const MAX_FILE_BYTES: u64 = 65 << 20;
 
 type Failure = Box<dyn std::error::Error>;
 
 /// Symbolizes all profiles of the command line. Returns one line for each failure.
-pub(crate) fn run(asked: Symbolize) -> Result<(), Vec<String>> {
-    if asked.output.is_some() && asked.profiles.len() > 1 {
+pub(crate) fn run(args: Symbolize) -> Result<(), Vec<String>> {
+    if args.output.is_some() && args.profiles.len() > 1 {
         return Err(vec![
             "--output is for one profile; without it each gets a name of its own".into(),
         ]);
     }
-    let binaries = Binaries::open(&asked.binary).map_err(|error| vec![error])?;
-    let mut failed = Vec::new();
-    for profile in &asked.profiles {
-        let to = asked.output.clone().unwrap_or_else(|| beside(profile));
-        match symbolize(profile, &to, &binaries, asked.force) {
+    let binaries = Binaries::open(&args.binary).map_err(|error| vec![error])?;
+    let mut errors = Vec::new();
+    for profile in &args.profiles {
+        let output = args.output.clone().unwrap_or_else(|| default_output_path(profile));
+        match symbolize(profile, &output, &binaries, args.force) {
             Ok(report) => print!("{report}"),
-            Err(error) => failed.push(format!("{}: {error}", profile.display())),
+            Err(error) => errors.push(format!("{}: {error}", profile.display())),
         }
     }
-    if failed.is_empty() { Ok(()) } else { Err(failed) }
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
 
 /// Returns the output path: `X.cpu.lines.pprof` for `X.cpu.pprof`.
-fn beside(profile: &Path) -> PathBuf {
+fn default_output_path(profile: &Path) -> PathBuf {
     profile.with_extension("lines.pprof")
 }
 
@@ -60,12 +60,12 @@ impl Binaries {
 
     /// Returns the files of the build that `path` with `build_id` was mapped from: those given on
     /// the command line, and `path` itself.
-    fn of(&self, path: &Path, build_id: &str) -> Result<Vec<PathBuf>, Failure> {
-        let is_it = |(id, given): &&(String, PathBuf)| {
-            id == build_id && (!id.is_empty() || given.file_name() == path.file_name())
+    fn files_for_build(&self, path: &Path, build_id: &str) -> Result<Vec<PathBuf>, Failure> {
+        let is_same_build = |(id, binary): &&(String, PathBuf)| {
+            id == build_id && (!id.is_empty() || binary.file_name() == path.file_name())
         };
         let mut files: Vec<PathBuf> =
-            self.0.iter().filter(is_it).map(|(_, given)| given.clone()).collect();
+            self.0.iter().filter(is_same_build).map(|(_, binary)| binary.clone()).collect();
         match symbols::build_id(path) {
             Ok(found) if found == build_id => files.push(path.to_owned()),
             Ok(_) if !files.is_empty() => {}
@@ -84,48 +84,54 @@ impl Binaries {
     }
 }
 
-fn symbolize(from: &Path, to: &Path, binaries: &Binaries, force: bool) -> Result<String, Failure> {
-    if !force && to.exists() {
-        return Err(format!("{} is there already; --force replaces it", to.display()).into());
+fn symbolize(
+    input: &Path,
+    output: &Path,
+    binaries: &Binaries,
+    force: bool,
+) -> Result<String, Failure> {
+    if !force && output.exists() {
+        return Err(format!("{} is there already; --force replaces it", output.display()).into());
     }
     let mut bytes = Vec::new();
-    File::open(from)?.take(MAX_FILE).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 == MAX_FILE {
-        return Err(
-            format!("it has {MAX_FILE} bytes or more; no profile of ours is so large").into()
-        );
+    File::open(input)?.take(MAX_FILE_BYTES).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 == MAX_FILE_BYTES {
+        return Err(format!(
+            "it has {MAX_FILE_BYTES} bytes or more; no profile of ours is so large"
+        )
+        .into());
     }
     let mut profile = read(&bytes)?;
     drop(bytes);
-    let mut tables = Tables::of(&profile);
-    let (mut lined, mut inlined) = (0, 0);
+    let mut tables = Tables::from_profile(&profile);
+    let (mut with_lines, mut inlined) = (0, 0);
     let mut problems = Vec::new();
     for at in 0..profile.mapping.len() {
         let Some(&mapping) = profile.mapping.get(at) else { continue };
-        let mut places: Vec<&mut Location> = profile
+        let mut locations: Vec<&mut Location> = profile
             .location
             .iter_mut()
             .filter(|location| location.mapping_id == mapping.id)
             .collect();
         let path = PathBuf::from(tables.text(mapping.filename));
         // "[vdso]" and similar names are not files.
-        if places.is_empty() || !path.is_absolute() {
+        if locations.is_empty() || !path.is_absolute() {
             continue;
         }
         let opened = binaries
-            .of(&path, tables.text(mapping.build_id))
+            .files_for_build(&path, tables.text(mapping.build_id))
             .and_then(|files| Ok(Lines::open(&files)?));
         let lines = match opened {
             Ok(lines) => lines,
             Err(error) => {
-                problems.push(format!("{error} ({} frames)", places.len()));
+                problems.push(format!("{error} ({} frames)", locations.len()));
                 continue;
             }
         };
         let mut damaged = None;
-        for location in &mut places {
+        for location in &mut locations {
             let Some(offset) = file_offset(&mapping, location.address) else { continue };
-            let frames = match lines.at(offset) {
+            let frames = match lines.frames_at(offset) {
                 Ok(frames) => frames,
                 Err(error) => {
                     damaged = Some(error);
@@ -136,7 +142,7 @@ fn symbolize(from: &Path, to: &Path, binaries: &Binaries, force: bool) -> Result
                 continue;
             }
             inlined += usize::from(frames.len() > 1);
-            lined += 1;
+            with_lines += 1;
             location.line = tables.lines(&frames, location.line.last());
         }
         problems.extend(damaged.map(|error| error.to_string()));
@@ -147,17 +153,17 @@ fn symbolize(from: &Path, to: &Path, binaries: &Binaries, force: bool) -> Result
             mapping.has_inline_frames = true;
         }
     }
-    if lined == 0 {
+    if with_lines == 0 {
         problems.insert(0, "no frame has a source line; nothing was written".to_owned());
         return Err(problems.join("\n  ").into());
     }
     let frames = profile.location.len();
-    tables.give(&mut profile);
-    write(&profile, to, force)?;
+    tables.store_into(&mut profile);
+    write(&profile, output, force)?;
     let mut report = format!(
-        "{} -> {}\n  {lined} of {frames} frames have source lines, {inlined} of them inlined functions\n",
-        from.display(),
-        to.display()
+        "{} -> {}\n  {with_lines} of {frames} frames have source lines, {inlined} of them inlined functions\n",
+        input.display(),
+        output.display()
     );
     for problem in problems {
         report += &format!("  {problem}\n");
@@ -173,14 +179,15 @@ fn file_offset(mapping: &Mapping, address: u64) -> Option<u64> {
 
 /// Writes the profile to a temporary file and renames it, so that a reader never gets a partial
 /// file.
-fn write(profile: &Profile, to: &Path, force: bool) -> io::Result<()> {
-    let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let mut part = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
-    write_read(profile, io::BufWriter::new(part.as_file_mut()))?;
-    part.flush()?;
-    part.as_file().sync_all()?;
-    let kept: Result<File, _> = if force { part.persist(to) } else { part.persist_noclobber(to) };
-    kept.map(drop).map_err(|error| error.error)
+fn write(profile: &Profile, output: &Path, force: bool) -> io::Result<()> {
+    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let mut temp_file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
+    write_proto(profile, io::BufWriter::new(temp_file.as_file_mut()))?;
+    temp_file.flush()?;
+    temp_file.as_file().sync_all()?;
+    let persisted: Result<File, _> =
+        if force { temp_file.persist(output) } else { temp_file.persist_noclobber(output) };
+    persisted.map(drop).map_err(|error| error.error)
 }
 
 /// Strings and functions of a profile, indexed for lookup and extension.
@@ -190,18 +197,19 @@ struct Tables {
     functions: HashMap<u64, Function>,
     by_function: HashMap<(i64, i64, i64), u64>,
     /// The highest function ID.
-    last: u64,
+    last_function_id: u64,
 }
 
 impl Tables {
-    fn of(profile: &Profile) -> Self {
+    fn from_profile(profile: &Profile) -> Self {
         let texts = profile.string_table.clone();
         let by_text = texts.iter().cloned().zip(0..).collect();
-        let known = || profile.function.iter();
-        let by_function = known().map(|function| (key(function), function.id)).collect();
-        let functions = known().map(|function| (function.id, *function)).collect();
-        let last = known().map(|function| function.id).max().unwrap_or(0);
-        Self { texts, by_text, functions, by_function, last }
+        let all_functions = || profile.function.iter();
+        let by_function =
+            all_functions().map(|function| (function_key(function), function.id)).collect();
+        let functions = all_functions().map(|function| (function.id, *function)).collect();
+        let last_function_id = all_functions().map(|function| function.id).max().unwrap_or(0);
+        Self { texts, by_text, functions, by_function, last_function_id }
     }
 
     fn text(&self, index: i64) -> &str {
@@ -232,9 +240,10 @@ impl Tables {
             _ => (self.intern("[function unknown]"), 0),
         };
         let filename = frame.file.as_deref().map_or(0, |file| self.intern(file));
-        let function = Function { id: self.last + 1, name, system_name, filename, start_line: 0 };
-        *self.by_function.entry(key(&function)).or_insert_with(|| {
-            self.last = function.id;
+        let function =
+            Function { id: self.last_function_id + 1, name, system_name, filename, start_line: 0 };
+        *self.by_function.entry(function_key(&function)).or_insert_with(|| {
+            self.last_function_id = function.id;
             self.functions.insert(function.id, function);
             function.id
         })
@@ -251,7 +260,7 @@ impl Tables {
     }
 
     /// Stores the tables in the profile, without functions that no location uses.
-    fn give(self, profile: &mut Profile) {
+    fn store_into(self, profile: &mut Profile) {
         let lines = profile.location.iter().flat_map(|location| &location.line);
         let used: BTreeSet<u64> = lines.map(|line| line.function_id).collect();
         profile.function = used.iter().filter_map(|id| self.functions.get(id)).copied().collect();
@@ -259,6 +268,6 @@ impl Tables {
     }
 }
 
-fn key(function: &Function) -> (i64, i64, i64) {
+fn function_key(function: &Function) -> (i64, i64, i64) {
     (function.name, function.system_name, function.filename)
 }

@@ -10,11 +10,11 @@ use crate::capture::collectors::{Absent, CaptureFailure, Evidence, StartedCaptur
 use crate::config::{HeapSettings, Settings, TraceSettings};
 use crate::model::{CaptureKind, Profile, Rule, Stall, Vitals};
 
-pub(super) fn switched_off(_: &Settings) -> Option<&'static str> {
+pub(super) fn disabled_reason(_: &Settings) -> Option<&'static str> {
     None
 }
 
-pub(super) fn memory(_: &Settings) -> Bytes {
+pub(super) fn max_memory(_: &Settings) -> Bytes {
     Bytes(0)
 }
 
@@ -25,10 +25,10 @@ pub(super) fn start(
     _: &Settings,
     _: TimeAnchor,
 ) -> Result<StartedCapture, CaptureFailure> {
-    Err(missing(kind))
+    Err(missing_feature_error(kind))
 }
 
-fn missing(kind: CaptureKind) -> CaptureFailure {
+fn missing_feature_error(kind: CaptureKind) -> CaptureFailure {
     Absent(format!("marple is built without its `{kind}` feature: add it in Cargo.toml")).into()
 }
 
@@ -38,12 +38,12 @@ pub(crate) struct NoCollector;
 pub(crate) type LookbackState = NoCollector;
 
 impl NoCollector {
-    pub(crate) fn words(&self, _: &Settings) -> String {
+    pub(crate) fn description(&self, _: &Settings) -> String {
         "marple is built without its `cpu` feature".to_owned()
     }
 }
 
-pub(crate) fn launch(_: &Settings) -> NoCollector {
+pub(crate) fn start_lookback(_: &Settings) -> NoCollector {
     NoCollector
 }
 
@@ -51,35 +51,35 @@ pub(crate) fn exclude_current_thread() -> NoCollector {
     NoCollector
 }
 
-pub(crate) fn exclude_for_good() {}
+pub(crate) fn exclude_thread_permanently() {}
 
 pub(crate) fn tick(_: &mut Vitals) {}
 
 pub(crate) fn set_rates(_: &HeapSettings) {}
 
-pub(crate) fn now(_: Timestamp) -> Result<Evidence, CaptureFailure> {
-    Err(missing(CaptureKind::Heap))
+pub(crate) fn streamed_profile(_: Timestamp) -> Result<Evidence, CaptureFailure> {
+    Err(missing_feature_error(CaptureKind::Heap))
 }
 
 pub(crate) fn snapshot(_: Timestamp) -> Result<Box<Profile>, CaptureFailure> {
-    Err(missing(CaptureKind::Heap))
+    Err(missing_feature_error(CaptureKind::Heap))
 }
 
-pub(crate) fn why_absent() -> Option<String> {
+pub(crate) fn unavailable_reason() -> Option<String> {
     None
 }
 
-pub(crate) fn ask_rate(_: Option<Bytes>) {}
+pub(crate) fn override_rate(_: Option<Bytes>) {}
 
-pub(crate) fn rehearse() {}
+pub(crate) fn warm_up_dump() {}
 
-pub(crate) fn watch<'r>(_: &Vitals, _: impl Iterator<Item = &'r Rule>) {}
+pub(crate) fn arm_threshold<'r>(_: &Vitals, _: impl Iterator<Item = &'r Rule>) {}
 
 /// Stub of the heap threshold notifications.
 pub(crate) struct ThresholdEvents;
 
 impl ThresholdEvents {
-    pub(crate) fn listen() -> Self {
+    pub(crate) fn subscribe() -> Self {
         Self
     }
 
@@ -94,6 +94,6 @@ pub(crate) fn record_reason(_: &str) {}
 
 pub(crate) fn configure(_: &TraceSettings) {}
 
-pub(crate) fn end(_: &TraceSettings) {}
+pub(crate) fn stop_recording(_: &TraceSettings) {}
 
 pub(crate) fn record_stall(_: &Stall) {}

@@ -8,17 +8,17 @@ use crate::cpu::{CpuSession, Error, Lookback, Options};
 use crate::model::{CaptureKind, CpuEngine, CpuMode};
 
 /// Returns the reason CPU captures are disabled, or `None` if they are not.
-pub(super) fn switched_off(settings: &Settings) -> Option<&'static str> {
+pub(super) fn disabled_reason(settings: &Settings) -> Option<&'static str> {
     let wall = settings.cpu.mode == CpuMode::Wall;
     (wall && settings.stacks.threads == ThreadsMode::Off)
         .then_some("`cpu.mode` is \"wall\", which shows threads, and `stacks.threads` is \"off\"")
 }
 
 /// Returns the maximum memory of an engine.
-pub(super) fn memory(settings: &Settings) -> Bytes {
+pub(super) fn max_memory(settings: &Settings) -> Bytes {
     match settings.cpu.mode {
-        CpuMode::Cpu => CpuSession::memory(settings.cpu.engine),
-        CpuMode::Wall => CpuSession::memory(CpuEngine::Auto),
+        CpuMode::Cpu => CpuSession::required_memory(settings.cpu.engine),
+        CpuMode::Wall => CpuSession::required_memory(CpuEngine::Auto),
     }
 }
 
@@ -27,23 +27,24 @@ pub(super) fn start(
     settings: &Settings,
     anchor: TimeAnchor,
 ) -> Result<StartedCapture, CaptureFailure> {
-    let mut session = CpuSession::with(&options(settings), anchor)?;
-    let before = session.take_before().map(|profile| Evidence::Profile(Box::new(profile)));
-    Ok(StartedCapture { collector: Box::new(session), at_start: before })
+    let mut session = CpuSession::start_with_options(&options(settings), anchor)?;
+    let lookback_evidence =
+        session.take_lookback().map(|profile| Evidence::Profile(Box::new(profile)));
+    Ok(StartedCapture { collector: Box::new(session), initial_evidence: lookback_evidence })
 }
 
 fn options(settings: &Settings) -> Options {
     Options {
         mode: settings.cpu.mode,
-        signals: settings.stacks.threads == ThreadsMode::Full,
+        allow_signals: settings.stacks.threads == ThreadsMode::Full,
         engine: settings.cpu.engine,
         frequency: match settings.cpu.mode {
-            CpuMode::Cpu => settings.cpu.frequency,
-            CpuMode::Wall => settings.cpu.wall_frequency,
+            CpuMode::Cpu => settings.cpu.frequency_hz,
+            CpuMode::Wall => settings.cpu.wall_frequency_hz,
         },
-        lookback_frequency: settings.cpu.lookback_frequency,
+        lookback_frequency: settings.cpu.lookback_frequency_hz,
         lookback: settings.cpu.lookback,
-        guard: || Box::new(crate::capture::collectors::heap::exclude_current_thread()),
+        on_thread_start: || Box::new(crate::capture::collectors::heap::exclude_current_thread()),
     }
 }
 
@@ -58,29 +59,32 @@ impl Collector for CpuSession {
 }
 
 /// Topic of the warning raised without a look-back.
-const TOPIC: &str = "cpu.lookback";
+const LOOKBACK_WARNING_TOPIC: &str = "cpu.lookback";
 
 /// The look-back, or the error that prevents it.
 pub(crate) struct LookbackState(Result<Option<Lookback>, Error>);
 
 /// Starts the look-back.
-pub(crate) fn launch(settings: &Settings) -> LookbackState {
+pub(crate) fn start_lookback(settings: &Settings) -> LookbackState {
     let started = Lookback::start(&options(settings));
     match &started {
         Err(error) => {
-            warnings::set(TOPIC, format!("no CPU samples from before a capture: {error}"));
+            warnings::set(
+                LOOKBACK_WARNING_TOPIC,
+                format!("no CPU samples from before a capture: {error}"),
+            );
         }
-        Ok(_) => warnings::clear(TOPIC),
+        Ok(_) => warnings::clear(LOOKBACK_WARNING_TOPIC),
     }
     LookbackState(started)
 }
 
 impl LookbackState {
     /// Returns the active engine and the reason for its selection, or the reason there is none.
-    pub(crate) fn words(&self, settings: &Settings) -> String {
+    pub(crate) fn description(&self, settings: &Settings) -> String {
         match &self.0 {
             Ok(Some(lookback)) => lookback.engine(),
-            Ok(None) if settings.cpu.lookback_frequency == Hertz(0) => {
+            Ok(None) if settings.cpu.lookback_frequency_hz == Hertz(0) => {
                 format!("{}: chosen when a capture starts; no look-back", settings.cpu.engine)
             }
             Ok(None) => "pprof: no look-back with this engine".to_owned(),

@@ -11,6 +11,6 @@ pub(super) fn start(anchor: TimeAnchor) -> Result<StartedCapture, CaptureFailure
     let dump = descriptors::dump(anchor.wall)?;
     Ok(StartedCapture {
         collector: Box::new(Snapshot { engine: "/proc/self/fd" }),
-        at_start: Some(Evidence::Descriptors(Box::new(dump))),
+        initial_evidence: Some(Evidence::Descriptors(Box::new(dump))),
     })
 }

@@ -20,13 +20,17 @@ use crate::config::{HeapSettings, Settings};
 use crate::heap;
 use crate::model::{CaptureKind, Losses, Metric, Profile, Rule, Vitals};
 use crate::os::eventfd::EventListener;
-use crate::os::mapped_memory::address_space_left;
+use crate::os::mapped_memory::remaining_address_space;
 use crate::unwind;
 
 /// Dumps are serialized: there is one set of reserved buffers.
 static WRITER: Mutex<Option<HeapWriter>> = Mutex::new(None);
-static RATES: Mutex<SamplingRates> =
-    Mutex::new(SamplingRates { usual: None, during: None, captures: 0, asked: None });
+static RATES: Mutex<SamplingRates> = Mutex::new(SamplingRates {
+    normal: None,
+    during_incident: None,
+    active_captures: 0,
+    requested: None,
+});
 
 /// Mean number of bytes between two samples during an incident, unless set in the settings. 500
 /// tasks of 1 KiB that pile up during the capture have eight samples. At 1 GB/s of allocations it
@@ -34,56 +38,56 @@ static RATES: Mutex<SamplingRates> =
 const RATE_DURING_INCIDENT: Bytes = Bytes::kib(64);
 
 /// One part in this many of the address space left may be reserved.
-const ADDRESS_SPACE_SHARE: u64 = 8;
+const ADDRESS_SPACE_DIVISOR: u64 = 8;
 
 /// Values measured at the last tick; 0 if unknown.
 static RESIDENT: AtomicU64 = AtomicU64::new(0);
 static WORKING_SET: AtomicU64 = AtomicU64::new(0);
-static LIMIT: AtomicU64 = AtomicU64::new(0);
+static MEMORY_LIMIT: AtomicU64 = AtomicU64::new(0);
 
 pub(super) fn start(
     _: CaptureKind,
     _: &Settings,
     anchor: TimeAnchor,
 ) -> Result<StartedCapture, CaptureFailure> {
-    if !heap::installed() {
+    if !heap::is_installed() {
         return jemalloc::start(anchor);
     }
     Ok(StartedCapture {
-        collector: Box::new(HeapCollector { anchor, _rate: FinerRate::begin() }),
-        at_start: Some(HeapEvidence::at(anchor.wall)),
+        collector: Box::new(HeapCollector { anchor, _rate: IncidentRate::start() }),
+        initial_evidence: Some(HeapEvidence::boxed(anchor.wall)),
     })
 }
 
 /// Returns the reason this program has no heap profiles, or `None` if it has.
-pub(crate) fn why_absent() -> Option<String> {
-    if heap::installed() { None } else { jemalloc::why_absent() }
+pub(crate) fn unavailable_reason() -> Option<String> {
+    if heap::is_installed() { None } else { jemalloc::unavailable_reason() }
 }
 
 /// Returns a heap profile that is taken when it is written.
-pub(crate) fn now(wall: Timestamp) -> Result<Evidence, CaptureFailure> {
-    if !heap::installed() {
+pub(crate) fn streamed_profile(wall: Timestamp) -> Result<Evidence, CaptureFailure> {
+    if !heap::is_installed() {
         let mut evidence = Evidence::Profile(jemalloc::snapshot(wall)?);
         evidence.symbolize();
         return Ok(evidence);
     }
-    Ok(HeapEvidence::at(wall))
+    Ok(HeapEvidence::boxed(wall))
 }
 
 /// Returns a profile of the heap.
 pub(crate) fn snapshot(wall: Timestamp) -> Result<Box<Profile>, CaptureFailure> {
-    if !heap::installed() {
+    if !heap::is_installed() {
         return jemalloc::snapshot(wall);
     }
     let mut profile = Box::new(heap::snapshot(wall)?);
-    MemorySummary::describe(&mut profile);
+    MemorySummary::prepend_to(&mut profile);
     Ok(profile)
 }
 
 struct HeapCollector {
     anchor: TimeAnchor,
     /// Released when the capture ends.
-    _rate: FinerRate,
+    _rate: IncidentRate,
 }
 
 impl Collector for HeapCollector {
@@ -91,12 +95,12 @@ impl Collector for HeapCollector {
         "sampling allocator"
     }
 
-    fn peek(&self, now: Moment) -> Result<Option<Evidence>, CaptureFailure> {
-        Ok(Some(HeapEvidence::at(self.anchor.wall_at(now))))
+    fn snapshot(&self, now: Moment) -> Result<Option<Evidence>, CaptureFailure> {
+        Ok(Some(HeapEvidence::boxed(self.anchor.wall_at(now))))
     }
 
     fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, CaptureFailure> {
-        Ok(Some(HeapEvidence::at(self.anchor.wall_at(now))))
+        Ok(Some(HeapEvidence::boxed(self.anchor.wall_at(now))))
     }
 }
 
@@ -112,13 +116,13 @@ impl HeapEvidence {
         Self { wall, summary: Mutex::new(None) }
     }
 
-    fn at(wall: Timestamp) -> Evidence {
-        Evidence::Live(Box::new(Self::new(wall)))
+    fn boxed(wall: Timestamp) -> Evidence {
+        Evidence::Streamed(Box::new(Self::new(wall)))
     }
 }
 
 impl StreamedEvidence for HeapEvidence {
-    fn asked(&self) -> Timestamp {
+    fn requested_at(&self) -> Timestamp {
         self.wall
     }
 
@@ -136,7 +140,7 @@ impl StreamedEvidence for HeapEvidence {
         let process = ProcessMemory {
             resident: known(&RESIDENT),
             working_set: known(&WORKING_SET),
-            limit: known(&LIMIT),
+            limit: known(&MEMORY_LIMIT),
         };
         let mut writer = WRITER.lock().unwrap_or_else(PoisonError::into_inner);
         let writer = match &mut *writer {
@@ -155,8 +159,8 @@ impl StreamedEvidence for HeapEvidence {
 /// Returns an error if the buffers of a dump would take much of the address space that is left: an
 /// allocation that fails ends the process.
 fn check_address_space() -> Result<(), CaptureFailure> {
-    match address_space_left() {
-        Some(left) if left.get() < HeapWriter::RESERVED.get() * ADDRESS_SPACE_SHARE => {
+    match remaining_address_space() {
+        Some(left) if left.get() < HeapWriter::RESERVED.get() * ADDRESS_SPACE_DIVISOR => {
             Err(Absent(format!(
                 "a heap profile needs {} of address space, and {left} are left below RLIMIT_AS (ulimit -v); at \
                  most an eighth of it is taken",
@@ -172,7 +176,7 @@ fn check_address_space() -> Result<(), CaptureFailure> {
 /// It is not left to the rehearsing thread: samples taken while that thread reads would have no
 /// stack.
 pub(crate) fn read_images() {
-    if heap::installed() {
+    if heap::is_installed() {
         // Retried at the next tick.
         let _ = unwind::refresh();
     }
@@ -180,8 +184,8 @@ pub(crate) fn read_images() {
 
 /// Reserves the buffers of dumps and writes one dump to a sink. Afterwards the files it reads are
 /// open and all memory it touches is resident. Does nothing if the program uses another allocator.
-pub(crate) fn rehearse() {
-    if heap::installed() {
+pub(crate) fn warm_up_dump() {
+    if heap::is_installed() {
         // A persistent error is reported by the first capture.
         let _ = HeapEvidence::new(Timestamp::UNIX_EPOCH).write(&mut std::io::sink());
     }
@@ -193,7 +197,7 @@ pub(crate) fn exclude_current_thread() -> heap::ProfilerExclusion {
 }
 
 /// Excludes the allocations of this thread from heap profiles until the thread ends.
-pub(crate) fn exclude_for_good() {
+pub(crate) fn exclude_thread_permanently() {
     mem::forget(heap::exclude_current_thread());
 }
 
@@ -201,13 +205,13 @@ pub(crate) fn exclude_for_good() {
 /// values to the vitals. Takes a microsecond if nothing was loaded. An image that cannot be read is
 /// walked by frame pointers and retried at the next tick.
 pub(crate) fn tick(vitals: &mut Vitals) {
-    if !heap::installed() {
+    if !heap::is_installed() {
         return;
     }
     let _ = unwind::refresh();
     let limit = vitals.memory_limit.as_ref().map(|limit| limit.value);
     for (figure, value) in
-        [(&RESIDENT, vitals.rss), (&WORKING_SET, vitals.working_set), (&LIMIT, limit)]
+        [(&RESIDENT, vitals.rss), (&WORKING_SET, vitals.working_set), (&MEMORY_LIMIT, limit)]
     {
         figure.store(value.map_or(0, Bytes::get), Relaxed);
     }
@@ -217,7 +221,7 @@ pub(crate) fn tick(vitals: &mut Vitals) {
 /// Requests a wake-up when the heap grows past the lowest rule threshold at or above the value in
 /// `vitals`; the tick evaluates the lower ones. Call at regular ticks only, so that a heap
 /// oscillating around a threshold costs one additional tick per interval.
-pub(crate) fn watch<'r>(vitals: &Vitals, rules: impl Iterator<Item = &'r Rule>) {
+pub(crate) fn arm_threshold<'r>(vitals: &Vitals, rules: impl Iterator<Item = &'r Rule>) {
     let Some(in_use) = vitals.heap else { return };
     let next = rules
         .filter(|rule| rule.metric == Metric::Heap)
@@ -225,8 +229,8 @@ pub(crate) fn watch<'r>(vitals: &Vitals, rules: impl Iterator<Item = &'r Rule>) 
         .filter(|&threshold| threshold >= in_use)
         .min();
     match next {
-        Some(threshold) => heap::watch(threshold),
-        None => heap::unwatch(),
+        Some(threshold) => heap::arm_threshold(threshold),
+        None => heap::disarm_threshold(),
     }
 }
 
@@ -236,8 +240,8 @@ pub(crate) struct ThresholdEvents(Option<EventListener>);
 impl ThresholdEvents {
     /// Creates a receiver. Must be called on the agent's runtime. If it fails, heap rules are
     /// evaluated at ticks only.
-    pub(crate) fn listen() -> Self {
-        let listener = heap::crossings().inspect_err(|error| {
+    pub(crate) fn subscribe() -> Self {
+        let listener = heap::threshold_events().inspect_err(|error| {
             log::error(format!("heap rules are asked at ticks only: {error}"));
         });
         Self(listener.ok())
@@ -255,7 +259,7 @@ impl ThresholdEvents {
 pub(crate) fn set_rates(settings: &HeapSettings) {
     let mut rates = RATES.lock().unwrap_or_else(PoisonError::into_inner);
     let during = settings.rate_during_incident.unwrap_or(RATE_DURING_INCIDENT).min(settings.rate);
-    (rates.usual, rates.during) = (Some(settings.rate), Some(during));
+    (rates.normal, rates.during_incident) = (Some(settings.rate), Some(during));
     rates.apply();
 }
 
@@ -263,47 +267,47 @@ pub(crate) fn set_rates(settings: &HeapSettings) {
 #[derive(Default)]
 struct SamplingRates {
     /// `None` until the settings are known.
-    usual: Option<Bytes>,
-    during: Option<Bytes>,
-    captures: u32,
+    normal: Option<Bytes>,
+    during_incident: Option<Bytes>,
+    active_captures: u32,
     /// Temporary rate requested by a client.
-    asked: Option<Bytes>,
+    requested: Option<Bytes>,
 }
 
 impl SamplingRates {
     fn apply(&self) {
-        let during = self.during.filter(|_| self.captures > 0);
-        if let Some(rate) = self.asked.or(during).or(self.usual) {
+        let during = self.during_incident.filter(|_| self.active_captures > 0);
+        if let Some(rate) = self.requested.or(during).or(self.normal) {
             heap::set_rate(rate);
         }
     }
 }
 
 /// Samples every `rate` bytes until this is called with `None`.
-pub(crate) fn ask_rate(rate: Option<Bytes>) {
+pub(crate) fn override_rate(rate: Option<Bytes>) {
     let mut rates = RATES.lock().unwrap_or_else(PoisonError::into_inner);
-    rates.asked = rate;
+    rates.requested = rate;
     rates.apply();
 }
 
 /// Guard that applies the sampling rate of an incident while it exists.
-struct FinerRate(());
+struct IncidentRate(());
 
-impl FinerRate {
-    fn begin() -> Self {
-        change(|captures| captures.saturating_add(1));
+impl IncidentRate {
+    fn start() -> Self {
+        update_active_captures(|captures| captures.saturating_add(1));
         Self(())
     }
 }
 
-impl Drop for FinerRate {
+impl Drop for IncidentRate {
     fn drop(&mut self) {
-        change(|captures| captures.saturating_sub(1));
+        update_active_captures(|captures| captures.saturating_sub(1));
     }
 }
 
-fn change(captures: impl FnOnce(u32) -> u32) {
+fn update_active_captures(captures: impl FnOnce(u32) -> u32) {
     let mut rates = RATES.lock().unwrap_or_else(PoisonError::into_inner);
-    rates.captures = captures(rates.captures);
+    rates.active_captures = captures(rates.active_captures);
     rates.apply();
 }

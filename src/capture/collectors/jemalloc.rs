@@ -15,26 +15,26 @@ use crate::model::Profile;
 use crate::os::images;
 
 pub(super) fn start(anchor: TimeAnchor) -> Result<StartedCapture, CaptureFailure> {
-    let profiler = find()?;
+    let profiler = find_profiler()?;
     let activation = profiler.activate()?;
-    let since = activation.turned_on().then_some(anchor.wall);
-    let at_start = dump(profiler, anchor.wall, since)?;
+    let sampling_since = activation.turned_on().then_some(anchor.wall);
+    let at_start = dump(profiler, anchor.wall, sampling_since)?;
     let collector =
-        Box::new(JemallocCollector { anchor, profiler, since, _activation: activation });
-    Ok(StartedCapture { collector, at_start: Some(Evidence::Profile(at_start)) })
+        Box::new(JemallocCollector { anchor, profiler, sampling_since, _activation: activation });
+    Ok(StartedCapture { collector, initial_evidence: Some(Evidence::Profile(at_start)) })
 }
 
 /// Returns a profile of the heap.
 pub(super) fn snapshot(wall: Timestamp) -> Result<Box<Profile>, CaptureFailure> {
-    dump(find()?, wall, None)
+    dump(find_profiler()?, wall, None)
 }
 
-pub(super) fn why_absent() -> Option<String> {
+pub(super) fn unavailable_reason() -> Option<String> {
     Profiler::find().err().map(|why| why.to_string())
 }
 
 /// Returns jemalloc's profiler. Without one, heap profiles are unavailable in this program.
-fn find() -> Result<Profiler, CaptureFailure> {
+fn find_profiler() -> Result<Profiler, CaptureFailure> {
     Profiler::find().map_err(|why| Absent(why.to_string()).into())
 }
 
@@ -42,7 +42,7 @@ struct JemallocCollector {
     anchor: TimeAnchor,
     profiler: Profiler,
     /// Time at which this capture turned sampling on; `None` if it was already on.
-    since: Option<Timestamp>,
+    sampling_since: Option<Timestamp>,
     _activation: Activation,
 }
 
@@ -51,29 +51,29 @@ impl Collector for JemallocCollector {
         "jemalloc"
     }
 
-    fn peek(&self, now: Moment) -> Result<Option<Evidence>, CaptureFailure> {
-        let profile = dump(self.profiler, self.anchor.wall_at(now), self.since)?;
+    fn snapshot(&self, now: Moment) -> Result<Option<Evidence>, CaptureFailure> {
+        let profile = dump(self.profiler, self.anchor.wall_at(now), self.sampling_since)?;
         Ok(Some(Evidence::Profile(profile)))
     }
 
     fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, CaptureFailure> {
-        self.peek(now)
+        self.snapshot(now)
     }
 }
 
 fn dump(
     profiler: Profiler,
     wall: Timestamp,
-    since: Option<Timestamp>,
+    sampling_since: Option<Timestamp>,
 ) -> Result<Box<Profile>, CaptureFailure> {
-    let accumulates = profiler.accumulates()?;
+    let accumulates = profiler.has_cumulative_counts()?;
     let mut text = profiler.dump()?;
     text.seek(SeekFrom::Start(0))?;
     let mut profile = jemalloc_heap::read(BufReader::new(text), accumulates, wall)?;
     profile.drop_frames = format!("{}|{}", heap::DROP_FRAMES, heap::jemalloc::DROP_FRAMES);
-    profile.attach_mappings(images::seen()?);
-    MemorySummary::describe(&mut profile);
-    if let Some(since) = since {
+    profile.attach_mappings(images::loaded_and_unloaded()?);
+    MemorySummary::prepend_to(&mut profile);
+    if let Some(since) = sampling_since {
         profile.comments.push(format!(
             "heap: jemalloc sampled nothing before this capture (prof_active:false); what was allocated \
              before {since} is not in it"

@@ -14,7 +14,8 @@ use crate::base::{Bytes, Moment, TimeAnchor};
 use crate::codec::{perfetto, pprof, text};
 use crate::config::Settings;
 use crate::model::{
-    CaptureKind, DescriptorDump, Form, Losses, PanicDump, Profile, TaskDump, ThreadDump, Timeline,
+    ArtifactFormat, CaptureKind, DescriptorDump, Losses, PanicDump, Profile, TaskDump, ThreadDump,
+    Timeline,
 };
 use crate::symbols;
 
@@ -54,13 +55,13 @@ pub(crate) trait Collector {
     fn engine(&self) -> &str;
 
     /// Returns a snapshot at `now`, or `None` if the collector cannot take one while it is running.
-    fn peek(&self, _now: Moment) -> Result<Option<Evidence>, CaptureFailure> {
+    fn snapshot(&self, _now: Moment) -> Result<Option<Evidence>, CaptureFailure> {
         Ok(None)
     }
 
     /// Returns the polls recorded so far and in the look-back window, or `None` if the collector
     /// does not record polls.
-    fn polls(&self) -> Option<Timeline> {
+    fn recorded_polls(&self) -> Option<Timeline> {
         None
     }
 
@@ -72,7 +73,7 @@ pub(crate) trait Collector {
 /// A collector that was just started, and the evidence available at its start.
 pub(crate) struct StartedCapture {
     pub(crate) collector: Box<dyn Collector>,
-    pub(crate) at_start: Option<Evidence>,
+    pub(crate) initial_evidence: Option<Evidence>,
 }
 
 /// A collector whose evidence is complete at its start.
@@ -94,12 +95,12 @@ impl Collector for Snapshot {
 pub(crate) struct MissingFeature {
     pub(crate) name: &'static str,
     /// Description of the missing feature.
-    pub(crate) why: &'static str,
+    pub(crate) description: &'static str,
 }
 
 /// Returns the feature that captures of `kind` need, if this build does not have it.
 pub(crate) fn missing_feature(kind: CaptureKind) -> Option<MissingFeature> {
-    let missing = |name, why| Some(MissingFeature { name, why });
+    let missing = |name, why| Some(MissingFeature { name, description: why });
     match kind {
         CaptureKind::Cpu if cfg!(not(feature = "cpu")) => {
             missing("cpu", "marple is built without its `cpu` feature")
@@ -115,14 +116,14 @@ pub(crate) fn missing_feature(kind: CaptureKind) -> Option<MissingFeature> {
 }
 
 /// Returns the reason captures of `kind` are disabled, or `None` if they are not.
-pub(crate) fn switched_off(kind: CaptureKind, settings: &Settings) -> Option<&'static str> {
+pub(crate) fn disabled_reason(kind: CaptureKind, settings: &Settings) -> Option<&'static str> {
     if let Some(missing) = missing_feature(kind) {
-        return Some(missing.why);
+        return Some(missing.description);
     }
     match kind {
-        CaptureKind::Threads => threads::switched_off(settings),
-        CaptureKind::Tasks => tasks::switched_off(settings),
-        CaptureKind::Cpu => cpu::switched_off(settings),
+        CaptureKind::Threads => threads::disabled_reason(settings),
+        CaptureKind::Tasks => tasks::disabled_reason(settings),
+        CaptureKind::Cpu => cpu::disabled_reason(settings),
         CaptureKind::Trace
         | CaptureKind::Descriptors
         | CaptureKind::Panics
@@ -133,13 +134,13 @@ pub(crate) fn switched_off(kind: CaptureKind, settings: &Settings) -> Option<&'s
 
 /// Returns the maximum memory of the collector of `kind`, excluding memory that is set in the
 /// settings.
-pub(crate) fn memory(kind: CaptureKind, settings: &Settings) -> Bytes {
+pub(crate) fn max_memory(kind: CaptureKind, settings: &Settings) -> Bytes {
     match kind {
-        CaptureKind::Cpu => cpu::memory(settings),
+        CaptureKind::Cpu => cpu::max_memory(settings),
         CaptureKind::Threads => threads::MEMORY,
         CaptureKind::Descriptors => descriptors::MEMORY,
         CaptureKind::Panics => panics::MEMORY,
-        CaptureKind::Tasks => tasks::memory(),
+        CaptureKind::Tasks => tasks::max_memory(),
         CaptureKind::Heap | CaptureKind::Trace | CaptureKind::Custom => Bytes(0),
     }
 }
@@ -174,13 +175,13 @@ pub(crate) enum Evidence {
     Descriptors(Box<DescriptorDump>),
     Panics(Box<PanicDump>),
     /// Taken while it is being written.
-    Live(Box<dyn StreamedEvidence>),
+    Streamed(Box<dyn StreamedEvidence>),
 }
 
 /// Evidence that is never held in memory: it is streamed from its source to the file.
 pub(crate) trait StreamedEvidence: Send {
     /// Returns the time of the request, which is close to the time it is taken.
-    fn asked(&self) -> Timestamp;
+    fn requested_at(&self) -> Timestamp;
 
     fn losses(&self) -> Losses;
 
@@ -193,21 +194,21 @@ pub(crate) trait StreamedEvidence: Send {
 
 impl Evidence {
     /// Returns the time of a snapshot, or the start time of a recording.
-    pub(crate) fn taken(&self) -> Timestamp {
+    pub(crate) fn taken_at(&self) -> Timestamp {
         match self {
             Self::Profile(profile) => profile.started,
             Self::Timeline(timeline) => timeline.started,
-            Self::Live(live) => live.asked(),
+            Self::Streamed(live) => live.requested_at(),
             Self::Threads(dump) => dump.profile.started,
-            Self::Tasks(dump) => dump.taken(),
-            Self::Descriptors(dump) => dump.taken,
-            Self::Panics(dump) => dump.taken,
+            Self::Tasks(dump) => dump.taken_at(),
+            Self::Descriptors(dump) => dump.taken_at,
+            Self::Panics(dump) => dump.taken_at,
         }
     }
 
     /// Returns `true` if evidence taken at the start of a capture describes the time before it. A
     /// dump describes the moment of the start and is the only evidence of its capture.
-    pub(crate) fn is_from_before(&self) -> bool {
+    pub(crate) fn is_lookback(&self) -> bool {
         !matches!(self, Self::Threads(_) | Self::Tasks(_) | Self::Descriptors(_) | Self::Panics(_))
     }
 
@@ -215,7 +216,7 @@ impl Evidence {
         match self {
             Self::Profile(profile) => profile.losses.clone(),
             Self::Timeline(timeline) => timeline.losses.clone(),
-            Self::Live(live) => live.losses(),
+            Self::Streamed(live) => live.losses(),
             Self::Threads(dump) => dump.profile.losses.clone(),
             Self::Tasks(dump) => dump.losses().clone(),
             Self::Descriptors(dump) => dump.losses.clone(),
@@ -227,8 +228,10 @@ impl Evidence {
     pub(crate) fn note(&self) -> Option<String> {
         match self {
             #[cfg(feature = "heap")]
-            Self::Profile(profile) => crate::capture::memory_summary::MemorySummary::of(profile),
-            Self::Live(live) => live.note(),
+            Self::Profile(profile) => {
+                crate::capture::memory_summary::MemorySummary::from_comments(profile)
+            }
+            Self::Streamed(live) => live.note(),
             _ => None,
         }
     }
@@ -238,46 +241,50 @@ impl Evidence {
             Self::Profile(profile) => profile,
             Self::Threads(dump) => &mut dump.profile,
             Self::Tasks(dump) => &mut dump.profile,
-            Self::Timeline(_) | Self::Live(_) | Self::Descriptors(_) | Self::Panics(_) => {
+            Self::Timeline(_) | Self::Streamed(_) | Self::Descriptors(_) | Self::Panics(_) => {
                 return;
             }
         };
-        symbols::name_functions(profile);
+        symbols::symbolize(profile);
     }
 
     /// Writes the evidence in its binary format.
     pub(crate) fn write_binary(&self, out: impl io::Write) -> Result<(), CaptureFailure> {
         let form = match self {
-            Self::Profile(_) | Self::Live(_) => Form::MemoryPprof,
-            Self::Timeline(_) => Form::RuntimeTrace,
-            Self::Threads(_) => Form::ThreadsPprof,
-            Self::Tasks(_) => Form::TasksPprof,
-            Self::Descriptors(_) => Form::DescriptorsText,
-            Self::Panics(_) => Form::PanicsText,
+            Self::Profile(_) | Self::Streamed(_) => ArtifactFormat::MemoryPprof,
+            Self::Timeline(_) => ArtifactFormat::RuntimeTrace,
+            Self::Threads(_) => ArtifactFormat::ThreadsPprof,
+            Self::Tasks(_) => ArtifactFormat::TasksPprof,
+            Self::Descriptors(_) => ArtifactFormat::DescriptorsText,
+            Self::Panics(_) => ArtifactFormat::PanicsText,
         };
         self.write(form, out)
     }
 
     /// Writes the evidence in one of its formats.
-    pub(crate) fn write(&self, form: Form, out: impl io::Write) -> Result<(), CaptureFailure> {
+    pub(crate) fn write(
+        &self,
+        form: ArtifactFormat,
+        out: impl io::Write,
+    ) -> Result<(), CaptureFailure> {
         self.write_with(form, &[], out)
     }
 
     /// Writes the evidence in one of its formats. A trace shows `stacks` on its threads.
     pub(crate) fn write_with(
         &self,
-        form: Form,
+        form: ArtifactFormat,
         stacks: &[perfetto::Stacks<'_>],
         mut out: impl io::Write,
     ) -> Result<(), CaptureFailure> {
         let written = match (self, form) {
             (Self::Profile(profile), _) => pprof::write(profile, out),
-            (Self::Timeline(timeline), _) => perfetto::write_with(timeline, stacks, out),
-            (Self::Live(live), _) => return live.write(&mut out),
-            (Self::Threads(dump), Form::ThreadsPprof) => pprof::write(&dump.profile, out),
+            (Self::Timeline(timeline), _) => perfetto::write_with_stacks(timeline, stacks, out),
+            (Self::Streamed(live), _) => return live.write(&mut out),
+            (Self::Threads(dump), ArtifactFormat::ThreadsPprof) => pprof::write(&dump.profile, out),
             (Self::Threads(dump), _) => text::threads::write(dump, out),
-            (Self::Tasks(dump), Form::TasksPprof) => pprof::write(&dump.profile, out),
-            (Self::Tasks(dump), Form::TasksJson) => text::tasks::write_json(dump, out),
+            (Self::Tasks(dump), ArtifactFormat::TasksPprof) => pprof::write(&dump.profile, out),
+            (Self::Tasks(dump), ArtifactFormat::TasksJson) => text::tasks::write_json(dump, out),
             (Self::Tasks(dump), _) => text::tasks::write(dump, out),
             (Self::Descriptors(dump), _) => text::descriptors::write(dump, out),
             (Self::Panics(dump), _) => text::panics::write(dump, out),

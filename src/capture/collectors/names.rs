@@ -7,7 +7,7 @@ use crate::os::proc::process;
 use crate::symbols;
 
 /// Opens the files of loaded code. Takes some milliseconds.
-pub(crate) fn begin() {
+pub(crate) fn open_files() {
     refresh(None, process::descriptor_limit());
 }
 

@@ -8,17 +8,17 @@ use crate::heap;
 use crate::model::Profile;
 
 pub(super) fn start(_: TimeAnchor) -> Result<StartedCapture, CaptureFailure> {
-    Err(missing())
+    Err(not_installed())
 }
 
 pub(super) fn snapshot(_: Timestamp) -> Result<Box<Profile>, CaptureFailure> {
-    Err(missing())
+    Err(not_installed())
 }
 
-pub(super) fn why_absent() -> Option<String> {
+pub(super) fn unavailable_reason() -> Option<String> {
     Some(heap::Error::NotInstalled.to_string())
 }
 
-fn missing() -> CaptureFailure {
+fn not_installed() -> CaptureFailure {
     Absent(heap::Error::NotInstalled.to_string()).into()
 }

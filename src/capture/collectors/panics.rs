@@ -11,6 +11,6 @@ pub(super) fn start(anchor: TimeAnchor) -> Result<StartedCapture, CaptureFailure
     let dump = PanicDump::new(anchor.wall, panic_log::list());
     Ok(StartedCapture {
         collector: Box::new(Snapshot { engine: "panic hook" }),
-        at_start: Some(Evidence::Panics(Box::new(dump))),
+        initial_evidence: Some(Evidence::Panics(Box::new(dump))),
     })
 }

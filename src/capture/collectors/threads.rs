@@ -8,7 +8,7 @@ use crate::stacks::threads;
 /// Memory of a dump of a thousand threads, and the slots their stacks are copied into.
 pub(super) const MEMORY: Bytes = Bytes::mib(4);
 
-pub(super) fn switched_off(settings: &Settings) -> Option<&'static str> {
+pub(super) fn disabled_reason(settings: &Settings) -> Option<&'static str> {
     (settings.stacks.threads == ThreadsMode::Off).then_some("`stacks.threads` is \"off\"")
 }
 
@@ -21,6 +21,6 @@ pub(super) fn start(
     let engine = if signals { "signal and /proc" } else { "/proc" };
     Ok(StartedCapture {
         collector: Box::new(Snapshot { engine }),
-        at_start: Some(Evidence::Threads(Box::new(dump))),
+        initial_evidence: Some(Evidence::Threads(Box::new(dump))),
     })
 }

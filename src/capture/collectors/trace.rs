@@ -19,51 +19,51 @@ pub(super) fn start(
     anchor: TimeAnchor,
 ) -> Result<StartedCapture, CaptureFailure> {
     let session = TraceSession::start(settings.trace.max_bytes, anchor)?;
-    Ok(StartedCapture { collector: Box::new(session), at_start: None })
+    Ok(StartedCapture { collector: Box::new(session), initial_evidence: None })
 }
 
 impl Collector for TraceSession {
     fn engine(&self) -> &str {
-        trace::engine()
+        trace::recorded_sources()
     }
 
-    fn polls(&self) -> Option<Timeline> {
+    fn recorded_polls(&self) -> Option<Timeline> {
         Self::polls(self)
     }
 
     fn stop(self: Box<Self>, now: Moment) -> Result<Option<Evidence>, CaptureFailure> {
         let mut timeline = Self::stop(*self, now);
-        show_stalls(&mut timeline);
+        add_stall_events(&mut timeline);
         Ok(Some(Evidence::Timeline(Box::new(timeline))))
     }
 }
 
 /// Maximum number of stalls kept for future traces.
-const STALLS: usize = 64;
+const MAX_RECENT_STALLS: usize = 64;
 
-static RECENT: Mutex<VecDeque<Stall>> = Mutex::new(VecDeque::new());
+static RECENT_STALLS: Mutex<VecDeque<Stall>> = Mutex::new(VecDeque::new());
 
 /// Keeps a stall for the traces that contain its start.
 pub(crate) fn record_stall(stall: &Stall) {
-    let mut recent = RECENT.lock().unwrap_or_else(PoisonError::into_inner);
-    if recent.len() == STALLS {
+    let mut recent = RECENT_STALLS.lock().unwrap_or_else(PoisonError::into_inner);
+    if recent.len() == MAX_RECENT_STALLS {
         recent.pop_front();
     }
     recent.push_back(stall.clone());
 }
 
 /// Adds an instant event for each stall to the track of its thread, at the time it was detected.
-fn show_stalls(timeline: &mut Timeline) {
-    let recent = RECENT.lock().unwrap_or_else(PoisonError::into_inner);
+fn add_stall_events(timeline: &mut Timeline) {
+    let recent = RECENT_STALLS.lock().unwrap_or_else(PoisonError::into_inner);
     let anchor = timeline.anchor;
-    let from = anchor.wall_at(timeline.activity.from);
+    let from = anchor.wall_at(timeline.activity.start);
     let shown: Vec<&Stall> = recent.iter().filter(|stall| stall.started >= from).collect();
     for stall in shown {
         let since_anchor = stall.started.duration_since(anchor.wall);
         let nanos = since_anchor.as_nanos() + stall.lasted.as_nanos() as i128;
         let nanos = i64::try_from(nanos).unwrap_or(0);
         let at = anchor.moment.as_nanos().saturating_add_signed(nanos);
-        let track = timeline.track(TrackKind::Thread(stall.tid), &stall.thread);
+        let track = timeline.add_track(TrackKind::Thread(stall.tid), &stall.thread);
         let mut text = |text: &str| timeline.strings.intern(text);
         let (category, name, key) = (text("marple"), text("stall"), text("text"));
         let args = vec![(key, ArgValue::Text(text(&stall.to_string())))];
@@ -89,6 +89,6 @@ pub(crate) fn configure(settings: &TraceSettings) {
 }
 
 /// Stops recording between captures: the agent has ended and cannot read it.
-pub(crate) fn end(settings: &TraceSettings) {
+pub(crate) fn stop_recording(settings: &TraceSettings) {
     trace::configure(TraceMode::OnDemand, settings.max_bytes, settings.window);
 }

@@ -19,7 +19,7 @@ use crate::store::Location;
 
 fn settings(dir: &TempDir) -> Settings {
     let store =
-        StoreSettings { keep_free: DiskReserve::Bytes(Bytes(0)), ..StoreSettings::default() };
+        StoreSettings { min_free_space: DiskReserve::Bytes(Bytes(0)), ..StoreSettings::default() };
     Settings { dir: dir.path().to_owned(), store, rules: Vec::new(), ..Settings::default() }
 }
 
@@ -98,7 +98,7 @@ fn a_panic_in_a_task_costs_that_capture_only() {
     let mut capture = Capture::start(&dir);
     let id = IncidentId::new(SystemClock.wall());
     let open =
-        |id| IncidentCommand::Open { id, name: "memory".into(), noted: ManifestUpdate::default() };
+        |id| IncidentCommand::Open { id, name: "memory".into(), update: ManifestUpdate::default() };
     let kinds = [CaptureKind::Threads].into();
 
     // Panic while a directory is created: the incident is lost and reported as lost.
@@ -127,13 +127,14 @@ fn a_panic_in_a_task_costs_that_capture_only() {
     let stopped = capture.perform(IncidentCommand::Stop { id, kinds });
     assert!(matches!(stopped.result, CommandResult::Stopped { .. }), "{:?}", stopped.result);
     capture.trap.set(1);
-    let unclosed = capture.perform(IncidentCommand::Close { id, noted: ManifestUpdate::default() });
+    let unclosed =
+        capture.perform(IncidentCommand::Close { id, update: ManifestUpdate::default() });
     assert!(
         matches!(unclosed.result, CommandResult::Closed { ok: false, .. }),
         "{:?}",
         unclosed.result
     );
-    let closed = capture.perform(IncidentCommand::Close { id, noted: ManifestUpdate::default() });
+    let closed = capture.perform(IncidentCommand::Close { id, update: ManifestUpdate::default() });
     assert!(matches!(closed.result, CommandResult::Closed { ok: true, .. }), "{:?}", closed.result);
     let manifest = manifest(&opened);
     assert!(manifest.closed.is_some() && !manifest.artifacts.is_empty(), "{manifest:?}");

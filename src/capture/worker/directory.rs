@@ -18,7 +18,7 @@ use crate::policy::incident_budget::SavedState as Saved;
 use crate::store::{Error, Location, Recovery, Store, StoreUsage};
 
 /// Topic of the warning raised while the directory is not open.
-pub(crate) const TOPIC: &str = "dir";
+pub(crate) const DIRECTORY_WARNING_TOPIC: &str = "dir";
 
 /// An opened directory, reported to the agent loop.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub(crate) struct OpenedStore {
     pub(crate) path: PathBuf,
     /// Budgets used by an earlier process.
     pub(crate) saved: Option<Saved>,
-    pub(crate) holdings: StoreUsage,
+    pub(crate) usage: StoreUsage,
 }
 
 /// The incident directory, open or waiting for a retry.
@@ -39,7 +39,7 @@ pub(crate) struct Directory {
 enum DirectoryState {
     // Field order matters: the guard uses the store's descriptor and must be dropped first.
     Open { _lock: Option<NotInherited>, store: Store },
-    Waiting { why: String, next: Moment, backoff: RetryBackoff },
+    Retrying { reason: String, retry_at: Moment, backoff: RetryBackoff },
 }
 
 impl Directory {
@@ -51,10 +51,13 @@ impl Directory {
         clock: Arc<dyn Clock>,
     ) -> (Self, Result<OpenedStore, Error>) {
         let next = clock.now();
-        let state =
-            DirectoryState::Waiting { why: String::new(), next, backoff: RetryBackoff::new() };
+        let state = DirectoryState::Retrying {
+            reason: String::new(),
+            retry_at: next,
+            backoff: RetryBackoff::new(),
+        };
         let mut this = Self { location, clock, state };
-        let first = this.attempt(settings);
+        let first = this.try_open(settings);
         (this, first)
     }
 
@@ -62,7 +65,7 @@ impl Directory {
     pub(crate) fn store(&self) -> Result<&Store, &str> {
         match &self.state {
             DirectoryState::Open { store, .. } => Ok(store),
-            DirectoryState::Waiting { why, .. } => Err(why),
+            DirectoryState::Retrying { reason: why, .. } => Err(why),
         }
     }
 
@@ -70,7 +73,7 @@ impl Directory {
     pub(crate) fn until_retry(&self) -> Option<Duration> {
         match &self.state {
             DirectoryState::Open { .. } => None,
-            DirectoryState::Waiting { next, .. } => Some(next.since(self.clock.now())),
+            DirectoryState::Retrying { retry_at: next, .. } => Some(next.since(self.clock.now())),
         }
     }
 
@@ -79,7 +82,7 @@ impl Directory {
         if matches!(self.state, DirectoryState::Open { .. }) {
             return None;
         }
-        self.attempt(settings).ok()
+        self.try_open(settings).ok()
     }
 
     /// Recreates the directory if it was deleted while open.
@@ -90,22 +93,23 @@ impl Directory {
         if !self.store().is_ok_and(Store::is_removed) {
             return None;
         }
-        let made = self.attempt(settings);
-        if made.is_ok() {
+        let reopened = self.try_open(settings);
+        if reopened.is_ok() {
             let path = self.location.path();
             log::warn(format!("{} was removed and is made again", path.display()));
         }
         // The saved state is that of this process and already in memory.
-        Some(made.map(|opened| OpenedStore { saved: None, ..opened }))
+        Some(reopened.map(|opened| OpenedStore { saved: None, ..opened }))
     }
 
-    fn attempt(&mut self, settings: &StoreSettings) -> Result<OpenedStore, Error> {
+    fn try_open(&mut self, settings: &StoreSettings) -> Result<OpenedStore, Error> {
         match Store::open_at(&self.location, settings.clone(), Arc::clone(&self.clock)) {
             Ok((store, recovery)) => {
-                report(&recovery);
-                warnings::clear(TOPIC);
+                log_recovery(&recovery);
+                warnings::clear(DIRECTORY_WARNING_TOPIC);
                 let path = store.dir().to_owned();
-                let opened = OpenedStore { path, saved: saved(&store), holdings: store.holdings() };
+                let opened =
+                    OpenedStore { path, saved: load_saved_state(&store), usage: store.usage() };
                 let lock = store.lock_descriptor().and_then(NotInherited::new);
                 self.state = DirectoryState::Open { _lock: lock, store };
                 Ok(opened)
@@ -113,17 +117,17 @@ impl Directory {
             Err(error) => {
                 let why = chain(&error);
                 warnings::set(
-                    TOPIC,
+                    DIRECTORY_WARNING_TOPIC,
                     format!(
                         "no incident is stored, and rules go on without: {why}; tried again every few seconds"
                     ),
                 );
                 let mut backoff = match &self.state {
-                    DirectoryState::Waiting { backoff, .. } => *backoff,
+                    DirectoryState::Retrying { backoff, .. } => *backoff,
                     DirectoryState::Open { .. } => RetryBackoff::new(),
                 };
-                let next = self.clock.now() + backoff.delay();
-                self.state = DirectoryState::Waiting { why, next, backoff };
+                let next = self.clock.now() + backoff.next_delay();
+                self.state = DirectoryState::Retrying { reason: why, retry_at: next, backoff };
                 Err(error)
             }
         }
@@ -131,7 +135,7 @@ impl Directory {
 }
 
 /// Loads the budgets used by an earlier process. On an error the budgets start from zero.
-fn saved(store: &Store) -> Option<Saved> {
+fn load_saved_state(store: &Store) -> Option<Saved> {
     let saved = store.load_state::<Saved>();
     let is_known = |saved: &Saved| saved.schema == Saved::SCHEMA;
     saved.map(|saved| saved.filter(is_known)).unwrap_or_else(|error| {
@@ -141,14 +145,14 @@ fn saved(store: &Store) -> Option<Saved> {
 }
 
 /// Logs the remains of an earlier process.
-fn report(recovery: &Recovery) {
+fn log_recovery(recovery: &Recovery) {
     for id in &recovery.interrupted {
         log::warn(format!("the process ended during incident {id}; its files are kept"));
     }
-    for error in &recovery.failed {
+    for error in &recovery.errors {
         log::error(format!("an earlier incident stays as it was found: {error}"));
     }
-    if !recovery.swept.is_empty() {
-        log::info(format!("unfinished files swept: {}", recovery.swept.join(", ")));
+    if !recovery.deleted.is_empty() {
+        log::info(format!("unfinished files swept: {}", recovery.deleted.join(", ")));
     }
 }

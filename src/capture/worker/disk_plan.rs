@@ -11,10 +11,10 @@ use crate::store::StoreLimit;
 
 /// Sizes of earlier captures, by kind.
 #[derive(Debug, Default)]
-pub(super) struct ArtifactSizes(BTreeMap<CaptureKind, Seen>);
+pub(super) struct ArtifactSizes(BTreeMap<CaptureKind, ArtifactSizeRange>);
 
 #[derive(Clone, Copy, Debug)]
-struct Seen {
+struct ArtifactSizeRange {
     smallest: Bytes,
     largest: Bytes,
 }
@@ -22,24 +22,25 @@ struct Seen {
 impl ArtifactSizes {
     /// Records that a capture of `kind` wrote `bytes` bytes in total. A capture that wrote nothing
     /// is ignored.
-    pub(super) fn learn(&mut self, kind: CaptureKind, bytes: Bytes) {
+    pub(super) fn record_size(&mut self, kind: CaptureKind, bytes: Bytes) {
         if bytes == Bytes(0) {
             return;
         }
-        let known = self.0.entry(kind).or_insert(Seen { smallest: bytes, largest: bytes });
-        known.smallest = known.smallest.min(bytes);
-        known.largest = known.largest.max(bytes);
+        let range =
+            self.0.entry(kind).or_insert(ArtifactSizeRange { smallest: bytes, largest: bytes });
+        range.smallest = range.smallest.min(bytes);
+        range.largest = range.largest.max(bytes);
     }
 
     /// Returns the minimum size of `kind`. A capture is skipped only if even this exceeds the space
     /// left. One that may fit is tried, and its write fails if it does not.
-    fn least(&self, kind: CaptureKind) -> Bytes {
-        self.0.get(&kind).map_or(Bytes(0), |seen| seen.smallest).max(LEAST)
+    fn min_size(&self, kind: CaptureKind) -> Bytes {
+        self.0.get(&kind).map_or(Bytes(0), |seen| seen.smallest).max(MIN_ARTIFACT_BYTES)
     }
 
     /// Returns the expected maximum size of `kind`, which determines the order of captures.
-    fn of(&self, kind: CaptureKind) -> Bytes {
-        let seldom_less = match kind {
+    fn expected_size(&self, kind: CaptureKind) -> Bytes {
+        let floor = match kind {
             CaptureKind::Threads
             | CaptureKind::Tasks
             | CaptureKind::Descriptors
@@ -47,30 +48,30 @@ impl ArtifactSizes {
             CaptureKind::Cpu | CaptureKind::Heap | CaptureKind::Custom => Bytes::kib(16),
             CaptureKind::Trace => Bytes::kib(128),
         };
-        self.0.get(&kind).map_or(Bytes(0), |seen| seen.largest).max(seldom_less)
+        self.0.get(&kind).map_or(Bytes(0), |seen| seen.largest).max(floor)
     }
 }
 
 /// Lower bound for the size of any artifact.
-const LEAST: Bytes = Bytes(512);
+const MIN_ARTIFACT_BYTES: Bytes = Bytes(512);
 
 /// Returns `kinds` in the order in which to capture them, each with `true` if it may fit. If all
 /// fit into `room` by `size`, the order is that of `CaptureSet`, most transient first; otherwise
 /// smallest first. A capture does not fit if `least` exceeds the remaining room.
-fn plan(
+fn plan_order(
     kinds: CaptureSet,
-    room: Bytes,
+    available: Bytes,
     size: impl Fn(CaptureKind) -> Bytes,
-    least: impl Fn(CaptureKind) -> Bytes,
+    min_size: impl Fn(CaptureKind) -> Bytes,
 ) -> Vec<(CaptureKind, bool)> {
     let mut order: Vec<CaptureKind> = kinds.iter().collect();
-    if total(&order, &size) > room {
+    if total_size(&order, &size) > available {
         order.sort_by_key(|kind| size(*kind));
     }
-    let mut left = room.get();
-    let mut fits = |kind| match left.checked_sub(least(kind).get()) {
+    let mut remaining = available.get();
+    let mut fits = |kind| match remaining.checked_sub(min_size(kind).get()) {
         Some(rest) => {
-            left = rest;
+            remaining = rest;
             true
         }
         None => false,
@@ -78,46 +79,47 @@ fn plan(
     order.into_iter().map(|kind| (kind, fits(kind))).collect()
 }
 
-fn total(kinds: &[CaptureKind], size: impl Fn(CaptureKind) -> Bytes) -> Bytes {
+fn total_size(kinds: &[CaptureKind], size: impl Fn(CaptureKind) -> Bytes) -> Bytes {
     Bytes(kinds.iter().fold(0, |sum, kind| sum.saturating_add(size(*kind).get())))
 }
 
 impl CaptureWorker {
     /// Returns `kinds` in the order in which to start them in incident `id`, each with the reason
     /// to skip it if there is no space.
-    pub(super) fn order(
+    pub(super) fn plan_captures(
         &self,
         id: IncidentId,
         kinds: CaptureSet,
     ) -> Vec<(CaptureKind, Option<String>)> {
-        let Some((bound, room)) = self.room(id) else {
+        let Some((limit, available)) = self.available_space(id) else {
             return kinds.iter().map(|kind| (kind, None)).collect();
         };
-        let size = |kind| self.sizes.of(kind);
-        let words = |kind: CaptureKind| {
+        let size = |kind| self.artifact_sizes.expected_size(kind);
+        let skip_reason = |kind: CaptureKind| {
             format!(
-                "no room: {room} left ({}), and it takes at least {}; smaller captures were taken first",
-                bound.name(),
-                self.sizes.least(kind)
+                "no room: {available} left ({}), and it takes at least {}; smaller captures were taken first",
+                limit.name(),
+                self.artifact_sizes.min_size(kind)
             )
         };
-        let plan = plan(kinds, room, size, |kind| self.sizes.least(kind)).into_iter();
-        plan.map(|(kind, fits)| (kind, (!fits).then(|| words(kind)))).collect()
+        let plan = plan_order(kinds, available, size, |kind| self.artifact_sizes.min_size(kind))
+            .into_iter();
+        plan.map(|(kind, fits)| (kind, (!fits).then(|| skip_reason(kind)))).collect()
     }
 
     /// Sorts `taken` by size, smallest first, if there is not enough space for all.
-    pub(super) fn cheap_first(&self, id: IncidentId, taken: &mut [PendingArtifact]) {
-        let kinds: Vec<CaptureKind> = taken.iter().map(|taken| taken.kind).collect();
-        let size = |kind| self.sizes.of(kind);
-        if self.room(id).is_some_and(|(_, room)| total(&kinds, size) > room) {
-            taken.sort_by_key(|taken| size(taken.kind));
+    pub(super) fn sort_smallest_first(&self, id: IncidentId, artifacts: &mut [PendingArtifact]) {
+        let kinds: Vec<CaptureKind> = artifacts.iter().map(|taken| taken.kind).collect();
+        let size = |kind| self.artifact_sizes.expected_size(kind);
+        if self.available_space(id).is_some_and(|(_, room)| total_size(&kinds, size) > room) {
+            artifacts.sort_by_key(|taken| size(taken.kind));
         }
     }
 
-    fn room(&self, id: IncidentId) -> Option<(StoreLimit, Bytes)> {
-        let (_, dir) = self.dirs.iter().find(|(open, _)| *open == id)?;
+    fn available_space(&self, id: IncidentId) -> Option<(StoreLimit, Bytes)> {
+        let (_, dir) = self.incident_dirs.iter().find(|(open, _)| *open == id)?;
         // If the free space is unknown, a full disk shows when writing.
-        dir.room().ok()
+        dir.available_space().ok()
     }
 }
 
@@ -126,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_takes_least_comes_first_where_not_all_fits() {
+    fn smaller_captures_come_first_when_space_is_short() {
         use CaptureKind::{Cpu, Heap, Threads, Trace};
         let size = |kind| match kind {
             Trace => Bytes(100),
@@ -143,34 +145,40 @@ mod tests {
             (5, [(Threads, true), (Heap, false), (Cpu, false), (Trace, false)]),
             (0, [(Threads, false), (Heap, false), (Cpu, false), (Trace, false)]),
         ] {
-            assert_eq!(plan(all, Bytes(room), size, size), expected, "{room}");
+            assert_eq!(plan_order(all, Bytes(room), size, size), expected, "{room}");
         }
-        assert_eq!(plan(CaptureSet::EMPTY, Bytes(0), size, size), []);
+        assert_eq!(plan_order(CaptureSet::EMPTY, Bytes(0), size, size), []);
     }
 
     #[test]
-    fn sizes_are_those_of_the_largest_so_far() {
+    fn expected_size_is_largest_recorded_size() {
         let mut sizes = ArtifactSizes::default();
-        assert!(sizes.of(CaptureKind::Trace) > sizes.of(CaptureKind::Heap));
-        sizes.learn(CaptureKind::Heap, Bytes::mib(3));
-        sizes.learn(CaptureKind::Heap, Bytes::kib(1));
-        assert_eq!(sizes.of(CaptureKind::Heap), Bytes::mib(3));
+        assert!(sizes.expected_size(CaptureKind::Trace) > sizes.expected_size(CaptureKind::Heap));
+        sizes.record_size(CaptureKind::Heap, Bytes::mib(3));
+        sizes.record_size(CaptureKind::Heap, Bytes::kib(1));
+        assert_eq!(sizes.expected_size(CaptureKind::Heap), Bytes::mib(3));
     }
 
     #[test]
-    fn a_capture_that_was_large_once_is_not_skipped_where_a_small_one_fits() {
+    fn capture_is_tried_if_smallest_recorded_size_fits() {
         let mut sizes = ArtifactSizes::default();
         for bytes in [Bytes::kib(40), Bytes::mib(16), Bytes(0)] {
-            sizes.learn(CaptureKind::Trace, bytes);
+            sizes.record_size(CaptureKind::Trace, bytes);
         }
         let trace = CaptureSet::from([CaptureKind::Trace]);
-        let plan = |room| plan(trace, room, |kind| sizes.of(kind), |kind| sizes.least(kind));
+        let plan = |room| {
+            plan_order(trace, room, |kind| sizes.expected_size(kind), |kind| sizes.min_size(kind))
+        };
         assert_eq!(plan(Bytes::kib(40)), [(CaptureKind::Trace, true)]);
         assert_eq!(plan(Bytes::kib(39)), [(CaptureKind::Trace, false)]);
         // A kind that was never captured is tried even with almost no space.
         let heap = CaptureSet::from([CaptureKind::Heap]);
-        let fits =
-            super::plan(heap, Bytes::kib(1), |kind| sizes.of(kind), |kind| sizes.least(kind));
+        let fits = super::plan_order(
+            heap,
+            Bytes::kib(1),
+            |kind| sizes.expected_size(kind),
+            |kind| sizes.min_size(kind),
+        );
         assert_eq!(fits, [(CaptureKind::Heap, true)]);
     }
 }

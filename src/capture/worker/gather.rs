@@ -6,7 +6,7 @@ use crate::capture::collectors::CaptureFailure;
 use crate::capture::custom_collectors::CollectorOutcome;
 use crate::capture::messages::{IncidentTask, TaskStats};
 use crate::capture::worker::CaptureWorker;
-use crate::model::{CaptureKind, CaptureRecord, Collect, Losses, Outcome};
+use crate::model::{CaptureKind, CaptureRecord, CollectorSelection, Losses, Outcome};
 
 impl CaptureWorker {
     /// Starts the collectors in `wanted`. Returns the earliest deadline of the incident's
@@ -14,14 +14,14 @@ impl CaptureWorker {
     pub(super) fn collect(
         &mut self,
         id: IncidentId,
-        wanted: &Collect,
+        requested: &CollectorSelection,
         task: &IncidentTask,
-        tally: &mut TaskStats,
+        stats: &mut TaskStats,
     ) -> Option<Moment> {
-        let (_, dir) = self.dirs.iter().find(|(open, _)| *open == id)?;
+        let (_, dir) = self.incident_dirs.iter().find(|(open, _)| *open == id)?;
         let first = dir.manifest().captures.len();
         let mut records = Vec::new();
-        for (name, ready) in self.collectors.wanted(wanted) {
+        for (name, ready) in self.collectors.select(requested) {
             let anchor = self.clock.anchor();
             let mut record = CaptureRecord {
                 kind: CaptureKind::Custom,
@@ -32,57 +32,59 @@ impl CaptureWorker {
                 error: None,
                 losses: Losses::default(),
             };
-            let begun: Result<(), (Outcome, CaptureFailure)> = match ready {
+            let started: Result<(), (Outcome, CaptureFailure)> = match ready {
                 None => Err((Outcome::Skipped, "no collector of this name is registered".into())),
-                Some(ready) => match ready.unfit(task.headroom) {
+                Some(ready) => match ready.unavailable_reason(task.headroom) {
                     Some(why) => Err((Outcome::Skipped, why.into())),
                     None => {
-                        let at = (id, first + records.len());
+                        let manifest_entry = (id, first + records.len());
                         dir.draft_custom(&name, anchor.wall)
                             .map_err(CaptureFailure::from)
-                            .and_then(|draft| ready.start(at, draft, (anchor.moment, anchor.wall)))
-                            .map(|run| self.runs.push(run))
+                            .and_then(|draft| {
+                                ready.start(manifest_entry, draft, (anchor.moment, anchor.wall))
+                            })
+                            .map(|run| self.collector_runs.push(run))
                             .map_err(|error| (Outcome::Failed, error))
                     }
                 },
             };
-            if let Err((outcome, error)) = begun {
+            if let Err((outcome, error)) = started {
                 record.stopped = Some(anchor.wall);
                 record.outcome = outcome;
                 record.error = Some(chain(&*error));
-                tally.captures_failed += u64::from(outcome == Outcome::Failed);
-                tally.fail("file of the service's own not collected", &*error);
+                stats.captures_failed += u64::from(outcome == Outcome::Failed);
+                stats.fail("file of the service's own not collected", &*error);
             }
             records.push(record);
         }
-        self.update(id, tally, |manifest| manifest.captures.extend(records));
-        self.until(id)
+        self.update_manifest(id, stats, |manifest| manifest.captures.extend(records));
+        self.next_deadline(id)
     }
 
     /// Stores the output of collectors that returned or timed out, or of `all` of them. Returns the
     /// earliest deadline of the others.
-    pub(super) fn gather(
+    pub(super) fn finish_collectors(
         &mut self,
         id: IncidentId,
         all: bool,
-        tally: &mut TaskStats,
+        stats: &mut TaskStats,
     ) -> Option<Moment> {
         let now = self.clock.now();
         let mut ended = Vec::new();
-        self.runs.retain(|run| {
+        self.collector_runs.retain(|run| {
             if run.incident != id {
                 return true;
             }
-            let Some(gathered) = run.gather(now, all) else { return true };
-            ended.push((run.record, run.name.clone(), gathered));
+            let Some(outcome) = run.try_finish(now, all) else { return true };
+            ended.push((run.record_index, run.name.clone(), outcome));
             false
         });
         for (record, name, CollectorOutcome { draft, mut error }) in ended {
             let mut artifact = None;
             match draft.map(|draft| draft.commit()) {
                 Some(Ok(written)) => artifact = Some(written),
-                Some(Err(refused)) => {
-                    error.get_or_insert_with(|| chain(&refused));
+                Some(Err(commit_error)) => {
+                    error.get_or_insert_with(|| chain(&commit_error));
                 }
                 None => {}
             }
@@ -92,22 +94,22 @@ impl CaptureWorker {
                 (Some(_), None) => Outcome::Failed,
             };
             match &error {
-                None => tally.captures += 1,
+                None => stats.captures += 1,
                 Some(error) => {
-                    tally.captures_failed += 1;
+                    stats.captures_failed += 1;
                     let cause = "file of the service's own not whole";
-                    tally.failures.push((cause, format!("{name}: {error}")));
+                    stats.failures.push((cause, format!("{name}: {error}")));
                 }
             }
             if let Some(artifact) = &artifact {
-                tally.artifacts += 1;
-                tally.artifact_bytes += artifact.bytes.get();
-                if let Some((_, dir)) = self.dirs.iter().find(|(open, _)| *open == id) {
-                    tally.told(self.announcer.written(id, dir.path(), artifact));
+                stats.artifacts += 1;
+                stats.artifact_bytes += artifact.bytes.get();
+                if let Some((_, dir)) = self.incident_dirs.iter().find(|(open, _)| *open == id) {
+                    stats.told(self.callbacks.notify_written(id, dir.path(), artifact));
                 }
             }
             let stopped = self.clock.wall();
-            self.update(id, tally, |manifest| {
+            self.update_manifest(id, stats, |manifest| {
                 manifest.artifacts.extend(artifact);
                 let Some(record) = manifest.captures.get_mut(record) else { return };
                 record.stopped = Some(stopped);
@@ -115,10 +117,10 @@ impl CaptureWorker {
                 record.error = error;
             });
         }
-        self.until(id)
+        self.next_deadline(id)
     }
 
-    fn until(&self, id: IncidentId) -> Option<Moment> {
-        self.runs.iter().filter(|run| run.incident == id).map(|run| run.until).min()
+    fn next_deadline(&self, id: IncidentId) -> Option<Moment> {
+        self.collector_runs.iter().filter(|run| run.incident == id).map(|run| run.deadline).min()
     }
 }

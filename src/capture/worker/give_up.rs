@@ -1,10 +1,10 @@
 //! Cleanup after a command that panicked.
 
-use crate::base::failure::panicked;
+use crate::base::failure::panic_message;
 use crate::base::{IncidentId, panics};
 use crate::capture::messages::{IncidentTaskResult, TaskStats};
 use crate::capture::worker::CaptureWorker;
-use crate::capture::worker::write::fail;
+use crate::capture::worker::write::mark_capture_failed;
 use crate::model::{CaptureRecord, CaptureSet, Losses, Outcome};
 use crate::policy::incidents::CommandResult;
 use crate::store::Store;
@@ -13,38 +13,40 @@ impl CaptureWorker {
     /// Reports a command that ended by `panic` as `lost`. Its captures are abandoned and marked as
     /// failed in the manifest; all others continue.
     pub(crate) fn give_up(&mut self, lost: CommandResult, panic: &str) -> IncidentTaskResult {
-        let mut tally = TaskStats::default();
-        tally.failures.push(("capture thread panicked", panicked(panic)));
+        let mut stats = TaskStats::default();
+        stats.failures.push(("capture thread panicked", panic_message(panic)));
         match &lost {
-            CommandResult::Started { id, asked: kinds, .. }
+            CommandResult::Started { id, requested: kinds, .. }
             | CommandResult::Stopped { id, kinds } => {
-                tally.captures_failed += kinds.iter().count() as u64;
+                stats.captures_failed += kinds.iter().count() as u64;
                 self.drop_running(*id, *kinds);
-                self.mark_failed(*id, *kinds, panic, &mut tally);
+                self.mark_failed(*id, *kinds, panic, &mut stats);
             }
-            CommandResult::Collecting { id, .. } => self.runs.retain(|run| run.incident != *id),
+            CommandResult::Collecting { id, .. } => {
+                self.collector_runs.retain(|run| run.incident != *id)
+            }
             // No later command would close it.
-            CommandResult::Opened { id, .. } => self.dirs.retain(|(open, _)| open != id),
-            CommandResult::Noted { .. }
-            | CommandResult::Again { .. }
+            CommandResult::Opened { id, .. } => self.incident_dirs.retain(|(open, _)| open != id),
+            CommandResult::ManifestUpdated { .. }
+            | CommandResult::Recaptured { .. }
             | CommandResult::Closed { .. } => {}
         }
-        tally.store = panics::fence_and_record("marple-capture", || {
-            self.directory.store().ok().map(Store::holdings)
+        stats.store = panics::catch_and_record_panic("marple-capture", || {
+            self.directory.store().ok().map(Store::usage)
         })
         .flatten();
-        IncidentTaskResult { result: lost, dir: None, stats: tally }
+        IncidentTaskResult { result: lost, dir: None, stats }
     }
 
     /// Drops the collectors of `kinds` in incident `id`, which frees their engines.
     fn drop_running(&mut self, id: IncidentId, kinds: CaptureSet) {
-        let (dropped, kept) = std::mem::take(&mut self.running)
+        let (dropped, remaining) = std::mem::take(&mut self.running)
             .into_iter()
-            .partition(|it| it.incident == id && kinds.contains(it.kind));
-        self.running = kept;
+            .partition(|capture| capture.incident == id && kinds.contains(capture.kind));
+        self.running = remaining;
         let dropped: Vec<crate::capture::worker::RunningCapture> = dropped;
         for running in dropped {
-            panics::fence_and_record("marple-capture", || drop(running));
+            panics::catch_and_record_panic("marple-capture", || drop(running));
         }
     }
 
@@ -55,14 +57,15 @@ impl CaptureWorker {
         id: IncidentId,
         kinds: CaptureSet,
         panic: &str,
-        tally: &mut TaskStats,
+        stats: &mut TaskStats,
     ) {
-        let written = panics::fence(|| {
+        let written = panics::catch_panic(|| {
             let wall = self.clock.wall();
-            self.update(id, tally, |manifest| {
+            self.update_manifest(id, stats, |manifest| {
                 for kind in kinds.iter() {
-                    let is_running =
-                        |it: &CaptureRecord| it.kind == kind && it.outcome == Outcome::Running;
+                    let is_running = |record: &CaptureRecord| {
+                        record.kind == kind && record.outcome == Outcome::Running
+                    };
                     if !manifest.captures.iter().any(is_running) {
                         manifest.captures.push(CaptureRecord {
                             kind,
@@ -74,9 +77,9 @@ impl CaptureWorker {
                             losses: Losses::default(),
                         });
                     }
-                    for record in manifest.captures.iter_mut().filter(|it| is_running(it)) {
+                    for record in manifest.captures.iter_mut().filter(|record| is_running(record)) {
                         record.stopped = Some(wall);
-                        fail(record, panicked(panic));
+                        mark_capture_failed(record, panic_message(panic));
                     }
                 }
             });

@@ -18,12 +18,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::base::failure::fence;
+use crate::base::failure::catch_panic;
 use crate::base::{IncidentId, Moment};
 use crate::capture::collectors::Evidence;
 use crate::capture::messages::TaskStats;
 use crate::capture::worker::CaptureWorker;
-use crate::capture::worker::take::BEFORE;
+use crate::capture::worker::take::LOOKBACK_PART;
 use crate::capture::worker::write::PendingArtifact;
 use crate::model::{
     CaptureKind, EventKind, Profile, RawKind, Sample, StringHandle, TimedSample, Timeline,
@@ -32,16 +32,16 @@ use crate::model::{
 
 impl CaptureWorker {
     /// Labels the CPU profiles among `taken`.
-    pub(super) fn label(
+    pub(super) fn label_profiles(
         &self,
         id: IncidentId,
-        taken: &mut [PendingArtifact],
-        tally: &mut TaskStats,
+        artifacts: &mut [PendingArtifact],
+        stats: &mut TaskStats,
     ) {
         let (mut profiles, mut timeline) = (Vec::new(), None);
-        for PendingArtifact { part, evidence, .. } in taken {
+        for PendingArtifact { part, evidence, .. } in artifacts {
             match evidence {
-                Evidence::Profile(profile) if !profile.timed.is_empty() => {
+                Evidence::Profile(profile) if !profile.timed_samples.is_empty() => {
                     profiles.push((*part, profile));
                 }
                 Evidence::Timeline(traced) => timeline = Some(&**traced),
@@ -49,54 +49,54 @@ impl CaptureWorker {
             }
         }
         for (part, profile) in profiles {
-            let labelled = fence(|| {
-                let so_far = match part {
-                    Some(BEFORE) => self.polls(id),
+            let labelled = catch_panic(|| {
+                let polls_so_far = match part {
+                    Some(LOOKBACK_PART) => self.recorded_polls(id),
                     _ => None,
                 };
-                if let Some(timeline) = timeline.or(so_far.as_ref()) {
-                    label(profile, timeline);
+                if let Some(timeline) = timeline.or(polls_so_far.as_ref()) {
+                    label_samples(profile, timeline);
                 }
                 Ok(())
             });
             if let Err(error) = labelled {
-                tally.fail("CPU profile left without labels", &*error);
+                stats.fail("CPU profile left without labels", &*error);
             }
         }
     }
 
     /// Returns the polls recorded so far by the running trace of an incident.
-    fn polls(&self, id: IncidentId) -> Option<Timeline> {
+    fn recorded_polls(&self, id: IncidentId) -> Option<Timeline> {
         let mut running = self.running.iter().filter(|running| running.incident == id);
-        running.find(|running| running.kind == CaptureKind::Trace)?.collector.polls()
+        running.find(|running| running.kind == CaptureKind::Trace)?.collector.recorded_polls()
     }
 }
 
 /// The labels of a sample, as handles of the timeline's strings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-struct TimeMark {
+struct SampleLabels {
     task: Option<StringHandle>,
     span: Option<StringHandle>,
 }
 
 /// Splits the samples of `profile` by task and span, as recorded in `timeline`.
-fn label(profile: &mut Profile, timeline: &Timeline) {
-    let line = Line::new(&profile.timed);
-    let mut marks = vec![TimeMark::default(); profile.timed.len()];
-    mark_tasks(&line, timeline, &mut marks);
-    mark_spans(&line, timeline, &mut marks);
-    if marks.iter().any(|mark| *mark != TimeMark::default()) {
-        split(profile, timeline, &marks);
+fn label_samples(profile: &mut Profile, timeline: &Timeline) {
+    let by_time = SamplesByTime::new(&profile.timed_samples);
+    let mut labels = vec![SampleLabels::default(); profile.timed_samples.len()];
+    label_tasks(&by_time, timeline, &mut labels);
+    label_spans(&by_time, timeline, &mut labels);
+    if labels.iter().any(|mark| *mark != SampleLabels::default()) {
+        split_samples(profile, timeline, &labels);
     }
 }
 
 /// Sample indices sorted by thread and time.
-struct Line<'a> {
+struct SamplesByTime<'a> {
     timed: &'a [TimedSample],
     order: Vec<u32>,
 }
 
-impl<'a> Line<'a> {
+impl<'a> SamplesByTime<'a> {
     fn new(timed: &'a [TimedSample]) -> Self {
         let mut order: Vec<u32> = (0..).take(timed.len()).collect();
         order.sort_by_key(|&at| timed.get(at as usize).map(|timed| (timed.tid, timed.at)));
@@ -104,7 +104,7 @@ impl<'a> Line<'a> {
     }
 
     /// Returns the indices and times of the samples of a thread.
-    fn of(&self, tid: u32) -> Vec<(usize, Moment)> {
+    fn thread_samples(&self, tid: u32) -> Vec<(usize, Moment)> {
         let get = |at: u32| self.timed.get(at as usize).map(|timed| (timed.tid, timed.at));
         let before =
             self.order.partition_point(|&at| get(at).is_some_and(|(known, _)| known < tid));
@@ -113,49 +113,51 @@ impl<'a> Line<'a> {
     }
 }
 
-fn mark_tasks(line: &Line<'_>, timeline: &Timeline, marks: &mut [TimeMark]) {
+fn label_tasks(by_time: &SamplesByTime<'_>, timeline: &Timeline, labels: &mut [SampleLabels]) {
     let activity = &timeline.activity;
     for thread in &activity.threads {
-        let mine = line.of(thread.tid);
-        if mine.is_empty() {
+        let samples = by_time.thread_samples(thread.tid);
+        if samples.is_empty() {
             continue;
         }
-        let ticks: Vec<u64> = mine.iter().map(|(_, at)| activity.calibration.tick(*at)).collect();
-        let mut hold = |start: u64, end: u64, site: u16| {
+        let ticks: Vec<u64> =
+            samples.iter().map(|(_, at)| activity.calibration.tick(*at)).collect();
+        let mut label_range = |start: u64, end: u64, site: u16| {
             let name = activity.sites.get(usize::from(site));
             let first = ticks.partition_point(|&tick| tick < start);
-            let inside = mine.iter().zip(&ticks).skip(first).take_while(|(_, tick)| **tick < end);
+            let inside =
+                samples.iter().zip(&ticks).skip(first).take_while(|(_, tick)| **tick < end);
             for ((at, _), _) in inside {
-                if let Some(mark) = marks.get_mut(*at) {
+                if let Some(mark) = labels.get_mut(*at) {
                     mark.task = mark.task.or(name.copied());
                 }
             }
         };
         for slice in &thread.slices {
             if matches!(slice.kind(), Some(RawKind::HookedPoll | RawKind::WrappedPoll)) {
-                hold(slice.start(), slice.end(), slice.task().site);
+                label_range(slice.start(), slice.end(), slice.task().site);
             }
         }
         for open in thread.open.iter().rev().filter(|open| open.kind != RawKind::Park) {
-            hold(open.start, u64::MAX, open.task.site);
+            label_range(open.start, u64::MAX, open.task.site);
         }
     }
 }
 
 /// Read position within a track.
-struct LabelReading {
+struct TrackCursor {
     samples: Vec<(usize, Moment)>,
     next: usize,
     open: Vec<StringHandle>,
 }
 
-impl LabelReading {
+impl TrackCursor {
     /// Labels the samples before `until` with the innermost open span.
-    fn pass(&mut self, until: Option<Moment>, marks: &mut [TimeMark]) {
+    fn advance(&mut self, until: Option<Moment>, labels: &mut [SampleLabels]) {
         while let Some(&(at, time)) = self.samples.get(self.next)
             && until.is_none_or(|until| time < until)
         {
-            if let (Some(mark), Some(&innermost)) = (marks.get_mut(at), self.open.last()) {
+            if let (Some(mark), Some(&innermost)) = (labels.get_mut(at), self.open.last()) {
                 mark.span = Some(innermost);
             }
             self.next += 1;
@@ -163,28 +165,28 @@ impl LabelReading {
     }
 }
 
-fn mark_spans(line: &Line<'_>, timeline: &Timeline, marks: &mut [TimeMark]) {
-    let mut readings: HashMap<usize, LabelReading> = HashMap::new();
+fn label_spans(by_time: &SamplesByTime<'_>, timeline: &Timeline, labels: &mut [SampleLabels]) {
+    let mut cursors: HashMap<usize, TrackCursor> = HashMap::new();
     for event in &timeline.events {
         let track = event.track.index();
         let Some(TrackKind::Thread(tid)) = timeline.tracks.get(track).map(|track| track.kind)
         else {
             continue;
         };
-        let reading = readings.entry(track).or_insert_with(|| LabelReading {
-            samples: line.of(tid),
+        let cursor = cursors.entry(track).or_insert_with(|| TrackCursor {
+            samples: by_time.thread_samples(tid),
             next: 0,
             open: Vec::new(),
         });
-        reading.pass(Some(event.at), marks);
+        cursor.advance(Some(event.at), labels);
         match event.kind {
-            EventKind::Begin(name) => reading.open.push(name),
-            EventKind::End => drop(reading.open.pop()),
+            EventKind::Begin(name) => cursor.open.push(name),
+            EventKind::End => drop(cursor.open.pop()),
             EventKind::Instant(_) | EventKind::Counter(_) => {}
         }
     }
-    for mut reading in readings.into_values() {
-        reading.pass(None, marks);
+    for mut cursor in cursors.into_values() {
+        cursor.advance(None, labels);
     }
 }
 
@@ -196,28 +198,28 @@ struct LabelShare {
 }
 
 /// Splits each sample into one per label set plus one for the unlabeled rest. Sums are unchanged.
-fn split(profile: &mut Profile, timeline: &Timeline, marks: &[TimeMark]) {
-    let mut shares: BTreeMap<(u32, TimeMark), LabelShare> = BTreeMap::new();
-    let mut known: HashMap<u32, LabelShare> = HashMap::new();
-    for (timed, mark) in profile.timed.iter().zip(marks) {
+fn split_samples(profile: &mut Profile, timeline: &Timeline, sample_labels: &[SampleLabels]) {
+    let mut shares: BTreeMap<(u32, SampleLabels), LabelShare> = BTreeMap::new();
+    let mut timed_totals: HashMap<u32, LabelShare> = HashMap::new();
+    for (timed, mark) in profile.timed_samples.iter().zip(sample_labels) {
         let part = shares.entry((timed.sample, *mark)).or_default();
-        for share in [part, known.entry(timed.sample).or_default()] {
+        for share in [part, timed_totals.entry(timed.sample).or_default()] {
             share.count += 1;
             share.weight += u64::from(timed.weight);
         }
     }
     let is_count: Vec<bool> =
         profile.sample_types.iter().map(|kind| kind.unit == "count").collect();
-    let mut places: HashMap<(u32, TimeMark), u32> = HashMap::new();
+    let mut new_indices: HashMap<(u32, SampleLabels), u32> = HashMap::new();
     let mut samples: Vec<Sample> = Vec::with_capacity(profile.samples.len());
     for (index, mut sample) in (0..).zip(std::mem::take(&mut profile.samples)) {
-        let all = known.get(&index).copied().unwrap_or_default();
-        let whole = sample.values.clone();
+        let timed_total = timed_totals.get(&index).copied().unwrap_or_default();
+        let totals = sample.values.clone();
         let labels = sample.labels.clone();
         let first = samples.len();
-        let of_it = (index, TimeMark::default())..(index + 1, TimeMark::default());
-        for (&(_, mark), part) in shares.range(of_it) {
-            if mark == TimeMark::default() {
+        let sample_range = (index, SampleLabels::default())..(index + 1, SampleLabels::default());
+        for (&(_, mark), part) in shares.range(sample_range) {
+            if mark == SampleLabels::default() {
                 continue;
             }
             let mut labels = labels.clone();
@@ -225,9 +227,10 @@ fn split(profile: &mut Profile, timeline: &Timeline, marks: &[TimeMark]) {
                 let text = text.map(|text| timeline.strings.get(text));
                 labels.extend(text.map(|text| profile.text_label(key, text)));
             }
-            let values: Vec<i64> = values(&whole, &is_count, (*part, all)).collect();
+            let values: Vec<i64> =
+                share_of_values(&totals, &is_count, (*part, timed_total)).collect();
             sample.values.iter_mut().zip(&values).for_each(|(left, part)| *left -= part);
-            places.insert((index, mark), samples.len() as u32);
+            new_indices.insert((index, mark), samples.len() as u32);
             samples.push(Sample { stack: sample.stack, values, labels });
         }
         let counts = sample.values.iter().zip(&is_count).filter(|(_, is_count)| **is_count);
@@ -239,27 +242,27 @@ fn split(profile: &mut Profile, timeline: &Timeline, marks: &[TimeMark]) {
             }
             None => samples.push(sample),
         }
-        places.insert((index, TimeMark::default()), samples.len() as u32 - 1);
+        new_indices.insert((index, SampleLabels::default()), samples.len() as u32 - 1);
     }
     profile.samples = samples;
-    for (timed, mark) in profile.timed.iter_mut().zip(marks) {
-        timed.sample = places.get(&(timed.sample, *mark)).copied().unwrap_or(u32::MAX);
+    for (timed, mark) in profile.timed_samples.iter_mut().zip(sample_labels) {
+        timed.sample = new_indices.get(&(timed.sample, *mark)).copied().unwrap_or(u32::MAX);
     }
 }
 
 /// Returns the part of the values of a sample that belongs to `part`, where `all` is the share of
 /// samples with known times.
-fn values<'v>(
-    whole: &'v [i64],
+fn share_of_values<'v>(
+    totals: &'v [i64],
     is_count: &'v [bool],
     (part, all): (LabelShare, LabelShare),
 ) -> impl Iterator<Item = i64> + 'v {
-    let counts = whole.iter().zip(is_count).filter(|(_, is_count)| **is_count);
+    let counts = totals.iter().zip(is_count).filter(|(_, is_count)| **is_count);
     let count = counts.map(|(value, _)| u64::try_from(*value).unwrap_or(0)).max();
     // Samples without times have no known weight; they are assumed to weigh the same as the others.
     let count = u128::from(count.unwrap_or(0).max(all.count).max(1));
     let weight = u128::from(all.weight.max(1));
-    whole.iter().zip(is_count).map(move |(&value, &is_count)| {
+    totals.iter().zip(is_count).map(move |(&value, &is_count)| {
         if is_count {
             return value.min(part.count as i64);
         }

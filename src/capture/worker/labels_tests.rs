@@ -48,7 +48,7 @@ fn timeline() -> Timeline {
         (7, vec![(150, "request"), (250, "inner"), (350, ""), (450, ""), (750, "late")]),
         (8, vec![(100, "other"), (900, "")]),
     ] {
-        let track = timeline.track(TrackKind::Thread(tid), "worker");
+        let track = timeline.add_track(TrackKind::Thread(tid), "worker");
         for (moment, name) in events {
             let kind = match name {
                 "" => EventKind::End,
@@ -73,20 +73,20 @@ fn profile(stacks: &[Stack<'_>]) -> Profile {
         let values = vec![seen.len() as i64, cpu];
         let labels = vec![profile.text_label("thread", "worker")];
         profile.samples.push(Sample { stack, values, labels });
-        profile.timed.extend(seen.iter().map(|&(tid, moment, weight)| TimedSample {
+        profile.timed_samples.extend(seen.iter().map(|&(tid, moment, weight)| TimedSample {
             tid,
             at: at(moment),
             sample,
             weight,
         }));
     }
-    profile.timed.sort_by_key(|timed| timed.at);
+    profile.timed_samples.sort_by_key(|timed| timed.at);
     profile
 }
 
 /// Formats a profile's samples as address, task, span, samples, CPU time of each sample.
-fn shown(profile: &Profile) -> Vec<String> {
-    let one = |sample: &Sample| {
+fn format_samples(profile: &Profile) -> Vec<String> {
+    let format_sample = |sample: &Sample| {
         let label = |key: &str| {
             let of_key = sample.labels.iter().find(|label| profile.strings.get(label.key) == key);
             of_key.map_or("-", |label| match label.value {
@@ -100,11 +100,11 @@ fn shown(profile: &Profile) -> Vec<String> {
         let [count, cpu] = sample.values[..] else { panic!("two values") };
         format!("{address} {} {} {count} {cpu}", label("task"), label("span"))
     };
-    profile.samples.iter().map(one).collect()
+    profile.samples.iter().map(format_sample).collect()
 }
 
 #[test]
-fn a_sample_is_labelled_by_what_was_innermost_at_its_moment() {
+fn sample_is_labeled_by_innermost_poll_and_span() {
     for (tid, moment, task, span) in [
         (7, 50, "-", "-"),
         (7, 99, "-", "-"),
@@ -130,17 +130,21 @@ fn a_sample_is_labelled_by_what_was_innermost_at_its_moment() {
         (9, 400, "-", "-"),
     ] {
         let mut profile = profile(&[(1, 30, &[(tid, moment, 3)])]);
-        label(&mut profile, &timeline());
-        assert_eq!(shown(&profile), [format!("1 {task} {span} 1 30")], "{tid} at {moment}");
-        assert_eq!(profile.timed[0].sample, 0);
+        label_samples(&mut profile, &timeline());
+        assert_eq!(
+            format_samples(&profile),
+            [format!("1 {task} {span} 1 30")],
+            "{tid} at {moment}"
+        );
+        assert_eq!(profile.timed_samples[0].sample, 0);
     }
 }
 
 #[test]
-fn a_stack_seen_in_several_tasks_is_told_apart_and_the_sums_stay() {
+fn sample_is_split_by_task_and_totals_are_unchanged() {
     let seen: &[_] = &[(7, 110, 1), (7, 220, 3), (7, 550, 1), (7, 120, 1), (9, 110, 4)];
     let mut profile = profile(&[(1, 101, seen), (2, 10, &[(7, 510, 1)]), (3, 7, &[(7, 210, 1)])]);
-    label(&mut profile, &timeline());
+    label_samples(&mut profile, &timeline());
     let expected = [
         "1 server - 2 20",
         "1 query request 1 30",
@@ -148,27 +152,27 @@ fn a_stack_seen_in_several_tasks_is_told_apart_and_the_sums_stay() {
         "2 - - 1 10",
         "3 query request 1 7",
     ];
-    assert_eq!(shown(&profile), expected);
+    assert_eq!(format_samples(&profile), expected);
     assert_eq!((profile.total("samples"), profile.total("cpu")), (Some(7), Some(118)));
-    for timed in &profile.timed {
-        let shown = &shown(&profile)[timed.sample as usize];
+    for timed in &profile.timed_samples {
+        let shown = &format_samples(&profile)[timed.sample as usize];
         let is_server = timed.tid == 7 && timed.at < at(200);
         assert_eq!(shown.contains("server"), is_server, "{timed:?} is {shown}");
     }
 }
 
 #[test]
-fn what_the_log_had_no_room_for_has_no_label() {
+fn samples_without_recorded_time_have_no_labels() {
     let mut profile = profile(&[(1, 100, &[(7, 110, 1), (7, 120, 1)])]);
     profile.samples[0].values = vec![10, 100];
-    label(&mut profile, &timeline());
-    assert_eq!(shown(&profile), ["1 server - 2 20", "1 - - 8 80"]);
+    label_samples(&mut profile, &timeline());
+    assert_eq!(format_samples(&profile), ["1 server - 2 20", "1 - - 8 80"]);
 }
 
 #[test]
-fn without_anything_to_tell_a_profile_stays_as_it_is() {
+fn profile_without_matching_polls_or_spans_is_unchanged() {
     let mut profile = profile(&[(1, 100, &[(9, 110, 1), (7, 520, 1)])]);
-    let before = shown(&profile);
-    label(&mut profile, &timeline());
-    assert_eq!(shown(&profile), before);
+    let before = format_samples(&profile);
+    label_samples(&mut profile, &timeline());
+    assert_eq!(format_samples(&profile), before);
 }

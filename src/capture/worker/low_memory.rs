@@ -11,26 +11,26 @@ use crate::model::{CaptureKind, CaptureSet};
 /// Headroom below which memory is short: the other collectors may take some 24 MiB together, most
 /// of it for the CPU profile. Above it, a heap profile written after the others would only describe
 /// a later moment.
-const SHORT: Bytes = Bytes::mib(32);
+const LOW_MEMORY_HEADROOM: Bytes = Bytes::mib(32);
 
 /// Returns the phases of a capture of `kinds`. Each phase is written before the next starts.
 /// `headroom` is the memory left below the limit, if known.
-pub(super) fn turns(
+pub(super) fn phases(
     kinds: CaptureSet,
     headroom: Option<Bytes>,
 ) -> impl Iterator<Item = CaptureSet> {
-    let is_short = headroom.is_some_and(|left| left < SHORT);
+    let is_short = headroom.is_some_and(|left| left < LOW_MEMORY_HEADROOM);
     let (heap, others): (CaptureSet, CaptureSet) = match is_short {
         true => {
             let is_heap = |kind: &CaptureKind| *kind == CaptureKind::Heap;
             (
                 kinds.iter().filter(is_heap).collect(),
-                kinds.iter().filter(|it| !is_heap(it)).collect(),
+                kinds.iter().filter(|kind| !is_heap(kind)).collect(),
             )
         }
         false => (CaptureSet::EMPTY, kinds),
     };
-    [heap, others].into_iter().filter(|turn| !turn.is_empty())
+    [heap, others].into_iter().filter(|phase| !phase.is_empty())
 }
 
 #[cfg(test)]
@@ -39,12 +39,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_heap_goes_first_where_memory_is_short() {
-        let short = Some(Bytes(SHORT.get() - 1));
+    fn heap_is_captured_first_when_memory_is_low() {
+        let short = Some(Bytes(LOW_MEMORY_HEADROOM.get() - 1));
         type Kinds<'a> = &'a [CaptureKind];
         let table: [(Kinds<'_>, Option<Bytes>, &[Kinds<'_>]); 9] = [
             (&[Trace, Cpu, Heap], None, &[&[Trace, Cpu, Heap]]),
-            (&[Trace, Cpu, Heap], Some(SHORT), &[&[Trace, Cpu, Heap]]),
+            (&[Trace, Cpu, Heap], Some(LOW_MEMORY_HEADROOM), &[&[Trace, Cpu, Heap]]),
             (&[Trace, Cpu, Heap], short, &[&[Heap], &[Trace, Cpu]]),
             (&[Threads, Heap], Some(Bytes(0)), &[&[Heap], &[Threads]]),
             (&[Heap], short, &[&[Heap]]),
@@ -54,9 +54,9 @@ mod tests {
             (&[], None, &[]),
         ];
         for (kinds, headroom, expected) in table {
-            let got: Vec<CaptureSet> = turns(kinds.iter().copied().collect(), headroom).collect();
+            let got: Vec<CaptureSet> = phases(kinds.iter().copied().collect(), headroom).collect();
             let expected: Vec<CaptureSet> =
-                expected.iter().map(|turn| turn.iter().copied().collect()).collect();
+                expected.iter().map(|phase| phase.iter().copied().collect()).collect();
             assert_eq!(got, expected, "{kinds:?} with {headroom:?}");
         }
     }

@@ -8,18 +8,25 @@ use crate::capture::worker::write::PendingArtifact;
 use crate::model::{CaptureKind, CaptureRecord, Losses, Outcome, ThreadDump};
 
 /// Value of the artifact's `part` for the dump of a stalled thread.
-const STUCK: &str = "stall";
+const STALL_PART: &str = "stall";
 
 impl CaptureWorker {
     /// Writes the dump of the stalled thread.
-    pub(super) fn stuck(&mut self, id: IncidentId, dump: Box<ThreadDump>, tally: &mut TaskStats) {
-        let Some((_, dir)) = self.dirs.iter().find(|(open, _)| *open == id) else { return };
-        let (at, record) = (dir.manifest().captures.len(), self.stuck_record());
-        self.update(id, tally, |manifest| manifest.captures.push(record));
-        self.write(id, vec![of_stuck(at, dump)], tally);
+    pub(super) fn write_stall_dump(
+        &mut self,
+        id: IncidentId,
+        dump: Box<ThreadDump>,
+        stats: &mut TaskStats,
+    ) {
+        let Some((_, dir)) = self.incident_dirs.iter().find(|(open, _)| *open == id) else {
+            return;
+        };
+        let (index, record) = (dir.manifest().captures.len(), self.stall_dump_record());
+        self.update_manifest(id, stats, |manifest| manifest.captures.push(record));
+        self.write(id, vec![stall_dump_artifact(index, dump)], stats);
     }
 
-    pub(super) fn stuck_record(&self) -> CaptureRecord {
+    pub(super) fn stall_dump_record(&self) -> CaptureRecord {
         let now = self.clock.wall();
         CaptureRecord {
             kind: CaptureKind::Threads,
@@ -34,11 +41,11 @@ impl CaptureWorker {
 }
 
 /// Returns the dump as evidence of capture `record`.
-pub(super) fn of_stuck(record: usize, dump: Box<ThreadDump>) -> PendingArtifact {
+pub(super) fn stall_dump_artifact(record: usize, dump: Box<ThreadDump>) -> PendingArtifact {
     PendingArtifact {
         kind: CaptureKind::Threads,
-        record,
-        part: Some(STUCK),
+        record_index: record,
+        part: Some(STALL_PART),
         evidence: Evidence::Threads(dump),
     }
 }

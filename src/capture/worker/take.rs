@@ -1,20 +1,20 @@
 //! Starting, repeating and stopping captures.
 
 use crate::base::IncidentId;
-use crate::base::failure::{chain, fence};
+use crate::base::failure::{catch_panic, chain};
 use crate::capture::collectors;
 use crate::capture::messages::{IncidentTask, TaskStats};
-use crate::capture::worker::low_memory::turns;
-use crate::capture::worker::stuck::of_stuck;
-use crate::capture::worker::write::{PendingArtifact, fail};
+use crate::capture::worker::low_memory::phases;
+use crate::capture::worker::stuck::stall_dump_artifact;
+use crate::capture::worker::write::{PendingArtifact, mark_capture_failed};
 use crate::capture::worker::{CaptureWorker, RunningCapture};
 use crate::model::{CaptureRecord, CaptureSet, Losses, Outcome, ThreadDump};
 
 /// Value of an artifact's `part` for look-back data, taken at the start of the capture.
-pub(super) const BEFORE: &str = "before";
+pub(super) const LOOKBACK_PART: &str = "before";
 
 /// Value of an artifact's `part` for a snapshot taken while the capture is running.
-const MEANWHILE: &str = "meanwhile";
+const DURING_PART: &str = "meanwhile";
 
 impl CaptureWorker {
     /// Starts all of `kinds`, phase by phase, and writes the evidence available at the start.
@@ -24,37 +24,37 @@ impl CaptureWorker {
         id: IncidentId,
         kinds: CaptureSet,
         (task, mut stuck): (&IncidentTask, Option<Box<ThreadDump>>),
-        tally: &mut TaskStats,
+        stats: &mut TaskStats,
     ) -> CaptureSet {
-        let mut turns = turns(kinds, task.headroom).peekable();
+        let mut phases = phases(kinds, task.headroom).peekable();
         let mut running = CaptureSet::EMPTY;
-        while let Some(turn) = turns.next() {
-            let is_last = turns.peek().is_none();
-            let started = self.start_turn(id, turn, (task, stuck.take(), is_last), tally);
+        while let Some(phase) = phases.next() {
+            let is_last = phases.peek().is_none();
+            let started = self.start_phase(id, phase, (task, stuck.take(), is_last), stats);
             started.iter().for_each(|kind| running.insert(kind));
         }
         running
     }
 
-    fn start_turn(
+    fn start_phase(
         &mut self,
         id: IncidentId,
         kinds: CaptureSet,
         (task, stuck, is_last): (&IncidentTask, Option<Box<ThreadDump>>, bool),
-        tally: &mut TaskStats,
+        stats: &mut TaskStats,
     ) -> CaptureSet {
-        let Some((_, dir)) = self.dirs.iter().find(|(open, _)| *open == id) else {
+        let Some((_, dir)) = self.incident_dirs.iter().find(|(open, _)| *open == id) else {
             return CaptureSet::EMPTY;
         };
         let first = dir.manifest().captures.len();
         let mut records = Vec::new();
-        let mut taken = Vec::new();
+        let mut artifacts = Vec::new();
         let mut running = CaptureSet::EMPTY;
         if let Some(dump) = stuck {
-            records.push(self.stuck_record());
-            taken.push(of_stuck(first, dump));
+            records.push(self.stall_dump_record());
+            artifacts.push(stall_dump_artifact(first, dump));
         }
-        for (kind, no_room) in self.order(id, kinds) {
+        for (kind, skip_reason) in self.plan_captures(id, kinds) {
             let anchor = self.clock.anchor();
             let mut record = CaptureRecord {
                 kind,
@@ -65,39 +65,44 @@ impl CaptureWorker {
                 error: None,
                 losses: Losses::default(),
             };
-            if let Some(why) = collectors::switched_off(kind, &task.settings) {
+            if let Some(why) = collectors::disabled_reason(kind, &task.settings) {
                 record.stopped = Some(anchor.wall);
                 record.outcome = Outcome::Skipped;
                 record.error = Some(why.to_owned());
                 records.push(record);
                 continue;
             }
-            if let Some(why) = task.lacks_memory_for(kind).or(no_room) {
+            if let Some(why) = task.memory_shortage(kind).or(skip_reason) {
                 record.stopped = Some(anchor.wall);
                 record.outcome = Outcome::Skipped;
                 record.error = Some(why.clone());
-                tally.failures.push(("capture skipped", why));
+                stats.failures.push(("capture skipped", why));
                 records.push(record);
                 continue;
             }
-            match fence(|| collectors::start(kind, &task.settings, anchor)) {
+            match catch_panic(|| collectors::start(kind, &task.settings, anchor)) {
                 Ok(started) => {
-                    let at = first + records.len();
-                    tally.engines.push((kind, started.collector.engine().to_owned()));
+                    let index = first + records.len();
+                    stats.engines.push((kind, started.collector.engine().to_owned()));
                     record.engine = started.collector.engine().to_owned();
                     let collector = started.collector;
-                    self.running.push(RunningCapture { incident: id, kind, record: at, collector });
-                    taken.extend(started.at_start.map(|evidence| PendingArtifact {
+                    self.running.push(RunningCapture {
+                        incident: id,
                         kind,
-                        record: at,
-                        part: evidence.is_from_before().then_some(BEFORE),
+                        record_index: index,
+                        collector,
+                    });
+                    artifacts.extend(started.initial_evidence.map(|evidence| PendingArtifact {
+                        kind,
+                        record_index: index,
+                        part: evidence.is_lookback().then_some(LOOKBACK_PART),
                         evidence,
                     }));
                     running.insert(kind);
                 }
                 Err(error) => {
-                    tally.captures_failed += 1;
-                    tally.fail("capture not started", &*error);
+                    stats.captures_failed += 1;
+                    stats.fail("capture not started", &*error);
                     record.stopped = Some(anchor.wall);
                     record.outcome = Outcome::Failed;
                     record.error = Some(chain(&*error));
@@ -107,36 +112,39 @@ impl CaptureWorker {
         }
         // A trace is in the last phase, and may record only from its start on.
         if is_last {
-            self.dirs.iter().filter(|(open, _)| *open == id).for_each(|(_, dir)| {
+            self.incident_dirs.iter().filter(|(open, _)| *open == id).for_each(|(_, dir)| {
                 let reasons = dir.manifest().reasons.iter();
                 reasons.for_each(|reason| collectors::trace::record_reason(&reason.text));
             });
         }
-        self.update(id, tally, |manifest| manifest.captures.extend(records));
-        self.write(id, taken, tally);
+        self.update_manifest(id, stats, |manifest| manifest.captures.extend(records));
+        self.write(id, artifacts, stats);
         running
     }
 
     /// Takes another snapshot of `kinds`, which keep running.
-    pub(super) fn again(&mut self, id: IncidentId, kinds: CaptureSet, tally: &mut TaskStats) {
+    pub(super) fn recapture(&mut self, id: IncidentId, kinds: CaptureSet, stats: &mut TaskStats) {
         let now = self.clock.now();
-        let of = |running: &&RunningCapture| running.incident == id && kinds.contains(running.kind);
-        let mut taken = Vec::new();
-        for RunningCapture { kind, record, collector, .. } in self.running.iter().filter(of) {
-            match fence(|| collector.peek(now)) {
+        let is_selected =
+            |running: &&RunningCapture| running.incident == id && kinds.contains(running.kind);
+        let mut artifacts = Vec::new();
+        for RunningCapture { kind, record_index: record, collector, .. } in
+            self.running.iter().filter(is_selected)
+        {
+            match catch_panic(|| collector.snapshot(now)) {
                 Ok(evidence) => {
                     let (kind, record) = (*kind, *record);
-                    taken.extend(evidence.map(|evidence| PendingArtifact {
+                    artifacts.extend(evidence.map(|evidence| PendingArtifact {
                         kind,
-                        record,
-                        part: Some(MEANWHILE),
+                        record_index: record,
+                        part: Some(DURING_PART),
                         evidence,
                     }));
                 }
-                Err(error) => tally.fail("capture not taken again", &*error),
+                Err(error) => stats.fail("capture not taken again", &*error),
             }
         }
-        self.write(id, taken, tally);
+        self.write(id, artifacts, stats);
     }
 
     /// Stops all of `kinds`, within each phase the most transient first, then writes their
@@ -146,63 +154,65 @@ impl CaptureWorker {
         id: IncidentId,
         kinds: CaptureSet,
         task: &IncidentTask,
-        tally: &mut TaskStats,
+        stats: &mut TaskStats,
     ) {
-        turns(kinds, task.headroom).for_each(|turn| self.stop_turn(id, turn, task, tally));
+        phases(kinds, task.headroom).for_each(|phase| self.stop_phase(id, phase, task, stats));
     }
 
-    fn stop_turn(
+    fn stop_phase(
         &mut self,
         id: IncidentId,
         kinds: CaptureSet,
         task: &IncidentTask,
-        tally: &mut TaskStats,
+        stats: &mut TaskStats,
     ) {
-        let (stopping, going): (Vec<_>, Vec<_>) = std::mem::take(&mut self.running)
+        let (stopping, remaining): (Vec<_>, Vec<_>) = std::mem::take(&mut self.running)
             .into_iter()
             .partition(|running| running.incident == id && kinds.contains(running.kind));
-        self.running = going;
-        let mut taken = Vec::new();
+        self.running = remaining;
+        let mut artifacts = Vec::new();
         let (mut stopped, mut ended) = (Vec::new(), Vec::new());
-        for RunningCapture { kind, record, collector, .. } in stopping {
+        for RunningCapture { kind, record_index: record, collector, .. } in stopping {
             let (now, wall) = (self.clock.now(), self.clock.wall());
-            match fence(|| collector.stop(now)) {
+            match catch_panic(|| collector.stop(now)) {
                 Ok(evidence) => {
                     ended.push((record, wall, None));
                     stopped.push(record);
-                    taken.extend(evidence.map(|evidence| PendingArtifact {
+                    artifacts.extend(evidence.map(|evidence| PendingArtifact {
                         kind,
-                        record,
+                        record_index: record,
                         part: None,
                         evidence,
                     }));
                 }
                 Err(error) => {
-                    tally.captures_failed += 1;
-                    tally.fail("capture lost at its stop", &*error);
+                    stats.captures_failed += 1;
+                    stats.fail("capture lost at its stop", &*error);
                     ended.push((record, wall, Some(chain(&*error))));
                 }
             }
         }
-        self.cheap_first(id, &mut taken);
-        self.write(id, taken, tally);
-        self.update(id, tally, |manifest| {
+        self.sort_smallest_first(id, &mut artifacts);
+        self.write(id, artifacts, stats);
+        self.update_manifest(id, stats, |manifest| {
             manifest.vitals.clone_from(&task.vitals);
             for (record, wall, error) in ended {
                 let Some(record) = manifest.captures.get_mut(record) else { continue };
                 record.stopped = Some(wall);
                 match error {
-                    Some(error) => fail(record, error),
+                    Some(error) => mark_capture_failed(record, error),
                     None if record.outcome == Outcome::Running => record.outcome = Outcome::Done,
                     None => {}
                 }
             }
         });
-        let Some((_, dir)) = self.dirs.iter().find(|(open, _)| *open == id) else { return };
+        let Some((_, dir)) = self.incident_dirs.iter().find(|(open, _)| *open == id) else {
+            return;
+        };
         for record in stopped {
             match dir.manifest().captures.get(record).map(|record| record.outcome) {
-                Some(Outcome::Done) => tally.captures += 1,
-                _ => tally.captures_failed += 1,
+                Some(Outcome::Done) => stats.captures += 1,
+                _ => stats.captures_failed += 1,
             }
         }
     }

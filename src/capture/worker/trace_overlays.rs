@@ -2,7 +2,7 @@
 //!
 //! A trace is written when it ends. The look-back CPU profile and the thread dump are taken and
 //! written when the captures start. They are kept in memory until the trace of their incident is
-//! written: typically some hundred kilobytes, at most [`MOST`] pieces, oldest evicted first.
+//! written: typically some hundred kilobytes, at most [`MAX_OVERLAYS`] pieces, oldest evicted first.
 //! Evidence that ends together with the trace is available anyway, since all captures stop before
 //! the first is written.
 
@@ -16,7 +16,7 @@ use crate::codec::perfetto::Stacks;
 use crate::model::CaptureKind;
 
 /// Maximum number of overlays of an incident: each rule that joins it starts a few more captures.
-const MOST: usize = 6;
+const MAX_OVERLAYS: usize = 6;
 
 /// Evidence that was written and is kept for a trace.
 pub(super) struct TraceOverlay {
@@ -26,44 +26,46 @@ pub(super) struct TraceOverlay {
 
 /// Returns the overlays of the trace of incident `id`: the kept evidence and the evidence to be
 /// written after the trace.
-pub(super) fn stacks<'a>(
+pub(super) fn overlay_stacks<'a>(
     id: IncidentId,
-    kept: &'a [TraceOverlay],
-    ahead: &'a VecDeque<PendingArtifact>,
+    overlays: &'a [TraceOverlay],
+    pending: &'a VecDeque<PendingArtifact>,
 ) -> Vec<Stacks<'a>> {
-    let kept = kept.iter().filter(|kept| kept.incident == id).map(|kept| &kept.evidence);
-    kept.chain(ahead.iter().map(|taken| &taken.evidence)).filter_map(shown).collect()
+    let evidence = overlays.iter().filter(|kept| kept.incident == id).map(|kept| &kept.evidence);
+    evidence.chain(pending.iter().map(|taken| &taken.evidence)).filter_map(as_stacks).collect()
 }
 
 impl CaptureWorker {
-    /// Keeps `evidence`, which was written, if a trace that is running or in `ahead` will show it.
-    pub(super) fn keep(
+    /// Keeps `evidence`, which was written, if a trace that is running or in `pending` will show it.
+    pub(super) fn keep_overlay(
         &mut self,
         id: IncidentId,
         evidence: Evidence,
-        ahead: &VecDeque<PendingArtifact>,
+        pending: &VecDeque<PendingArtifact>,
     ) {
-        let runs = self
+        let is_tracing = self
             .running
             .iter()
             .any(|running| running.incident == id && running.kind == CaptureKind::Trace);
-        if !runs && !ahead.iter().any(|taken| taken.kind == CaptureKind::Trace) {
-            self.kept.retain(|kept| kept.incident != id);
-        } else if shown(&evidence).is_some() {
-            let of_it = |kept: &TraceOverlay| kept.incident == id;
-            if self.kept.iter().filter(|kept| of_it(kept)).count() >= MOST
-                && let Some(oldest) = self.kept.iter().position(of_it)
+        if !is_tracing && !pending.iter().any(|taken| taken.kind == CaptureKind::Trace) {
+            self.overlays.retain(|kept| kept.incident != id);
+        } else if as_stacks(&evidence).is_some() {
+            let is_same_incident = |kept: &TraceOverlay| kept.incident == id;
+            if self.overlays.iter().filter(|kept| is_same_incident(kept)).count() >= MAX_OVERLAYS
+                && let Some(oldest) = self.overlays.iter().position(is_same_incident)
             {
-                self.kept.remove(oldest);
+                self.overlays.remove(oldest);
             }
-            self.kept.push(TraceOverlay { incident: id, evidence });
+            self.overlays.push(TraceOverlay { incident: id, evidence });
         }
     }
 }
 
-fn shown(evidence: &Evidence) -> Option<Stacks<'_>> {
+fn as_stacks(evidence: &Evidence) -> Option<Stacks<'_>> {
     match evidence {
-        Evidence::Profile(profile) if !profile.timed.is_empty() => Some(Stacks::Samples(profile)),
+        Evidence::Profile(profile) if !profile.timed_samples.is_empty() => {
+            Some(Stacks::Samples(profile))
+        }
         Evidence::Threads(dump) => Some(Stacks::Threads(dump)),
         _ => None,
     }

@@ -22,29 +22,35 @@ struct EnclosingSlice {
     /// Index of the first slice it contains.
     first: u32,
     /// Index of the slice itself.
-    place: u32,
+    index: u32,
 }
 
 /// Iterator over the slices of one thread in the order of their starts, outer before inner.
 pub(super) struct SlicesByStart<'a> {
     slices: &'a [RawSlice],
-    at: u32,
+    position: u32,
     /// Remaining outer slices, by their first inner slice, the outermost first.
-    outers: std::vec::IntoIter<EnclosingSlice>,
-    next: Option<EnclosingSlice>,
+    remaining_outers: std::vec::IntoIter<EnclosingSlice>,
+    next_outer: Option<EnclosingSlice>,
     /// Indices of slices that were returned ahead of their position.
-    read: Vec<u32>,
+    returned_early: Vec<u32>,
 }
 
 impl<'a> SlicesByStart<'a> {
     /// Creates the iterator for `slices` in the order of their ends. Takes some nanoseconds per
     /// slice and level of nesting.
     pub(super) fn new(slices: &'a [RawSlice]) -> Self {
-        let mut outers = outers(slices);
-        outers.sort_unstable_by_key(|outer| (outer.first, u32::MAX - outer.place));
+        let mut outers = find_enclosing(slices);
+        outers.sort_unstable_by_key(|outer| (outer.first, u32::MAX - outer.index));
         let mut outers = outers.into_iter();
         let next = outers.next();
-        Self { slices, at: 0, outers, next, read: Vec::new() }
+        Self {
+            slices,
+            position: 0,
+            remaining_outers: outers,
+            next_outer: next,
+            returned_early: Vec::new(),
+        }
     }
 }
 
@@ -53,42 +59,42 @@ impl Iterator for SlicesByStart<'_> {
 
     #[inline]
     fn next(&mut self) -> Option<RawSlice> {
-        while self.read.pop_if(|read| *read == self.at).is_some() {
-            self.at += 1;
+        while self.returned_early.pop_if(|read| *read == self.position).is_some() {
+            self.position += 1;
         }
-        if let Some(outer) = self.next.filter(|outer| outer.first == self.at) {
-            self.next = self.outers.next();
-            self.read.push(outer.place);
-            return self.slices.get(outer.place as usize).copied();
+        if let Some(outer) = self.next_outer.filter(|outer| outer.first == self.position) {
+            self.next_outer = self.remaining_outers.next();
+            self.returned_early.push(outer.index);
+            return self.slices.get(outer.index as usize).copied();
         }
-        let slice = self.slices.get(self.at as usize).copied();
-        self.at += 1;
+        let slice = self.slices.get(self.position as usize).copied();
+        self.position += 1;
         slice
     }
 }
 
 /// Returns the slices that contain others, in the order of the ring.
-fn outers(slices: &[RawSlice]) -> Vec<EnclosingSlice> {
+fn find_enclosing(slices: &[RawSlice]) -> Vec<EnclosingSlice> {
     let mut outers: Vec<EnclosingSlice> = Vec::new();
-    for (place, slice) in slices.iter().enumerate() {
-        let mut known = outers.as_slice();
-        let mut first = place;
+    for (index, slice) in slices.iter().enumerate() {
+        let mut candidates = outers.as_slice();
+        let mut first = index;
         // Moves from each contained slice to the one before it and before all that it contains.
-        while let Some(before) = first.checked_sub(1)
-            && slices.get(before).is_some_and(|inner| is_inside(*inner, *slice))
+        while let Some(previous) = first.checked_sub(1)
+            && slices.get(previous).is_some_and(|inner| is_inside(*inner, *slice))
         {
-            first = before;
-            while let Some((last, earlier)) = known.split_last()
-                && last.place as usize >= first
+            first = previous;
+            while let Some((last, earlier)) = candidates.split_last()
+                && last.index as usize >= first
             {
-                if last.place as usize == first {
+                if last.index as usize == first {
                     first = last.first as usize;
                 }
-                known = earlier;
+                candidates = earlier;
             }
         }
-        if first < place {
-            outers.push(EnclosingSlice { first: first as u32, place: place as u32 });
+        if first < index {
+            outers.push(EnclosingSlice { first: first as u32, index: index as u32 });
         }
     }
     outers
@@ -98,7 +104,7 @@ fn outers(slices: &[RawSlice]) -> Vec<EnclosingSlice> {
 #[inline]
 fn is_inside(inner: RawSlice, outer: RawSlice) -> bool {
     let start = inner.start();
-    start >= outer.earliest() && (start >= outer.start() || inner.end() > outer.start())
+    start >= outer.earliest_start() && (start >= outer.start() || inner.end() > outer.start())
 }
 
 #[cfg(test)]
@@ -110,7 +116,7 @@ mod tests {
         RawSlice::new(RawKind::WrappedPoll, start, end, TaskKey::default())
     }
 
-    fn begins(ring: &[RawSlice]) -> Vec<(u64, u64)> {
+    fn in_start_order(ring: &[RawSlice]) -> Vec<(u64, u64)> {
         SlicesByStart::new(ring).map(|slice| (slice.start(), slice.end())).collect()
     }
 
@@ -130,13 +136,13 @@ mod tests {
         ];
         let mut ring = begin_order.map(|(start, end)| slice(start, end));
         ring.sort_by_key(|slice| (slice.end(), u64::MAX - slice.start()));
-        assert_eq!(begins(&ring), begin_order);
-        assert_eq!(begins(&[]), []);
-        assert_eq!(outers(&ring).len(), 4, "those with others in them");
+        assert_eq!(in_start_order(&ring), begin_order);
+        assert_eq!(in_start_order(&[]), []);
+        assert_eq!(find_enclosing(&ring).len(), 4, "those with others in them");
     }
 
     #[test]
-    fn any_nesting_is_as_sorting_has_it() {
+    fn any_nesting_matches_sorting_by_start() {
         // Trees from the bits of a counter: each bit opens a slice or closes the innermost.
         for shape in 0_u32..1 << 12 {
             let (mut ring, mut open, mut now) = (Vec::new(), Vec::new(), 0);
@@ -151,17 +157,17 @@ mod tests {
             let mut sorted = ring.clone();
             sorted.sort_by_key(|slice| slice.start());
             let sorted: Vec<_> = sorted.iter().map(|slice| (slice.start(), slice.end())).collect();
-            assert_eq!(begins(&ring), sorted, "{shape:b}");
+            assert_eq!(in_start_order(&ring), sorted, "{shape:b}");
         }
     }
 
     #[test]
-    fn a_long_slice_whose_start_is_late_is_around_what_began_in_it() {
+    fn long_slice_with_rounded_start_encloses_inner_slices() {
         let (start, long) = (1001, (1_u64 << 40) + (1 << 18) - 1);
         let outer = slice(start, start + long);
-        let late = outer.start();
-        assert!(late > start + 100, "the rounding takes that much");
-        let inner = slice(start + 50, late + 5);
+        let rounded_start = outer.start();
+        assert!(rounded_start > start + 100, "the rounding takes that much");
+        let inner = slice(start + 50, rounded_start + 5);
         let innermost = slice(start + 60, start + 70);
         let other = slice(start - 500, start);
         let ring = [other, innermost, inner, outer];

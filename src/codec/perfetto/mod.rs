@@ -49,7 +49,7 @@ use crate::base::{Moment, TimeAnchor};
 use crate::model::{ArgValue, EventKind, Losses, Timeline, TimelineEvent, Track, TrackKind};
 
 /// Sequence id of the timeline's events; any number but 0.
-const SEQUENCE: u32 = 1;
+const EVENTS_SEQUENCE_ID: u32 = 1;
 
 /// Tracks for spawned and ended tasks.
 const TASK_TRACKS: [&str; 2] = ["tasks spawned", "tasks ended"];
@@ -57,9 +57,9 @@ const TASK_TRACKS: [&str; 2] = ["tasks spawned", "tasks ended"];
 const INCREMENTAL_STATE_CLEARED: u32 = 1;
 const NEEDS_INCREMENTAL_STATE: u32 = 2;
 
-const REALTIME: u32 = 1;
-const MONOTONIC: u32 = 3;
-const BOOTTIME: u32 = 6;
+const BUILTIN_CLOCK_REALTIME: u32 = 1;
+const BUILTIN_CLOCK_MONOTONIC: u32 = 3;
+const BUILTIN_CLOCK_BOOTTIME: u32 = 6;
 
 /// Writes `timeline`, gzip-compressed.
 ///
@@ -71,7 +71,7 @@ const BOOTTIME: u32 = 6;
 ///
 /// Errors of `out`.
 pub fn write(timeline: &Timeline, out: impl Write) -> io::Result<()> {
-    write_with(timeline, &[], out)
+    write_with_stacks(timeline, &[], out)
 }
 
 /// Writes `timeline`, gzip-compressed, with `stacks` on its threads.
@@ -82,19 +82,23 @@ pub fn write(timeline: &Timeline, out: impl Write) -> io::Result<()> {
 /// # Errors
 ///
 /// Errors of `out`.
-pub fn write_with(timeline: &Timeline, stacks: &[Stacks<'_>], out: impl Write) -> io::Result<()> {
+pub fn write_with_stacks(
+    timeline: &Timeline,
+    stacks: &[Stacks<'_>],
+    out: impl Write,
+) -> io::Result<()> {
     let mut writer = TraceWriter {
         timeline,
         out: GzipMessageWriter::fast(out),
-        texts: Interner::new(&timeline.strings),
-        open: vec![0; timeline.tracks.len()],
+        interner: Interner::new(&timeline.strings),
+        open_slices: vec![0; timeline.tracks.len()],
         losses: timeline.losses.clone(),
     };
-    writer.clocks()?;
-    writer.tracks()?;
-    writer.events()?;
-    writer.losses()?;
-    writer.activity()?;
+    writer.write_clocks()?;
+    writer.write_tracks()?;
+    writer.write_events()?;
+    writer.write_losses()?;
+    writer.write_activity()?;
     samples::write(timeline, stacks, &mut writer.out)?;
     writer.out.finish()
 }
@@ -102,18 +106,18 @@ pub fn write_with(timeline: &Timeline, stacks: &[Stacks<'_>], out: impl Write) -
 struct TraceWriter<'a, W: Write> {
     timeline: &'a Timeline,
     out: GzipMessageWriter<W>,
-    texts: Interner<'a>,
+    interner: Interner<'a>,
     /// Number of open slices on each track.
-    open: Vec<u32>,
+    open_slices: Vec<u32>,
     losses: Losses,
 }
 
 impl<W: Write> TraceWriter<'_, W> {
-    fn clocks(&mut self) -> io::Result<()> {
-        self.packet(TracePacket {
-            clock_snapshot: Some(snapshot(&self.timeline.anchor)),
+    fn write_clocks(&mut self) -> io::Result<()> {
+        self.write_packet(TracePacket {
+            clock_snapshot: Some(clock_snapshot(&self.timeline.anchor)),
             trace_packet_defaults: Some(TracePacketDefaults {
-                timestamp_clock_id: MONOTONIC,
+                timestamp_clock_id: BUILTIN_CLOCK_MONOTONIC,
                 track_event_defaults: None,
             }),
             sequence_flags: INCREMENTAL_STATE_CLEARED,
@@ -123,9 +127,9 @@ impl<W: Write> TraceWriter<'_, W> {
         Ok(())
     }
 
-    fn tracks(&mut self) -> io::Result<()> {
+    fn write_tracks(&mut self) -> io::Result<()> {
         let timeline = self.timeline;
-        self.descriptor(TrackDescriptor {
+        self.write_descriptor(TrackDescriptor {
             uuid: process_uuid(timeline),
             process: Some(ProcessDescriptor {
                 pid: timeline.pid as i32,
@@ -134,21 +138,21 @@ impl<W: Write> TraceWriter<'_, W> {
             ..TrackDescriptor::default()
         })?;
         // Threads come first, because other tracks of a thread are its children.
-        for (place, thread) in timeline.activity.threads.iter().enumerate() {
+        for (thread_index, thread) in timeline.activity.threads.iter().enumerate() {
             let name = timeline.strings.get(thread.name);
-            self.descriptor(describe_thread(
+            self.write_descriptor(describe_thread(
                 timeline,
                 (thread.tid, name),
-                activity_uuid(timeline, place),
+                activity_uuid(timeline, thread_index),
             ))?;
         }
         for (index, track) in timeline.tracks.iter().enumerate() {
-            self.descriptor(describe(timeline, index, track))?;
+            self.write_descriptor(describe_track(timeline, index, track))?;
         }
         if !timeline.activity.tasks.is_empty() {
-            for (after, name) in TASK_TRACKS.into_iter().enumerate() {
-                self.descriptor(TrackDescriptor {
-                    uuid: activity_uuid(timeline, timeline.activity.threads.len() + after),
+            for (offset, name) in TASK_TRACKS.into_iter().enumerate() {
+                self.write_descriptor(TrackDescriptor {
+                    uuid: activity_uuid(timeline, timeline.activity.threads.len() + offset),
                     name: Some(name.to_owned()),
                     parent_uuid: Some(process_uuid(timeline)),
                     ..TrackDescriptor::default()
@@ -159,43 +163,47 @@ impl<W: Write> TraceWriter<'_, W> {
     }
 
     /// Writes polls and parks, and the starts and ends of tasks.
-    fn activity(&mut self) -> io::Result<()> {
+    fn write_activity(&mut self) -> io::Result<()> {
         let Timeline { activity, strings, .. } = self.timeline;
-        let uuid = |place| activity_uuid(self.timeline, place);
-        for place in 0..activity.threads.len() {
-            slices::write(activity, strings, (place, uuid(place)), &mut self.out)?;
+        let uuid = |index| activity_uuid(self.timeline, index);
+        for thread_index in 0..activity.threads.len() {
+            slices::write(activity, strings, (thread_index, uuid(thread_index)), &mut self.out)?;
         }
         if !activity.tasks.is_empty() {
-            let tracks = [0, 1].map(|after| uuid(activity.threads.len() + after));
+            let tracks = [0, 1].map(|offset| uuid(activity.threads.len() + offset));
             slices::write_tasks(activity, strings, tracks, &mut self.out)?;
         }
         Ok(())
     }
 
-    fn events(&mut self) -> io::Result<()> {
+    fn write_events(&mut self) -> io::Result<()> {
         let events = &self.timeline.events;
         // More than `u32::MAX` events would take more than 200 GiB.
         let mut order: Vec<u32> = (0..events.len() as u32).collect();
         // A stable sort keeps the order of recording. It merges sorted runs, and each track is one.
         order.sort_by_key(|&at| events.get(at as usize).map(|event| event.at));
-        let mut shown = TrackEvent::default();
+        let mut track_event = TrackEvent::default();
         for event in order.iter().filter_map(|&at| events.get(at as usize)) {
-            match self.event(event, &mut shown) {
-                Ok(()) => self.timed(event.at, &mut shown)?,
-                Err(lost) => self.losses.add(lost, 1),
+            match self.convert_event(event, &mut track_event) {
+                Ok(()) => self.write_event(event.at, &mut track_event)?,
+                Err(cause) => self.losses.add(cause, 1),
             }
         }
         Ok(())
     }
 
     /// Converts the event to `shown`, or returns the loss counter if Perfetto cannot show it.
-    fn event(&mut self, event: &TimelineEvent, shown: &mut TrackEvent) -> Result<(), &'static str> {
+    fn convert_event(
+        &mut self,
+        event: &TimelineEvent,
+        track_event: &mut TrackEvent,
+    ) -> Result<(), &'static str> {
         let index = event.track.index();
         let track = self.timeline.tracks.get(index).ok_or("events on a track that is not there")?;
         let is_counter = matches!(track.kind, TrackKind::Counter(_));
-        let open = self.open.get_mut(index).ok_or("events on a track that is not there")?;
-        shown.clear();
-        shown.track_uuid = uuid(self.timeline, index);
+        let open = self.open_slices.get_mut(index).ok_or("events on a track that is not there")?;
+        track_event.clear();
+        track_event.track_uuid = track_uuid(self.timeline, index);
         match event.kind {
             EventKind::Counter(value) => {
                 if !is_counter {
@@ -204,31 +212,31 @@ impl<W: Write> TraceWriter<'_, W> {
                 if !value.is_finite() {
                     return Err("counter values that are not numbers");
                 }
-                shown.set_type(EventType::Counter);
-                shown.double_counter_value = Some(value);
+                track_event.set_type(EventType::Counter);
+                track_event.double_counter_value = Some(value);
                 return Ok(());
             }
             _ if is_counter => return Err("slices on a track of counter values"),
             EventKind::Begin(name) => {
                 *open += 1;
-                shown.set_type(EventType::SliceBegin);
-                shown.name_iid = self.texts.name(name);
+                track_event.set_type(EventType::SliceBegin);
+                track_event.name_iid = self.interner.name(name);
             }
             EventKind::End => {
                 *open =
                     open.checked_sub(1).ok_or("ends of slices that began before the recording")?;
-                shown.set_type(EventType::SliceEnd);
+                track_event.set_type(EventType::SliceEnd);
             }
             EventKind::Instant(name) => {
-                shown.set_type(EventType::Instant);
-                shown.name_iid = self.texts.name(name);
+                track_event.set_type(EventType::Instant);
+                track_event.name_iid = self.interner.name(name);
             }
         }
-        if shown.name_iid != 0 && event.category.index() != 0 {
-            shown.category_iids.push(self.texts.category(event.category));
+        if track_event.name_iid != 0 && event.category.index() != 0 {
+            track_event.category_iids.push(self.interner.category(event.category));
         }
         for &(name, value) in &event.args {
-            let name_iid = self.texts.argument(name);
+            let name_iid = self.interner.argument(name);
             let (uint_value, string_value) = match value {
                 // Perfetto's tables are signed: it would show a larger number as negative.
                 ArgValue::Number(number) if i64::try_from(number).is_err() => {
@@ -237,36 +245,40 @@ impl<W: Write> TraceWriter<'_, W> {
                 ArgValue::Number(number) => (Some(number), None),
                 ArgValue::Text(text) => (None, Some(self.timeline.strings.get(text).to_owned())),
             };
-            shown.debug_annotations.push(DebugAnnotation { name_iid, uint_value, string_value });
+            track_event.debug_annotations.push(DebugAnnotation {
+                name_iid,
+                uint_value,
+                string_value,
+            });
         }
         Ok(())
     }
 
-    fn losses(&mut self) -> io::Result<()> {
+    fn write_losses(&mut self) -> io::Result<()> {
         if self.losses.is_empty() {
             return Ok(());
         }
-        let (category, name_iid) = self.texts.extra_event("marple", "lost");
-        let mut shown = TrackEvent {
+        let (category, name_iid) = self.interner.define_event("marple", "lost");
+        let mut track_event = TrackEvent {
             category_iids: vec![category],
             name_iid,
             track_uuid: process_uuid(self.timeline),
             ..Default::default()
         };
-        shown.set_type(EventType::Instant);
+        track_event.set_type(EventType::Instant);
         for loss in self.losses.iter() {
-            shown.debug_annotations.push(DebugAnnotation {
-                name_iid: self.texts.extra_argument(&loss.cause),
+            track_event.debug_annotations.push(DebugAnnotation {
+                name_iid: self.interner.define_argument(&loss.cause),
                 uint_value: Some(loss.count),
                 string_value: None,
             });
         }
         let last = self.timeline.events.iter().map(|event| event.at).max();
-        self.timed(last.unwrap_or(self.timeline.anchor.moment), &mut shown)
+        self.write_event(last.unwrap_or(self.timeline.anchor.moment), &mut track_event)
     }
 
-    fn descriptor(&mut self, descriptor: TrackDescriptor) -> io::Result<()> {
-        self.packet(TracePacket {
+    fn write_descriptor(&mut self, descriptor: TrackDescriptor) -> io::Result<()> {
+        self.write_packet(TracePacket {
             track_descriptor: Some(descriptor),
             sequence_flags: NEEDS_INCREMENTAL_STATE,
             ..TracePacket::default()
@@ -275,34 +287,35 @@ impl<W: Write> TraceWriter<'_, W> {
     }
 
     /// Writes `event` and restores it, to reuse its vectors.
-    fn timed(&mut self, at: Moment, event: &mut TrackEvent) -> io::Result<()> {
+    fn write_event(&mut self, at: Moment, event: &mut TrackEvent) -> io::Result<()> {
         let mut packet = TracePacket {
             timestamp: Some(at.as_nanos()),
             track_event: Some(std::mem::take(event)),
-            interned_data: self.texts.take_fresh(),
+            interned_data: self.interner.take_pending(),
             sequence_flags: NEEDS_INCREMENTAL_STATE,
             ..TracePacket::default()
         };
-        packet = self.packet(packet)?;
+        packet = self.write_packet(packet)?;
         *event = packet.track_event.take().unwrap_or_default();
         Ok(())
     }
 
-    fn packet(&mut self, packet: TracePacket) -> io::Result<TracePacket> {
-        let trace =
-            Trace { packet: TracePacket { trusted_packet_sequence_id: SEQUENCE, ..packet } };
+    fn write_packet(&mut self, packet: TracePacket) -> io::Result<TracePacket> {
+        let trace = Trace {
+            packet: TracePacket { trusted_packet_sequence_id: EVENTS_SEQUENCE_ID, ..packet },
+        };
         self.out.write(&trace)?;
         Ok(trace.packet)
     }
 }
 
-fn snapshot(anchor: &TimeAnchor) -> ClockSnapshot {
+fn clock_snapshot(anchor: &TimeAnchor) -> ClockSnapshot {
     let moment = anchor.moment.as_nanos();
     let wall = u64::try_from(anchor.wall.as_nanosecond()).unwrap_or(0);
     let clocks = [
-        (REALTIME, wall),
-        (MONOTONIC, moment),
-        (BOOTTIME, (anchor.moment + anchor.suspended).as_nanos()),
+        (BUILTIN_CLOCK_REALTIME, wall),
+        (BUILTIN_CLOCK_MONOTONIC, moment),
+        (BUILTIN_CLOCK_BOOTTIME, (anchor.moment + anchor.suspended).as_nanos()),
     ];
     ClockSnapshot {
         clocks: clocks
@@ -312,7 +325,7 @@ fn snapshot(anchor: &TimeAnchor) -> ClockSnapshot {
                 is_incremental: None,
             })
             .to_vec(),
-        primary_trace_clock: Some(MONOTONIC),
+        primary_trace_clock: Some(BUILTIN_CLOCK_MONOTONIC),
     }
 }
 
@@ -322,13 +335,13 @@ fn process_uuid(timeline: &Timeline) -> u64 {
     (u64::from(timeline.pid) << 32) + 1
 }
 
-fn uuid(timeline: &Timeline, index: usize) -> u64 {
+fn track_uuid(timeline: &Timeline, index: usize) -> u64 {
     process_uuid(timeline) + 1 + index as u64
 }
 
 /// Follows the ids of the timeline's own tracks.
-fn activity_uuid(timeline: &Timeline, place: usize) -> u64 {
-    uuid(timeline, timeline.tracks.len() + place)
+fn activity_uuid(timeline: &Timeline, index: usize) -> u64 {
+    track_uuid(timeline, timeline.tracks.len() + index)
 }
 
 fn describe_thread(timeline: &Timeline, (tid, name): (u32, &str), uuid: u64) -> TrackDescriptor {
@@ -344,24 +357,24 @@ fn describe_thread(timeline: &Timeline, (tid, name): (u32, &str), uuid: u64) -> 
     }
 }
 
-fn describe(timeline: &Timeline, index: usize, track: &Track) -> TrackDescriptor {
+fn describe_track(timeline: &Timeline, index: usize, track: &Track) -> TrackDescriptor {
     let name = timeline.strings.get(track.name).to_owned();
     let mut descriptor = TrackDescriptor {
-        uuid: uuid(timeline, index),
+        uuid: track_uuid(timeline, index),
         parent_uuid: Some(process_uuid(timeline)),
         ..TrackDescriptor::default()
     };
     match track.kind {
         TrackKind::Process => descriptor.name = Some(name),
         TrackKind::Thread(tid) => {
-            let of_thread = timeline.activity.threads.iter().position(|thread| thread.tid == tid);
-            let Some(place) = of_thread else {
-                return describe_thread(timeline, (tid, &name), uuid(timeline, index));
+            let position = timeline.activity.threads.iter().position(|thread| thread.tid == tid);
+            let Some(thread_index) = position else {
+                return describe_thread(timeline, (tid, &name), track_uuid(timeline, index));
             };
             // The thread's own track has its polls. Spans use another clock and would not nest with
             // them.
             descriptor.name = Some("spans".to_owned());
-            descriptor.parent_uuid = Some(activity_uuid(timeline, place));
+            descriptor.parent_uuid = Some(activity_uuid(timeline, thread_index));
         }
         TrackKind::Counter(unit) => {
             descriptor.name = Some(name);

@@ -3,46 +3,46 @@
 use std::io::{self, Write};
 
 use super::proto::{
-    Clock, ClockSnapshot, Interned, InternedData, Trace, TracePacket, TracePacketDefaults,
+    Clock, ClockSnapshot, InternedData, InternedString, Trace, TracePacket, TracePacketDefaults,
     TrackEventDefaults,
 };
-use super::{INCREMENTAL_STATE_CLEARED, MONOTONIC};
+use super::{BUILTIN_CLOCK_MONOTONIC, INCREMENTAL_STATE_CLEARED};
 use crate::base::MAX_SITES;
 use crate::codec::gzip::GzipMessageWriter;
 use crate::model::{Activity, RawKind, StringTable, TaskKey};
 
 /// Id of the sequence-scoped clock; ids 64 to 127 are reserved for such clocks.
-const DELTAS: u32 = 64;
+const DELTA_CLOCK_ID: u32 = 64;
 
-const BEGIN: u8 = 1;
-const END: u8 = 2;
-const INSTANT: u8 = 3;
+const TYPE_SLICE_BEGIN: u8 = 1;
+const TYPE_SLICE_END: u8 = 2;
+const TYPE_INSTANT: u8 = 3;
 
 /// Interned ids of the categories, the same on every sequence.
-const RUNTIME: u8 = 1;
-const TASK: u8 = 2;
+const RUNTIME_CATEGORY_IID: u8 = 1;
+const TASK_CATEGORY_IID: u8 = 2;
 
 /// Interned ids of the arguments, the same on every sequence.
-const TASK_NUMBER: u8 = 1;
-const IN_PROGRESS: u8 = 2;
-const EARLIER: u8 = 3;
+const TASK_NUMBER_IID: u8 = 1;
+const IN_PROGRESS_IID: u8 = 2;
+const STARTED_EARLIER_IID: u8 = 3;
 
 /// Interned id of the name of a park. The id of a spawn site's name is its index plus two.
-const PARKED: u64 = 1;
+const PARKED_NAME_IID: u64 = 1;
 
 /// End of a slice that is still open.
-pub(super) const GOES_ON: u64 = u64::MAX;
+pub(super) const STILL_OPEN: u64 = u64::MAX;
 
 /// A slice to write.
 #[derive(Clone, Copy)]
 pub(super) struct Slice {
     pub(super) start: u64,
-    /// [`GOES_ON`] if the slice is still open.
+    /// [`STILL_OPEN`] if the slice is still open.
     pub(super) end: u64,
     pub(super) kind: RawKind,
     pub(super) task: TaskKey,
     /// Nanoseconds from the start of the slice to the start of the trace; 0 if it started later.
-    pub(super) earlier: u64,
+    pub(super) nanos_before_trace: u64,
 }
 
 /// Writer of the packets of one sequence.
@@ -50,7 +50,7 @@ pub(super) struct PollPacketWriter<'a, W: Write> {
     out: &'a mut GzipMessageWriter<W>,
     sequence: u32,
     /// Time of the last packet.
-    last: u64,
+    last_time: u64,
     begin_runtime: PacketPrefix,
     begin_task: PacketPrefix,
     instant_task: PacketPrefix,
@@ -61,15 +61,15 @@ pub(super) struct PollPacketWriter<'a, W: Write> {
 
 impl<'a, W: Write> PollPacketWriter<'a, W> {
     pub(super) fn new(out: &'a mut GzipMessageWriter<W>, sequence: u32, first: u64) -> Self {
-        let opening = |event| PacketPrefix::new(sequence, event);
+        let prefix = |event| PacketPrefix::new(sequence, event);
         Self {
             out,
             sequence,
-            last: first,
-            begin_runtime: opening(BEGIN_RUNTIME),
-            begin_task: opening(BEGIN_TASK),
-            instant_task: opening(INSTANT_TASK),
-            end: opening(TYPE_END),
+            last_time: first,
+            begin_runtime: prefix(BEGIN_RUNTIME),
+            begin_task: prefix(BEGIN_TASK),
+            instant_task: prefix(INSTANT_TASK),
+            end: prefix(END_SLICE),
             bytes: PacketBytes::default(),
         }
     }
@@ -77,53 +77,56 @@ impl<'a, W: Write> PollPacketWriter<'a, W> {
 
 impl<W: Write> PollPacketWriter<'_, W> {
     /// Writes the defaults of the sequence.
-    pub(super) fn head(
+    pub(super) fn write_head(
         &mut self,
         activity: &Activity,
         strings: &StringTable,
         track: u64,
         tasks: impl Iterator<Item = TaskKey>,
     ) -> io::Result<()> {
-        let mut known = [0_u64; MAX_SITES / 64];
-        let mut event_names = vec![interned(PARKED, "parked")];
+        let mut sent_sites = [0_u64; MAX_SITES / 64];
+        let mut event_names = vec![interned(PARKED_NAME_IID, "parked")];
         for task in tasks {
             let site = usize::from(task.site);
             let bit = 1 << (site % 64);
-            if let Some(known) = known.get_mut(site / 64)
-                && *known & bit == 0
+            if let Some(word) = sent_sites.get_mut(site / 64)
+                && *word & bit == 0
             {
-                *known |= bit;
+                *word |= bit;
                 let name = activity.sites.get(site).map_or("task", |&name| strings.get(name));
-                event_names.push(interned(name_of(RawKind::HookedPoll, task), name));
+                event_names.push(interned(name_iid(RawKind::HookedPoll, task), name));
             }
         }
         let interned_data = InternedData {
             event_categories: vec![
-                interned(RUNTIME.into(), "runtime"),
-                interned(TASK.into(), "task"),
+                interned(RUNTIME_CATEGORY_IID.into(), "runtime"),
+                interned(TASK_CATEGORY_IID.into(), "task"),
             ],
             event_names,
             debug_annotation_names: vec![
-                interned(TASK_NUMBER.into(), "task"),
-                interned(IN_PROGRESS.into(), "in progress at the end of the trace"),
-                interned(EARLIER.into(), "ns before the trace"),
+                interned(TASK_NUMBER_IID.into(), "task"),
+                interned(IN_PROGRESS_IID.into(), "in progress at the end of the trace"),
+                interned(STARTED_EARLIER_IID.into(), "ns before the trace"),
             ],
         };
         let clock = |clock_id, is_incremental| Clock {
             clock_id,
-            timestamp: Some(self.last),
+            timestamp: Some(self.last_time),
             is_incremental,
         };
         self.out.write(&Trace {
             packet: TracePacket {
                 clock_snapshot: Some(ClockSnapshot {
-                    clocks: vec![clock(MONOTONIC, None), clock(DELTAS, Some(true))],
+                    clocks: vec![
+                        clock(BUILTIN_CLOCK_MONOTONIC, None),
+                        clock(DELTA_CLOCK_ID, Some(true)),
+                    ],
                     primary_trace_clock: None,
                 }),
                 trusted_packet_sequence_id: self.sequence,
                 interned_data: Some(interned_data),
                 trace_packet_defaults: Some(TracePacketDefaults {
-                    timestamp_clock_id: DELTAS,
+                    timestamp_clock_id: DELTA_CLOCK_ID,
                     track_event_defaults: Some(TrackEventDefaults { track_uuid: track }),
                 }),
                 sequence_flags: INCREMENTAL_STATE_CLEARED,
@@ -136,73 +139,74 @@ impl<W: Write> PollPacketWriter<'_, W> {
     #[inline]
     pub(super) fn begin(&mut self, slice: &Slice) -> io::Result<()> {
         let is_park = slice.kind == RawKind::Park;
-        let packet = self.packet(if is_park { self.begin_runtime } else { self.begin_task })?;
-        self.bytes.number(NAME, name_of(slice.kind, slice.task));
-        if slice.end == GOES_ON {
-            self.bytes.argument(IN_PROGRESS, 1);
+        let packet =
+            self.start_packet(if is_park { self.begin_runtime } else { self.begin_task })?;
+        self.bytes.put_number(NAME_IID_KEY, name_iid(slice.kind, slice.task));
+        if slice.end == STILL_OPEN {
+            self.bytes.put_argument(IN_PROGRESS_IID, 1);
         }
-        if slice.earlier > 0 {
-            self.bytes.argument(EARLIER, slice.earlier);
+        if slice.nanos_before_trace > 0 {
+            self.bytes.put_argument(STARTED_EARLIER_IID, slice.nanos_before_trace);
         }
         if !is_park {
-            self.bytes.argument(TASK_NUMBER, slice.task.number);
+            self.bytes.put_argument(TASK_NUMBER_IID, slice.task.number);
         }
-        self.at(slice.start, packet);
+        self.finish_packet(slice.start, packet);
         Ok(())
     }
 
     #[inline]
     pub(super) fn end(&mut self, at: u64) -> io::Result<()> {
-        let packet = self.packet(self.end)?;
-        self.at(at, packet);
+        let packet = self.start_packet(self.end)?;
+        self.finish_packet(at, packet);
         Ok(())
     }
 
     #[inline]
     pub(super) fn instant(&mut self, at: u64, task: TaskKey) -> io::Result<()> {
-        let packet = self.packet(self.instant_task)?;
-        self.bytes.number(NAME, name_of(RawKind::HookedPoll, task));
-        self.bytes.argument(TASK_NUMBER, task.number);
-        self.at(at, packet);
+        let packet = self.start_packet(self.instant_task)?;
+        self.bytes.put_number(NAME_IID_KEY, name_iid(RawKind::HookedPoll, task));
+        self.bytes.put_argument(TASK_NUMBER_IID, task.number);
+        self.finish_packet(at, packet);
         Ok(())
     }
 
     /// Starts a packet and its track event. Returns both start offsets.
     #[inline]
-    fn packet(&mut self, opening: PacketPrefix) -> io::Result<(usize, usize)> {
-        if self.bytes.len > ROOM - LONGEST {
-            self.out.write_bytes(self.bytes.get())?;
+    fn start_packet(&mut self, prefix: PacketPrefix) -> io::Result<(usize, usize)> {
+        if self.bytes.len > BUFFER_BYTES - MAX_PACKET_BYTES {
+            self.out.write_bytes(self.bytes.as_slice())?;
             self.bytes.len = 0;
         }
         let packet = self.bytes.len + 2;
-        let event = self.bytes.len + opening.event;
-        self.bytes.put(opening.piece);
+        let event = self.bytes.len + prefix.event_offset;
+        self.bytes.put(prefix.bytes);
         Ok((packet, event))
     }
 
     /// Completes the packet and its event, with the time. Both lengths are one byte, because they
-    /// are below [`LONGEST`].
+    /// are below [`MAX_PACKET_BYTES`].
     #[inline]
-    fn at(&mut self, at: u64, (packet, event): (usize, usize)) {
-        self.bytes.length(event);
-        self.bytes.number(TIME, at.saturating_sub(self.last));
-        self.last = self.last.max(at);
-        self.bytes.length(packet);
+    fn finish_packet(&mut self, at: u64, (packet, event): (usize, usize)) {
+        self.bytes.set_length(event);
+        self.bytes.put_number(TIMESTAMP_KEY, at.saturating_sub(self.last_time));
+        self.last_time = self.last_time.max(at);
+        self.bytes.set_length(packet);
     }
 
     pub(super) fn finish(self) -> io::Result<()> {
-        self.out.write_bytes(self.bytes.get())
+        self.out.write_bytes(self.bytes.as_slice())
     }
 }
 
-fn interned(iid: u64, name: &str) -> Interned {
-    Interned { iid, name: name.to_owned() }
+fn interned(iid: u64, name: &str) -> InternedString {
+    InternedString { iid, name: name.to_owned() }
 }
 
-const fn name_of(kind: RawKind, task: TaskKey) -> u64 {
+const fn name_iid(kind: RawKind, task: TaskKey) -> u64 {
     match kind {
-        RawKind::Park => PARKED,
-        _ => PARKED + 1 + task.site as u64,
+        RawKind::Park => PARKED_NAME_IID,
+        _ => PARKED_NAME_IID + 1 + task.site as u64,
     }
 }
 
@@ -214,7 +218,7 @@ struct InlineBytes {
 }
 
 impl InlineBytes {
-    const fn of(bytes: &[u8]) -> Self {
+    const fn new(bytes: &[u8]) -> Self {
         let (mut word, mut len) = (0, 0);
         while len < bytes.len() {
             word |= (bytes[len] as u128) << (8 * len);
@@ -224,7 +228,7 @@ impl InlineBytes {
     }
 
     /// Appends `next`; together they are at most sixteen bytes.
-    const fn and(self, next: Self) -> Self {
+    const fn concat(self, next: Self) -> Self {
         Self { bytes: self.bytes | (next.bytes << (8 * self.len)), len: self.len + next.len }
     }
 
@@ -244,67 +248,70 @@ impl InlineBytes {
 /// filled in later.
 #[derive(Clone, Copy)]
 struct PacketPrefix {
-    piece: InlineBytes,
+    bytes: InlineBytes,
     /// Offset of the event.
-    event: usize,
+    event_offset: usize,
 }
 
 impl PacketPrefix {
     const fn new(sequence: u32, event: InlineBytes) -> Self {
         // At most ten bytes, and four for the event.
-        let before = InlineBytes::of(&[(1 << 3) | 2, 0, 10 << 3])
-            .and(InlineBytes::varint(sequence as u64))
-            .and(InlineBytes::of(&[(11 << 3) | 2, 0]));
-        Self { piece: before.and(event), event: before.len }
+        let header = InlineBytes::new(&[(1 << 3) | 2, 0, 10 << 3])
+            .concat(InlineBytes::varint(sequence as u64))
+            .concat(InlineBytes::new(&[(11 << 3) | 2, 0]));
+        Self { bytes: header.concat(event), event_offset: header.len }
     }
 }
 
 /// Category and type.
-const BEGIN_RUNTIME: InlineBytes = InlineBytes::of(&[3 << 3, RUNTIME, 9 << 3, BEGIN]);
-const BEGIN_TASK: InlineBytes = InlineBytes::of(&[3 << 3, TASK, 9 << 3, BEGIN]);
-const INSTANT_TASK: InlineBytes = InlineBytes::of(&[3 << 3, TASK, 9 << 3, INSTANT]);
-const TYPE_END: InlineBytes = InlineBytes::of(&[9 << 3, END]);
+const BEGIN_RUNTIME: InlineBytes =
+    InlineBytes::new(&[3 << 3, RUNTIME_CATEGORY_IID, 9 << 3, TYPE_SLICE_BEGIN]);
+const BEGIN_TASK: InlineBytes =
+    InlineBytes::new(&[3 << 3, TASK_CATEGORY_IID, 9 << 3, TYPE_SLICE_BEGIN]);
+const INSTANT_TASK: InlineBytes =
+    InlineBytes::new(&[3 << 3, TASK_CATEGORY_IID, 9 << 3, TYPE_INSTANT]);
+const END_SLICE: InlineBytes = InlineBytes::new(&[9 << 3, TYPE_SLICE_END]);
 /// Field keys of the name id and the time.
-const NAME: u8 = 10 << 3;
-const TIME: u8 = 8 << 3;
+const NAME_IID_KEY: u8 = 10 << 3;
+const TIMESTAMP_KEY: u8 = 8 << 3;
 
 /// Size of the buffer.
-const ROOM: usize = 4096;
+const BUFFER_BYTES: usize = 4096;
 
 /// Upper bound of a packet: a start with three arguments, and the padding that [`PacketBytes::put`]
 /// writes.
-const LONGEST: usize = 128;
+const MAX_PACKET_BYTES: usize = 128;
 
 /// A buffer for packets of the fields above.
 struct PacketBytes {
-    bytes: [u8; ROOM],
+    bytes: [u8; BUFFER_BYTES],
     len: usize,
 }
 
 impl Default for PacketBytes {
     fn default() -> Self {
-        Self { bytes: [0; ROOM], len: 0 }
+        Self { bytes: [0; BUFFER_BYTES], len: 0 }
     }
 }
 
 impl PacketBytes {
-    fn get(&self) -> &[u8] {
+    fn as_slice(&self) -> &[u8] {
         self.bytes.get(..self.len).unwrap_or_default()
     }
 
     #[inline]
-    fn put(&mut self, piece: InlineBytes) {
-        if let Some(place) = self.bytes.get_mut(self.len..self.len + 16) {
-            place.copy_from_slice(&piece.bytes.to_le_bytes());
-            self.len += piece.len;
+    fn put(&mut self, inline: InlineBytes) {
+        if let Some(target) = self.bytes.get_mut(self.len..self.len + 16) {
+            target.copy_from_slice(&inline.bytes.to_le_bytes());
+            self.len += inline.len;
         }
     }
 
     /// Writes like [`Self::put`], at most eight bytes.
     #[inline]
     fn put_word(&mut self, bytes: u64, len: usize) {
-        if let Some(place) = self.bytes.get_mut(self.len..self.len + 8) {
-            place.copy_from_slice(&bytes.to_le_bytes());
+        if let Some(target) = self.bytes.get_mut(self.len..self.len + 8) {
+            target.copy_from_slice(&bytes.to_le_bytes());
             self.len += len;
         }
     }
@@ -312,40 +319,40 @@ impl PacketBytes {
     /// Writes a one-byte key and its number, without a loop over the bytes. The length of a time
     /// varies between packets, and each change would be a branch misprediction.
     #[inline]
-    fn number(&mut self, tag: u8, number: u64) {
+    fn put_number(&mut self, tag: u8, number: u64) {
         if number >> 28 != 0 {
-            return self.large_number(tag, number);
+            return self.put_large_number(tag, number);
         }
-        let (bytes, len) = varint(number);
+        let (bytes, len) = encode_small_varint(number);
         self.put_word(bytes << 8 | u64::from(tag), 1 + len);
     }
 
     #[cold]
-    fn large_number(&mut self, tag: u8, number: u64) {
-        self.put(InlineBytes::of(&[tag]).and(InlineBytes::varint(number)));
+    fn put_large_number(&mut self, tag: u8, number: u64) {
+        self.put(InlineBytes::new(&[tag]).concat(InlineBytes::varint(number)));
     }
 
     /// Writes an argument by the id of its name.
     #[inline]
-    fn argument(&mut self, name: u8, value: u64) {
-        let place = self.len + 2;
+    fn put_argument(&mut self, name: u8, value: u64) {
+        let start = self.len + 2;
         self.put_word(u64::from_le_bytes([(4 << 3) | 2, 0, 1 << 3, name, 0, 0, 0, 0]), 4);
-        self.number(3 << 3, value);
-        self.length(place);
+        self.put_number(3 << 3, value);
+        self.set_length(start);
     }
 
     /// Writes the length of the message that starts at `place` into the byte before it.
     #[inline]
-    fn length(&mut self, place: usize) {
-        if let Some(length) = self.bytes.get_mut(place - 1) {
-            *length = (self.len - place) as u8;
+    fn set_length(&mut self, start: usize) {
+        if let Some(length) = self.bytes.get_mut(start - 1) {
+            *length = (self.len - start) as u8;
         }
     }
 }
 
 /// Returns the varint of a number below 2^28, with seven bits per byte, and its length.
 #[inline]
-fn varint(number: u64) -> (u64, usize) {
+fn encode_small_varint(number: u64) -> (u64, usize) {
     let number = number as u32;
     let spread = (number & 0x7f)
         | ((number << 1) & 0x7f00)
@@ -353,6 +360,6 @@ fn varint(number: u64) -> (u64, usize) {
         | ((number << 3) & 0x7f00_0000);
     // One byte, and one more for each seven bits after the first.
     let more = (u32::BITS - 1 - (number | 1).leading_zeros()) / 7;
-    let go_on = 0x80_8080 & ((1 << (8 * more)) - 1);
-    ((spread | go_on).into(), more as usize + 1)
+    let continuation_bits = 0x80_8080 & ((1 << (8 * more)) - 1);
+    ((spread | continuation_bits).into(), more as usize + 1)
 }

@@ -157,16 +157,16 @@ pub(super) struct DebugAnnotation {
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct InternedData {
     #[prost(message, repeated, tag = "1")]
-    pub(super) event_categories: Vec<Interned>,
+    pub(super) event_categories: Vec<InternedString>,
     #[prost(message, repeated, tag = "2")]
-    pub(super) event_names: Vec<Interned>,
+    pub(super) event_names: Vec<InternedString>,
     #[prost(message, repeated, tag = "3")]
-    pub(super) debug_annotation_names: Vec<Interned>,
+    pub(super) debug_annotation_names: Vec<InternedString>,
 }
 
 /// `EventCategory`, `EventName` and `DebugAnnotationName` in one: they have the same fields.
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Interned {
+pub(super) struct InternedString {
     #[prost(uint64, tag = "1")]
     pub(super) iid: u64,
     #[prost(string, tag = "2")]

@@ -25,11 +25,13 @@ use std::io::{self, Write};
 
 use prost::Message;
 
-use super::proto::{EventType, Interned, InternedData, Trace, TracePacket, TracePacketDefaults};
+use super::proto::{
+    EventType, InternedData, InternedString, Trace, TracePacket, TracePacketDefaults,
+};
 use super::stacks::{StackInterner, StackNames};
 use super::{
-    INCREMENTAL_STATE_CLEARED, MONOTONIC, NEEDS_INCREMENTAL_STATE, SEQUENCE, TASK_TRACKS,
-    activity_uuid, describe_thread, uuid,
+    BUILTIN_CLOCK_MONOTONIC, EVENTS_SEQUENCE_ID, INCREMENTAL_STATE_CLEARED,
+    NEEDS_INCREMENTAL_STATE, TASK_TRACKS, activity_uuid, describe_thread, track_uuid,
 };
 use crate::base::Moment;
 use crate::codec::gzip::GzipMessageWriter;
@@ -39,7 +41,7 @@ use crate::model::{LabelValue, Profile, Sample, ThreadDump, ThreadRow, Timeline,
 /// Stacks to show in a trace.
 #[derive(Clone, Copy, Debug)]
 pub enum Stacks<'a> {
-    /// The [timed](Profile::timed) samples of a profile, each as a sample of its thread.
+    /// The [timed_samples](Profile::timed_samples) samples of a profile, each as a sample of its thread.
     Samples(&'a Profile),
     /// The stacks of a thread dump, each as an instant at the time of the dump.
     Threads(&'a ThreadDump),
@@ -49,12 +51,12 @@ impl<'a> Stacks<'a> {
     /// Returns the threads that have stacks, with their names.
     fn threads(self) -> Box<dyn Iterator<Item = (u32, &'a str)> + 'a> {
         match self {
-            Self::Samples(profile) => Box::new(profile.timed.iter().filter_map(|timed| {
-                Some((timed.tid, thread_of(profile, profile.samples.get(timed.sample as usize)?)))
+            Self::Samples(profile) => Box::new(profile.timed_samples.iter().filter_map(|timed| {
+                Some((timed.tid, thread_name(profile, profile.samples.get(timed.sample as usize)?)))
             })),
             Self::Threads(dump) => {
-                let standing = dump.threads.iter().filter(|row| row.stack.is_some());
-                Box::new(standing.map(|row| (row.tid, &*row.name)))
+                let with_stack = dump.threads.iter().filter(|row| row.stack.is_some());
+                Box::new(with_stack.map(|row| (row.tid, &*row.name)))
             }
         }
     }
@@ -67,7 +69,7 @@ struct Packet {
     #[prost(uint32, tag = "10")]
     trusted_packet_sequence_id: u32,
     #[prost(message, optional, tag = "11")]
-    track_event: Option<Standing>,
+    track_event: Option<ThreadStackEvent>,
     #[prost(message, optional, tag = "12")]
     interned_data: Option<StackNames>,
     #[prost(uint32, tag = "13")]
@@ -77,7 +79,7 @@ struct Packet {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct One {
+struct SinglePacketTrace {
     #[prost(message, required, tag = "1")]
     packet: Packet,
 }
@@ -94,7 +96,7 @@ struct PerfSample {
 
 /// A `TrackEvent` whose arguments may be lists.
 #[derive(Clone, PartialEq, Message)]
-struct Standing {
+struct ThreadStackEvent {
     #[prost(uint64, repeated, packed = "false", tag = "3")]
     category_iids: Vec<u64>,
     #[prost(message, repeated, tag = "4")]
@@ -118,11 +120,11 @@ struct Argument {
 }
 
 /// Interned ids of names on a sequence of instants.
-const STANDING: u64 = 1;
-const CATEGORY: u64 = 1;
-const STATE: u64 = 1;
-const WAIT: u64 = 2;
-const STACK: u64 = 3;
+const THREAD_STACK_IID: u64 = 1;
+const CATEGORY_IID: u64 = 1;
+const STATE_IID: u64 = 1;
+const WAIT_IID: u64 = 2;
+const STACK_IID: u64 = 3;
 
 /// Writes `stacks`, and the tracks of threads that `timeline` lacks.
 pub(super) fn write<W: Write>(
@@ -130,22 +132,26 @@ pub(super) fn write<W: Write>(
     stacks: &[Stacks<'_>],
     out: &mut GzipMessageWriter<W>,
 ) -> io::Result<()> {
-    let tracks = tracks(timeline, stacks, out)?;
-    for (place, &stacks) in stacks.iter().enumerate() {
-        let after = timeline.activity.threads.len() + TASK_TRACKS.len() + place;
-        let sequence = SEQUENCE + 1 + u32::try_from(after).unwrap_or(u32::MAX - 1 - SEQUENCE);
-        head(sequence, matches!(stacks, Stacks::Threads(_)), out)?;
-        let mut pen = StackPacketWriter { pid: timeline.pid, sequence, out: &mut *out };
+    let tracks = ensure_thread_tracks(timeline, stacks, out)?;
+    for (index, &stacks) in stacks.iter().enumerate() {
+        let offset = timeline.activity.threads.len() + TASK_TRACKS.len() + index;
+        let sequence = EVENTS_SEQUENCE_ID
+            + 1
+            + u32::try_from(offset).unwrap_or(u32::MAX - 1 - EVENTS_SEQUENCE_ID);
+        write_sequence_head(sequence, matches!(stacks, Stacks::Threads(_)), out)?;
+        let mut writer = StackPacketWriter { pid: timeline.pid, sequence, out: &mut *out };
         match stacks {
-            Stacks::Samples(profile) => pen.samples(profile)?,
-            Stacks::Threads(dump) => pen.threads(dump, moment(timeline, dump), &tracks)?,
+            Stacks::Samples(profile) => writer.write_samples(profile)?,
+            Stacks::Threads(dump) => {
+                writer.write_threads(dump, dump_moment(timeline, dump), &tracks)?
+            }
         }
     }
     Ok(())
 }
 
 /// Returns the tracks of all threads that have a stack, by tid. Missing ones are written.
-fn tracks<W: Write>(
+fn ensure_thread_tracks<W: Write>(
     timeline: &Timeline,
     stacks: &[Stacks<'_>],
     out: &mut GzipMessageWriter<W>,
@@ -153,19 +159,19 @@ fn tracks<W: Write>(
     let mut tracks = BTreeMap::new();
     for (index, track) in timeline.tracks.iter().enumerate() {
         if let TrackKind::Thread(tid) = track.kind {
-            tracks.entry(tid).or_insert(uuid(timeline, index));
+            tracks.entry(tid).or_insert(track_uuid(timeline, index));
         }
     }
-    for (place, thread) in timeline.activity.threads.iter().enumerate() {
-        tracks.insert(thread.tid, activity_uuid(timeline, place));
+    for (thread_index, thread) in timeline.activity.threads.iter().enumerate() {
+        tracks.insert(thread.tid, activity_uuid(timeline, thread_index));
     }
-    let mut next = timeline.activity.threads.len() + TASK_TRACKS.len();
+    let mut next_index = timeline.activity.threads.len() + TASK_TRACKS.len();
     for (tid, name) in stacks.iter().flat_map(|stacks| stacks.threads()) {
-        if let std::collections::btree_map::Entry::Vacant(place) = tracks.entry(tid) {
-            let uuid = *place.insert(activity_uuid(timeline, next));
-            next += 1;
+        if let std::collections::btree_map::Entry::Vacant(entry) = tracks.entry(tid) {
+            let uuid = *entry.insert(activity_uuid(timeline, next_index));
+            next_index += 1;
             let packet = TracePacket {
-                trusted_packet_sequence_id: SEQUENCE,
+                trusted_packet_sequence_id: EVENTS_SEQUENCE_ID,
                 track_descriptor: Some(describe_thread(timeline, (tid, name), uuid)),
                 sequence_flags: NEEDS_INCREMENTAL_STATE,
                 ..TracePacket::default()
@@ -177,19 +183,19 @@ fn tracks<W: Write>(
 }
 
 /// Writes the defaults of a sequence, with the names for instants if it has any.
-fn head<W: Write>(
+fn write_sequence_head<W: Write>(
     sequence: u32,
     has_instants: bool,
     out: &mut GzipMessageWriter<W>,
 ) -> io::Result<()> {
-    let interned = |iid, name: &str| Interned { iid, name: name.to_owned() };
+    let interned = |iid, name: &str| InternedString { iid, name: name.to_owned() };
     let names = || InternedData {
-        event_categories: vec![interned(CATEGORY, "marple")],
-        event_names: vec![interned(STANDING, "thread stack")],
+        event_categories: vec![interned(CATEGORY_IID, "marple")],
+        event_names: vec![interned(THREAD_STACK_IID, "thread stack")],
         debug_annotation_names: vec![
-            interned(STATE, "state"),
-            interned(WAIT, "waits in"),
-            interned(STACK, "stack"),
+            interned(STATE_IID, "state"),
+            interned(WAIT_IID, "waits in"),
+            interned(STACK_IID, "stack"),
         ],
     };
     out.write(&Trace {
@@ -197,7 +203,7 @@ fn head<W: Write>(
             trusted_packet_sequence_id: sequence,
             interned_data: has_instants.then(names),
             trace_packet_defaults: Some(TracePacketDefaults {
-                timestamp_clock_id: MONOTONIC,
+                timestamp_clock_id: BUILTIN_CLOCK_MONOTONIC,
                 track_event_defaults: None,
             }),
             sequence_flags: INCREMENTAL_STATE_CLEARED,
@@ -214,16 +220,16 @@ struct StackPacketWriter<'a, W: Write> {
 }
 
 impl<W: Write> StackPacketWriter<'_, W> {
-    fn samples(&mut self, profile: &Profile) -> io::Result<()> {
+    fn write_samples(&mut self, profile: &Profile) -> io::Result<()> {
         let mut interner = StackInterner::new(profile);
-        for timed in &profile.timed {
+        for timed in &profile.timed_samples {
             let Some(sample) = profile.samples.get(timed.sample as usize) else { continue };
             let callstack_iid = interner.stack(sample.stack);
-            self.packet(
+            self.write_packet(
                 timed.at,
                 Packet {
                     perf_sample: Some(PerfSample { pid: self.pid, tid: timed.tid, callstack_iid }),
-                    interned_data: interner.take_fresh(),
+                    interned_data: interner.take_pending(),
                     ..Packet::default()
                 },
             )?;
@@ -231,7 +237,7 @@ impl<W: Write> StackPacketWriter<'_, W> {
         Ok(())
     }
 
-    fn threads(
+    fn write_threads(
         &mut self,
         dump: &ThreadDump,
         at: Moment,
@@ -239,14 +245,14 @@ impl<W: Write> StackPacketWriter<'_, W> {
     ) -> io::Result<()> {
         for row in dump.threads.iter().filter(|row| row.stack.is_some()) {
             let Some(&track_uuid) = tracks.get(&row.tid) else { continue };
-            let track_event = Some(standing(&dump.profile, row, track_uuid));
-            self.packet(at, Packet { track_event, ..Packet::default() })?;
+            let track_event = Some(thread_stack_event(&dump.profile, row, track_uuid));
+            self.write_packet(at, Packet { track_event, ..Packet::default() })?;
         }
         Ok(())
     }
 
-    fn packet(&mut self, at: Moment, packet: Packet) -> io::Result<()> {
-        self.out.write(&One {
+    fn write_packet(&mut self, at: Moment, packet: Packet) -> io::Result<()> {
+        self.out.write(&SinglePacketTrace {
             packet: Packet {
                 timestamp: at.as_nanos(),
                 trusted_packet_sequence_id: self.sequence,
@@ -258,38 +264,38 @@ impl<W: Write> StackPacketWriter<'_, W> {
 }
 
 /// Returns the instant for a thread's stack, innermost frame first.
-fn standing(profile: &Profile, row: &ThreadRow, track_uuid: u64) -> Standing {
+fn thread_stack_event(profile: &Profile, row: &ThreadRow, track_uuid: u64) -> ThreadStackEvent {
     let text = |name_iid, text: String| Argument {
         name_iid,
         string_value: Some(text),
         array_values: Vec::new(),
     };
-    let frames = text::frames(profile, row.stack).map(|frame| text(0, frame));
+    let frames = text::frame_names(profile, row.stack).map(|frame| text(0, frame));
     let array_values = frames.collect();
-    let mut debug_annotations = vec![text(STATE, row.state.to_string())];
+    let mut debug_annotations = vec![text(STATE_IID, row.state.to_string())];
     if !row.wait_channel.is_empty() {
-        debug_annotations.push(text(WAIT, row.wait_channel.clone()));
+        debug_annotations.push(text(WAIT_IID, row.wait_channel.clone()));
     }
-    debug_annotations.push(Argument { name_iid: STACK, string_value: None, array_values });
-    Standing {
-        category_iids: vec![CATEGORY],
+    debug_annotations.push(Argument { name_iid: STACK_IID, string_value: None, array_values });
+    ThreadStackEvent {
+        category_iids: vec![CATEGORY_IID],
         debug_annotations,
         r#type: EventType::Instant.into(),
-        name_iid: STANDING,
+        name_iid: THREAD_STACK_IID,
         track_uuid,
     }
 }
 
 /// Returns the time of a dump on the timeline's clock.
-fn moment(timeline: &Timeline, dump: &ThreadDump) -> Moment {
+fn dump_moment(timeline: &Timeline, dump: &ThreadDump) -> Moment {
     let anchor = timeline.anchor;
-    let since = dump.profile.started.duration_since(anchor.wall).as_nanos();
-    let nanos = i64::try_from(since).unwrap_or(0);
+    let elapsed = dump.profile.started.duration_since(anchor.wall).as_nanos();
+    let nanos = i64::try_from(elapsed).unwrap_or(0);
     Moment::from_nanos(anchor.moment.as_nanos().saturating_add_signed(nanos))
 }
 
 /// Returns the name of a sample's thread.
-fn thread_of<'p>(profile: &'p Profile, sample: &Sample) -> &'p str {
+fn thread_name<'p>(profile: &'p Profile, sample: &Sample) -> &'p str {
     let texts = sample.labels.iter().filter_map(|label| match label.value {
         LabelValue::Text(text) if profile.strings.get(label.key) == "thread" => Some(text),
         _ => None,

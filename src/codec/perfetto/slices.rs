@@ -34,10 +34,10 @@
 
 use std::io::{self, Write};
 
-use super::SEQUENCE;
+use super::EVENTS_SEQUENCE_ID;
 use crate::codec::gzip::GzipMessageWriter;
 use crate::codec::perfetto::by_start::SlicesByStart;
-use crate::codec::perfetto::poll_packets::{GOES_ON, PollPacketWriter, Slice};
+use crate::codec::perfetto::poll_packets::{PollPacketWriter, STILL_OPEN, Slice};
 use crate::model::{Activity, RawKind, RawSlice, StringTable, ThreadSlices};
 
 /// Writes the slices of `thread` to the track `track`, as the sequence number `place` among
@@ -45,32 +45,33 @@ use crate::model::{Activity, RawKind, RawSlice, StringTable, ThreadSlices};
 pub(super) fn write<W: Write>(
     activity: &Activity,
     strings: &StringTable,
-    (place, track): (usize, u64),
+    (thread_index, track): (usize, u64),
     out: &mut GzipMessageWriter<W>,
 ) -> io::Result<()> {
-    let Some(thread) = activity.threads.get(place) else { return Ok(()) };
-    let mut pen = PollPacketWriter::new(out, sequence(place), activity.from.as_nanos());
+    let Some(thread) = activity.threads.get(thread_index) else { return Ok(()) };
+    let mut writer =
+        PollPacketWriter::new(out, sequence_id(thread_index), activity.start.as_nanos());
     let ended = thread.slices.iter().filter(|slice| slice.kind() != Some(RawKind::Park));
     let open = thread.open.iter().filter(|open| open.kind != RawKind::Park);
     let tasks = ended.map(|slice| slice.task()).chain(open.map(|open| open.task));
-    pen.head(activity, strings, track, tasks)?;
+    writer.write_head(activity, strings, track, tasks)?;
 
-    let mut around: Vec<u64> = Vec::new();
-    let mut slices = merged(activity, thread);
+    let mut open_ends: Vec<u64> = Vec::new();
+    let mut slices = slices_by_start(activity, thread);
     // A single call site of each, so that the optimizer inlines them: a quarter of the cost.
     loop {
         let slice = slices.next();
         let (start, end) = slice.map_or((u64::MAX - 1, 0), |slice| (slice.start, slice.end));
         // A slice that ends before this one cannot contain it, even if the clocks of two cores
         // disagree.
-        while let Some(over) = around.pop_if(|outer| *outer <= start || *outer < end) {
-            pen.end(over)?;
+        while let Some(outer_end) = open_ends.pop_if(|outer| *outer <= start || *outer < end) {
+            writer.end(outer_end)?;
         }
         let Some(slice) = slice else { break };
-        pen.begin(&slice)?;
-        around.push(end);
+        writer.begin(&slice)?;
+        open_ends.push(end);
     }
-    pen.finish()
+    writer.finish()
 }
 
 /// Writes the starts and ends of tasks, as instants on the two tracks `spawned` and `ended`.
@@ -81,52 +82,52 @@ pub(super) fn write_tasks<W: Write>(
     out: &mut GzipMessageWriter<W>,
 ) -> io::Result<()> {
     let kinds = [(RawKind::Spawned, spawned), (RawKind::Ended, ended)];
-    for (after, (kind, track)) in kinds.into_iter().enumerate() {
+    for (offset, (kind, track)) in kinds.into_iter().enumerate() {
         let tasks = || activity.tasks.iter().filter(move |task| task.kind() == Some(kind));
-        let mut dates = activity.calibration.dates();
-        let sequence = sequence(activity.threads.len() + after);
-        let mut pen = PollPacketWriter::new(out, sequence, activity.from.as_nanos());
-        pen.head(activity, strings, track, tasks().map(|task| task.task()))?;
+        let mut dates = activity.calibration.converter();
+        let sequence = sequence_id(activity.threads.len() + offset);
+        let mut writer = PollPacketWriter::new(out, sequence, activity.start.as_nanos());
+        writer.write_head(activity, strings, track, tasks().map(|task| task.task()))?;
         for task in tasks() {
-            pen.instant(dates.moment(task.at()).as_nanos(), task.task())?;
+            writer.instant(dates.moment(task.at()).as_nanos(), task.task())?;
         }
-        pen.finish()?;
+        writer.finish()?;
     }
     Ok(())
 }
 
 /// Returns the sequence id of a thread, after that of the timeline's events.
-fn sequence(place: usize) -> u32 {
-    SEQUENCE + 1 + place as u32
+fn sequence_id(index: usize) -> u32 {
+    EVENTS_SEQUENCE_ID + 1 + index as u32
 }
 
 /// Returns the slices of a thread that overlap the trace, in the order of their starts, with their
 /// times.
-fn merged<'a>(
+fn slices_by_start<'a>(
     activity: &'a Activity,
     thread: &'a ThreadSlices,
 ) -> impl Iterator<Item = Slice> + 'a {
-    let from = activity.from.as_nanos();
-    let mut dates = activity.calibration.dates();
+    let from = activity.start.as_nanos();
+    let mut dates = activity.calibration.converter();
     let (mut ended, mut open) = (SlicesByStart::new(&thread.slices), thread.open.iter().peekable());
     let mut next = ended.next();
     std::iter::from_fn(move || {
         loop {
             // An open slice contains complete ones that started at the same time.
-            let before = next.map_or(u64::MAX, RawSlice::start);
-            let (kind, start, end, task) = match open.next_if(|open| open.start <= before) {
-                Some(open) => (open.kind, open.start, GOES_ON, open.task.short()),
+            let raw_start = next.map_or(u64::MAX, RawSlice::start);
+            let (kind, start, end, task) = match open.next_if(|open| open.start <= raw_start) {
+                Some(open) => (open.kind, open.start, STILL_OPEN, open.task.truncated()),
                 None => {
                     let raw = next?;
                     next = ended.next();
                     let Some(kind) = raw.kind() else { continue };
-                    (kind, before, dates.moment(raw.end()).as_nanos(), raw.task())
+                    (kind, raw_start, dates.moment(raw.end()).as_nanos(), raw.task())
                 }
             };
             if end >= from {
                 let start = dates.moment(start).as_nanos();
-                let earlier = from.saturating_sub(start);
-                return Some(Slice { start: start.max(from), end, kind, task, earlier });
+                let nanos_before_trace = from.saturating_sub(start);
+                return Some(Slice { start: start.max(from), end, kind, task, nanos_before_trace });
             }
         }
     })

@@ -11,7 +11,7 @@
 
 use prost::Message;
 
-use super::proto::Interned;
+use super::proto::InternedString;
 use crate::codec::pprof::STACK_UNKNOWN;
 use crate::model::{Frame, FrameHandle, Mapping, Profile, StackHandle};
 
@@ -19,7 +19,7 @@ use crate::model::{Frame, FrameHandle, Mapping, Profile, StackHandle};
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct StackNames {
     #[prost(message, repeated, tag = "5")]
-    pub(super) function_names: Vec<Interned>,
+    pub(super) function_names: Vec<InternedString>,
     #[prost(message, repeated, tag = "6")]
     pub(super) frames: Vec<ShownFrame>,
     #[prost(message, repeated, tag = "7")]
@@ -27,7 +27,7 @@ pub(super) struct StackNames {
     #[prost(message, repeated, tag = "16")]
     pub(super) build_ids: Vec<InternedBytes>,
     #[prost(message, repeated, tag = "17")]
-    pub(super) mapping_paths: Vec<Interned>,
+    pub(super) mapping_paths: Vec<InternedString>,
     #[prost(message, repeated, tag = "19")]
     pub(super) mappings: Vec<ShownMapping>,
 }
@@ -84,8 +84,8 @@ pub(super) struct StackInterner<'a> {
     functions: Vec<bool>,
     /// One more than the profile has, for frames without a mapping.
     mappings: Vec<bool>,
-    unknown: bool,
-    fresh: StackNames,
+    unknown_sent: bool,
+    pending: StackNames,
 }
 
 impl<'a> StackInterner<'a> {
@@ -97,35 +97,35 @@ impl<'a> StackInterner<'a> {
             frames: vec![false; profile.frames.iter().len()],
             functions: vec![false; profile.functions.len()],
             mappings: vec![false; profile.mappings.len() + 1],
-            unknown: false,
-            fresh: StackNames::default(),
+            unknown_sent: false,
+            pending: StackNames::default(),
         }
     }
 
     /// Returns the id of a stack.
     pub(super) fn stack(&mut self, stack: Option<StackHandle>) -> u64 {
         let Some(stack) = stack.filter(|stack| stack.index() < self.stacks.len()) else {
-            return self.unknown();
+            return self.unknown_stack();
         };
         let iid = iid(stack.index());
-        if is_first(&mut self.stacks, stack.index()) {
+        if mark_sent(&mut self.stacks, stack.index()) {
             let profile = self.profile;
             let frames = profile.stacks.frames(Some(stack));
             let mut frame_ids: Vec<u64> = frames.map(|frame| self.frame(frame)).collect();
             frame_ids.reverse();
-            self.fresh.callstacks.push(Callstack { iid, frame_ids });
+            self.pending.callstacks.push(Callstack { iid, frame_ids });
         }
         iid
     }
 
     /// Returns the definitions that the current packet must contain.
-    pub(super) fn take_fresh(&mut self) -> Option<StackNames> {
-        (self.fresh != StackNames::default()).then(|| std::mem::take(&mut self.fresh))
+    pub(super) fn take_pending(&mut self) -> Option<StackNames> {
+        (self.pending != StackNames::default()).then(|| std::mem::take(&mut self.pending))
     }
 
     fn frame(&mut self, handle: FrameHandle) -> u64 {
         let iid = iid(handle.index());
-        if is_first(&mut self.frames, handle.index()) {
+        if mark_sent(&mut self.frames, handle.index()) {
             let profile = self.profile;
             let frame = profile.frames.get(handle);
             let mapping = frame.mapping.map(|mapping| mapping.index());
@@ -134,11 +134,11 @@ impl<'a> StackInterner<'a> {
             // The outermost function: functions inlined into it have no separate frame here.
             let line = frame.lines.last();
             let function_name_id = line.map_or(0, |line| self.function(line.function.index()));
-            self.fresh.frames.push(ShownFrame {
+            self.pending.frames.push(ShownFrame {
                 iid,
                 function_name_id,
                 mapping_id,
-                rel_pc: place_in_file(frame, mapping),
+                rel_pc: file_offset(frame, mapping),
                 line_number: line.map_or(0, |line| line.line),
             });
         }
@@ -147,9 +147,9 @@ impl<'a> StackInterner<'a> {
 
     fn function(&mut self, index: usize) -> u64 {
         let Some(function) = self.profile.functions.get(index) else { return 0 };
-        if is_first(&mut self.functions, index) {
+        if mark_sent(&mut self.functions, index) {
             let name = self.profile.strings.get(function.name).to_owned();
-            self.fresh.function_names.push(Interned { iid: iid(index), name });
+            self.pending.function_names.push(InternedString { iid: iid(index), name });
         }
         iid(index)
     }
@@ -158,38 +158,38 @@ impl<'a> StackInterner<'a> {
         let known = index.and_then(|index| Some((index, self.profile.mappings.get(index)?)));
         let at = known.map_or(self.profile.mappings.len(), |(index, _)| index);
         let iid = iid(at);
-        if is_first(&mut self.mappings, at) {
-            let mut shown = ShownMapping { iid, ..ShownMapping::default() };
+        if mark_sent(&mut self.mappings, at) {
+            let mut message = ShownMapping { iid, ..ShownMapping::default() };
             if let Some((_, mapping)) = known {
-                (shown.start, shown.end) = (mapping.start, mapping.end);
+                (message.start, message.end) = (mapping.start, mapping.end);
                 let path = mapping.path.to_string_lossy();
                 // Perfetto adds a slash before each part.
                 let name = path.strip_prefix('/').unwrap_or(&path).to_owned();
-                self.fresh.mapping_paths.push(Interned { iid, name });
-                shown.path_string_ids.push(iid);
-                if let Some(bytes) = bytes_of(&mapping.build_id) {
-                    self.fresh.build_ids.push(InternedBytes { iid, bytes });
-                    shown.build_id = iid;
+                self.pending.mapping_paths.push(InternedString { iid, name });
+                message.path_string_ids.push(iid);
+                if let Some(bytes) = decode_hex(&mapping.build_id) {
+                    self.pending.build_ids.push(InternedBytes { iid, bytes });
+                    message.build_id = iid;
                 }
             }
-            self.fresh.mappings.push(shown);
+            self.pending.mappings.push(message);
         }
         iid
     }
 
     /// Returns the id of the stack for samples that have none.
-    fn unknown(&mut self) -> u64 {
+    fn unknown_stack(&mut self) -> u64 {
         let stack = iid(self.profile.stacks.len());
-        if !std::mem::replace(&mut self.unknown, true) {
+        if !std::mem::replace(&mut self.unknown_sent, true) {
             let frame = iid(self.profile.frames.iter().len());
             let function_name_id = iid(self.profile.functions.len());
             let mapping_id = self.mapping(None);
             let name = STACK_UNKNOWN.to_owned();
-            self.fresh.function_names.push(Interned { iid: function_name_id, name });
-            let shown =
+            self.pending.function_names.push(InternedString { iid: function_name_id, name });
+            let message =
                 ShownFrame { iid: frame, function_name_id, mapping_id, ..Default::default() };
-            self.fresh.frames.push(shown);
-            self.fresh.callstacks.push(Callstack { iid: stack, frame_ids: vec![frame] });
+            self.pending.frames.push(message);
+            self.pending.callstacks.push(Callstack { iid: stack, frame_ids: vec![frame] });
         }
         stack
     }
@@ -200,18 +200,18 @@ const fn iid(index: usize) -> u64 {
     index as u64 + 1
 }
 
-fn is_first(known: &mut [bool], index: usize) -> bool {
+fn mark_sent(known: &mut [bool], index: usize) -> bool {
     known.get_mut(index).is_some_and(|known| !std::mem::replace(known, true))
 }
 
-fn place_in_file(frame: &Frame, mapping: Option<&Mapping>) -> u64 {
+fn file_offset(frame: &Frame, mapping: Option<&Mapping>) -> u64 {
     mapping.map_or(frame.address, |mapping| {
         frame.address.wrapping_sub(mapping.start).wrapping_add(mapping.file_offset)
     })
 }
 
 /// Decodes an even number of hexadecimal digits.
-fn bytes_of(hex: &str) -> Option<Vec<u8>> {
+fn decode_hex(hex: &str) -> Option<Vec<u8>> {
     let digits: Option<Vec<u8>> =
         hex.chars().map(|digit| digit.to_digit(16).map(|digit| digit as u8)).collect();
     let digits = digits.filter(|digits| !digits.is_empty() && digits.len() % 2 == 0)?;
@@ -224,10 +224,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_build_id_is_bytes() {
-        assert_eq!(bytes_of("00ff1a"), Some(vec![0, 255, 26]));
+    fn build_id_is_decoded_from_hex() {
+        assert_eq!(decode_hex("00ff1a"), Some(vec![0, 255, 26]));
         for broken in ["", "abc", "zz"] {
-            assert_eq!(bytes_of(broken), None, "{broken}");
+            assert_eq!(decode_hex(broken), None, "{broken}");
         }
     }
 }

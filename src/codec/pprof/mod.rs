@@ -19,7 +19,7 @@ mod stream;
 
 use std::io::{self, Write};
 
-pub use read::{read, write_read};
+pub use read::{read, write_proto};
 pub use stream::{FunctionId, ProfileHeader, ProfileStream, Text, WriterBuffers};
 
 use super::gzip::GzipMessageWriter;
@@ -39,13 +39,13 @@ pub const STACK_UNKNOWN: &str = "[stack unknown]";
 /// Errors of `out`.
 pub fn write(profile: &Profile, out: impl Write) -> io::Result<()> {
     let mut out = GzipMessageWriter::new(out);
-    let mut texts = Texts::after(&profile.strings);
+    let mut texts = Texts::new(&profile.strings);
     write_head(profile, &mut texts, &mut out)?;
-    let left_out = write_samples(profile, &mut out)?;
+    let skipped = write_samples(profile, &mut out)?;
     write_mappings(profile, &mut texts, &mut out)?;
     write_locations(profile, &mut out)?;
     write_functions(profile, &mut texts, &mut out)?;
-    write_comments(profile, left_out, &mut texts, &mut out)?;
+    write_comments(profile, skipped, &mut texts, &mut out)?;
     write_texts(&profile.strings, &texts, &mut out)?;
     out.finish()
 }
@@ -57,7 +57,7 @@ struct Texts {
 }
 
 impl Texts {
-    fn after(table: &StringTable) -> Self {
+    fn new(table: &StringTable) -> Self {
         Self { start: table.iter().len(), texts: Vec::new() }
     }
 
@@ -103,32 +103,32 @@ fn write_head<W: Write>(
 
 /// Writes the samples. Returns the number left out.
 fn write_samples<W: Write>(profile: &Profile, out: &mut GzipMessageWriter<W>) -> io::Result<u64> {
-    let mut left_out = 0;
+    let mut skipped = 0;
     let mut part = proto::Profile { sample: vec![proto::Sample::default()], ..Default::default() };
     for sample in &profile.samples {
         if sample.values.len() != profile.sample_types.len() {
-            left_out += 1;
+            skipped += 1;
             continue;
         }
         // The sample is reused for its vectors' capacity, which avoids an allocation per sample.
-        for shown in &mut part.sample {
-            fill_sample(profile, sample, shown);
+        for message in &mut part.sample {
+            fill_sample(profile, sample, message);
         }
         out.write(&part)?;
     }
-    Ok(left_out)
+    Ok(skipped)
 }
 
-fn fill_sample(profile: &Profile, sample: &Sample, shown: &mut proto::Sample) {
+fn fill_sample(profile: &Profile, sample: &Sample, message: &mut proto::Sample) {
     let frames = profile.stacks.frames(sample.stack).map(|frame| id(frame.index()));
-    shown.location_id.clear();
-    shown.location_id.extend(frames);
-    if shown.location_id.is_empty() {
-        shown.location_id.push(unknown_location(profile));
+    message.location_id.clear();
+    message.location_id.extend(frames);
+    if message.location_id.is_empty() {
+        message.location_id.push(unknown_location(profile));
     }
-    shown.value.clone_from(&sample.values);
-    shown.label.clear();
-    shown.label.extend(sample.labels.iter().map(|label| {
+    message.value.clone_from(&sample.values);
+    message.label.clear();
+    message.label.extend(sample.labels.iter().map(|label| {
         let key = label.key.index() as i64;
         match label.value {
             LabelValue::Text(text) => {
@@ -158,7 +158,7 @@ fn write_mappings<W: Write>(
     texts: &mut Texts,
     out: &mut GzipMessageWriter<W>,
 ) -> io::Result<()> {
-    let found = Found::in_mappings(profile);
+    let found = SymbolizedFields::by_mapping(profile);
     for (index, (mapping, found)) in profile.mappings.iter().zip(found).enumerate() {
         let Mapping { start, end, file_offset, path, build_id, has_functions, .. } = mapping;
         let mapping = proto::Mapping {
@@ -180,18 +180,18 @@ fn write_mappings<W: Write>(
 
 /// Kinds of information found by symbolization in the frames of one mapping.
 #[derive(Clone, Copy, Default)]
-struct Found {
+struct SymbolizedFields {
     files: bool,
     lines: bool,
     inlined: bool,
 }
 
-impl Found {
-    fn in_mappings(profile: &Profile) -> Vec<Self> {
+impl SymbolizedFields {
+    fn by_mapping(profile: &Profile) -> Vec<Self> {
         let mut found = vec![Self::default(); profile.mappings.len()];
         for frame in profile.frames.iter() {
-            let of = frame.mapping.and_then(|mapping| found.get_mut(mapping.index()));
-            let Some(found) = of else { continue };
+            let entry = frame.mapping.and_then(|mapping| found.get_mut(mapping.index()));
+            let Some(found) = entry else { continue };
             found.inlined |= frame.lines.len() > 1;
             for line in &frame.lines {
                 let function = profile.functions.get(line.function.index());
@@ -207,8 +207,8 @@ fn write_locations<W: Write>(profile: &Profile, out: &mut GzipMessageWriter<W>) 
     let mut part =
         proto::Profile { location: vec![proto::Location::default()], ..Default::default() };
     for (index, frame) in profile.frames.iter().enumerate() {
-        for shown in &mut part.location {
-            fill_location(profile, index, frame, shown);
+        for message in &mut part.location {
+            fill_location(profile, index, frame, message);
         }
         out.write(&part)?;
     }
@@ -222,14 +222,14 @@ fn write_locations<W: Write>(profile: &Profile, out: &mut GzipMessageWriter<W>) 
 }
 
 /// Leaves out invalid handles, which would make the whole file unreadable.
-fn fill_location(profile: &Profile, index: usize, frame: &Frame, shown: &mut proto::Location) {
+fn fill_location(profile: &Profile, index: usize, frame: &Frame, message: &mut proto::Location) {
     let mapping = frame.mapping.filter(|mapping| mapping.index() < profile.mappings.len());
-    shown.id = id(index);
-    shown.mapping_id = mapping.map_or(0, |mapping| id(mapping.index()));
-    shown.address = frame.address;
-    shown.line.clear();
+    message.id = id(index);
+    message.mapping_id = mapping.map_or(0, |mapping| id(mapping.index()));
+    message.address = frame.address;
+    message.line.clear();
     let lines = frame.lines.iter().filter(|line| line.function.index() < profile.functions.len());
-    shown.line.extend(lines.map(|line| proto::Line {
+    message.line.extend(lines.map(|line| proto::Line {
         function_id: id(line.function.index()),
         line: i64::from(line.line),
         column: 0,
@@ -262,12 +262,12 @@ fn write_functions<W: Write>(
 
 fn write_comments<W: Write>(
     profile: &Profile,
-    left_out: u64,
+    skipped: u64,
     texts: &mut Texts,
     out: &mut GzipMessageWriter<W>,
 ) -> io::Result<()> {
     let mut losses = profile.losses.clone();
-    losses.add("samples left out: not one value for each type", left_out);
+    losses.add("samples left out: not one value for each type", skipped);
     let mut comment: Vec<i64> = profile.comments.iter().map(|text| texts.add(text)).collect();
     comment.extend(
         losses.iter().map(|loss| texts.add(&format!("lost: {} {}", loss.count, loss.cause))),
@@ -282,9 +282,9 @@ fn write_texts<W: Write>(
 ) -> io::Result<()> {
     let mut part = proto::Profile { string_table: vec![String::new()], ..Default::default() };
     for text in table.iter().chain(texts.texts.iter().map(String::as_str)) {
-        for shown in &mut part.string_table {
-            shown.clear();
-            shown.push_str(text);
+        for text_entry in &mut part.string_table {
+            text_entry.clear();
+            text_entry.push_str(text);
         }
         out.write(&part)?;
     }

@@ -13,10 +13,10 @@ use crate::base::Bytes;
 
 /// Maximum decompressed size. A heap profile of 100,000 stacks of depth 40 with names takes about
 /// 20 MiB.
-const LIMIT: Bytes = Bytes::mib(64);
+const MAX_CONTENT_BYTES: Bytes = Bytes::mib(64);
 
 /// Maximum memory of a decoded profile. The heap profile above takes 90 MiB.
-const MEMORY_LIMIT: Bytes = Bytes::mib(256);
+const MAX_DECODED_BYTES: Bytes = Bytes::mib(256);
 
 /// Reads a profile, compressed or plain. In the result every referenced id and text exists, and
 /// every sample has one value per type, as Go's reader requires.
@@ -29,18 +29,18 @@ const MEMORY_LIMIT: Bytes = Bytes::mib(256);
 /// If `bytes` are damaged, are more than 64 MiB decompressed, would take more than 256 MiB decoded,
 /// are not `profile.proto`, or contain dangling references.
 pub fn read(bytes: &[u8]) -> Result<Profile, Error> {
-    let profile = decode(&inflate(bytes, LIMIT)?)?;
+    let profile = decode(&inflate(bytes, MAX_CONTENT_BYTES)?)?;
     check(&profile).map_err(Error::Inconsistent)?;
     Ok(profile)
 }
 
 fn decode(content: &[u8]) -> Result<Profile, Error> {
-    let limit = MEMORY_LIMIT.get();
-    let size = MessageSize::of(content, limit).ok_or(Error::NotFields)?;
+    let limit = MAX_DECODED_BYTES.get();
+    let size = MessageSize::measure(content, limit).ok_or(Error::MalformedFields)?;
     if size.bytes > limit {
-        return Err(Error::TooMuchMemory { limit: MEMORY_LIMIT });
+        return Err(Error::TooMuchMemory { limit: MAX_DECODED_BYTES });
     }
-    let mut profile = size.reserve();
+    let mut profile = size.preallocate();
     profile.merge(content)?;
     Ok(profile)
 }
@@ -50,7 +50,7 @@ fn decode(content: &[u8]) -> Result<Profile, Error> {
 /// # Errors
 ///
 /// Errors of `out`.
-pub fn write_read(profile: &Profile, out: impl Write) -> io::Result<()> {
+pub fn write_proto(profile: &Profile, out: impl Write) -> io::Result<()> {
     let mut out = GzipMessageWriter::new(out);
     out.write(profile)?;
     out.finish()
@@ -60,42 +60,43 @@ fn check(profile: &Profile) -> Result<(), String> {
     if profile.string_table.first().is_some_and(|first| !first.is_empty()) {
         return Err("its first text is not the empty one".to_owned());
     }
-    let text = |index: i64, of: &str| {
+    let check_text = |index: i64, referrer: &str| {
         // The default of an absent field is 0, and the text there is empty even in an empty table.
-        let there = index == 0
+        let exists = index == 0
             || usize::try_from(index).is_ok_and(|index| index < profile.string_table.len());
-        there
+        exists
             .then_some(())
-            .ok_or_else(|| format!("{of} refers to text {index}, which is not there"))
+            .ok_or_else(|| format!("{referrer} refers to text {index}, which is not there"))
     };
-    let mappings = ids("mapping", profile.mapping.iter().map(|mapping| mapping.id))?;
-    let functions = ids("function", profile.function.iter().map(|function| function.id))?;
-    let locations = ids("location", profile.location.iter().map(|location| location.id))?;
+    let mappings = collect_ids("mapping", profile.mapping.iter().map(|mapping| mapping.id))?;
+    let functions = collect_ids("function", profile.function.iter().map(|function| function.id))?;
+    let locations = collect_ids("location", profile.location.iter().map(|location| location.id))?;
 
     let types = profile.sample_type.iter().chain(&profile.period_type);
-    for (kind, of) in types.flat_map(|kind| [(kind.r#type, "a type"), (kind.unit, "a type")]) {
-        text(kind, of)?;
+    for (kind, referrer) in types.flat_map(|kind| [(kind.r#type, "a type"), (kind.unit, "a type")])
+    {
+        check_text(kind, referrer)?;
     }
     for index in [profile.drop_frames, profile.keep_frames, profile.default_sample_type] {
-        text(index, "the profile")?;
+        check_text(index, "the profile")?;
     }
-    text(profile.doc_url, "the profile")?;
-    profile.comment.iter().try_for_each(|&index| text(index, "a comment"))?;
+    check_text(profile.doc_url, "the profile")?;
+    profile.comment.iter().try_for_each(|&index| check_text(index, "a comment"))?;
     for mapping in &profile.mapping {
-        text(mapping.filename, "a mapping")?;
-        text(mapping.build_id, "a mapping")?;
+        check_text(mapping.filename, "a mapping")?;
+        check_text(mapping.build_id, "a mapping")?;
     }
     for function in &profile.function {
         for index in [function.name, function.system_name, function.filename] {
-            text(index, "a function")?;
+            check_text(index, "a function")?;
         }
     }
     for location in &profile.location {
         if location.mapping_id != 0 {
-            known(&mappings, location.mapping_id, "location", "mapping")?;
+            check_reference(&mappings, location.mapping_id, "location", "mapping")?;
         }
         for line in &location.line {
-            known(&functions, line.function_id, "location", "function")?;
+            check_reference(&functions, line.function_id, "location", "function")?;
         }
     }
     for sample in &profile.sample {
@@ -104,28 +105,31 @@ fn check(profile: &Profile) -> Result<(), String> {
             return Err(format!("a sample has {values} values for {types} types"));
         }
         for &location in &sample.location_id {
-            known(&locations, location, "sample", "location")?;
+            check_reference(&locations, location, "sample", "location")?;
         }
         for label in &sample.label {
             for index in [label.key, label.str, label.num_unit] {
-                text(index, "a label")?;
+                check_text(index, "a label")?;
             }
         }
     }
     Ok(())
 }
 
-fn ids(what: &str, ids: impl ExactSizeIterator<Item = u64>) -> Result<HashSet<u64>, String> {
+fn collect_ids(
+    kind: &str,
+    ids: impl ExactSizeIterator<Item = u64>,
+) -> Result<HashSet<u64>, String> {
     let mut seen = HashSet::with_capacity(ids.len());
     for id in ids {
         if id == 0 || !seen.insert(id) {
-            return Err(format!("{what} id {id} is given twice, or is 0, which stands for none"));
+            return Err(format!("{kind} id {id} is given twice, or is 0, which stands for none"));
         }
     }
     Ok(seen)
 }
 
-fn known(ids: &HashSet<u64>, id: u64, from: &str, to: &str) -> Result<(), String> {
-    let there = ids.contains(&id);
-    there.then_some(()).ok_or_else(|| format!("a {from} refers to {to} {id}, which is not there"))
+fn check_reference(ids: &HashSet<u64>, id: u64, from: &str, to: &str) -> Result<(), String> {
+    let exists = ids.contains(&id);
+    exists.then_some(()).ok_or_else(|| format!("a {from} refers to {to} {id}, which is not there"))
 }

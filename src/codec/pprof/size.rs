@@ -12,7 +12,7 @@ use std::mem::size_of;
 use super::proto::{Function, Label, Line, Location, Mapping, Profile, Sample, ValueType};
 
 /// Overhead of the allocator per block.
-const BLOCK: u64 = 16;
+const ALLOCATION_OVERHEAD_BYTES: u64 = 16;
 
 /// Messages that are walked recursively, and those with numeric fields only.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -20,7 +20,7 @@ enum MessageKind {
     Profile,
     Sample,
     Location,
-    Numbers,
+    NumericOnly,
 }
 
 /// Kind of a field's elements.
@@ -31,22 +31,22 @@ enum Field {
     Text,
     /// Integers, packed or one by one.
     Integers,
-    Plain,
+    Scalar,
 }
 
 impl MessageKind {
     fn field(self, number: u64) -> Field {
         match (self, number) {
-            (Self::Profile, 1) => Field::Message(Self::Numbers, size_of::<ValueType>()),
+            (Self::Profile, 1) => Field::Message(Self::NumericOnly, size_of::<ValueType>()),
             (Self::Profile, 2) => Field::Message(Self::Sample, size_of::<Sample>()),
-            (Self::Profile, 3) => Field::Message(Self::Numbers, size_of::<Mapping>()),
+            (Self::Profile, 3) => Field::Message(Self::NumericOnly, size_of::<Mapping>()),
             (Self::Profile, 4) => Field::Message(Self::Location, size_of::<Location>()),
-            (Self::Profile, 5) => Field::Message(Self::Numbers, size_of::<Function>()),
+            (Self::Profile, 5) => Field::Message(Self::NumericOnly, size_of::<Function>()),
             (Self::Profile, 6) => Field::Text,
             (Self::Profile, 13) | (Self::Sample, 1 | 2) => Field::Integers,
-            (Self::Sample, 3) => Field::Message(Self::Numbers, size_of::<Label>()),
-            (Self::Location, 4) => Field::Message(Self::Numbers, size_of::<Line>()),
-            _ => Field::Plain,
+            (Self::Sample, 3) => Field::Message(Self::NumericOnly, size_of::<Label>()),
+            (Self::Location, 4) => Field::Message(Self::NumericOnly, size_of::<Line>()),
+            _ => Field::Scalar,
         }
     }
 }
@@ -64,14 +64,14 @@ pub(super) struct MessageSize {
 impl MessageSize {
     /// Walks `wire`. Returns `None` if it is not a sequence of fields. The walk ends early once
     /// more than `limit` bytes of memory are required.
-    pub(super) fn of(wire: &[u8], limit: u64) -> Option<Self> {
+    pub(super) fn measure(wire: &[u8], limit: u64) -> Option<Self> {
         let mut size = Self::default();
         size.counts = size.walk(MessageKind::Profile, wire, limit)?;
         Some(size)
     }
 
     /// Returns an empty profile whose lists have exactly the counted capacities.
-    pub(super) fn reserve(&self) -> Profile {
+    pub(super) fn preallocate(&self) -> Profile {
         let count = |number: usize| self.counts.get(number).map_or(0, |count| *count as usize);
         Profile {
             sample_type: Vec::with_capacity(count(1)),
@@ -92,37 +92,38 @@ impl MessageSize {
         let mut counts = [0; MAX_FIELD];
         let mut rest = wire;
         while !rest.is_empty() && self.bytes <= limit {
-            let key = varint(&mut rest)?;
+            let key = read_varint(&mut rest)?;
             let (number, kind) = (key >> 3, key & 7);
             let mut value = None;
             match kind {
-                0 => drop(varint(&mut rest)?),
-                1 => drop(split(&mut rest, 8)?),
+                0 => drop(read_varint(&mut rest)?),
+                1 => drop(split_prefix(&mut rest, 8)?),
                 2 => {
-                    let length = varint(&mut rest)?;
-                    value = Some(split(&mut rest, length)?);
+                    let length = read_varint(&mut rest)?;
+                    value = Some(split_prefix(&mut rest, length)?);
                 }
-                5 => drop(split(&mut rest, 4)?),
+                5 => drop(split_prefix(&mut rest, 4)?),
                 // Groups and reserved kinds are not part of this format.
                 _ => return None,
             }
             let added = match (message.field(number), value) {
-                (Field::Plain, _) => continue,
+                (Field::Scalar, _) => continue,
                 (Field::Integers, Some(packed)) => {
                     // Each integer ends with a byte below 128.
                     packed.iter().filter(|byte| **byte < 0x80).count() as u64
                 }
                 (Field::Text, Some(text)) => {
-                    self.bytes += text.len() as u64 + BLOCK;
+                    self.bytes += text.len() as u64 + ALLOCATION_OVERHEAD_BYTES;
                     1
                 }
-                (Field::Message(MessageKind::Numbers, _), _) => 1,
+                (Field::Message(MessageKind::NumericOnly, _), _) => 1,
                 (Field::Message(inner, _), Some(wire)) => {
                     let lists = self.walk(inner, wire, limit)?;
                     for (number, count) in lists.into_iter().enumerate().filter(|(_, n)| *n > 0) {
                         // A growing vector starts with four elements and doubles.
                         let capacity = count.next_power_of_two().max(4);
-                        self.bytes += capacity * element(inner, number) + BLOCK;
+                        self.bytes +=
+                            capacity * element_bytes(inner, number) + ALLOCATION_OVERHEAD_BYTES;
                     }
                     1
                 }
@@ -131,25 +132,25 @@ impl MessageSize {
             };
             *counts.get_mut(number as usize)? += added;
             if message == MessageKind::Profile {
-                self.bytes += added * element(message, number as usize);
+                self.bytes += added * element_bytes(message, number as usize);
             }
         }
         Some(counts)
     }
 }
 
-fn element(message: MessageKind, number: usize) -> u64 {
+fn element_bytes(message: MessageKind, number: usize) -> u64 {
     let size = match message.field(number as u64) {
         Field::Message(_, size) => size,
         Field::Text => size_of::<String>(),
         Field::Integers => size_of::<u64>(),
-        Field::Plain => 0,
+        Field::Scalar => 0,
     };
     size as u64
 }
 
 /// Reads a number of up to ten bytes.
-fn varint(rest: &mut &[u8]) -> Option<u64> {
+fn read_varint(rest: &mut &[u8]) -> Option<u64> {
     let mut value = 0;
     for (at, &byte) in rest.iter().take(10).enumerate() {
         value |= u64::from(byte & 0x7f).checked_shl(7 * at as u32)?;
@@ -161,7 +162,7 @@ fn varint(rest: &mut &[u8]) -> Option<u64> {
     None
 }
 
-fn split<'a>(rest: &mut &'a [u8], length: u64) -> Option<&'a [u8]> {
+fn split_prefix<'a>(rest: &mut &'a [u8], length: u64) -> Option<&'a [u8]> {
     let (first, second) = rest.split_at_checked(usize::try_from(length).ok()?)?;
     *rest = second;
     Some(first)
@@ -174,14 +175,16 @@ mod tests {
     use super::*;
 
     /// Returns the memory of a decoded profile, by the capacities of its lists.
-    fn taken(profile: &Profile) -> u64 {
+    fn allocated_bytes(profile: &Profile) -> u64 {
         let list = |capacity: usize, size: usize| (capacity * size) as u64;
         let samples = profile.sample.iter().map(|sample| {
             list(sample.location_id.capacity() + sample.value.capacity(), 8)
                 + list(sample.label.capacity(), size_of::<Label>())
         });
-        let locations =
-            profile.location.iter().map(|it| list(it.line.capacity(), size_of::<Line>()));
+        let locations = profile
+            .location
+            .iter()
+            .map(|location| list(location.line.capacity(), size_of::<Line>()));
         let texts = profile.string_table.iter().map(|text| text.capacity() as u64);
         samples.chain(locations).chain(texts).sum::<u64>()
             + list(profile.sample_type.capacity(), size_of::<ValueType>())
@@ -194,13 +197,13 @@ mod tests {
     }
 
     #[test]
-    fn no_message_takes_more_than_it_was_measured_at() {
+    fn decoded_memory_never_exceeds_measured_size() {
         let packed = |field: u8| {
             let mut bytes = vec![0x12, 0xe8, 0x07, field, 0xe5, 0x07];
             bytes.extend([1; 997]);
             bytes
         };
-        for (what, unit) in [
+        for (description, unit) in [
             ("types", &b"\x0a\0"[..]),
             ("samples", b"\x12\0"),
             ("samples with a label", b"\x12\x02\x1a\0"),
@@ -222,17 +225,25 @@ mod tests {
             ("numbers", b"\x48\x01"),
         ] {
             let wire = unit.repeat(1000);
-            let size = MessageSize::of(&wire, u64::MAX).unwrap();
-            let mut profile = size.reserve();
-            profile.merge(&*wire).unwrap_or_else(|error| panic!("{what}: {error}"));
-            assert!(taken(&profile) <= size.bytes, "{what}: {} of {}", taken(&profile), size.bytes);
-            let half = MessageSize::of(&wire, size.bytes / 2).unwrap();
-            assert!(size.bytes == 0 || half.bytes > size.bytes / 2, "{what}: the walk ends late");
+            let size = MessageSize::measure(&wire, u64::MAX).unwrap();
+            let mut profile = size.preallocate();
+            profile.merge(&*wire).unwrap_or_else(|error| panic!("{description}: {error}"));
+            assert!(
+                allocated_bytes(&profile) <= size.bytes,
+                "{description}: {} of {}",
+                allocated_bytes(&profile),
+                size.bytes
+            );
+            let half = MessageSize::measure(&wire, size.bytes / 2).unwrap();
+            assert!(
+                size.bytes == 0 || half.bytes > size.bytes / 2,
+                "{description}: the walk ends late"
+            );
         }
     }
 
     #[test]
-    fn what_cannot_be_followed_is_refused() {
+    fn malformed_fields_are_rejected() {
         for wire in [
             &b"\x12"[..],
             b"\x12\x05\0",
@@ -242,7 +253,7 @@ mod tests {
             b"\x49\0",
             b"\x4f",
         ] {
-            assert!(MessageSize::of(wire, u64::MAX).is_none(), "{wire:?}");
+            assert!(MessageSize::measure(wire, u64::MAX).is_none(), "{wire:?}");
         }
     }
 }

@@ -22,21 +22,21 @@ use crate::model::{Mapping, ValueType};
 
 /// Id of the location for samples without one. It cannot collide with ids from a table of 2^32
 /// entries.
-const UNKNOWN: u64 = u32::MAX as u64;
+const UNKNOWN_LOCATION_ID: u64 = u32::MAX as u64;
 
 /// Initial capacity for one text, which is formatted first because its length precedes it.
-const TEXT: usize = 8 << 10;
+const TEXT_CAPACITY: usize = 8 << 10;
 
 /// Buffers of a [`ProfileStream`]: the compressor and one text, some 400 KiB.
 pub struct WriterBuffers {
-    press: ReusableGzip,
+    gzip: ReusableGzip,
     text: String,
 }
 
 impl WriterBuffers {
     /// Allocates the buffers.
-    pub fn reserve() -> Self {
-        Self { press: ReusableGzip::reserve(), text: String::with_capacity(TEXT) }
+    pub fn preallocate() -> Self {
+        Self { gzip: ReusableGzip::preallocate(), text: String::with_capacity(TEXT_CAPACITY) }
     }
 }
 
@@ -68,10 +68,10 @@ pub struct FunctionId(u64);
 /// A profile being written. Without [`Self::finish`] the file is truncated.
 #[must_use = "without `finish` the file is cut short"]
 pub struct ProfileStream<'a, W: Write> {
-    room: &'a mut WriterBuffers,
+    buffers: &'a mut WriterBuffers,
     out: W,
-    texts: i64,
-    functions: u64,
+    text_count: i64,
+    function_count: u64,
     has_unknown: bool,
 }
 
@@ -82,43 +82,45 @@ impl<'a, W: Write> ProfileStream<'a, W> {
     ///
     /// Errors of `out`, as for all other functions.
     pub fn begin(
-        room: &'a mut WriterBuffers,
+        buffers: &'a mut WriterBuffers,
         mut out: W,
         head: &ProfileHeader<'_>,
     ) -> io::Result<Self> {
-        room.press.begin(&mut out)?;
-        let mut this = Self { room, out, texts: 0, functions: 0, has_unknown: false };
-        this.text("")?;
+        buffers.gzip.begin(&mut out)?;
+        let mut stream =
+            Self { buffers, out, text_count: 0, function_count: 0, has_unknown: false };
+        stream.text("")?;
         for kind in head.sample_types {
-            let (name, unit) = (this.text(kind.name)?, this.text(kind.unit)?);
-            this.message(1, &[(1, name.0 as u64), (2, unit.0 as u64)])?;
+            let (name, unit) = (stream.text(kind.name)?, stream.text(kind.unit)?);
+            stream.message(1, &[(1, name.0 as u64), (2, unit.0 as u64)])?;
         }
-        let (name, unit) = (this.text(head.period_type.name)?, this.text(head.period_type.unit)?);
-        this.message(11, &[(1, name.0 as u64), (2, unit.0 as u64)])?;
-        let shown = this.text(head.default_sample_type)?;
-        let drop = this.text(head.drop_frames)?;
-        let block = this.room.press.block();
-        number(7, drop.0 as u64, block);
-        number(9, head.time_nanos as u64, block);
-        number(12, head.period as u64, block);
-        number(14, shown.0 as u64, block);
-        this.flow()?;
-        Ok(this)
+        let (name, unit) =
+            (stream.text(head.period_type.name)?, stream.text(head.period_type.unit)?);
+        stream.message(11, &[(1, name.0 as u64), (2, unit.0 as u64)])?;
+        let default_type = stream.text(head.default_sample_type)?;
+        let drop_frames = stream.text(head.drop_frames)?;
+        let block = stream.buffers.gzip.block();
+        encode_number(7, drop_frames.0 as u64, block);
+        encode_number(9, head.time_nanos as u64, block);
+        encode_number(12, head.period as u64, block);
+        encode_number(14, default_type.0 as u64, block);
+        stream.flush_if_full()?;
+        Ok(stream)
     }
 
     /// Writes a text and returns a reference to it.
     pub fn text(&mut self, text: impl fmt::Display) -> io::Result<Text> {
-        let scratch = &mut self.room.text;
+        let scratch = &mut self.buffers.text;
         scratch.clear();
         write!(scratch, "{text}").map_err(io::Error::other)?;
-        if scratch.is_empty() && self.texts > 0 {
+        if scratch.is_empty() && self.text_count > 0 {
             return Ok(Text(0));
         }
-        let block = self.room.press.block();
-        bytes(6, scratch.as_bytes(), block);
-        self.texts += 1;
-        self.flow()?;
-        Ok(Text(self.texts - 1))
+        let block = self.buffers.gzip.block();
+        encode_bytes(6, scratch.as_bytes(), block);
+        self.text_count += 1;
+        self.flush_if_full()?;
+        Ok(Text(self.text_count - 1))
     }
 
     /// Writes a sample: its locations, innermost first (empty if the stack is unknown), one value
@@ -130,28 +132,29 @@ impl<'a, W: Write> ProfileStream<'a, W> {
         label: Option<(Text, i64, Text)>,
     ) -> io::Result<()> {
         self.has_unknown |= locations.is_empty();
-        let unknown = [UNKNOWN];
+        let unknown = [UNKNOWN_LOCATION_ID];
         let unknown = if locations.is_empty() { unknown.as_slice() } else { &[] };
         let ids = || locations.iter().map(|&id| u64::from(id)).chain(unknown.iter().copied());
         let values = || values.iter().map(|&value| value as u64);
         let label = label
             .map(|(key, value, unit)| [(1, key.0 as u64), (3, value as u64), (4, unit.0 as u64)]);
-        let length = packed_len(ids()) + packed_len(values()) + label.map_or(0, |l| nested_len(&l));
-        let block = self.room.press.block();
+        let length =
+            packed_len(ids()) + packed_len(values()) + label.map_or(0, |label| nested_len(&label));
+        let block = self.buffers.gzip.block();
         encode_key(2, WireType::LengthDelimited, block);
         encode_varint(length as u64, block);
-        packed(1, ids(), block);
-        packed(2, values(), block);
+        encode_packed(1, ids(), block);
+        encode_packed(2, values(), block);
         if let Some(label) = label {
-            nested(3, &label, block);
+            encode_nested(3, &label, block);
         }
-        self.flow()
+        self.flush_if_full()
     }
 
     /// Writes a function with its demangled and its linker name.
     pub fn function(&mut self, name: Text, system_name: Text) -> io::Result<FunctionId> {
-        self.functions += 1;
-        let id = self.functions;
+        self.function_count += 1;
+        let id = self.function_count;
         self.message(5, &[(1, id), (2, name.0 as u64), (3, system_name.0 as u64)])?;
         Ok(FunctionId(id))
     }
@@ -168,19 +171,24 @@ impl<'a, W: Write> ProfileStream<'a, W> {
     }
 
     /// Writes a mapping. Readers take the first for the main executable.
-    pub fn mapping(&mut self, place: usize, mapping: &Mapping, named: bool) -> io::Result<()> {
+    pub fn mapping(
+        &mut self,
+        index: usize,
+        mapping: &Mapping,
+        has_functions: bool,
+    ) -> io::Result<()> {
         let Mapping { start, end, file_offset, path, build_id, has_functions: _, .. } = mapping;
         let (path, build_id) = (self.text(path.display())?, self.text(build_id)?);
         self.message(
             3,
             &[
-                (1, super::id(place)),
+                (1, super::id(index)),
                 (2, *start),
                 (3, *end),
                 (4, *file_offset),
                 (5, path.0 as u64),
                 (6, build_id.0 as u64),
-                (7, named.into()),
+                (7, has_functions.into()),
             ],
         )
     }
@@ -188,8 +196,8 @@ impl<'a, W: Write> ProfileStream<'a, W> {
     /// Writes a comment.
     pub fn comment(&mut self, text: impl fmt::Display) -> io::Result<()> {
         let text = self.text(text)?;
-        number(13, text.0 as u64, self.room.press.block());
-        self.flow()
+        encode_number(13, text.0 as u64, self.buffers.gzip.block());
+        self.flush_if_full()
     }
 
     /// Completes the profile.
@@ -197,9 +205,9 @@ impl<'a, W: Write> ProfileStream<'a, W> {
         if self.has_unknown {
             let name = self.text(STACK_UNKNOWN)?;
             let function = self.function(name, name)?;
-            self.raw_location(UNKNOWN, 0, 0, Some(function))?;
+            self.raw_location(UNKNOWN_LOCATION_ID, 0, 0, Some(function))?;
         }
-        self.room.press.finish(&mut self.out)
+        self.buffers.gzip.finish(&mut self.out)
     }
 
     fn raw_location(
@@ -209,54 +217,54 @@ impl<'a, W: Write> ProfileStream<'a, W> {
         mapping: u64,
         function: Option<FunctionId>,
     ) -> io::Result<()> {
-        let place = [(1, id), (2, mapping), (3, address)];
+        let location_fields = [(1, id), (2, mapping), (3, address)];
         let line = function.map(|function| [(1, function.0)]);
-        let length = fields_len(&place) + line.map_or(0, |line| nested_len(&line));
-        let block = self.room.press.block();
+        let length = fields_len(&location_fields) + line.map_or(0, |line| nested_len(&line));
+        let block = self.buffers.gzip.block();
         encode_key(4, WireType::LengthDelimited, block);
         encode_varint(length as u64, block);
-        fields(&place, block);
+        encode_fields(&location_fields, block);
         if let Some(line) = line {
-            nested(4, &line, block);
+            encode_nested(4, &line, block);
         }
-        self.flow()
+        self.flush_if_full()
     }
 
     fn message(&mut self, tag: u32, fields: &[(u32, u64)]) -> io::Result<()> {
-        nested(tag, fields, self.room.press.block());
-        self.flow()
+        encode_nested(tag, fields, self.buffers.gzip.block());
+        self.flush_if_full()
     }
 
-    fn flow(&mut self) -> io::Result<()> {
-        self.room.press.flow(&mut self.out)
+    fn flush_if_full(&mut self) -> io::Result<()> {
+        self.buffers.gzip.flush_if_full(&mut self.out)
     }
 }
 
 // All tags are below 16: a key is one byte.
 
-fn number(tag: u32, value: u64, block: &mut Vec<u8>) {
+fn encode_number(tag: u32, value: u64, block: &mut Vec<u8>) {
     encode_key(tag, WireType::Varint, block);
     encode_varint(value, block);
 }
 
-fn bytes(tag: u32, content: &[u8], block: &mut Vec<u8>) {
+fn encode_bytes(tag: u32, content: &[u8], block: &mut Vec<u8>) {
     encode_key(tag, WireType::LengthDelimited, block);
     encode_varint(content.len() as u64, block);
     block.extend_from_slice(content);
 }
 
-fn fields(fields: &[(u32, u64)], block: &mut Vec<u8>) {
-    fields.iter().for_each(|&(tag, value)| number(tag, value, block));
+fn encode_fields(fields: &[(u32, u64)], block: &mut Vec<u8>) {
+    fields.iter().for_each(|&(tag, value)| encode_number(tag, value, block));
 }
 
 fn fields_len(fields: &[(u32, u64)]) -> usize {
     fields.iter().map(|&(_, value)| 1 + encoded_len_varint(value)).sum()
 }
 
-fn nested(tag: u32, message: &[(u32, u64)], block: &mut Vec<u8>) {
+fn encode_nested(tag: u32, message: &[(u32, u64)], block: &mut Vec<u8>) {
     encode_key(tag, WireType::LengthDelimited, block);
     encode_varint(fields_len(message) as u64, block);
-    fields(message, block);
+    encode_fields(message, block);
 }
 
 fn nested_len(message: &[(u32, u64)]) -> usize {
@@ -264,7 +272,7 @@ fn nested_len(message: &[(u32, u64)]) -> usize {
     1 + encoded_len_varint(length as u64) + length
 }
 
-fn packed(tag: u32, values: impl Iterator<Item = u64> + Clone, block: &mut Vec<u8>) {
+fn encode_packed(tag: u32, values: impl Iterator<Item = u64> + Clone, block: &mut Vec<u8>) {
     encode_key(tag, WireType::LengthDelimited, block);
     encode_varint(values.clone().map(encoded_len_varint).sum::<usize>() as u64, block);
     values.for_each(|value| encode_varint(value, block));

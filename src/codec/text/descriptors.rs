@@ -9,7 +9,7 @@ use crate::model::{DescriptorCount, DescriptorDump};
 pub fn write(dump: &DescriptorDump, mut out: impl Write) -> io::Result<()> {
     let out = &mut out;
     let limit = dump.limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
-    writeln!(out, "# {} open file descriptors at {}, limit {limit}", dump.open, dump.taken)?;
+    writeln!(out, "# {} open file descriptors at {}, limit {limit}", dump.open, dump.taken_at)?;
     write_losses(out, &dump.losses)?;
     for (title, counts) in [
         ("by kind", &dump.kinds),

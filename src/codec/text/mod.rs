@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::model::{Losses, Profile, StackHandle};
 
 /// Returns the frames of a stack, innermost first, by name if known.
-pub(in crate::codec) fn frames(
+pub(in crate::codec) fn frame_names(
     profile: &Profile,
     stack: Option<StackHandle>,
 ) -> impl Iterator<Item = String> + '_ {
@@ -42,7 +42,7 @@ fn write_stack(
     profile: &Profile,
     stack: Option<StackHandle>,
 ) -> io::Result<()> {
-    frames(profile, stack).try_for_each(|frame| writeln!(out, "    {frame}"))
+    frame_names(profile, stack).try_for_each(|frame| writeln!(out, "    {frame}"))
 }
 
 fn write_losses(out: &mut impl Write, losses: &Losses) -> io::Result<()> {
@@ -55,7 +55,7 @@ fn plural(count: usize, noun: &str) -> String {
 }
 
 /// Formats a duration with about three digits.
-fn rough(duration: Duration) -> String {
+fn format_duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
         0 => format!("{} ms", duration.as_millis()),
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_rough() {
+    fn durations_have_about_three_digits() {
         for (millis, text) in [
             (0, "0 ms"),
             (999, "999 ms"),
@@ -79,7 +79,7 @@ mod tests {
             (61_000, "1 min 1 s"),
             (7_260_000, "2 h 1 min"),
         ] {
-            assert_eq!(rough(Duration::from_millis(millis)), text);
+            assert_eq!(format_duration(Duration::from_millis(millis)), text);
         }
     }
 }

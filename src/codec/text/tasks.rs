@@ -5,14 +5,19 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::{frames, plural, rough, write_losses, write_stack};
+use super::{format_duration, frame_names, plural, write_losses, write_stack};
 use crate::model::{Losses, Profile, SiteCount, StackHandle, TaskDump, TaskRow, TaskState};
 
 /// Writes the dump as text.
 pub fn write(dump: &TaskDump, mut out: impl Write) -> io::Result<()> {
     let out = &mut out;
     let total = plural(usize::try_from(dump.total()).unwrap_or(usize::MAX), "task");
-    writeln!(out, "# {total} at {}, asked within {}", dump.taken(), rough(dump.took))?;
+    writeln!(
+        out,
+        "# {total} at {}, asked within {}",
+        dump.taken_at(),
+        format_duration(dump.duration)
+    )?;
     if dump.is_sample() {
         let listed = dump.tasks.len();
         writeln!(
@@ -20,16 +25,16 @@ pub fn write(dump: &TaskDump, mut out: impl Write) -> io::Result<()> {
             "# a sample: {listed} were asked; counts by spawn site are exact, those by state and stack are estimates"
         )?;
     }
-    for (state, count) in states(dump) {
+    for (state, count) in count_by_state(dump) {
         writeln!(out, "# {count} {state}")?;
     }
-    if let Some(unwrapped) = dump.unwrapped {
+    if let Some(unwrapped) = dump.unwrapped_tasks {
         writeln!(out, "# {unwrapped} more, not spawned through marple::task: not listed")?;
     }
     write_losses(out, dump.losses())?;
     if dump.is_sample() {
         writeln!(out, "\nby spawn site")?;
-        for SiteCount { spawned, name, tasks } in &dump.sites {
+        for SiteCount { location: spawned, name, tasks } in &dump.sites {
             write!(out, "{tasks:>8}  {}:{}", spawned.file, spawned.line)?;
             if !name.is_empty() {
                 write!(out, " {name:?}")?;
@@ -37,7 +42,7 @@ pub fn write(dump: &TaskDump, mut out: impl Write) -> io::Result<()> {
             writeln!(out)?;
         }
     }
-    for group in groups(dump) {
+    for group in group_tasks(dump) {
         write_group(out, dump, &group)?;
     }
     Ok(())
@@ -46,25 +51,28 @@ pub fn write(dump: &TaskDump, mut out: impl Write) -> io::Result<()> {
 /// Tasks with the same spawn site that wait at the same place.
 type TaskGroup<'a> = Vec<&'a TaskRow>;
 
-fn groups(dump: &TaskDump) -> Vec<TaskGroup<'_>> {
+fn group_tasks(dump: &TaskDump) -> Vec<TaskGroup<'_>> {
     let mut groups: BTreeMap<_, TaskGroup<'_>> = BTreeMap::new();
     for task in &dump.tasks {
-        let stacks: Vec<Vec<String>> =
-            task.stacks.iter().map(|stack| shown(&dump.profile, *stack).collect()).collect();
-        let place = (task.spawned.file, task.spawned.line);
-        groups.entry((task.state, place, task.name, stacks)).or_default().push(task);
+        let stacks: Vec<Vec<String>> = task
+            .stacks
+            .iter()
+            .map(|stack| visible_frames(&dump.profile, *stack).collect())
+            .collect();
+        let spawn_site = (task.location.file, task.location.line);
+        groups.entry((task.state, spawn_site, task.name, stacks)).or_default().push(task);
     }
     let mut groups: Vec<_> = groups.into_values().collect();
-    groups.sort_by_key(|group| std::cmp::Reverse(weight_of(group)));
+    groups.sort_by_key(|group| std::cmp::Reverse(total_weight(group)));
     groups
 }
 
 /// Returns the number of tasks that a group represents.
-fn weight_of(group: &[&TaskRow]) -> usize {
+fn total_weight(group: &[&TaskRow]) -> usize {
     usize::try_from(group.iter().map(|task| task.weight).sum::<u64>()).unwrap_or(usize::MAX)
 }
 
-fn states(dump: &TaskDump) -> BTreeMap<&'static str, u64> {
+fn count_by_state(dump: &TaskDump) -> BTreeMap<&'static str, u64> {
     let mut states = BTreeMap::new();
     for task in &dump.tasks {
         *states.entry(task.state.name()).or_default() += task.weight;
@@ -74,26 +82,26 @@ fn states(dump: &TaskDump) -> BTreeMap<&'static str, u64> {
 
 fn write_group(out: &mut impl Write, dump: &TaskDump, group: &TaskGroup<'_>) -> io::Result<()> {
     let Some(first) = group.first() else { return Ok(()) };
-    let about = if weight_of(group) > group.len() { "about " } else { "" };
-    write!(out, "\n{about}{}", plural(weight_of(group), "task"))?;
+    let prefix = if total_weight(group) > group.len() { "about " } else { "" };
+    write!(out, "\n{prefix}{}", plural(total_weight(group), "task"))?;
     if !first.name.is_empty() {
         write!(out, " {:?}", first.name)?;
     }
-    write!(out, " of {}:{}, {}", first.spawned.file, first.spawned.line, first.state.name())?;
+    write!(out, " of {}:{}, {}", first.location.file, first.location.line, first.state.name())?;
     if let TaskState::Running { tid } = first.state {
         write!(out, " on thread {tid}")?;
     }
-    let ages = group.iter().filter_map(|task| task.since_poll);
-    if let (Some(least), Some(most)) = (ages.clone().min(), ages.max()) {
-        let what = match first.state {
+    let ages = group.iter().filter_map(|task| task.time_since_poll);
+    if let (Some(shortest), Some(longest)) = (ages.clone().min(), ages.max()) {
+        let label = match first.state {
             TaskState::Running { .. } => "for",
             _ => "last polled before",
         };
-        let (least, most) = (rough(least), rough(most));
-        if least == most {
-            write!(out, ", {what} {least}")?;
+        let (shortest, longest) = (format_duration(shortest), format_duration(longest));
+        if shortest == longest {
+            write!(out, ", {label} {shortest}")?;
         } else {
-            write!(out, ", {what} {least} to {most}")?;
+            write!(out, ", {label} {shortest} to {longest}")?;
         }
     }
     let ids: Vec<String> =
@@ -107,10 +115,10 @@ fn write_group(out: &mut impl Write, dump: &TaskDump, group: &TaskGroup<'_>) -> 
         if at > 0 {
             writeln!(out, "  and")?;
         }
-        shown(&dump.profile, *stack).try_for_each(|frame| writeln!(out, "    {frame}"))?;
+        visible_frames(&dump.profile, *stack).try_for_each(|frame| writeln!(out, "    {frame}"))?;
     }
-    if first.more_stacks > 0 {
-        writeln!(out, "  and {} more leaves, not shown", first.more_stacks)?;
+    if first.omitted_stacks > 0 {
+        writeln!(out, "  and {} more leaves, not shown", first.omitted_stacks)?;
     }
     if let TaskState::Running { tid } = first.state
         && let Some(stack) = dump.threads.get(&tid)
@@ -122,9 +130,9 @@ fn write_group(out: &mut impl Write, dump: &TaskDump, group: &TaskGroup<'_>) -> 
 
 /// Returns a task's frames without the innermost ones, which clone the waker and occur in every
 /// stack.
-fn shown(profile: &Profile, stack: StackHandle) -> impl Iterator<Item = String> + '_ {
-    let cloning = |frame: &String| frame.contains("core::task::wake::Waker");
-    frames(profile, Some(stack)).skip_while(cloning)
+fn visible_frames(profile: &Profile, stack: StackHandle) -> impl Iterator<Item = String> + '_ {
+    let is_waker_frame = |frame: &String| frame.contains("core::task::wake::Waker");
+    frame_names(profile, Some(stack)).skip_while(is_waker_frame)
 }
 
 #[derive(Serialize)]
@@ -166,17 +174,17 @@ struct JsonTask<'a> {
 }
 
 fn json_site(site: &SiteCount) -> JsonSite<'_> {
-    let SiteCount { spawned, name, tasks } = site;
+    let SiteCount { location: spawned, name, tasks } = site;
     JsonSite { spawned: format!("{}:{}", spawned.file, spawned.line), name, tasks: *tasks }
 }
 
 /// Writes the dump as one JSON object, with each stack once.
 pub fn write_json(dump: &TaskDump, mut out: impl Write) -> io::Result<()> {
     let mut stacks = Vec::new();
-    let mut places: std::collections::HashMap<StackHandle, usize> = Default::default();
-    let mut place = |stack: StackHandle| {
-        *places.entry(stack).or_insert_with(|| {
-            stacks.push(shown(&dump.profile, stack).collect());
+    let mut stack_indices: std::collections::HashMap<StackHandle, usize> = Default::default();
+    let mut stack_index = |stack: StackHandle| {
+        *stack_indices.entry(stack).or_insert_with(|| {
+            stacks.push(visible_frames(&dump.profile, stack).collect());
             stacks.len() - 1
         })
     };
@@ -190,21 +198,21 @@ pub fn write_json(dump: &TaskDump, mut out: impl Write) -> io::Result<()> {
             number: task.number,
             id: task.id,
             name: task.name,
-            spawned: format!("{}:{}", task.spawned.file, task.spawned.line),
+            spawned: format!("{}:{}", task.location.file, task.location.line),
             state: task.state.name(),
             thread,
-            since_poll_ms: task.since_poll.map(|since| since.as_millis()),
-            stacks: task.stacks.iter().chain(on_thread).map(|stack| place(*stack)).collect(),
-            more_stacks: task.more_stacks,
+            since_poll_ms: task.time_since_poll.map(|since| since.as_millis()),
+            stacks: task.stacks.iter().chain(on_thread).map(|stack| stack_index(*stack)).collect(),
+            more_stacks: task.omitted_stacks,
             weight: task.weight,
         }
     });
     let tasks = tasks.collect();
     let json = TasksJson {
         schema: 1,
-        taken: dump.taken().to_string(),
-        took_ms: dump.took.as_millis(),
-        unwrapped: dump.unwrapped,
+        taken: dump.taken_at().to_string(),
+        took_ms: dump.duration.as_millis(),
+        unwrapped: dump.unwrapped_tasks,
         losses: dump.losses(),
         total: dump.total(),
         sites: dump.sites.iter().map(json_site).collect(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use super::{frames, plural, rough, write_losses, write_stack};
+use super::{format_duration, frame_names, plural, write_losses, write_stack};
 use crate::model::{ThreadDump, ThreadRow};
 
 /// Writes the dump as text.
@@ -17,7 +17,7 @@ pub fn write(dump: &ThreadDump, mut out: impl Write) -> io::Result<()> {
 
     let mut groups: BTreeMap<_, Vec<&ThreadRow>> = BTreeMap::new();
     for thread in &dump.threads {
-        let stack: Vec<String> = frames(profile, thread.stack).collect();
+        let stack: Vec<String> = frame_names(profile, thread.stack).collect();
         groups.entry((stack, thread.remark)).or_default().push(thread);
     }
     let mut groups: Vec<_> = groups.into_values().collect();
@@ -25,13 +25,13 @@ pub fn write(dump: &ThreadDump, mut out: impl Write) -> io::Result<()> {
     for group in groups {
         let Some(first) = group.first() else { continue };
         let cpu: Duration = group.iter().map(|thread| thread.cpu_time).sum();
-        writeln!(out, "\n{}, {} of CPU time", plural(group.len(), "thread"), rough(cpu))?;
+        writeln!(out, "\n{}, {} of CPU time", plural(group.len(), "thread"), format_duration(cpu))?;
         for thread in &group {
-            write!(out, "  {} {:?} {}", thread.tid, thread.name, state(thread.state))?;
+            write!(out, "  {} {:?} {}", thread.tid, thread.name, state_name(thread.state))?;
             if !thread.wait_channel.is_empty() {
                 write!(out, " in {}", thread.wait_channel)?;
             }
-            writeln!(out, ", {}", rough(thread.cpu_time))?;
+            writeln!(out, ", {}", format_duration(thread.cpu_time))?;
         }
         if !first.remark.is_empty() {
             writeln!(out, "  ({})", first.remark)?;
@@ -41,7 +41,7 @@ pub fn write(dump: &ThreadDump, mut out: impl Write) -> io::Result<()> {
     Ok(())
 }
 
-fn state(state: char) -> &'static str {
+fn state_name(state: char) -> &'static str {
     match state {
         'R' => "running",
         'S' => "sleeping",

@@ -6,49 +6,50 @@ use crate::model::{Amount, Metric, Rule, Unit};
 impl Settings {
     /// Returns a sentence for each valid setting that is probably a mistake. The agent logs them
     /// and lists them in the `warnings` of `/status`.
-    pub fn doubts(&self) -> Vec<String> {
-        let mut doubts = Vec::new();
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
         for rule in &self.rules {
-            let of_rule =
+            let with_rule =
                 |(key, text): (&str, String)| format!("rule `{}`: {key}: {text}", rule.name);
-            doubts.extend(of(self, rule).into_iter().map(of_rule));
+            warnings.extend(rule_warnings(self, rule).into_iter().map(with_rule));
         }
-        doubts
+        warnings
     }
 }
 
-fn of(settings: &Settings, rule: &Rule) -> Vec<(&'static str, String)> {
-    let mut doubts = Vec::new();
+fn rule_warnings(settings: &Settings, rule: &Rule) -> Vec<(&'static str, String)> {
+    let mut warnings = Vec::new();
     let unit = rule.metric.unit();
-    let is_share = matches!(rule.metric, Metric::Memory | Metric::Cpu | Metric::FdShare);
+    let is_share = matches!(rule.metric, Metric::Memory | Metric::Cpu | Metric::FdUtilization);
     for (key, value) in [("abs", rule.abs), ("critical", rule.critical), ("clear", rule.clear)] {
         let is_fraction = |value: &f64| is_share && 0.0 < *value && *value < 1.0;
         if let Some(value) = value.filter(is_fraction) {
             let (shown, meant) = (Amount { value, unit }, value * 100.0);
-            doubts
+            warnings
                 .push((key, format!("{shown} is less than one per cent; did you mean {meant} %?")));
         }
     }
     if let Some(diff) = rule.diff.filter(|diff| *diff < 1.0) {
         let meant = diff * 100.0;
-        doubts.push(("diff", format!("{diff} is less than one per cent; did you mean {meant} %?")));
+        warnings
+            .push(("diff", format!("{diff} is less than one per cent; did you mean {meant} %?")));
     }
     let is_full = |abs: &f64| unit == Unit::Percent && *abs >= 100.0;
     if rule.abs.filter(is_full).is_some() && rule.diff.is_none() && rule.forecast.is_none() {
-        doubts.push(("abs", format!("{} is hardly ever above 100 %: write less", rule.metric)));
+        warnings.push(("abs", format!("{} is hardly ever above 100 %: write less", rule.metric)));
     }
     let (cooldown, interval) = (rule.cooldown, settings.interval);
     if !cooldown.is_zero() && cooldown < interval {
         let text =
             format!("{cooldown:?} is shorter than interval ({interval:?}) and has no effect");
-        doubts.push(("cooldown", text));
+        warnings.push(("cooldown", text));
     }
     // A rise needs at least two values.
-    if let Some(within) = rule.forecast.filter(|within| *within < 2 * interval) {
-        let text = format!("{within:?} is too short to be seen at an interval of {interval:?}");
-        doubts.push(("forecast", text));
+    if let Some(forecast) = rule.forecast.filter(|within| *within < 2 * interval) {
+        let text = format!("{forecast:?} is too short to be seen at an interval of {interval:?}");
+        warnings.push(("forecast", text));
     }
-    doubts
+    warnings
 }
 
 #[cfg(test)]
@@ -57,17 +58,17 @@ mod tests {
 
     use super::*;
 
-    fn doubts(rule: Rule) -> Vec<String> {
-        Settings { rules: vec![rule], ..Settings::default() }.doubts()
+    fn warnings_of(rule: Rule) -> Vec<String> {
+        Settings { rules: vec![rule], ..Settings::default() }.warnings()
     }
 
     #[test]
-    fn what_is_most_likely_not_meant_is_said() {
-        assert_eq!(Settings::default().doubts(), Vec::<String>::new());
-        let memory = |abs| Rule { abs: Some(abs), ..Rule::on(Metric::Memory) };
-        let told = doubts(memory(0.8));
+    fn warns_about_probable_mistakes() {
+        assert_eq!(Settings::default().warnings(), Vec::<String>::new());
+        let memory = |abs| Rule { abs: Some(abs), ..Rule::new(Metric::Memory) };
+        let warnings = warnings_of(memory(0.8));
         assert_eq!(
-            told,
+            warnings,
             ["rule `memory`: abs: 0.8 % is less than one per cent; did you mean 80 %?"]
         );
         for (rule, expected) in [
@@ -76,11 +77,13 @@ mod tests {
             (Rule { forecast: Some(Duration::from_millis(100)), ..memory(80.0) }, "too short"),
             (Rule { diff: Some(0.25), ..memory(80.0) }, "did you mean 25 %?"),
         ] {
-            let told = doubts(rule);
-            assert!(told.len() == 1 && told[0].contains(expected), "{told:?}");
+            let warnings = warnings_of(rule);
+            assert!(warnings.len() == 1 && warnings[0].contains(expected), "{warnings:?}");
         }
         // Half a per cent of the time is a pressure that can need a rule.
-        assert!(doubts(Rule { abs: Some(0.5), ..Rule::on(Metric::MemoryPressure) }).is_empty());
-        assert!(doubts(Rule { cooldown: Duration::ZERO, ..memory(80.0) }).is_empty());
+        assert!(
+            warnings_of(Rule { abs: Some(0.5), ..Rule::new(Metric::MemoryPressure) }).is_empty()
+        );
+        assert!(warnings_of(Rule { cooldown: Duration::ZERO, ..memory(80.0) }).is_empty());
     }
 }

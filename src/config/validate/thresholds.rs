@@ -2,35 +2,35 @@
 
 use std::time::Duration;
 
-use super::Check;
+use super::Validator;
 use crate::model::{Amount, Metric, Rule, Unit};
 
 /// Byte counts that lack a unit: every process has more memory than a page. 0 and 1 are excluded,
 /// since they are written to fire always.
-const FORGOTTEN_UNIT: std::ops::Range<f64> = 2.0..4096.0;
+const MISSING_UNIT_RANGE: std::ops::Range<f64> = 2.0..4096.0;
 /// A longer condition never holds, and a longer forecast is never right.
-const MAX_HOLD: Duration = Duration::from_secs(24 * 60 * 60);
+const MAX_RULE_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
 
-pub(super) fn judge(check: &mut Check, rule: &Rule) {
-    each(check, rule);
+pub(super) fn check_thresholds(check: &mut Validator, rule: &Rule) {
+    check_each(check, rule);
     let unit = rule.metric.unit();
     let shown = |value| Amount { value, unit };
     if let Some(diff) = rule.diff {
-        check.that(diff.is_finite() && diff > 0.0, &["diff"], || {
+        check.require(diff.is_finite() && diff > 0.0, &["diff"], || {
             format!("{diff} would fire on a steady value: write more than 0, such as 25")
         });
     }
     if let Some(below) = rule.below {
-        falling(check, rule, below);
+        check_falling(check, rule, below);
     } else {
-        rising(check, rule);
+        check_rising(check, rule);
     }
     if let Some(max) = rule.max {
         let (name, floor) = match rule.abs {
             Some(abs) if abs > rule.min => ("abs", abs),
             _ => ("min", rule.min),
         };
-        check.that(max > floor, &["max", name], || {
+        check.require(max > floor, &["max", name], || {
             format!(
                 "{} is not above {name} ({}): the rule could never fire",
                 shown(max),
@@ -38,11 +38,11 @@ pub(super) fn judge(check: &mut Check, rule: &Rule) {
             )
         });
     }
-    times(check, rule);
+    check_durations(check, rule);
 }
 
 /// Checks each threshold by itself.
-fn each(check: &mut Check, rule: &Rule) {
+fn check_each(check: &mut Validator, rule: &Rule) {
     let unit = rule.metric.unit();
     let thresholds = [
         ("min", Some(rule.min)),
@@ -54,22 +54,23 @@ fn each(check: &mut Check, rule: &Rule) {
     ];
     for (key, value) in thresholds {
         let Some(value) = value else { continue };
-        let (well, right) = match unit {
+        let (is_valid, right) = match unit {
             _ if !value.is_finite() => (false, "a finite number"),
             Unit::Percent => ((0.0..=100.0).contains(&value), "0 to 100"),
             Unit::Bytes | Unit::Seconds => (value >= 0.0, "0 or more"),
             Unit::Count => (true, ""),
         };
-        check.that(well, &[key, "metric"], || {
+        check.require(is_valid, &[key, "metric"], || {
             format!("{value} can never be reached by {}: write {right}", rule.metric)
         });
     }
     let is_size = matches!(rule.metric, Metric::WorkingSet | Metric::Rss | Metric::Heap);
     for (key, value) in [("abs", rule.abs), ("max", rule.max), ("critical", rule.critical)] {
-        let Some(value) = value.filter(|value| is_size && FORGOTTEN_UNIT.contains(value)) else {
+        let Some(value) = value.filter(|value| is_size && MISSING_UNIT_RANGE.contains(value))
+        else {
             continue;
         };
-        check.that(false, &[key, "metric"], || {
+        check.require(false, &[key, "metric"], || {
             format!(
                 "{value} bytes are always exceeded by {}: write \"{value}MiB\", or for {value} % of the \
                  memory limit metric = \"memory\"",
@@ -80,11 +81,11 @@ fn each(check: &mut Check, rule: &Rule) {
 }
 
 /// Checks a rule that fires above a threshold.
-fn rising(check: &mut Check, rule: &Rule) {
+fn check_rising(check: &mut Validator, rule: &Rule) {
     let unit = rule.metric.unit();
     let shown = |value| Amount { value, unit };
     if let Some(abs) = rule.abs {
-        check.that(rule.min <= abs, &["min", "abs"], || {
+        check.require(rule.min <= abs, &["min", "abs"], || {
             format!(
                 "{} is above abs ({}), and below min nothing fires: write less",
                 shown(rule.min),
@@ -93,7 +94,7 @@ fn rising(check: &mut Check, rule: &Rule) {
         });
     }
     if let (Some(clear), Some(abs)) = (rule.clear, rule.abs) {
-        check.that(clear < abs, &["clear", "abs"], || {
+        check.require(clear < abs, &["clear", "abs"], || {
             format!("{} is not below abs ({}): write less", shown(clear), shown(abs))
         });
     }
@@ -101,7 +102,7 @@ fn rising(check: &mut Check, rule: &Rule) {
         let floors = [("abs", rule.abs), ("min", Some(rule.min)), ("clear", rule.clear)];
         let mut floors = floors.into_iter().filter_map(|(key, value)| Some((key, value?)));
         if let Some((key, floor)) = floors.find(|(_, floor)| critical < *floor) {
-            check.that(false, &["critical", key], || {
+            check.require(false, &["critical", key], || {
                 format!(
                     "{} is below {key} ({}), so that every incident would be critical: write more",
                     shown(critical),
@@ -112,7 +113,7 @@ fn rising(check: &mut Check, rule: &Rule) {
     }
     for (key, value) in [("critical", rule.critical), ("clear", rule.clear)] {
         if let (Some(value), Some(max)) = (value, rule.max) {
-            check.that(value < max, &[key, "max"], || {
+            check.require(value < max, &[key, "max"], || {
                 format!(
                     "{} is not below max ({}), from which on nothing fires: write less",
                     shown(value),
@@ -124,14 +125,14 @@ fn rising(check: &mut Check, rule: &Rule) {
 }
 
 /// Checks a rule that fires below a threshold, with all comparisons reversed.
-fn falling(check: &mut Check, rule: &Rule, below: f64) {
+fn check_falling(check: &mut Validator, rule: &Rule, below: f64) {
     let unit = rule.metric.unit();
     let shown = |value| Amount { value, unit };
-    check.that(below > rule.min, &["below", "min"], || {
+    check.require(below > rule.min, &["below", "min"], || {
         format!("{} is not above min ({}): write more", shown(below), shown(rule.min))
     });
     if let Some(clear) = rule.clear.filter(|clear| *clear <= below) {
-        check.that(false, &["clear", "below"], || {
+        check.require(false, &["clear", "below"], || {
             format!("{} is not above below ({}): write more", shown(clear), shown(below))
         });
     }
@@ -140,7 +141,7 @@ fn falling(check: &mut Check, rule: &Rule, below: f64) {
         return;
     }
     if let Some(critical) = rule.critical.filter(|critical| *critical > below) {
-        check.that(false, &["critical", "below"], || {
+        check.require(false, &["critical", "below"], || {
             format!(
                 "{} is above below ({}), so that every incident would be critical: write less",
                 shown(critical),
@@ -149,7 +150,7 @@ fn falling(check: &mut Check, rule: &Rule, below: f64) {
         });
     }
     if let Some(critical) = rule.critical.filter(|critical| *critical <= rule.min) {
-        check.that(false, &["critical", "min"], || {
+        check.require(false, &["critical", "min"], || {
             format!(
                 "{} is not above min ({}), below which nothing fires: write more",
                 shown(critical),
@@ -159,23 +160,23 @@ fn falling(check: &mut Check, rule: &Rule, below: f64) {
     }
 }
 
-fn times(check: &mut Check, rule: &Rule) {
+fn check_durations(check: &mut Validator, rule: &Rule) {
     let holds = rule.hold;
     let longest = holds.abs.max(holds.diff).max(holds.forecast).max(holds.below);
-    let limits = [("for", longest), ("clear_for", rule.clear_hold), ("duration", rule.duration)];
+    let limits = [("for", longest), ("clear_for", rule.clear_for), ("duration", rule.duration)];
     let forecast = rule.forecast.map(|within| ("forecast", within));
     for (key, time) in limits.into_iter().chain(forecast) {
-        check.that(time <= MAX_HOLD, &[key], || {
-            format!("{time:?} is longer than anything lasts: write at most {MAX_HOLD:?} (a day)")
+        check.require(time <= MAX_RULE_DURATION, &[key], || {
+            format!("{time:?} is longer than anything lasts: write at most {MAX_RULE_DURATION:?} (a day)")
         });
     }
-    if let Some(within) = rule.forecast {
-        check.that(!within.is_zero(), &["forecast"], || {
+    if let Some(forecast) = rule.forecast {
+        check.require(!forecast.is_zero(), &["forecast"], || {
             "no time at all: write a duration such as \"10s\"".to_owned()
         });
-        check.that(within.is_zero() || holds.forecast < within, &["for", "forecast"], || {
+        check.require(forecast.is_zero() || holds.forecast < forecast, &["for", "forecast"], || {
             format!(
-                "{:?} is not shorter than forecast ({within:?}), so that the limit would be reached first: \
+                "{:?} is not shorter than forecast ({forecast:?}), so that the limit would be reached first: \
                  write less, or for each condition by itself, such as {{ abs = \"30s\", forecast = \"1s\" }}",
                 holds.forecast
             )

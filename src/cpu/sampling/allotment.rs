@@ -14,59 +14,59 @@ use crate::os::failed_call::FailedCall;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Unsampled {
     pub(super) threads: u64,
-    pub(super) why: String,
+    pub(super) reason: String,
 }
 
 /// Reason why a thread gets no sampler.
 #[derive(Debug)]
 pub(super) enum NotSampled {
     /// The thread has ended.
-    Gone,
+    ThreadExited,
     /// A permission is missing.
-    Permission(String),
+    PermissionDenied(String),
     /// Another reason.
-    Why(String),
+    Other(String),
 }
 
 impl From<FailedCall> for NotSampled {
     fn from(failed: FailedCall) -> Self {
-        match failed.is_thread_gone() {
-            true => Self::Gone,
-            false if failed.is_permission() => Self::Permission(failed.to_string()),
-            false => Self::Why(failed.to_string()),
+        match failed.has_thread_exited() {
+            true => Self::ThreadExited,
+            false if failed.is_permission_error() => Self::PermissionDenied(failed.to_string()),
+            false => Self::Other(failed.to_string()),
         }
     }
 }
 
 /// Threads that wait for a sampler, with their CPU time at the last review.
 #[derive(Debug, Default)]
-pub(super) struct WaitingThread {
+pub(super) struct WaitingThreads {
     threads: HashMap<u32, Duration>,
-    why: String,
+    reason: String,
 }
 
 /// A thread and its CPU time since the last review.
-pub(super) type UsedEvents = (Duration, u32);
+pub(super) type ThreadUsage = (Duration, u32);
 
 /// Changes of samplers between threads.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct EventExchange {
-    pub(super) give_up: Vec<u32>,
-    pub(super) take: Vec<u32>,
+    pub(super) release: Vec<u32>,
+    pub(super) acquire: Vec<u32>,
 }
 
-impl WaitingThread {
+impl WaitingThreads {
     /// Adds a thread with its total CPU time.
-    pub(super) fn add(&mut self, tid: u32, cpu: Duration, why: impl Into<String>) {
+    pub(super) fn add(&mut self, tid: u32, cpu: Duration, reason: impl Into<String>) {
         self.threads.insert(tid, cpu);
-        self.why = why.into();
+        self.reason = reason.into();
     }
 
     pub(super) fn remove(&mut self, tid: u32) {
         self.threads.remove(&tid);
     }
 
-    pub(super) fn has(&self, tid: u32) -> bool {
+    pub(super) fn contains(&self, tid: u32) -> bool {
         self.threads.contains_key(&tid)
     }
 
@@ -76,41 +76,41 @@ impl WaitingThread {
 
     /// Returns the waiting threads with their CPU time since the last call; `cpu` returns the total
     /// of a thread.
-    pub(super) fn used(&mut self, cpu: impl Fn(u32) -> Option<Duration>) -> Vec<UsedEvents> {
-        let used = self.threads.iter_mut().filter_map(|(&tid, seen)| {
+    pub(super) fn take_usage(&mut self, cpu: impl Fn(u32) -> Option<Duration>) -> Vec<ThreadUsage> {
+        let usage = self.threads.iter_mut().filter_map(|(&tid, last_read)| {
             let now = cpu(tid)?;
-            Some((now.saturating_sub(std::mem::replace(seen, now)), tid))
+            Some((now.saturating_sub(std::mem::replace(last_read, now)), tid))
         });
-        used.collect()
+        usage.collect()
     }
 
     pub(super) fn unsampled(&self) -> Option<Unsampled> {
         let threads = self.threads.len() as u64;
-        (threads > 0).then(|| Unsampled { threads, why: self.why.clone() })
+        (threads > 0).then(|| Unsampled { threads, reason: self.reason.clone() })
     }
 }
 
 /// Assigns `room` samplers. A thread replaces another only if it used more than twice as much.
-pub(super) fn exchange(
-    mut held: Vec<UsedEvents>,
-    mut waiting: Vec<UsedEvents>,
-    room: usize,
+pub(super) fn plan_exchange(
+    mut active: Vec<ThreadUsage>,
+    mut waiting: Vec<ThreadUsage>,
+    limit: usize,
 ) -> EventExchange {
     let mut exchange = EventExchange::default();
-    held.sort_unstable_by_key(|&(used, tid)| (used, tid));
+    active.sort_unstable_by_key(|&(used, tid)| (used, tid));
     waiting.sort_unstable_by_key(|&(used, tid)| (Reverse(used), tid));
-    let excess = held.len().saturating_sub(room);
-    let mut held = held.into_iter();
-    exchange.give_up.extend(held.by_ref().take(excess).map(|(_, tid)| tid));
-    let free = room - held.len();
+    let excess = active.len().saturating_sub(limit);
+    let mut active = active.into_iter();
+    exchange.release.extend(active.by_ref().take(excess).map(|(_, tid)| tid));
+    let free = limit - active.len();
     let mut waiting = waiting.into_iter();
-    exchange.take.extend(waiting.by_ref().take(free).map(|(_, tid)| tid));
-    for ((least, idle), (most, busy)) in held.zip(waiting) {
-        if most <= least * 2 {
+    exchange.acquire.extend(waiting.by_ref().take(free).map(|(_, tid)| tid));
+    for ((idle_time, idle), (busy_time, busy)) in active.zip(waiting) {
+        if busy_time <= idle_time * 2 {
             break;
         }
-        exchange.give_up.push(idle);
-        exchange.take.push(busy);
+        exchange.release.push(idle);
+        exchange.acquire.push(busy);
     }
     exchange
 }
@@ -119,12 +119,12 @@ pub(super) fn exchange(
 mod tests {
     use super::*;
 
-    fn used(all: &[(u64, u32)]) -> Vec<UsedEvents> {
+    fn usages(all: &[(u64, u32)]) -> Vec<ThreadUsage> {
         all.iter().map(|&(millis, tid)| (Duration::from_millis(millis), tid)).collect()
     }
 
     #[test]
-    fn samplers_go_to_threads_that_use_most() {
+    fn samplers_go_to_busiest_threads() {
         for (held, waiting, room, give_up, take) in [
             // There are free samplers.
             (&[(5, 1)][..], &[(0, 2), (9, 3)][..], 2, &[][..], &[3][..]),
@@ -137,20 +137,24 @@ mod tests {
             // Equally busy threads are not exchanged.
             (&[(5, 1)], &[(9, 2)], 1, &[], &[]),
         ] {
-            let expected = EventExchange { give_up: give_up.to_vec(), take: take.to_vec() };
-            assert_eq!(exchange(used(held), used(waiting), room), expected, "{held:?} {waiting:?}");
+            let expected = EventExchange { release: give_up.to_vec(), acquire: take.to_vec() };
+            assert_eq!(
+                plan_exchange(usages(held), usages(waiting), room),
+                expected,
+                "{held:?} {waiting:?}"
+            );
         }
     }
 
     #[test]
-    fn waiting_thread_is_judged_by_what_it_used_since_the_last_review() {
+    fn waiting_thread_usage_counts_since_last_review() {
         let seconds = Duration::from_secs;
-        let mut waiting = WaitingThread::default();
+        let mut waiting = WaitingThreads::default();
         waiting.add(1, seconds(10), "full");
         waiting.add(2, seconds(0), "full");
         let cpu = |tid| (tid == 1).then(|| seconds(12));
-        assert_eq!(waiting.used(cpu), [(seconds(2), 1)], "the other has ended");
-        assert_eq!(waiting.used(cpu), [(seconds(0), 1)]);
+        assert_eq!(waiting.take_usage(cpu), [(seconds(2), 1)], "the other has ended");
+        assert_eq!(waiting.take_usage(cpu), [(seconds(0), 1)]);
         assert_eq!(waiting.unsampled().unwrap().threads, 2);
         waiting.remove(1);
         waiting.remove(2);

@@ -21,16 +21,17 @@ impl SeenImages {
 
     /// Adds the current mappings; they replace earlier ones at overlapping addresses. Unloaded
     /// files stay, because samples refer to them.
-    pub(super) fn note(&mut self) {
+    pub(super) fn add_current(&mut self) {
         let Ok(loaded) = images::loaded() else { return };
         let overlaps = |old: &Mapping| {
             loaded.iter().any(|image| image.start < old.end && old.start < image.end)
         };
-        let room = MAX_IMAGES.saturating_sub(loaded.len());
+        let limit = MAX_IMAGES.saturating_sub(loaded.len());
         let old = std::mem::take(&mut self.0);
-        let gone: Vec<Mapping> = old.into_iter().filter(|old| !overlaps(old)).take(room).collect();
+        let unloaded: Vec<Mapping> =
+            old.into_iter().filter(|old| !overlaps(old)).take(limit).collect();
         // The main executable is the first loaded mapping and stays first.
         self.0 = loaded;
-        self.0.extend(gone);
+        self.0.extend(unloaded);
     }
 }

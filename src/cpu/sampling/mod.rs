@@ -18,7 +18,7 @@
 //! the window is inactive; the window's previous content is the session's `before`. The two are
 //! never paid for at the same time.
 //!
-//! The weight of samples is determined when the profile is built. `charges` records the CPU time
+//! The weight of samples is determined when the profile is built. `cpu_clocks` records the CPU time
 //! that the kernel charged to each thread in a bucket or session. `strata` scales the samples of
 //! each name to add up to it.
 //!

@@ -9,10 +9,10 @@ use std::time::Duration;
 use super::images::SeenImages;
 use super::perf::period;
 use super::relief::DescriptorRelief;
-use super::report::{self, Subject};
-use super::sampler::{DrainScope, SelectedEngine, UnwindOutcome, choose, drain_interval};
+use super::report::{self, CpuProfileInfo};
+use super::sampler::{DrainScope, SelectedEngine, UnwindOutcome, drain_interval, select_engine};
 use super::window::LookbackWindow;
-use crate::base::{Clock, Hertz, Moment, OfProcess, SystemClock, TimeAnchor, panics, warnings};
+use crate::base::{Clock, Hertz, Moment, ProcessBound, SystemClock, TimeAnchor, panics, warnings};
 use crate::cpu::sampling::sample_table::SampleTable;
 use crate::cpu::sampling::thread_cpu_clocks::ThreadCpuClocks;
 use crate::cpu::sampling::thread_table::ThreadTable;
@@ -25,34 +25,34 @@ use crate::os::thread_start;
 use crate::unwind::{MAX_FRAMES, OutermostFrames, StackWalker, WalkEnd};
 
 /// Table entries of a session: 3 to 6 MB when full.
-const NODES: usize = 64 << 10;
+const MAX_TABLE_ENTRIES: usize = 64 << 10;
 
 /// Maximum interval between reads of the thread list, in a session and in the look-back. The list
 /// is also read whenever the number of threads changes. The interval covers a thread that ended
 /// while another started.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-const LOOK_EVERY_IDLE: Duration = Duration::from_secs(1);
+const THREAD_SCAN_INTERVAL: Duration = Duration::from_millis(250);
+const IDLE_THREAD_SCAN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Minimum interval per thread between passes of work that takes 1 us per thread (reading the list,
 /// charging CPU time). Each kind of work then takes at most `n * 1 us / (n * 2 ms)` = 0.05 % of a
 /// core for n threads; 16 times that in a session.
-const PAUSE_PER_THREAD: Duration = Duration::from_millis(2);
+const MIN_INTERVAL_PER_THREAD: Duration = Duration::from_millis(2);
 
 /// Pause between two batches of name reads, in which a caller can start or stop a session.
-const NAME_EVERY: Duration = Duration::from_millis(1);
+const NAME_BATCH_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Minimum interval between wake-ups by thread-start notifications, for a host that starts threads
 /// in a loop.
-const HEAR_EVERY: Duration = Duration::from_millis(5);
+const NOTIFY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Consecutive panics after which the thread ends.
 const MAX_PANICS: u32 = 8;
 
 pub(in crate::cpu) struct CpuRecorder {
     shared: Arc<RecorderShared>,
-    thread: OfProcess<JoinHandle<()>>,
+    thread: ProcessBound<JoinHandle<()>>,
     /// Wakes the recorder when a thread reports its start.
-    _births: thread_start::Subscription,
+    _thread_starts: thread_start::Subscription,
 }
 
 struct RecorderShared {
@@ -61,21 +61,21 @@ struct RecorderShared {
 }
 
 pub(super) struct DrainState {
-    pub(super) chosen: SelectedEngine,
+    pub(super) engine: SelectedEngine,
     walker: StackWalker,
     /// Outermost frames of each thread, for stacks that are deeper than their copies.
     outermost: HashMap<u32, OutermostFrames>,
-    pub(super) roster: ThreadTable,
-    pub(super) charges: ThreadCpuClocks,
-    pub(super) relief: DescriptorRelief,
-    looked: Moment,
+    pub(super) thread_table: ThreadTable,
+    pub(super) cpu_clocks: ThreadCpuClocks,
+    pub(super) quota_relief: DescriptorRelief,
+    scanned_at: Moment,
     images: SeenImages,
     pub(super) frequency: Hertz,
     pub(super) lookback: Option<(Hertz, LookbackWindow)>,
-    pub(super) during: Option<RecordingSession>,
-    copied_frames: Box<[u64; MAX_FRAMES]>,
-    broken: Option<String>,
-    is_over: bool,
+    pub(super) session: Option<RecordingSession>,
+    frame_buffer: Box<[u64; MAX_FRAMES]>,
+    failure: Option<String>,
+    should_stop: bool,
 }
 
 /// Set of threads whose samples are read.
@@ -90,54 +90,55 @@ enum Extent {
 /// A running session.
 pub(super) struct RecordingSession {
     anchor: TimeAnchor,
-    cpu: Duration,
-    tally: SampleTable,
+    cpu_at_start: Duration,
+    table: SampleTable,
 }
 
 impl CpuRecorder {
     /// Starts the engine, and the look-back window if `options` enable it.
     pub(in crate::cpu) fn start(options: &Options) -> Result<Self, Error> {
-        let mut roster = ThreadTable::open().map_err(|source| Error::Tasks { source })?;
-        let tids = roster.look_at_first();
+        let mut thread_table =
+            ThreadTable::open().map_err(|source| Error::ThreadList { source })?;
+        let tids = thread_table.scan();
         let frequency = match options.lookback_frequency {
             Hertz(0) => options.frequency,
             lookback => lookback,
         };
         let walker = StackWalker::new()?;
-        let chosen = choose(options.engine, frequency, &tids)?;
+        let engine = select_engine(options.engine, frequency, &tids)?;
         let window = (options.lookback_frequency > Hertz(0) && !options.lookback.is_zero())
             .then(|| (options.lookback_frequency, LookbackWindow::new(options.lookback)));
         let mut state = DrainState {
-            chosen,
+            engine,
             walker,
             outermost: HashMap::new(),
-            roster,
-            charges: ThreadCpuClocks::default(),
-            relief: DescriptorRelief::default(),
-            looked: SystemClock.now(),
+            thread_table,
+            cpu_clocks: ThreadCpuClocks::default(),
+            quota_relief: DescriptorRelief::default(),
+            scanned_at: SystemClock.now(),
             images: SeenImages::default(),
             frequency,
             lookback: window,
-            during: None,
-            copied_frames: Box::new([0; MAX_FRAMES]),
-            broken: None,
-            is_over: false,
+            session: None,
+            frame_buffer: Box::new([0; MAX_FRAMES]),
+            failure: None,
+            should_stop: false,
         };
-        state.open_accounts(&tids);
-        state.begin_window(SystemClock.now());
+        state.track_cpu_clocks(&tids);
+        state.begin_window_bucket(SystemClock.now());
         let shared = Arc::new(RecorderShared { state: Mutex::new(state), wake: Condvar::new() });
         let thread = thread::Builder::new().name("marple-cpu".to_owned()).spawn({
-            let (shared, guard) = (Arc::clone(&shared), options.guard);
+            let (shared, guard) = (Arc::clone(&shared), options.on_thread_start);
             move || shared.run(guard)
         });
-        let thread = thread.map_err(|source| Error::Thread { source })?;
+        let thread = thread.map_err(|source| Error::SpawnThread { source })?;
         let recorder = Arc::downgrade(&shared);
-        let _births = thread_start::listen(move || {
+        let _thread_starts = thread_start::subscribe(move || {
             if let Some(shared) = recorder.upgrade() {
                 shared.wake.notify_one();
             }
         });
-        Ok(Self { shared, thread: OfProcess::new(thread), _births })
+        Ok(Self { shared, thread: ProcessBound::new(thread), _thread_starts })
     }
 
     /// Returns `true` if the recorder belongs to the parent process of this fork.
@@ -147,52 +148,55 @@ impl CpuRecorder {
 
     /// Returns the engine and the reason for its selection.
     pub(in crate::cpu) fn engine(&self) -> String {
-        self.shared.lock().chosen.words.clone()
+        self.shared.lock().engine.description.clone()
     }
 
     /// Starts a session and returns the content of the window, which stays empty until the session
     /// ends.
-    pub(in crate::cpu) fn begin(
+    pub(in crate::cpu) fn begin_session(
         &self,
         frequency: Hertz,
         anchor: TimeAnchor,
     ) -> Result<Option<Profile>, Error> {
         let mut state = self.shared.lock();
-        state.turn(anchor.moment, Extent::All);
-        if let Some(why) = state.broken.clone() {
-            return Err(Error::Refused { engine: "timer", why });
+        state.run_pass(anchor.moment, Extent::All);
+        if let Some(reason) = state.failure.clone() {
+            return Err(Error::EngineUnavailable { engine: "timer", why: reason });
         }
-        let before = state.before(anchor);
+        let lookback = state.take_lookback_profile(anchor);
         state.set_frequency(frequency);
-        state.during =
-            Some(RecordingSession { anchor, cpu: cpu_time(), tally: SampleTable::new(NODES) });
+        state.session = Some(RecordingSession {
+            anchor,
+            cpu_at_start: cpu_time(),
+            table: SampleTable::new(MAX_TABLE_ENTRIES),
+        });
         self.shared.wake.notify_one();
-        Ok(before)
+        Ok(lookback)
     }
 
     /// Returns the content of the window and clears it.
     pub(in crate::cpu) fn take_window(&self, anchor: TimeAnchor) -> Option<Profile> {
         let mut state = self.shared.lock();
-        state.turn(anchor.moment, Extent::All);
-        let before = state.before(anchor);
-        state.begin_window(anchor.moment);
-        before
+        state.run_pass(anchor.moment, Extent::All);
+        let lookback = state.take_lookback_profile(anchor);
+        state.begin_window_bucket(anchor.moment);
+        lookback
     }
 
     /// Stops the session and returns its profile.
-    pub(in crate::cpu) fn end(&self, now: Moment) -> Option<Profile> {
+    pub(in crate::cpu) fn end_session(&self, now: Moment) -> Option<Profile> {
         let mut state = self.shared.lock();
-        state.turn(now, Extent::All);
-        state.settle();
+        state.run_pass(now, Extent::All);
+        state.charge_all();
         let cpu = cpu_time();
-        let RecordingSession { anchor, cpu: before, tally } = state.during.take()?;
+        let RecordingSession { anchor, cpu_at_start, table } = state.session.take()?;
         let duration = now.since(anchor.moment);
-        let part = "part: the capture itself".to_owned();
-        let span = (anchor.wall, duration, cpu.saturating_sub(before));
-        let profile = state.profile(&[&tally], span, state.frequency, part);
+        let phase = "part: the capture itself".to_owned();
+        let span = (anchor.wall, duration, cpu.saturating_sub(cpu_at_start));
+        let profile = state.build_profile(&[&table], span, state.frequency, phase);
         if let Some((frequency, _)) = state.lookback {
             state.set_frequency(frequency);
-            state.begin_window(now);
+            state.begin_window_bucket(now);
         }
         Some(profile)
     }
@@ -203,7 +207,7 @@ impl Drop for CpuRecorder {
         if self.is_inherited() {
             return;
         }
-        self.shared.lock().is_over = true;
+        self.shared.lock().should_stop = true;
         self.shared.wake.notify_one();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -216,32 +220,36 @@ impl RecorderShared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run(&self, guard: fn() -> Box<dyn Any>) {
-        let _guard = guard();
+    fn run(&self, on_thread_start: fn() -> Box<dyn Any>) {
+        let _guard = on_thread_start();
         own_thread::enter();
         let mut state = self.lock();
-        let mut heard = Moment::default();
+        let mut last_notification = Moment::default();
         let mut panics_in_a_row = 0;
-        while !state.is_over {
+        while !state.should_stop {
             let now = SystemClock.now();
-            let turn = panics::fence_and_record("marple-cpu", || {
-                state.turn(now, Extent::Due);
-                state.roster.name_some()
+            let pass_result = panics::catch_and_record_panic("marple-cpu", || {
+                state.run_pass(now, Extent::Due);
+                state.thread_table.resolve_names()
             });
-            if now.since(heard) >= HEAR_EVERY {
-                heard = now;
-                thread_start::want();
+            if now.since(last_notification) >= NOTIFY_INTERVAL {
+                last_notification = now;
+                thread_start::arm();
             }
-            panics_in_a_row = if turn.is_some() { 0 } else { panics_in_a_row + 1 };
+            panics_in_a_row = if pass_result.is_some() { 0 } else { panics_in_a_row + 1 };
             if panics_in_a_row >= MAX_PANICS {
-                let why = "the profiler's own thread panicked";
-                state.broken = Some(why.to_owned());
-                warnings::set("cpu.engine", format!("no CPU profiles any more: {why}"));
+                let reason = "the profiler's own thread panicked";
+                state.failure = Some(reason.to_owned());
+                warnings::set("cpu.engine", format!("no CPU profiles any more: {reason}"));
                 return;
             }
-            let has_more_to_name = turn.unwrap_or(false);
+            let has_unnamed_threads = pass_result.unwrap_or(false);
             // No longer wait: the smallest rings hold two samples and would overflow.
-            let wait = if has_more_to_name { NAME_EVERY } else { drain_interval(state.frequency) };
+            let wait = if has_unnamed_threads {
+                NAME_BATCH_INTERVAL
+            } else {
+                drain_interval(state.frequency)
+            };
             state = self.wake.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
@@ -249,122 +257,127 @@ impl RecorderShared {
 
 impl DrainState {
     /// Handles new and ended threads and newly mapped files, and reads samples.
-    fn turn(&mut self, now: Moment, extent: Extent) {
-        let threads = u32::try_from(self.roster.len()).unwrap_or(u32::MAX);
-        let pause = PAUSE_PER_THREAD.saturating_mul(threads);
-        let (pause, every) = match self.during {
-            Some(_) => (pause / 16, LOOK_EVERY),
-            None => (pause, LOOK_EVERY_IDLE),
+    fn run_pass(&mut self, now: Moment, scope: Extent) {
+        let threads = u32::try_from(self.thread_table.len()).unwrap_or(u32::MAX);
+        let min_interval = MIN_INTERVAL_PER_THREAD.saturating_mul(threads);
+        let (min_interval, scan_interval) = match self.session {
+            Some(_) => (min_interval / 16, THREAD_SCAN_INTERVAL),
+            None => (min_interval, IDLE_THREAD_SCAN_INTERVAL),
         };
         // If the number of threads is unchanged, a refresh checks only some of the threads.
-        let is_due = now.since(self.looked) >= every;
-        let has_changed = self.roster.has_changed() && now.since(self.looked) >= pause;
-        let mut gone = Vec::new();
+        let is_due = now.since(self.scanned_at) >= scan_interval;
+        let has_changed =
+            self.thread_table.has_changed() && now.since(self.scanned_at) >= min_interval;
+        let mut exited = Vec::new();
         if is_due || has_changed {
-            self.looked = now;
-            let change = self.roster.look();
-            gone = change.gone;
-            self.broken = self.broken.take().or_else(|| self.chosen.sampler.broken());
-            if self.broken.is_none() {
-                self.chosen.sampler.attach(&change.born);
-                self.open_accounts(&change.born);
+            self.scanned_at = now;
+            let changes = self.thread_table.refresh();
+            exited = changes.exited;
+            self.failure = self.failure.take().or_else(|| self.engine.sampler.check_failure());
+            if self.failure.is_none() {
+                self.engine.sampler.attach(&changes.started);
+                self.track_cpu_clocks(&changes.started);
             }
         }
-        let window_is_due =
-            self.lookback.as_ref().is_some_and(|(_, window)| window.is_due(now, pause));
+        let window_is_due = self
+            .lookback
+            .as_ref()
+            .is_some_and(|(_, window)| window.needs_rotation(now, min_interval));
         // In the look-back, samples in rings that are not filling up stay there until the bucket is
         // full.
-        let is_all = extent == Extent::All || self.during.is_some() || window_is_due;
-        self.drain(if is_all { DrainScope::All } else { DrainScope::Filled(&gone) });
-        self.charge(&gone);
-        for &tid in &gone {
-            self.charges.close(tid);
-            self.chosen.sampler.detach(tid);
+        let is_all = scope == Extent::All || self.session.is_some() || window_is_due;
+        self.drain(if is_all { DrainScope::All } else { DrainScope::Filled(&exited) });
+        self.charge_cpu_time(&exited);
+        for &tid in &exited {
+            self.cpu_clocks.untrack(tid);
+            self.engine.sampler.detach(tid);
             self.outermost.remove(&tid);
         }
-        self.roster.forget(&gone);
-        if self.broken.is_none() {
-            self.relieve(now, pause);
+        self.thread_table.remove(&exited);
+        if self.failure.is_none() {
+            self.apply_quotas(now, min_interval);
         }
         if window_is_due {
-            self.settle();
-            self.begin_window(now);
+            self.charge_all();
+            self.begin_window_bucket(now);
         }
     }
 
-    pub(super) fn open_accounts(&mut self, tids: &[u32]) {
+    pub(super) fn track_cpu_clocks(&mut self, tids: &[u32]) {
         for &tid in tids {
-            if let Some(told) = self.chosen.sampler.counted(tid) {
-                self.charges.open(tid, told);
+            if let Some(cpu_time) = self.engine.sampler.thread_cpu_time(tid) {
+                self.cpu_clocks.track(tid, cpu_time);
             }
         }
     }
 
     /// Charges the CPU time of these threads since the last call to the current tally.
-    fn charge(&mut self, tids: &[u32]) {
-        let Self { chosen, roster, charges, during, lookback, frequency, .. } = self;
-        let mut tally = tally_of(during, lookback);
+    fn charge_cpu_time(&mut self, tids: &[u32]) {
+        let Self { engine, thread_table, cpu_clocks, session, lookback, frequency, .. } = self;
+        let mut table = current_table(session, lookback);
         for &tid in tids {
-            let told = chosen.sampler.counted(tid);
-            let time = charges.settle(tid, told, period(*frequency));
-            if let Some(tally) = &mut tally
+            let cpu_time = engine.sampler.thread_cpu_time(tid);
+            let time = cpu_clocks.take_delta(tid, cpu_time, period(*frequency));
+            if let Some(table) = &mut table
                 && !time.is_zero()
             {
-                tally.charge(roster.name_of(tid), time);
+                table.charge(thread_table.name_id(tid), time);
             }
         }
     }
 
     /// Charges the CPU time of all threads: about 1 us each.
-    pub(super) fn settle(&mut self) {
-        self.charge(&self.charges.tids());
+    pub(super) fn charge_all(&mut self) {
+        self.charge_cpu_time(&self.cpu_clocks.tids());
     }
 
-    fn begin_window(&mut self, now: Moment) {
+    fn begin_window_bucket(&mut self, now: Moment) {
         if let Some((_, window)) = &mut self.lookback {
-            window.begin(now, cpu_time());
+            window.begin_bucket(now, cpu_time());
         }
     }
 
-    fn drain(&mut self, extent: DrainScope<'_>) {
+    fn drain(&mut self, scope: DrainScope<'_>) {
         // If this fails, stacks end at the unreadable library, and the next pass retries.
         if self.walker.refresh().unwrap_or(false) || self.images.is_empty() {
-            self.images.note();
+            self.images.add_current();
         }
-        let Self { chosen, walker, outermost, roster, copied_frames, lookback, during, .. } = self;
-        let (charges, period) = (&mut self.charges, period(self.frequency));
-        let mut tally = tally_of(during, lookback);
-        let mut take = |copied: &StackSnapshot, at: Moment| {
-            let frames = &mut copied_frames[..];
-            let head = copied.head;
-            let outermost = outermost.entry(head.tid).or_insert(OutermostFrames::NONE);
-            let walk = walker.walk_joined(copied, frames, outermost);
-            let name = roster.name_of(head.tid);
-            let is_short = walk.end == WalkEnd::Truncated || walk.is_joined;
-            if let Some(tally) = &mut tally {
+        let Self {
+            engine, walker, outermost, thread_table, frame_buffer, lookback, session, ..
+        } = self;
+        let (cpu_clocks, period) = (&mut self.cpu_clocks, period(self.frequency));
+        let mut table = current_table(session, lookback);
+        let mut on_sample = |snapshot: &StackSnapshot, time: Moment| {
+            let frames = &mut frame_buffer[..];
+            let head = snapshot.header;
+            let outermost = outermost.entry(head.tid).or_insert(OutermostFrames::EMPTY);
+            let walk = walker.walk_with_outermost(snapshot, frames, outermost);
+            let name = thread_table.name_id(head.tid);
+            let is_too_short = walk.end == WalkEnd::CopyTooShort || walk.is_joined;
+            if let Some(table) = &mut table {
                 let weight = u64::from(head.weight);
-                if !charges.note(head.tid, weight) {
-                    tally.charge(name, period * head.weight);
+                if !cpu_clocks.record_sample(head.tid, weight) {
+                    table.charge(name, period * head.weight);
                 }
                 match walk.end {
-                    WalkEnd::Whole => {}
-                    WalkEnd::Truncated => tally.short += weight,
-                    WalkEnd::TooDeep => tally.too_deep += weight,
-                    WalkEnd::Broken => tally.broken += weight,
-                    WalkEnd::Elsewhere => tally.elsewhere += weight,
+                    WalkEnd::Complete => {}
+                    WalkEnd::CopyTooShort => table.copy_too_short += weight,
+                    WalkEnd::TooManyFrames => table.too_deep += weight,
+                    WalkEnd::NoUnwindInfo => table.no_unwind_info += weight,
+                    WalkEnd::OtherStack => table.on_alternate_stack += weight,
                 }
-                tally.omitted += if walk.omitted > 0 && !walk.is_joined { weight } else { 0 };
-                tally.joined += if walk.is_joined { weight } else { 0 };
-                tally.inferred += if walk.is_inferred { weight } else { 0 };
+                table.omitted += if walk.omitted > 0 && !walk.is_joined { weight } else { 0 };
+                table.joined += if walk.is_joined { weight } else { 0 };
+                table.used_heuristics += if walk.used_heuristics { weight } else { 0 };
                 let frames = frames.get(..walk.depth).unwrap_or_default();
-                let place = tally.add(name, frames, head.weight, walk.end != WalkEnd::Whole);
-                tally.log.push(head.tid, at, place, head.weight);
+                let key = table.add(name, frames, head.weight, walk.end != WalkEnd::Complete);
+                table.log.push(head.tid, time, key, head.weight);
             }
-            if is_short { UnwindOutcome::TooShort } else { UnwindOutcome::Walked }
+            if is_too_short { UnwindOutcome::TooShort } else { UnwindOutcome::Walked }
         };
-        let lost = chosen.sampler.drain(extent, &mut take);
-        if let Some(tally) = tally {
-            tally.lost += lost;
+        let lost = engine.sampler.drain(scope, &mut on_sample);
+        if let Some(table) = table {
+            table.lost += lost;
         }
     }
 
@@ -372,63 +385,64 @@ impl DrainState {
     /// the CPU time charged for them.
     fn set_frequency(&mut self, frequency: Hertz) {
         if frequency != std::mem::replace(&mut self.frequency, frequency) {
-            self.chosen.sampler.set_frequency(frequency);
+            self.engine.sampler.set_frequency(frequency);
         }
-        self.chosen.sampler.drain(DrainScope::All, &mut |_, _| UnwindOutcome::Walked);
-        for tid in self.charges.tids() {
-            let told = self.chosen.sampler.counted(tid);
-            self.charges.settle(tid, told, Duration::ZERO);
+        self.engine.sampler.drain(DrainScope::All, &mut |_, _| UnwindOutcome::Walked);
+        for tid in self.cpu_clocks.tids() {
+            let cpu_time = self.engine.sampler.thread_cpu_time(tid);
+            self.cpu_clocks.take_delta(tid, cpu_time, Duration::ZERO);
         }
     }
 
     /// Returns the content of the window, or `None` if it is empty.
-    fn before(&mut self, anchor: TimeAnchor) -> Option<Profile> {
+    fn take_lookback_profile(&mut self, anchor: TimeAnchor) -> Option<Profile> {
         self.lookback.as_ref()?;
-        self.settle();
+        self.charge_all();
         let cpu = cpu_time();
         let (frequency, window) = self.lookback.as_mut()?;
         let (frequency, buckets) = (*frequency, window.take());
         let first = buckets.first()?;
-        let tallies: Vec<&SampleTable> = buckets.iter().map(|bucket| &bucket.tally).collect();
-        if tallies.iter().all(|tally| tally.is_empty()) {
+        let tables: Vec<&SampleTable> = buckets.iter().map(|bucket| &bucket.table).collect();
+        if tables.iter().all(|tally| tally.is_empty()) {
             return None;
         }
         let duration = anchor.moment.since(first.started);
-        let part = format!("part: the {:.1} s before the capture", duration.as_secs_f64());
-        let span = (anchor.wall_at(first.started), duration, cpu.saturating_sub(first.cpu));
-        Some(self.profile(&tallies, span, frequency, part))
+        let phase = format!("part: the {:.1} s before the capture", duration.as_secs_f64());
+        let span =
+            (anchor.wall_at(first.started), duration, cpu.saturating_sub(first.cpu_at_start));
+        Some(self.build_profile(&tables, span, frequency, phase))
     }
 
-    fn profile(
+    fn build_profile(
         &self,
-        tallies: &[&SampleTable],
+        tables: &[&SampleTable],
         (started, duration, cpu): (jiff::Timestamp, Duration, Duration),
         frequency: Hertz,
-        part: String,
+        phase: String,
     ) -> Profile {
-        let subject = Subject {
-            engine: &self.chosen.words,
-            user_only: self.chosen.user_only,
+        let subject = CpuProfileInfo {
+            engine: &self.engine.description,
+            user_only: self.engine.user_only,
             frequency,
             started,
             duration,
-            cpu,
-            part,
+            cpu_time: cpu,
+            phase,
             images: self.images.clone().into_mappings(),
-            broken: self.broken.as_deref(),
+            failure: self.failure.as_deref(),
         };
-        report::profile(subject, tallies, &self.roster)
+        report::build_profile(subject, tables, &self.thread_table)
     }
 }
 
 /// Returns the tally for new samples: the session's, or the window's if no session runs.
-pub(super) fn tally_of<'a>(
-    during: &'a mut Option<RecordingSession>,
+pub(super) fn current_table<'a>(
+    session: &'a mut Option<RecordingSession>,
     lookback: &'a mut Option<(Hertz, LookbackWindow)>,
 ) -> Option<&'a mut SampleTable> {
-    match (during, lookback) {
-        (Some(during), _) => Some(&mut during.tally),
-        (None, Some((_, window))) => window.present(),
+    match (session, lookback) {
+        (Some(session), _) => Some(&mut session.table),
+        (None, Some((_, window))) => window.current(),
         (None, None) => None,
     }
 }

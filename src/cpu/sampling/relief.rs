@@ -3,45 +3,45 @@
 use std::time::Duration;
 
 use super::allotment::Unsampled;
-use super::perf::REVIEW_EVERY;
-use super::recorder::{DrainState, tally_of};
+use super::perf::MIN_REBALANCE_INTERVAL;
+use super::recorder::{DrainState, current_table};
 use super::sampler::{self, SelectedEngine};
 use crate::base::{Moment, warnings};
 
 /// Minimum intervals between two attempts to switch the engine, in total and per thread: creating a
 /// timer costs 2 us.
-const CHANGE_EVERY: Duration = Duration::from_secs(30);
-const CHANGE_PER_THREAD: Duration = Duration::from_millis(20);
+const MIN_SWITCH_INTERVAL: Duration = Duration::from_secs(30);
+const SWITCH_INTERVAL_PER_THREAD: Duration = Duration::from_millis(20);
 
 /// Delay before the warning is cleared from `/status`. A shortage that recurs with short-lived
 /// threads would otherwise be logged each time.
-const CALM: Duration = Duration::from_secs(10);
+const WARNING_CLEAR_DELAY: Duration = Duration::from_secs(10);
 
-const TOPIC: &str = "cpu.engine";
+const WARNING_TOPIC: &str = "cpu.engine";
 
 /// Times of the last shortage and of the last attempt to switch the engine.
 #[derive(Debug, Default)]
 pub(super) struct DescriptorRelief {
-    tried: Option<Moment>,
+    last_switch_attempt: Option<Moment>,
     /// Last time with unsampled threads; `Some` while the warning is set.
-    short: Option<Moment>,
+    last_shortage: Option<Moment>,
 }
 
 impl DescriptorRelief {
-    fn note(&mut self, unsampled: Option<&Unsampled>, now: Moment) {
-        match (unsampled, self.short) {
+    fn update_warning(&mut self, unsampled: Option<&Unsampled>, now: Moment) {
+        match (unsampled, self.last_shortage) {
             (Some(unsampled), before) => {
                 if before.is_none() {
                     warnings::set(
-                        TOPIC,
-                        format!("not every thread has CPU samples: {}", unsampled.why),
+                        WARNING_TOPIC,
+                        format!("not every thread has CPU samples: {}", unsampled.reason),
                     );
                 }
-                self.short = Some(now);
+                self.last_shortage = Some(now);
             }
-            (None, Some(at)) if now.since(at) >= CALM => {
-                self.short = None;
-                warnings::clear(TOPIC);
+            (None, Some(at)) if now.since(at) >= WARNING_CLEAR_DELAY => {
+                self.last_shortage = None;
+                warnings::clear(WARNING_TOPIC);
             }
             (None, _) => {}
         }
@@ -50,51 +50,57 @@ impl DescriptorRelief {
 
 impl Drop for DescriptorRelief {
     fn drop(&mut self) {
-        if self.short.is_some() {
-            warnings::clear(TOPIC);
+        if self.last_shortage.is_some() {
+            warnings::clear(WARNING_TOPIC);
         }
     }
 }
 
 impl DrainState {
     /// Applies the quotas; examines all threads at most once per `pause`. Called after a drain.
-    pub(super) fn relieve(&mut self, now: Moment, pause: Duration) {
-        self.chosen.sampler.review(now, pause.max(REVIEW_EVERY));
-        let threads = u32::try_from(self.roster.len()).unwrap_or(u32::MAX);
-        let change_every = CHANGE_EVERY.max(CHANGE_PER_THREAD.saturating_mul(threads));
-        let mut unsampled = self.chosen.sampler.unsampled();
-        if let Some(short) = &unsampled
-            && self.chosen.may_change
-            && self.relief.tried.is_none_or(|tried| now.since(tried) >= change_every)
+    pub(super) fn apply_quotas(&mut self, now: Moment, min_interval: Duration) {
+        self.engine.sampler.rebalance(now, min_interval.max(MIN_REBALANCE_INTERVAL));
+        let threads = u32::try_from(self.thread_table.len()).unwrap_or(u32::MAX);
+        let switch_interval =
+            MIN_SWITCH_INTERVAL.max(SWITCH_INTERVAL_PER_THREAD.saturating_mul(threads));
+        let mut unsampled = self.engine.sampler.unsampled();
+        if let Some(shortage) = &unsampled
+            && self.engine.may_switch_to_timer
+            && self
+                .quota_relief
+                .last_switch_attempt
+                .is_none_or(|tried| now.since(tried) >= switch_interval)
         {
-            self.relief.tried = Some(now);
-            let words = format!("timer: {}", short.why);
-            let timers = sampler::timer(self.frequency, &self.roster.tids(), words);
-            let waiting =
-                |chosen: &SelectedEngine| chosen.sampler.unsampled().map_or(0, |it| it.threads);
+            self.quota_relief.last_switch_attempt = Some(now);
+            let description = format!("timer: {}", shortage.reason);
+            let timers =
+                sampler::start_timer_engine(self.frequency, &self.thread_table.tids(), description);
+            let unsampled_threads = |chosen: &SelectedEngine| {
+                chosen.sampler.unsampled().map_or(0, |waiting| waiting.threads)
+            };
             if let Ok(timers) = timers
-                && waiting(&timers) < short.threads
+                && unsampled_threads(&timers) < shortage.threads
             {
-                self.change(timers);
-                unsampled = self.chosen.sampler.unsampled();
+                self.switch_engine(timers);
+                unsampled = self.engine.sampler.unsampled();
             }
         }
-        self.relief.note(unsampled.as_ref(), now);
-        if let (Some(now), Some(tally)) =
-            (unsampled, tally_of(&mut self.during, &mut self.lookback))
-            && tally.unsampled.as_ref().is_none_or(|before| before.threads <= now.threads)
+        self.quota_relief.update_warning(unsampled.as_ref(), now);
+        if let (Some(current), Some(table)) =
+            (unsampled, current_table(&mut self.session, &mut self.lookback))
+            && table.unsampled.as_ref().is_none_or(|before| before.threads <= current.threads)
         {
-            tally.unsampled = Some(now);
+            table.unsampled = Some(current);
         }
     }
 
     /// Switches to another engine.
-    fn change(&mut self, chosen: SelectedEngine) {
-        self.settle();
-        for tid in self.charges.tids() {
-            self.charges.close(tid);
+    fn switch_engine(&mut self, engine: SelectedEngine) {
+        self.charge_all();
+        for tid in self.cpu_clocks.tids() {
+            self.cpu_clocks.untrack(tid);
         }
-        self.chosen = chosen;
-        self.open_accounts(&self.roster.tids());
+        self.engine = engine;
+        self.track_cpu_clocks(&self.thread_table.tids());
     }
 }

@@ -14,11 +14,11 @@ use crate::cpu::sampling::scaling::{NameGroup, ScaleFactors};
 use crate::cpu::sampling::thread_table::ThreadTable;
 use crate::model::{Mapping, Profile, Sample, ValueType};
 
-const SAMPLES: ValueType = ValueType { name: "samples", unit: "count" };
-const CPU: ValueType = ValueType { name: "cpu", unit: "nanoseconds" };
+const SAMPLES_TYPE: ValueType = ValueType { name: "samples", unit: "count" };
+const CPU_TYPE: ValueType = ValueType { name: "cpu", unit: "nanoseconds" };
 
 /// Metadata of a profile.
-pub(super) struct Subject<'a> {
+pub(super) struct CpuProfileInfo<'a> {
     /// Engine and the reason for its selection.
     pub(super) engine: &'a str,
     pub(super) user_only: bool,
@@ -26,95 +26,99 @@ pub(super) struct Subject<'a> {
     pub(super) started: Timestamp,
     pub(super) duration: Duration,
     /// CPU time of the process in `duration`.
-    pub(super) cpu: Duration,
+    pub(super) cpu_time: Duration,
     /// Phase of the incident, as a sentence.
-    pub(super) part: String,
+    pub(super) phase: String,
     pub(super) images: Vec<Mapping>,
     /// Reason why sampling ended early.
-    pub(super) broken: Option<&'a str>,
+    pub(super) failure: Option<&'a str>,
 }
 
 /// Key of a profile's row: (thread name, frames, outer end missing).
 type ReportRow = (String, Vec<u64>, bool);
 
 /// Maximum number of thread names with a separate loss for unsampled CPU time.
-const MAX_UNSEEN: usize = 8;
+const MAX_UNSAMPLED_NAMES: usize = 8;
 
-/// Builds the profile of `tallies`, which cover consecutive intervals.
-pub(super) fn profile(
-    subject: Subject<'_>,
-    tallies: &[&SampleTable],
-    roster: &ThreadTable,
+/// Builds the profile of `tables`, which cover consecutive intervals.
+pub(super) fn build_profile(
+    info: CpuProfileInfo<'_>,
+    tables: &[&SampleTable],
+    thread_table: &ThreadTable,
 ) -> Profile {
-    let period = 1_000_000_000 / i64::from(subject.frequency.get().max(1));
-    let mut profile = Profile::new(&[SAMPLES, CPU], CPU, period, subject.started);
-    profile.default_sample_type = CPU.name;
-    profile.duration = subject.duration;
+    let period = 1_000_000_000 / i64::from(info.frequency.get().max(1));
+    let mut profile = Profile::new(&[SAMPLES_TYPE, CPU_TYPE], CPU_TYPE, period, info.started);
+    profile.default_sample_type = CPU_TYPE.name;
+    profile.duration = info.duration;
 
-    let mut strata: BTreeMap<u32, NameGroup> = BTreeMap::new();
-    for (name, stratum) in tallies.iter().flat_map(|tally| tally.strata()) {
-        strata.entry(name).or_default().add(stratum);
+    let mut groups: BTreeMap<u32, NameGroup> = BTreeMap::new();
+    for (name, group) in tables.iter().flat_map(|tally| tally.name_groups()) {
+        groups.entry(name).or_default().add(group);
     }
-    let lost = tallies.iter().map(|tally| tally.lost).fold(0, u64::saturating_add);
-    let scales = ScaleFactors::of(&strata, period.unsigned_abs(), lost);
+    let lost = tables.iter().map(|tally| tally.lost).fold(0, u64::saturating_add);
+    let factors = ScaleFactors::compute(&groups, period.unsigned_abs(), lost);
 
     let mut rows: BTreeMap<ReportRow, (u64, f64, Vec<SampleOrigin>)> = BTreeMap::new();
-    for (part, tally) in tallies.iter().enumerate() {
-        for (place, count) in tally.places() {
-            let name = roster.name(place.name).to_owned();
-            let row = (name, tally.frames(place).collect(), place.is_cut);
-            let (samples, nanos, homes) = rows.entry(row).or_default();
+    for (table_index, table) in tables.iter().enumerate() {
+        for (key, count) in table.counts() {
+            let name = thread_table.name(key.name).to_owned();
+            let row = (name, table.frames(key).collect(), key.is_truncated);
+            let (samples, nanos, origins) = rows.entry(row).or_default();
             *samples += count.samples;
-            *nanos += count.weight as f64 * scales.at(place.name) * period as f64;
-            homes.push((part, place));
+            *nanos += count.weight as f64 * factors.scale_of(key.name) * period as f64;
+            origins.push((table_index, key));
         }
     }
     let mut timed = SampleIndex::default();
-    let mut got = 0;
-    for ((name, frames, is_cut), (samples, nanos, homes)) in rows {
+    let mut sampled_nanos = 0;
+    for ((name, frames, is_truncated), (samples, nanos, origins)) in rows {
         let stack = profile.intern_stack(&frames);
         let mut labels = vec![profile.text_label("thread", &name)];
-        if is_cut {
+        if is_truncated {
             labels.push(profile.text_label("stack", "cut"));
         }
-        timed.sample(profile.samples.len(), &homes);
+        timed.insert(profile.samples.len(), &origins);
         let nanos = nanos.round() as u64;
-        got += nanos;
+        sampled_nanos += nanos;
         profile.samples.push(Sample {
             stack,
-            values: vec![signed(samples), signed(nanos)],
+            values: vec![saturating_i64(samples), saturating_i64(nanos)],
             labels,
         });
     }
-    let got = got / period.unsigned_abs().max(1);
-    timed.tell(&mut profile, tallies);
-    remark(&mut profile, &subject, tallies);
-    fit(&mut profile, &subject, tallies, &scales, got, roster);
-    profile.attach_mappings(subject.images);
+    let sampled_periods = sampled_nanos / period.unsigned_abs().max(1);
+    timed.append_times(&mut profile, tables);
+    add_comments_and_losses(&mut profile, &info, tables);
+    add_accuracy_comments(&mut profile, &info, tables, &factors, sampled_periods, thread_table);
+    profile.attach_mappings(info.images);
     profile
 }
 
-fn remark(profile: &mut Profile, subject: &Subject<'_>, tallies: &[&SampleTable]) {
+fn add_comments_and_losses(
+    profile: &mut Profile,
+    info: &CpuProfileInfo<'_>,
+    tables: &[&SampleTable],
+) {
     let sum = |of: fn(&SampleTable) -> u64| {
-        tallies.iter().map(|tally| of(tally)).fold(0, u64::saturating_add)
+        tables.iter().map(|tally| of(tally)).fold(0, u64::saturating_add)
     };
-    let all = SampleCount { samples: sum(|t| t.all.samples), weight: sum(|t| t.all.weight) };
-    profile.comments.push(subject.part.clone());
+    let total = SampleCount { samples: sum(|t| t.total.samples), weight: sum(|t| t.total.weight) };
+    profile.comments.push(info.phase.clone());
     profile.comments.push(format!(
         "recorded by the engine `{}`, each thread at {} of its CPU time",
-        subject.engine, subject.frequency
+        info.engine, info.frequency
     ));
-    if all.weight > all.samples {
-        let rate = all.samples as f64 / subject.cpu.as_secs_f64().max(f64::EPSILON);
+    if total.weight > total.samples {
+        let rate = total.samples as f64 / info.cpu_time.as_secs_f64().max(f64::EPSILON);
         profile.comments.push(format!(
             "{} samples stand for {} periods (expirations between two ticks of the kernel come as one): \
              {rate:.0} samples a second of CPU time",
-            all.samples, all.weight
+            total.samples, total.weight
         ));
     }
     let losses = [
         ("CPU samples that found no room in their ring", sum(|t| t.lost)),
-        ("CPU samples counted without a stack: the table of stacks is full", sum(|t| t.unplaced)),
+        ("CPU samples counted without a stack: the table of stacks is full", sum(|t| t.table_full)),
         (
             "CPU samples with frames left out in the middle: deeper than 128 frames",
             sum(|t| t.omitted),
@@ -124,72 +128,82 @@ fn remark(profile: &mut Profile, subject: &Subject<'_>, tallies: &[&SampleTable]
              still in place",
             sum(|t| t.joined),
         ),
-        ("CPU samples cut at the outer end: the stack is deeper than its copy", sum(|t| t.short)),
+        (
+            "CPU samples cut at the outer end: the stack is deeper than its copy",
+            sum(|t| t.copy_too_short),
+        ),
         ("CPU samples cut at the outer end: more than 4096 frames", sum(|t| t.too_deep)),
-        ("CPU samples cut where unwind information ends", sum(|t| t.broken)),
+        ("CPU samples cut where unwind information ends", sum(|t| t.no_unwind_info)),
         (
             "CPU samples on a signal's alternate stack, cut where the handler began",
-            sum(|t| t.elsewhere),
+            sum(|t| t.on_alternate_stack),
         ),
         (
             "CPU samples walked through code without unwind tables, by its calls and frame pointers",
-            sum(|t| t.inferred),
+            sum(|t| t.used_heuristics),
         ),
     ];
     for (cause, count) in losses {
         profile.losses.add(cause, count);
     }
-    let unsampled = tallies.iter().filter_map(|tally| tally.unsampled.as_ref());
-    if let Some(Unsampled { threads, why }) = unsampled.max_by_key(|most| most.threads) {
-        profile.losses.add(format!("threads without CPU samples: {why}"), *threads);
+    let unsampled = tables.iter().filter_map(|tally| tally.unsampled.as_ref());
+    if let Some(Unsampled { threads, reason }) = unsampled.max_by_key(|most| most.threads) {
+        profile.losses.add(format!("threads without CPU samples: {reason}"), *threads);
     }
-    if let Some(why) = subject.broken {
-        profile.losses.add(format!("CPU profile ended early: {why}"), 1);
+    if let Some(reason) = info.failure {
+        profile.losses.add(format!("CPU profile ended early: {reason}"), 1);
     }
 }
 
 /// Adds comments on the scales, the error of shares and the CPU time covered, and losses for the
 /// rest.
-fn fit(
+fn add_accuracy_comments(
     profile: &mut Profile,
-    subject: &Subject<'_>,
-    tallies: &[&SampleTable],
-    scales: &ScaleFactors,
-    got: u64,
-    roster: &ThreadTable,
+    info: &CpuProfileInfo<'_>,
+    tables: &[&SampleTable],
+    factors: &ScaleFactors,
+    sampled_periods: u64,
+    thread_table: &ThreadTable,
 ) {
-    let sum = |of: fn(&SampleTable) -> u64| tallies.iter().map(|tally| of(tally)).sum::<u64>();
-    if let Some((largest, name)) = scales.largest {
+    let sum = |of: fn(&SampleTable) -> u64| tables.iter().map(|tally| of(tally)).sum::<u64>();
+    if let Some((largest, name)) = factors.largest {
         profile.comments.push(format!(
             "cpu: samples of threads of one name are scaled to the CPU time the kernel charged to those \
              threads: by {:.3} on average, by {largest:.3} at most (`{}`); {} samples were taken",
-            scales.weight / (sum(|t| t.all.weight) as f64).max(1.0),
-            roster.name(name),
-            sum(|t| t.all.samples)
+            factors.weight / (sum(|t| t.total.weight) as f64).max(1.0),
+            thread_table.name(name),
+            sum(|t| t.total.samples)
         ));
     }
-    profile.comments.extend(standard_error(scales.weight, scales.squares));
-    let period = 1_000_000_000 / u64::from(subject.frequency.get().max(1));
-    let mut unseen = 0;
-    for (place, &(name, nanos)) in scales.unseen.iter().enumerate() {
+    profile.comments.extend(standard_error(factors.weight, factors.squared_weights));
+    let period = 1_000_000_000 / u64::from(info.frequency.get().max(1));
+    let mut unsampled_periods = 0;
+    for (index, &(name, nanos)) in factors.unsampled_cpu.iter().enumerate() {
         let periods = nanos / period;
-        unseen += periods;
-        let cause = match place {
-            0..MAX_UNSEEN => format!("{UNSEEN}: `{}`", roster.name(name)),
-            _ => format!("{UNSEEN}: of other names"),
+        unsampled_periods += periods;
+        let cause = match index {
+            0..MAX_UNSAMPLED_NAMES => format!("{UNSAMPLED_CAUSE}: `{}`", thread_table.name(name)),
+            _ => format!("{UNSAMPLED_CAUSE}: of other names"),
         };
         profile.losses.add(cause, periods);
     }
-    let rest = if subject.user_only {
+    let remaining_cause = if info.user_only {
         "CPU time without a sample: in the kernel, which is hidden here, or in short-lived threads"
     } else {
         "CPU time without a sample, in periods: threads that ended within one, or unseen"
     };
-    let lost = sum(|t| t.lost) + unseen;
-    accounting::tell(profile, subject.cpu, subject.frequency, got, lost, rest);
+    let lost = sum(|t| t.lost) + unsampled_periods;
+    accounting::report_losses(
+        profile,
+        info.cpu_time,
+        info.frequency,
+        sampled_periods,
+        lost,
+        remaining_cause,
+    );
 }
 
-const UNSEEN: &str = "CPU time without a sample, in periods: threads called";
+const UNSAMPLED_CAUSE: &str = "CPU time without a sample, in periods: threads called";
 
 /// Returns the standard error of a function's share. Samples of unequal weight carry less
 /// information than equal ones: `effective = (sum w)^2 / sum w^2` (Kish).
@@ -207,7 +221,7 @@ fn standard_error(weight: f64, squares: f64) -> Option<String> {
     })
 }
 
-fn signed(count: u64) -> i64 {
+fn saturating_i64(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
@@ -216,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_error_is_the_binomials_over_what_the_weights_are_worth() {
+    fn standard_error_uses_effective_sample_size() {
         assert_eq!(standard_error(0.0, 0.0), None);
         let alike = standard_error(400.0, 400.0).unwrap();
         assert!(alike.contains("2.5 points at 50 %, 1.5 at 10 %"), "{alike}");

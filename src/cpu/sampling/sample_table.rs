@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::allotment::Unsampled;
 use crate::cpu::sampling::sample_times::SampleLog;
-use crate::cpu::sampling::scaling::{NameGroup, UNPLACED};
+use crate::cpu::sampling::scaling::{NameGroup, TABLE_FULL_NAME};
 
 /// Root of the tree: the outer end of every stack.
 const ROOT: u32 = 0;
@@ -17,7 +17,7 @@ pub(super) struct SampleKey {
     pub(super) name: u32,
     pub(super) stack: u32,
     /// `true` if the outer end of the stack is missing.
-    pub(super) is_cut: bool,
+    pub(super) is_truncated: bool,
 }
 
 /// Number and weight of samples.
@@ -33,32 +33,32 @@ pub(super) struct SampleCount {
 pub(super) struct SampleTable {
     /// (parent, address) of each node.
     nodes: Vec<(u32, u64)>,
-    by_node: HashMap<(u32, u64), u32>,
-    places: HashMap<SampleKey, SampleCount>,
-    strata: HashMap<u32, NameGroup>,
-    limit: usize,
-    pub(super) all: SampleCount,
+    node_index: HashMap<(u32, u64), u32>,
+    counts: HashMap<SampleKey, SampleCount>,
+    name_groups: HashMap<u32, NameGroup>,
+    max_entries: usize,
+    pub(super) total: SampleCount,
     /// Sum of the squared weights, for the error of shares.
-    pub(super) squares: u64,
+    pub(super) squared_weights: u64,
     /// Weight of samples dropped before this table.
     pub(super) lost: u64,
     /// Weight counted without a stack because the table is full.
-    pub(super) unplaced: u64,
+    pub(super) table_full: u64,
     /// Weight of stacks with omitted frames in the middle.
     pub(super) omitted: u64,
     /// Weight of stacks whose copy was too short and that end with the outer frames of an earlier
     /// sample.
     pub(super) joined: u64,
     /// Weight of stacks whose copy was too short and whose outer end is missing.
-    pub(super) short: u64,
+    pub(super) copy_too_short: u64,
     /// Weight of stacks with more frames than the walk's limit.
     pub(super) too_deep: u64,
     /// Weight of stacks that end where unwind information is missing.
-    pub(super) broken: u64,
+    pub(super) no_unwind_info: u64,
     /// Weight of stacks that end in a signal handler on an alternate stack.
-    pub(super) elsewhere: u64,
+    pub(super) on_alternate_stack: u64,
     /// Weight of stacks that pass code without unwind tables.
-    pub(super) inferred: u64,
+    pub(super) used_heuristics: u64,
     /// Threads without samples: the largest number at one time.
     pub(super) unsampled: Option<Unsampled>,
     /// Times of the samples.
@@ -68,26 +68,26 @@ pub(super) struct SampleTable {
 impl SampleTable {
     /// Creates a tally with at most `limit` nodes, `limit` keys of 100 bytes each and `limit`
     /// times. Memory grows with use.
-    pub(super) fn new(limit: usize) -> Self {
+    pub(super) fn new(max_entries: usize) -> Self {
         Self {
             nodes: vec![(ROOT, 0)],
-            by_node: HashMap::new(),
-            places: HashMap::new(),
-            strata: HashMap::new(),
-            limit,
-            all: SampleCount::default(),
-            squares: 0,
+            node_index: HashMap::new(),
+            counts: HashMap::new(),
+            name_groups: HashMap::new(),
+            max_entries,
+            total: SampleCount::default(),
+            squared_weights: 0,
             lost: 0,
-            unplaced: 0,
+            table_full: 0,
             omitted: 0,
             joined: 0,
-            short: 0,
+            copy_too_short: 0,
             too_deep: 0,
-            broken: 0,
-            elsewhere: 0,
-            inferred: 0,
+            no_unwind_info: 0,
+            on_alternate_stack: 0,
+            used_heuristics: 0,
             unsampled: None,
-            log: SampleLog::new(limit),
+            log: SampleLog::new(max_entries),
         }
     }
 
@@ -97,69 +97,70 @@ impl SampleTable {
         name: u32,
         frames: &[u64],
         weight: u32,
-        is_cut: bool,
+        is_truncated: bool,
     ) -> SampleKey {
         let weight = u64::from(weight);
-        let stack = frames.iter().rev().try_fold(ROOT, |parent, &frame| self.node(parent, frame));
-        let place = SampleKey { name, stack: stack.unwrap_or(ROOT), is_cut };
-        let place = if stack.is_some()
-            && (self.places.len() < self.limit || self.places.contains_key(&place))
+        let stack =
+            frames.iter().rev().try_fold(ROOT, |parent, &frame| self.intern_node(parent, frame));
+        let key = SampleKey { name, stack: stack.unwrap_or(ROOT), is_truncated };
+        let key = if stack.is_some()
+            && (self.counts.len() < self.max_entries || self.counts.contains_key(&key))
         {
-            place
+            key
         } else {
-            self.unplaced += weight;
-            SampleKey { name: UNPLACED, stack: ROOT, is_cut: true }
+            self.table_full += weight;
+            SampleKey { name: TABLE_FULL_NAME, stack: ROOT, is_truncated: true }
         };
-        let count = self.places.entry(place).or_default();
+        let count = self.counts.entry(key).or_default();
         count.samples += 1;
         count.weight += weight;
-        self.all.samples += 1;
-        self.all.weight += weight;
+        self.total.samples += 1;
+        self.total.weight += weight;
         // In wall mode, a machine that was suspended for an hour produces the largest possible
         // weight.
-        let squared = weight.saturating_mul(weight);
-        self.squares = self.squares.saturating_add(squared);
-        let sampled = NameGroup { weight, squares: squared, ..NameGroup::default() };
-        self.strata.entry(place.name).or_default().add(&sampled);
-        place
+        let squared_weight = weight.saturating_mul(weight);
+        self.squared_weights = self.squared_weights.saturating_add(squared_weight);
+        let sampled = NameGroup { weight, squared_weights: squared_weight, ..NameGroup::default() };
+        self.name_groups.entry(key.name).or_default().add(&sampled);
+        key
     }
 
     /// Adds CPU time that the kernel charged to a thread with this name.
     pub(super) fn charge(&mut self, name: u32, time: Duration) {
         let charged = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         if charged > 0 {
-            let stratum = self.strata.entry(name).or_default();
-            stratum.charged = stratum.charged.saturating_add(charged);
-            stratum.most = stratum.most.max(charged);
+            let group = self.name_groups.entry(name).or_default();
+            group.charged = group.charged.saturating_add(charged);
+            group.max_thread_charge = group.max_thread_charge.max(charged);
         }
     }
 
     /// Returns samples and charged time by name. The roster bounds the number of names.
-    pub(super) fn strata(&self) -> impl Iterator<Item = (u32, &NameGroup)> + '_ {
-        self.strata.iter().map(|(&name, stratum)| (name, stratum))
+    pub(super) fn name_groups(&self) -> impl Iterator<Item = (u32, &NameGroup)> + '_ {
+        self.name_groups.iter().map(|(&name, group)| (name, group))
     }
 
-    fn node(&mut self, parent: u32, frame: u64) -> Option<u32> {
-        if let Some(&node) = self.by_node.get(&(parent, frame)) {
+    fn intern_node(&mut self, parent: u32, frame: u64) -> Option<u32> {
+        if let Some(&node) = self.node_index.get(&(parent, frame)) {
             return Some(node);
         }
-        if self.nodes.len() >= self.limit {
+        if self.nodes.len() >= self.max_entries {
             return None;
         }
         let node = u32::try_from(self.nodes.len()).ok()?;
         self.nodes.push((parent, frame));
-        self.by_node.insert((parent, frame), node);
+        self.node_index.insert((parent, frame), node);
         Some(node)
     }
 
     /// Returns all keys and their counts, in arbitrary order.
-    pub(super) fn places(&self) -> impl Iterator<Item = (SampleKey, SampleCount)> + '_ {
-        self.places.iter().map(|(&place, &count)| (place, count))
+    pub(super) fn counts(&self) -> impl Iterator<Item = (SampleKey, SampleCount)> + '_ {
+        self.counts.iter().map(|(&key, &count)| (key, count))
     }
 
     /// Returns the frames of a key, innermost first.
-    pub(super) fn frames(&self, place: SampleKey) -> impl Iterator<Item = u64> + '_ {
-        let mut next = place.stack;
+    pub(super) fn frames(&self, key: SampleKey) -> impl Iterator<Item = u64> + '_ {
+        let mut next = key.stack;
         std::iter::from_fn(move || {
             let (parent, frame) = *self.nodes.get(next as usize).filter(|_| next != ROOT)?;
             next = parent;
@@ -169,7 +170,7 @@ impl SampleTable {
 
     /// Returns `true` if there are no samples and no losses.
     pub(super) fn is_empty(&self) -> bool {
-        self.all.samples == 0 && self.lost == 0
+        self.total.samples == 0 && self.lost == 0
     }
 }
 
@@ -177,49 +178,55 @@ impl SampleTable {
 mod tests {
     use super::*;
 
-    fn places(tally: &SampleTable) -> Vec<(u32, Vec<u64>, SampleCount)> {
-        let mut places: Vec<_> = tally
-            .places()
-            .map(|(place, count)| (place.name, tally.frames(place).collect(), count))
+    fn sorted_counts(table: &SampleTable) -> Vec<(u32, Vec<u64>, SampleCount)> {
+        let mut rows: Vec<_> = table
+            .counts()
+            .map(|(key, count)| (key.name, table.frames(key).collect(), count))
             .collect();
-        places.sort_by_key(|(name, frames, _): &(u32, Vec<u64>, SampleCount)| {
+        rows.sort_by_key(|(name, frames, _): &(u32, Vec<u64>, SampleCount)| {
             (*name, frames.clone())
         });
-        places
+        rows
     }
 
     #[test]
-    fn the_same_stack_of_the_same_thread_is_one_place() {
-        let mut tally = SampleTable::new(100);
-        tally.add(1, &[3, 2, 1], 1, false);
-        tally.add(1, &[3, 2, 1], 4, false);
-        tally.add(2, &[2, 1], 1, false);
+    fn same_stack_and_thread_name_share_one_count() {
+        let mut table = SampleTable::new(100);
+        table.add(1, &[3, 2, 1], 1, false);
+        table.add(1, &[3, 2, 1], 4, false);
+        table.add(2, &[2, 1], 1, false);
         let count = |samples, weight| SampleCount { samples, weight };
-        assert_eq!(places(&tally), [(1, vec![3, 2, 1], count(2, 5)), (2, vec![2, 1], count(1, 1))]);
-        assert_eq!((tally.all, tally.squares), (count(3, 6), 18));
-        assert_eq!(tally.nodes.len(), 4);
+        assert_eq!(
+            sorted_counts(&table),
+            [(1, vec![3, 2, 1], count(2, 5)), (2, vec![2, 1], count(1, 1))]
+        );
+        assert_eq!((table.total, table.squared_weights), (count(3, 6), 18));
+        assert_eq!(table.nodes.len(), 4);
     }
 
     #[test]
-    fn a_look_of_any_weight_is_counted() {
-        let mut tally = SampleTable::new(10);
+    fn maximum_weights_do_not_overflow() {
+        let mut table = SampleTable::new(10);
         for _ in 0..2 {
-            tally.add(1, &[1], u32::MAX, false);
+            table.add(1, &[1], u32::MAX, false);
         }
-        assert_eq!((tally.all.weight, tally.squares), (2 * u64::from(u32::MAX), u64::MAX));
+        assert_eq!(
+            (table.total.weight, table.squared_weights),
+            (2 * u64::from(u32::MAX), u64::MAX)
+        );
     }
 
     #[test]
-    fn a_full_table_counts_on_without_stacks() {
+    fn full_table_counts_samples_without_stacks() {
         for limit in [1, 2, 3] {
-            let mut tally = SampleTable::new(limit);
+            let mut table = SampleTable::new(limit);
             for stack in 1..=10 {
-                tally.add(1, &[stack], 2, false);
+                table.add(1, &[stack], 2, false);
             }
-            assert_eq!(tally.all, SampleCount { samples: 10, weight: 20 });
-            assert_eq!(tally.unplaced, 2 * (10 - (limit as u64 - 1)), "{limit}");
-            let held: u64 = tally.places().map(|(_, count)| count.weight).sum();
-            assert_eq!(held, 20);
+            assert_eq!(table.total, SampleCount { samples: 10, weight: 20 });
+            assert_eq!(table.table_full, 2 * (10 - (limit as u64 - 1)), "{limit}");
+            let total_weight: u64 = table.counts().map(|(_, count)| count.weight).sum();
+            assert_eq!(total_weight, 20);
         }
     }
 }

@@ -32,43 +32,43 @@ const WEIGHT_BITS: u32 = 16;
 
 /// Margin before the first entry: rings are drained one after the other, so the first entry may not
 /// be the oldest.
-const BEFORE_THE_FIRST: u64 = 60_000_000_000;
+const FIRST_ENTRY_MARGIN_NANOS: u64 = 60_000_000_000;
 
 #[derive(Clone, Copy, Debug)]
 struct LoggedSample {
     tid: u32,
-    place: u32,
+    packed_key: u32,
     time_and_weight: u64,
 }
 
 /// Times of samples.
 #[derive(Debug)]
 pub(super) struct SampleLog {
-    zero: u64,
+    base_nanos: u64,
     entries: Vec<LoggedSample>,
-    limit: usize,
+    max_entries: usize,
     /// Samples without a time: the log is full, or the time is out of range.
     dropped: u64,
 }
 
 impl SampleLog {
     /// Creates a log of at most `limit` times.
-    pub(super) fn new(limit: usize) -> Self {
-        Self { zero: 0, entries: Vec::new(), limit, dropped: 0 }
+    pub(super) fn new(max_entries: usize) -> Self {
+        Self { base_nanos: 0, entries: Vec::new(), max_entries, dropped: 0 }
     }
 
     /// Records the time of a sample of `tid`.
-    pub(super) fn push(&mut self, tid: u32, at: Moment, place: SampleKey, weight: u32) {
-        let at = at.as_nanos();
+    pub(super) fn push(&mut self, tid: u32, time: Moment, key: SampleKey, weight: u32) {
+        let nanos = time.as_nanos();
         if self.entries.is_empty() {
-            self.zero = at.saturating_sub(BEFORE_THE_FIRST);
+            self.base_nanos = nanos.saturating_sub(FIRST_ENTRY_MARGIN_NANOS);
         }
-        let time = at.saturating_sub(self.zero);
-        match pack(place) {
-            Some(place) if self.entries.len() < self.limit && time >> 48 == 0 => {
+        let offset = nanos.saturating_sub(self.base_nanos);
+        match pack(key) {
+            Some(packed_key) if self.entries.len() < self.max_entries && offset >> 48 == 0 => {
                 let weight = u64::from(weight.min((1 << WEIGHT_BITS) - 1));
-                let time_and_weight = time << WEIGHT_BITS | weight;
-                self.entries.push(LoggedSample { tid, place, time_and_weight });
+                let time_and_weight = offset << WEIGHT_BITS | weight;
+                self.entries.push(LoggedSample { tid, packed_key, time_and_weight });
             }
             _ => self.dropped += 1,
         }
@@ -77,15 +77,15 @@ impl SampleLog {
     fn iter(&self) -> impl Iterator<Item = (u32, Moment, SampleKey, u32)> + '_ {
         self.entries.iter().map(|entry| {
             let weight = entry.time_and_weight & ((1 << WEIGHT_BITS) - 1);
-            let at = Moment::from_nanos(self.zero + (entry.time_and_weight >> WEIGHT_BITS));
-            (entry.tid, at, unpack(entry.place), weight as u32)
+            let at = Moment::from_nanos(self.base_nanos + (entry.time_and_weight >> WEIGHT_BITS));
+            (entry.tid, at, unpack(entry.packed_key), weight as u32)
         })
     }
 }
 
-fn pack(place: SampleKey) -> Option<u32> {
-    let fits = place.stack >> STACK_BITS == 0 && place.name >> NAME_BITS == 0;
-    let packed = (place.stack << NAME_BITS | place.name) << 1 | u32::from(place.is_cut);
+fn pack(key: SampleKey) -> Option<u32> {
+    let fits = key.stack >> STACK_BITS == 0 && key.name >> NAME_BITS == 0;
+    let packed = (key.stack << NAME_BITS | key.name) << 1 | u32::from(key.is_truncated);
     fits.then_some(packed)
 }
 
@@ -93,7 +93,7 @@ fn unpack(packed: u32) -> SampleKey {
     SampleKey {
         name: packed >> 1 & ((1 << NAME_BITS) - 1),
         stack: packed >> (1 + NAME_BITS),
-        is_cut: packed & 1 == 1,
+        is_truncated: packed & 1 == 1,
     }
 }
 
@@ -103,23 +103,23 @@ pub(super) struct SampleIndex(HashMap<SampleOrigin, u32>);
 
 impl SampleIndex {
     /// Maps these keys to the profile's sample at `index`.
-    pub(super) fn sample(&mut self, index: usize, homes: &[SampleOrigin]) {
+    pub(super) fn insert(&mut self, index: usize, origins: &[SampleOrigin]) {
         let index = u32::try_from(index).unwrap_or(u32::MAX);
-        self.0.extend(homes.iter().map(|&home| (home, index)));
+        self.0.extend(origins.iter().map(|&origin| (origin, index)));
     }
 
-    /// Adds the times in the logs of `tallies` to `profile`.
-    pub(super) fn tell(self, profile: &mut Profile, tallies: &[&SampleTable]) {
-        let entries = tallies.iter().map(|tally| tally.log.entries.len()).sum();
-        profile.timed.reserve_exact(entries);
-        for (part, tally) in tallies.iter().enumerate() {
-            profile.timed.extend(tally.log.iter().filter_map(|(tid, at, place, weight)| {
-                let sample = *self.0.get(&(part, place))?;
+    /// Adds the times in the logs of `tables` to `profile`.
+    pub(super) fn append_times(self, profile: &mut Profile, tables: &[&SampleTable]) {
+        let entries = tables.iter().map(|tally| tally.log.entries.len()).sum();
+        profile.timed_samples.reserve_exact(entries);
+        for (table_index, table) in tables.iter().enumerate() {
+            profile.timed_samples.extend(table.log.iter().filter_map(|(tid, at, key, weight)| {
+                let sample = *self.0.get(&(table_index, key))?;
                 Some(TimedSample { tid, at, sample, weight })
             }));
         }
-        profile.timed.sort_by_key(|sample| sample.at);
-        let dropped = tallies.iter().map(|tally| tally.log.dropped).sum();
+        profile.timed_samples.sort_by_key(|sample| sample.at);
+        let dropped = tables.iter().map(|tally| tally.log.dropped).sum();
         profile.losses.add(
             "CPU samples without their time, so not in the trace and without labels: the log is full",
             dropped,
@@ -135,33 +135,33 @@ mod tests {
     use crate::model::ValueType;
 
     #[test]
-    fn an_entry_is_sixteen_bytes() {
+    fn logged_sample_is_sixteen_bytes() {
         assert_eq!(size_of::<LoggedSample>(), 16);
     }
 
     #[test]
-    fn a_place_survives_packing() {
+    fn sample_key_survives_packing() {
         for (name, stack, is_cut) in
             [(0, 0, false), (4095, (1 << 19) - 1, true), (1, 65_535, false)]
         {
-            let place = SampleKey { name, stack, is_cut };
-            assert_eq!(pack(place).map(unpack), Some(place));
+            let key = SampleKey { name, stack, is_truncated: is_cut };
+            assert_eq!(pack(key).map(unpack), Some(key));
         }
-        assert_eq!(pack(SampleKey { name: 4096, stack: 0, is_cut: false }), None);
-        assert_eq!(pack(SampleKey { name: 0, stack: 1 << 19, is_cut: false }), None);
+        assert_eq!(pack(SampleKey { name: 4096, stack: 0, is_truncated: false }), None);
+        assert_eq!(pack(SampleKey { name: 0, stack: 1 << 19, is_truncated: false }), None);
     }
 
     #[test]
-    fn times_are_kept_in_order_and_what_finds_no_room_is_counted() {
+    fn times_are_sorted_and_overflow_is_counted() {
         const CPU: ValueType = ValueType { name: "cpu", unit: "nanoseconds" };
         let (mut first, mut second) = (SampleTable::new(3), SampleTable::new(3));
         let push = |tally: &mut SampleTable, tid, at, weight| {
-            let place = tally.add(1, &[7], weight, false);
-            tally.log.push(tid, Moment::from_nanos(at), place, weight);
-            place
+            let key = tally.add(1, &[7], weight, false);
+            tally.log.push(tid, Moment::from_nanos(at), key, weight);
+            key
         };
         let hour = 3_600_000_000_000;
-        let place = push(&mut first, 11, 100 * hour, 1);
+        let key = push(&mut first, 11, 100 * hour, 1);
         push(&mut first, 12, 100 * hour - 5, u32::MAX);
         push(&mut first, 13, 100 * hour + 9, 2);
         push(&mut first, 14, 100 * hour + 9, 2);
@@ -169,11 +169,11 @@ mod tests {
         push(&mut second, 16, 200 * hour, 1);
         let mut profile = Profile::new(&[CPU], CPU, 1, Timestamp::UNIX_EPOCH);
         let mut timed = SampleIndex::default();
-        timed.sample(5, &[(0, place)]);
-        timed.sample(6, &[(1, place)]);
-        timed.tell(&mut profile, &[&first, &second]);
+        timed.insert(5, &[(0, key)]);
+        timed.insert(6, &[(1, key)]);
+        timed.append_times(&mut profile, &[&first, &second]);
         let seen: Vec<_> = profile
-            .timed
+            .timed_samples
             .iter()
             .map(|timed| (timed.tid, timed.at.as_nanos(), timed.sample, timed.weight))
             .collect();

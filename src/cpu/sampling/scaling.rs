@@ -10,7 +10,7 @@
 //! - Single threads are never scaled: of 10,000 threads that use a tenth of a period each, one in
 //!   ten has a sample, which stands for the other nine. Names with little CPU time form one stratum
 //!   for the same reason.
-//! - A sample stands for at most [`MOST`] times its weight. The time beyond that, and the time
+//! - A sample stands for at most [`MAX_SCALE`] times its weight. The time beyond that, and the time
 //!   charged to names without a sample, is reported as a loss under the name.
 //! - Samples lost to a full ring or table are reported separately; other samples do not replace
 //!   them.
@@ -23,131 +23,145 @@ pub(super) struct NameGroup {
     /// Weight of the samples, in periods.
     pub(super) weight: u64,
     /// Sum of the squared weights.
-    pub(super) squares: u64,
+    pub(super) squared_weights: u64,
     /// CPU time charged by the kernel, in nanoseconds.
     pub(super) charged: u64,
     /// Largest single charge to one thread; the sum of these if strata are added.
-    pub(super) most: u64,
+    pub(super) max_thread_charge: u64,
 }
 
 impl NameGroup {
     pub(super) fn add(&mut self, other: &Self) {
         self.weight = self.weight.saturating_add(other.weight);
-        self.squares = self.squares.saturating_add(other.squares);
+        self.squared_weights = self.squared_weights.saturating_add(other.squared_weights);
         self.charged = self.charged.saturating_add(other.charged);
-        self.most = self.most.saturating_add(other.most);
+        self.max_thread_charge = self.max_thread_charge.saturating_add(other.max_thread_charge);
     }
 }
 
 /// Name of samples without a name, because the table of stacks was full.
-pub(super) const UNPLACED: u32 = u32::MAX;
+pub(super) const TABLE_FULL_NAME: u32 = u32::MAX;
 
 /// Maximum scale: at least a third of a name's time must be sampled. On a busy machine a timer
 /// samples half the time of threads that use few ticks each.
-const MOST: f64 = 3.0;
+const MAX_SCALE: f64 = 3.0;
 
 /// Below `max(10 periods, 100 ms)` of CPU time the number of a name's samples is mostly chance.
-const SMALL_PERIODS: u64 = 10;
-const SMALL_NANOS: u64 = 100_000_000;
+const MIN_GROUP_PERIODS: u64 = 10;
+const MIN_GROUP_NANOS: u64 = 100_000_000;
 
 /// A thread that used `max(2 periods, 20 ms)`, 20 ms being two ticks of the slowest kernel, has a
 /// sample unless something prevented it.
-const SURE_PERIODS: u64 = 2;
-const SURE_NANOS: u64 = 20_000_000;
+const MUST_BE_SAMPLED_PERIODS: u64 = 2;
+const MUST_BE_SAMPLED_NANOS: u64 = 20_000_000;
 
 /// Scale factors by thread name.
 #[derive(Debug, Default)]
 pub(super) struct ScaleFactors {
-    of: HashMap<u32, f64>,
-    rest: f64,
+    scale_by_name: HashMap<u32, f64>,
+    small_group_scale: f64,
     /// Largest scale and its name.
     pub(super) largest: Option<(f64, u32)>,
     /// Sum of the scaled samples, in periods.
     pub(super) weight: f64,
     /// Sum of the squared scaled weights.
-    pub(super) squares: f64,
+    pub(super) squared_weights: f64,
     /// CPU time that no sample stands for, by name, in nanoseconds, largest first.
-    pub(super) unseen: Vec<(u32, u64)>,
+    pub(super) unsampled_cpu: Vec<(u32, u64)>,
 }
 
 impl ScaleFactors {
     /// Computes the scales of `strata`, for samples every `period` nanoseconds of which `lost` were
     /// dropped. Without charged time the scale is 1: a sample stands for one period.
-    pub(super) fn of(strata: &BTreeMap<u32, NameGroup>, period: u64, lost: u64) -> Self {
-        let sum = |of: fn(&NameGroup) -> u64| strata.values().map(of).fold(0, u64::saturating_add);
-        let mut scales = Self { rest: 1.0, ..Self::default() };
+    pub(super) fn compute(groups: &BTreeMap<u32, NameGroup>, period: u64, lost: u64) -> Self {
+        let sum =
+            |value: fn(&NameGroup) -> u64| groups.values().map(value).fold(0, u64::saturating_add);
+        let mut factors = Self { small_group_scale: 1.0, ..Self::default() };
         if sum(|stratum| stratum.charged) > 0 {
-            let astray = lost + strata.get(&UNPLACED).map_or(0, |stratum| stratum.weight);
-            let placed = sum(|stratum| stratum.weight) + lost - astray;
-            let share = placed as f64 / (placed + astray).max(1) as f64;
-            scales.fit(strata, period, if astray == 0 { 1.0 } else { share });
+            let overflowed =
+                lost + groups.get(&TABLE_FULL_NAME).map_or(0, |stratum| stratum.weight);
+            let placed = sum(|stratum| stratum.weight) + lost - overflowed;
+            let placed_fraction = placed as f64 / (placed + overflowed).max(1) as f64;
+            factors.scale_groups(
+                groups,
+                period,
+                if overflowed == 0 { 1.0 } else { placed_fraction },
+            );
         }
-        for (&name, stratum) in strata {
-            let scale = scales.at(name);
-            scales.weight += scale * stratum.weight as f64;
-            scales.squares += scale * scale * stratum.squares as f64;
+        for (&name, group) in groups {
+            let scale = factors.scale_of(name);
+            factors.weight += scale * group.weight as f64;
+            factors.squared_weights += scale * scale * group.squared_weights as f64;
         }
-        scales.unseen.sort_by_key(|&(name, nanos)| (std::cmp::Reverse(nanos), name));
-        scales
+        factors.unsampled_cpu.sort_by_key(|&(name, nanos)| (std::cmp::Reverse(nanos), name));
+        factors
     }
 
     /// Returns the scale of the samples with this name.
-    pub(super) fn at(&self, name: u32) -> f64 {
-        match self.of.get(&name) {
+    pub(super) fn scale_of(&self, name: u32) -> f64 {
+        match self.scale_by_name.get(&name) {
             Some(&scale) => scale,
-            None if name == UNPLACED => 1.0,
-            None => self.rest,
+            None if name == TABLE_FULL_NAME => 1.0,
+            None => self.small_group_scale,
         }
     }
 
-    fn fit(&mut self, strata: &BTreeMap<u32, NameGroup>, period: u64, share: f64) {
-        let small = SMALL_NANOS.max(period.saturating_mul(SMALL_PERIODS));
-        let sure = SURE_NANOS.max(period.saturating_mul(SURE_PERIODS));
-        let mut few = NameGroup::default();
+    fn scale_groups(
+        &mut self,
+        groups: &BTreeMap<u32, NameGroup>,
+        period: u64,
+        placed_fraction: f64,
+    ) {
+        let min_group_nanos = MIN_GROUP_NANOS.max(period.saturating_mul(MIN_GROUP_PERIODS));
+        let must_be_sampled_nanos =
+            MUST_BE_SAMPLED_NANOS.max(period.saturating_mul(MUST_BE_SAMPLED_PERIODS));
+        let mut small_group = NameGroup::default();
         let mut names = Vec::new();
-        for (&name, stratum) in strata.iter().filter(|&(&name, _)| name != UNPLACED) {
-            if stratum.charged < small && (stratum.weight > 0 || stratum.most < sure) {
-                few.add(stratum);
-                names.push((name, stratum.charged));
-            } else if let Some(scale) =
-                self.scale(stratum, period, share, &[(name, stratum.charged)])
+        for (&name, group) in groups.iter().filter(|&(&name, _)| name != TABLE_FULL_NAME) {
+            if group.charged < min_group_nanos
+                && (group.weight > 0 || group.max_thread_charge < must_be_sampled_nanos)
             {
-                self.note(scale, name);
-                self.of.insert(name, scale);
+                small_group.add(group);
+                names.push((name, group.charged));
+            } else if let Some(scale) =
+                self.group_scale(group, period, placed_fraction, &[(name, group.charged)])
+            {
+                self.update_largest(scale, name);
+                self.scale_by_name.insert(name, scale);
             }
         }
         names.sort_by_key(|&(_, charged)| charged);
-        if let Some(scale) = self.scale(&few, period, share, &names) {
-            self.rest = scale;
+        if let Some(scale) = self.group_scale(&small_group, period, placed_fraction, &names) {
+            self.small_group_scale = scale;
             if let Some(&(name, _)) = names.last() {
-                self.note(scale, name);
+                self.update_largest(scale, name);
             }
         }
     }
 
     /// Returns the scale of a stratum, or `None` without samples. Distributes the time beyond the
     /// maximum scale among `names`, in proportion to their charges.
-    fn scale(
+    fn group_scale(
         &mut self,
-        stratum: &NameGroup,
+        group: &NameGroup,
         period: u64,
-        share: f64,
+        placed_fraction: f64,
         names: &[(u32, u64)],
     ) -> Option<f64> {
-        let charged = stratum.charged as f64 * share;
-        let seen = stratum.weight as f64 * period as f64;
-        let scale = (seen > 0.0).then(|| (charged / seen).min(MOST));
-        let beyond = charged - seen * scale.unwrap_or(0.0);
-        if stratum.charged > 0 && beyond >= 1.0 {
-            let part = beyond / stratum.charged as f64;
-            let unseen =
-                names.iter().map(|&(name, charged)| (name, (charged as f64 * part) as u64));
-            self.unseen.extend(unseen.filter(|&(_, nanos)| nanos > 0));
+        let charged = group.charged as f64 * placed_fraction;
+        let sampled_nanos = group.weight as f64 * period as f64;
+        let scale = (sampled_nanos > 0.0).then(|| (charged / sampled_nanos).min(MAX_SCALE));
+        let excess = charged - sampled_nanos * scale.unwrap_or(0.0);
+        if group.charged > 0 && excess >= 1.0 {
+            let fraction = excess / group.charged as f64;
+            let unsampled_cpu =
+                names.iter().map(|&(name, charged)| (name, (charged as f64 * fraction) as u64));
+            self.unsampled_cpu.extend(unsampled_cpu.filter(|&(_, nanos)| nanos > 0));
         }
         scale
     }
 
-    fn note(&mut self, scale: f64, name: u32) {
+    fn update_largest(&mut self, scale: f64, name: u32) {
         if self.largest.is_none_or(|(largest, _)| scale > largest) {
             self.largest = Some((scale, name));
         }
@@ -162,16 +176,16 @@ mod tests {
     const PERIOD: u64 = 10 * MS;
 
     /// Arguments: (samples of weight 1, milliseconds charged, milliseconds of one thread).
-    fn scales(strata: &[(u32, (u64, u64, u64))], lost: u64) -> ScaleFactors {
+    fn factors(strata: &[(u32, (u64, u64, u64))], lost: u64) -> ScaleFactors {
         let strata = strata.iter().map(|&(name, (weight, charged, most))| {
             let (charged, most) = (charged * MS, most * MS);
-            (name, NameGroup { weight, squares: weight, charged, most })
+            (name, NameGroup { weight, squared_weights: weight, charged, max_thread_charge: most })
         });
-        ScaleFactors::of(&strata.collect(), PERIOD, lost)
+        ScaleFactors::compute(&strata.collect(), PERIOD, lost)
     }
 
     #[test]
-    fn a_name_has_what_was_charged_to_it() {
+    fn scaled_samples_and_losses_add_up_to_charged_time() {
         for (weight, charged, scale, unseen) in [
             (100, 1000, 1.0, 0),
             // 256 threads, each with half a period after its last sample.
@@ -181,10 +195,10 @@ mod tests {
             (10, 1000, 3.0, 700),
             (0, 1000, 1.0, 1000),
         ] {
-            let found = scales(&[(1, (weight, charged, charged))], 0);
-            assert!((found.at(1) - scale).abs() < 1e-9, "{weight} {charged}: {found:?}");
+            let found = factors(&[(1, (weight, charged, charged))], 0);
+            assert!((found.scale_of(1) - scale).abs() < 1e-9, "{weight} {charged}: {found:?}");
             let lost: Vec<_> =
-                found.unseen.iter().map(|&(name, nanos)| (name, nanos / MS)).collect();
+                found.unsampled_cpu.iter().map(|&(name, nanos)| (name, nanos / MS)).collect();
             let expected = if unseen == 0 { vec![] } else { vec![(1, unseen)] };
             assert_eq!(lost, expected, "{weight} {charged}");
             let seen = found.weight * PERIOD as f64 / MS as f64;
@@ -197,47 +211,49 @@ mod tests {
 
     /// Scaled separately, each thread with a sample would shrink to a tenth.
     #[test]
-    fn one_in_ten_of_many_short_threads_stands_for_ten() {
+    fn small_groups_are_scaled_together() {
         let alike: Vec<_> =
             (0..1000).map(|name| (name, (u64::from(name % 10 == 0), 1, 1))).collect();
-        let found = scales(&alike, 0);
-        assert!((found.at(0) - 1.0).abs() < 1e-9 && (found.weight - 100.0).abs() < 1e-6);
-        assert!(found.unseen.is_empty(), "{found:?}");
-        let one_name = scales(&[(1, (1000, 10_000, 1))], 0);
-        assert!((one_name.at(1) - 1.0).abs() < 1e-9);
+        let found = factors(&alike, 0);
+        assert!((found.scale_of(0) - 1.0).abs() < 1e-9 && (found.weight - 100.0).abs() < 1e-6);
+        assert!(found.unsampled_cpu.is_empty(), "{found:?}");
+        let one_name = factors(&[(1, (1000, 10_000, 1))], 0);
+        assert!((one_name.scale_of(1) - 1.0).abs() < 1e-9);
     }
 
     /// It may block the signal, for example: other threads that use little are no evidence for it.
     #[test]
-    fn a_thread_that_should_have_a_sample_and_has_none_is_lost_by_name() {
+    fn busy_thread_without_samples_is_lost_under_its_name() {
         for (most, lost) in [(19, vec![]), (20, vec![(2, 20 * MS)]), (90, vec![(2, 90 * MS)])] {
-            let found = scales(&[(1, (8, 80, 40)), (2, (0, most, most)), (3, (1, 10, 10))], 0);
-            assert_eq!(found.unseen, lost, "{most}");
+            let found = factors(&[(1, (8, 80, 40)), (2, (0, most, most)), (3, (1, 10, 10))], 0);
+            assert_eq!(found.unsampled_cpu, lost, "{most}");
             let all = found.weight * 10.0 + lost.first().map_or(0, |lost| lost.1 / MS) as f64;
             assert!((all - 90.0 - most as f64).abs() < 1e-6, "{found:?}");
         }
     }
 
     #[test]
-    fn what_found_no_room_is_not_made_up_for() {
+    fn overflowed_samples_are_not_compensated_by_scaling() {
         // 100 periods, of which 20 overflowed and 10 found the table full.
-        let found = scales(&[(1, (70, 1000, 500)), (UNPLACED, (10, 0, 0))], 20);
-        assert!((found.at(1) - 1.0).abs() < 1e-9, "{found:?}");
-        assert!((found.weight - 80.0).abs() < 1e-6 && found.unseen.is_empty());
+        let found = factors(&[(1, (70, 1000, 500)), (TABLE_FULL_NAME, (10, 0, 0))], 20);
+        assert!((found.scale_of(1) - 1.0).abs() < 1e-9, "{found:?}");
+        assert!((found.weight - 80.0).abs() < 1e-6 && found.unsampled_cpu.is_empty());
     }
 
     #[test]
-    fn without_charges_a_sample_is_a_period() {
-        let found = scales(&[(1, (7, 0, 0)), (2, (9, 0, 0))], 5);
-        assert!(found.at(1).total_cmp(&1.0).is_eq() && found.weight.total_cmp(&16.0).is_eq());
-        assert!(found.largest.is_none() && found.unseen.is_empty());
+    fn scale_is_one_without_charged_time() {
+        let found = factors(&[(1, (7, 0, 0)), (2, (9, 0, 0))], 5);
+        assert!(found.scale_of(1).total_cmp(&1.0).is_eq() && found.weight.total_cmp(&16.0).is_eq());
+        assert!(found.largest.is_none() && found.unsampled_cpu.is_empty());
     }
 
     /// Kish's formula: two names with 100 samples each, one scaled to twice the other.
     #[test]
-    fn squares_are_of_what_samples_stand_for() {
-        let found = scales(&[(1, (100, 1000, 500)), (2, (100, 2000, 20))], 0);
-        assert!((found.weight - 300.0).abs() < 1e-6 && (found.squares - 500.0).abs() < 1e-6);
+    fn squared_weights_are_scaled() {
+        let found = factors(&[(1, (100, 1000, 500)), (2, (100, 2000, 20))], 0);
+        assert!(
+            (found.weight - 300.0).abs() < 1e-6 && (found.squared_weights - 500.0).abs() < 1e-6
+        );
         assert_eq!(found.largest, Some((2.0, 2)));
     }
 }

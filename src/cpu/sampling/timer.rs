@@ -21,7 +21,7 @@
 //! use per core: 3 at 250 Hz and 10 ms; 4 at 99 Hz and 40 ms, and at 19 Hz and 200 ms. With 16 per
 //! core the drain may be 120 ms late at 99 Hz, and 50 ms late at 250 Hz and above.
 //!
-//! Slots are mapped at the first start. [`TOUCHED`] bytes of them are touched then, so that the
+//! Slots are mapped at the first start. [`PREFAULTED_BYTES`] bytes of them are touched then, so that the
 //! handler causes no page fault: whole slots of 32 KiB on up to four cores, 8 KiB of each on 16. A
 //! deeper stack faults once per slot. The kernel may fault on a thread's signal stack at its first
 //! signal.
@@ -31,12 +31,12 @@ use std::collections::HashMap;
 use std::io;
 use std::time::Duration;
 
-use super::allotment::{EventExchange, NotSampled, Unsampled, WaitingThread, exchange};
-use super::perf::{REVIEW_EVERY, period};
+use super::allotment::{EventExchange, NotSampled, Unsampled, WaitingThreads, plan_exchange};
+use super::perf::{MIN_REBALANCE_INTERVAL, period};
 use super::sampler::{CpuSampler, DrainScope, UnwindOutcome};
 use crate::base::{Clock, Hertz, Moment, SystemClock};
 use crate::model::Calibration;
-use crate::os::clock::cpu_timer::{ThreadTimer, cpu_time_of};
+use crate::os::clock::cpu_timer::{ThreadTimer, thread_cpu_time};
 use crate::os::clock::cycle_clock;
 use crate::os::proc::stack_bounds::StackBounds;
 use crate::os::quota::{self, QuotaShare};
@@ -45,215 +45,222 @@ use crate::os::stack_snapshot::StackSnapshot;
 use crate::os::syscalls::{OptionalCall, permit};
 
 /// Maximum stack bytes copied.
-const STACK: usize = 32 << 10;
+const MAX_STACK_BYTES: usize = 32 << 10;
 
 const SLOTS_PER_CORE: usize = 16;
-const SLOTS: std::ops::RangeInclusive<usize> = 64..=1024;
+const SLOT_COUNT_LIMITS: std::ops::RangeInclusive<usize> = 64..=1024;
 
 /// Bytes of slots touched at the start.
-const TOUCHED: usize = 2 << 20;
+const PREFAULTED_BYTES: usize = 2 << 20;
 
 const SIGPROF: i32 = 27;
 
 /// Minimum distance of two (tick, moment) pairs that define a rate: each is off by about 10 ns.
-const DATE_EVERY: Duration = Duration::from_millis(5);
+const MIN_CALIBRATION_INTERVAL: Duration = Duration::from_millis(5);
 
 struct TimedThread {
     timer: ThreadTimer,
-    entry: ThreadSlot,
+    slot: ThreadSlot,
     /// `true` if the handler has the thread's stack bounds, or finding them failed.
-    has_bounds: bool,
+    has_stack_bounds: bool,
     /// CPU time of the thread at the last review.
-    reviewed: Duration,
+    cpu_time_at_rebalance: Duration,
 }
 
 pub(super) struct TimerSampler {
-    target: &'static SignalCapture,
-    timed: HashMap<u32, TimedThread>,
-    waiting: WaitingThread,
+    capture: &'static SignalCapture,
+    threads: HashMap<u32, TimedThread>,
+    waiting: WaitingThreads,
     /// `true` if threads wait for a quota that may become free.
-    may_yet: bool,
+    waits_for_quota: bool,
     /// Times of the last quota check and of the last review.
-    asked: Moment,
-    reviewed: Moment,
-    free: Vec<ThreadSlot>,
+    quota_checked_at: Moment,
+    rebalanced_at: Moment,
+    free_slots: Vec<ThreadSlot>,
     frequency: Hertz,
     /// Losses of the target at the last drain.
-    lost: u64,
-    random: u64,
-    copied: StackSnapshot,
+    reported_losses: u64,
+    rng_state: u64,
+    snapshot: StackSnapshot,
     /// The (tick, moment) pairs of two drains. Samples are dated by them and the current pair.
-    pairs: [(u64, Moment); 2],
+    clock_pairs: [(u64, Moment); 2],
 }
 
 impl TimerSampler {
     /// Creates the sampler and installs the signal handler if necessary.
     pub(super) fn new(frequency: Hertz) -> io::Result<Self> {
         let cores = crate::os::proc::process::cores().unwrap_or(1) as usize;
-        let slots = (cores * SLOTS_PER_CORE).clamp(*SLOTS.start(), *SLOTS.end());
+        let slots =
+            (cores * SLOTS_PER_CORE).clamp(*SLOT_COUNT_LIMITS.start(), *SLOT_COUNT_LIMITS.end());
         permit(OptionalCall::ThreadTimers)?;
-        let target = signal::install(SIGPROF, slots, STACK)?;
-        target.forget_pending();
-        if !target.is_in_place() {
-            return Err(io::Error::other(TAKEN));
+        let capture = signal::install(SIGPROF, slots, MAX_STACK_BYTES)?;
+        capture.invalidate_pending();
+        if !capture.is_installed() {
+            return Err(io::Error::other(HANDLER_REPLACED));
         }
-        target.slots().touch(TOUCHED);
-        let mut copied = StackSnapshot::default();
-        target.slots().drain(&mut copied, |_| {});
+        capture.slots().touch(PREFAULTED_BYTES);
+        let mut snapshot = StackSnapshot::default();
+        capture.slots().drain(&mut snapshot, |_| {});
         Ok(Self {
-            target,
-            timed: HashMap::new(),
-            waiting: WaitingThread::default(),
-            may_yet: false,
-            asked: SystemClock.now(),
-            reviewed: SystemClock.now(),
-            free: (0..ThreadSlot::MAX).rev().collect(),
+            capture,
+            threads: HashMap::new(),
+            waiting: WaitingThreads::default(),
+            waits_for_quota: false,
+            quota_checked_at: SystemClock.now(),
+            rebalanced_at: SystemClock.now(),
+            free_slots: (0..ThreadSlot::MAX).rev().collect(),
             frequency,
-            lost: target.slots().lost(),
-            random: std::process::id().into(),
-            copied,
-            pairs: [cycle_clock::pair(); 2],
+            reported_losses: capture.slots().lost(),
+            rng_state: std::process::id().into(),
+            snapshot,
+            clock_pairs: [cycle_clock::tick_and_time(); 2],
         })
     }
 
     /// Returns `true` if waiting threads may get a timer once the service or the user's other
     /// processes need fewer.
-    pub(super) fn may_yet(&self) -> bool {
-        self.may_yet
+    pub(super) fn waits_for_quota(&self) -> bool {
+        self.waits_for_quota
     }
 
-    fn time(&mut self, tid: u32, bounds: &StackBounds) -> Result<(), NotSampled> {
-        let entry = *self.free.last().ok_or_else(|| {
-            NotSampled::Why(format!("the {} places for timers are taken", ThreadSlot::MAX))
+    fn start_timer(&mut self, tid: u32, bounds: &StackBounds) -> Result<(), NotSampled> {
+        let slot = *self.free_slots.last().ok_or_else(|| {
+            NotSampled::Other(format!("the {} places for timers are taken", ThreadSlot::MAX))
         })?;
-        let stack = bounds.of(tid);
-        let mut timer = ThreadTimer::new(tid, self.target.signal(), self.target.value(entry))?;
-        let has_bounds = stack.is_some();
-        self.target.set_stack(entry, stack.unwrap_or(0..0));
-        self.target.set_thread(entry, tid);
-        let (first, period) = self.phase();
-        match timer.set(first, period) {
+        let stack = bounds.for_thread(tid);
+        let mut timer = ThreadTimer::new(tid, self.capture.signal(), self.capture.value(slot))?;
+        let has_stack_bounds = stack.is_some();
+        self.capture.set_stack(slot, stack.unwrap_or(0..0));
+        self.capture.set_thread(slot, tid);
+        let (first, period) = self.random_phase();
+        match timer.arm(first, period) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                return Err(NotSampled::Why(error.to_string()));
+                return Err(NotSampled::Other(error.to_string()));
             }
             // The thread has ended.
-            Err(_) => return Err(NotSampled::Gone),
+            Err(_) => return Err(NotSampled::ThreadExited),
             Ok(()) => {}
         }
-        self.free.pop();
-        let reviewed = cpu_time_of(tid).unwrap_or_default();
-        self.timed.insert(tid, TimedThread { timer, entry, has_bounds, reviewed });
+        self.free_slots.pop();
+        let reviewed = thread_cpu_time(tid).unwrap_or_default();
+        self.threads.insert(
+            tid,
+            TimedThread { timer, slot, has_stack_bounds, cpu_time_at_rebalance: reviewed },
+        );
         Ok(())
     }
 
     /// Starts timers for these threads up to `allowed` in total; the others wait. Threads with more
     /// CPU time come first.
-    fn begin(&mut self, tids: &[u32], allowed: usize, why: &str) {
+    fn start_timers(&mut self, tids: &[u32], timer_quota: usize, reason: &str) {
         let bounds = StackBounds::open();
-        let room = allowed.saturating_sub(self.timed.len());
+        let available = timer_quota.saturating_sub(self.threads.len());
         let mut threads = tids.to_vec();
-        let time_of = |tid: u32| cpu_time_of(tid).unwrap_or_default();
-        if room < threads.len() {
+        let time_of = |tid: u32| thread_cpu_time(tid).unwrap_or_default();
+        if available < threads.len() {
             threads.sort_by_cached_key(|&tid| Reverse(time_of(tid)));
         }
-        for (place, tid) in threads.into_iter().enumerate() {
-            let timed = match &bounds {
-                _ if place >= room => {
-                    self.may_yet = true;
-                    Err(NotSampled::Why(why.to_owned()))
+        for (index, tid) in threads.into_iter().enumerate() {
+            let result = match &bounds {
+                _ if index >= available => {
+                    self.waits_for_quota = true;
+                    Err(NotSampled::Other(reason.to_owned()))
                 }
-                Ok(bounds) => self.time(tid, bounds),
-                Err(error) => Err(NotSampled::Why(format!("cannot read /proc/self/maps: {error}"))),
+                Ok(bounds) => self.start_timer(tid, bounds),
+                Err(error) => {
+                    Err(NotSampled::Other(format!("cannot read /proc/self/maps: {error}")))
+                }
             };
             self.waiting.remove(tid);
-            if let Err(NotSampled::Why(why) | NotSampled::Permission(why)) = timed {
-                self.waiting.add(tid, time_of(tid), why);
+            if let Err(NotSampled::Other(reason) | NotSampled::PermissionDenied(reason)) = result {
+                self.waiting.add(tid, time_of(tid), reason);
             }
         }
     }
 
-    fn release(&mut self, tid: u32) -> bool {
-        let Some(TimedThread { timer, entry, .. }) = self.timed.remove(&tid) else { return false };
+    fn stop_timer(&mut self, tid: u32) -> bool {
+        let Some(TimedThread { timer, slot, .. }) = self.threads.remove(&tid) else { return false };
         drop(timer);
-        self.target.set_stack(entry, 0..0);
-        self.target.set_thread(entry, 0);
-        self.free.push(entry);
+        self.capture.set_stack(slot, 0..0);
+        self.capture.set_thread(slot, 0);
+        self.free_slots.push(slot);
         true
     }
 
     /// Returns the allowed number of timers and the reason for the limit.
-    fn allowed(&self) -> (usize, String) {
-        let QuotaShare { count, limit } = quota::pending_signals(self.timed.len() as u64);
-        let why = format!("marple takes at most {count} timers: {limit}");
-        (usize::try_from(count).unwrap_or(usize::MAX), why)
+    fn timer_quota(&self) -> (usize, String) {
+        let QuotaShare { count, limit } = quota::pending_signals(self.threads.len() as u64);
+        let reason = format!("marple takes at most {count} timers: {limit}");
+        (usize::try_from(count).unwrap_or(usize::MAX), reason)
     }
 
     /// Returns a random part of the period, and the period.
-    fn phase(&mut self) -> (Duration, Duration) {
+    fn random_phase(&mut self) -> (Duration, Duration) {
         let period = period(self.frequency);
         // Knuth's multiplier; only the upper bits are random enough.
-        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        let part = (self.random >> 11) as f64 / (1u64 << 53) as f64;
-        (period.mul_f64(part), period)
+        self.rng_state = self.rng_state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let fraction = (self.rng_state >> 11) as f64 / (1u64 << 53) as f64;
+        (period.mul_f64(fraction), period)
     }
 
     /// Passes the stack bounds of threads whose thread pointer is known from a sample to the
     /// handler.
-    fn learn(&mut self, tids: &[(u32, u64, u64)]) {
+    fn update_stack_bounds(&mut self, tids: &[(u32, u64, u64)]) {
         let Ok(bounds) = StackBounds::open() else { return };
         for &(tid, thread_pointer, sp) in tids {
-            let Some(timed) = self.timed.get_mut(&tid) else { continue };
-            timed.has_bounds = true;
-            if let Some(stack) = bounds.below(thread_pointer)
+            let Some(thread) = self.threads.get_mut(&tid) else { continue };
+            thread.has_stack_bounds = true;
+            if let Some(stack) = bounds.containing(thread_pointer)
                 && stack.contains(&sp)
             {
-                self.target.set_stack(timed.entry, stack);
+                self.capture.set_stack(thread.slot, stack);
             }
         }
     }
 }
 
-const TAKEN: &str = "this process has put a SIGPROF handler of its own over ours";
+const HANDLER_REPLACED: &str = "this process has put a SIGPROF handler of its own over ours";
 
 impl CpuSampler for TimerSampler {
     fn attach(&mut self, tids: &[u32]) {
         if !tids.is_empty() {
-            let (allowed, why) = self.allowed();
-            self.begin(tids, allowed, &why);
+            let (timer_quota, why) = self.timer_quota();
+            self.start_timers(tids, timer_quota, &why);
         }
     }
 
     fn detach(&mut self, tid: u32) {
-        self.release(tid);
+        self.stop_timer(tid);
         self.waiting.remove(tid);
     }
 
-    fn review(&mut self, now: Moment, pause: Duration) {
+    fn rebalance(&mut self, now: Moment, min_interval: Duration) {
         // The quota is per user, so other processes may need it too.
-        if now.since(self.asked) < REVIEW_EVERY {
+        if now.since(self.quota_checked_at) < MIN_REBALANCE_INTERVAL {
             return;
         }
-        self.asked = now;
-        let (allowed, why) = self.allowed();
-        let is_due = !self.waiting.is_empty() && now.since(self.reviewed) >= pause;
-        if !is_due && self.timed.len() <= allowed {
+        self.quota_checked_at = now;
+        let (timer_quota, why) = self.timer_quota();
+        let is_due = !self.waiting.is_empty() && now.since(self.rebalanced_at) >= min_interval;
+        if !is_due && self.threads.len() <= timer_quota {
             return;
         }
-        self.reviewed = now;
-        let cpu = |tid| cpu_time_of(tid).ok();
-        let held = self.timed.iter_mut().map(|(&tid, timed)| {
+        self.rebalanced_at = now;
+        let cpu = |tid| thread_cpu_time(tid).ok();
+        let active = self.threads.iter_mut().map(|(&tid, timed)| {
             let now = cpu(tid).unwrap_or_default();
-            (now.saturating_sub(std::mem::replace(&mut timed.reviewed, now)), tid)
+            (now.saturating_sub(std::mem::replace(&mut timed.cpu_time_at_rebalance, now)), tid)
         });
-        let held = held.collect();
-        let EventExchange { give_up, take } = exchange(held, self.waiting.used(cpu), allowed);
-        for tid in give_up {
-            if self.release(tid) {
+        let active = active.collect();
+        let EventExchange { release, acquire } =
+            plan_exchange(active, self.waiting.take_usage(cpu), timer_quota);
+        for tid in release {
+            if self.stop_timer(tid) {
                 self.waiting.add(tid, cpu(tid).unwrap_or_default(), &*why);
             }
         }
-        if !take.is_empty() {
-            self.begin(&take, allowed, &why);
+        if !acquire.is_empty() {
+            self.start_timers(&acquire, timer_quota, &why);
         }
     }
 
@@ -261,18 +268,18 @@ impl CpuSampler for TimerSampler {
         self.waiting.unsampled()
     }
 
-    fn counted(&mut self, tid: u32) -> Option<Duration> {
-        let is_known = self.timed.contains_key(&tid) || self.waiting.has(tid);
-        is_known.then(|| cpu_time_of(tid).ok()).flatten()
+    fn thread_cpu_time(&mut self, tid: u32) -> Option<Duration> {
+        let is_known = self.threads.contains_key(&tid) || self.waiting.contains(tid);
+        is_known.then(|| thread_cpu_time(tid).ok()).flatten()
     }
 
     fn set_frequency(&mut self, frequency: Hertz) {
         self.frequency = frequency;
-        let tids: Vec<u32> = self.timed.keys().copied().collect();
+        let tids: Vec<u32> = self.threads.keys().copied().collect();
         for tid in tids {
-            let (first, period) = self.phase();
-            if let Some(timed) = self.timed.get_mut(&tid) {
-                let _ = timed.timer.set(first, period);
+            let (first, period) = self.random_phase();
+            if let Some(thread) = self.threads.get_mut(&tid) {
+                let _ = thread.timer.arm(first, period);
             }
         }
     }
@@ -280,41 +287,41 @@ impl CpuSampler for TimerSampler {
     /// Drains all threads, regardless of the extent: they share their slots.
     fn drain(
         &mut self,
-        _extent: DrainScope<'_>,
-        take: &mut dyn FnMut(&StackSnapshot, Moment) -> UnwindOutcome,
+        _scope: DrainScope<'_>,
+        on_sample: &mut dyn FnMut(&StackSnapshot, Moment) -> UnwindOutcome,
     ) -> u64 {
-        let pair = cycle_clock::pair();
-        let [older, newer] = self.pairs;
-        let dates = Calibration::new([older, newer, pair]);
-        if pair.1.since(newer.1) >= DATE_EVERY {
-            self.pairs = [newer, pair];
+        let pair = cycle_clock::tick_and_time();
+        let [older, newer] = self.clock_pairs;
+        let calibration = Calibration::new([older, newer, pair]);
+        if pair.1.since(newer.1) >= MIN_CALIBRATION_INTERVAL {
+            self.clock_pairs = [newer, pair];
         }
-        let mut unknown = Vec::new();
-        let timed = &self.timed;
-        self.target.slots().drain(&mut self.copied, |copied| {
-            let head = copied.head;
-            take(copied, dates.moment(head.time));
-            if timed.get(&head.tid).is_some_and(|timed| !timed.has_bounds) {
-                unknown.push((head.tid, head.thread_pointer, head.registers.sp));
+        let mut without_bounds = Vec::new();
+        let threads = &self.threads;
+        self.capture.slots().drain(&mut self.snapshot, |copied| {
+            let head = copied.header;
+            on_sample(copied, calibration.moment(head.time));
+            if threads.get(&head.tid).is_some_and(|timed| !timed.has_stack_bounds) {
+                without_bounds.push((head.tid, head.thread_pointer, head.registers.sp));
             }
         });
-        if !unknown.is_empty() {
-            self.learn(&unknown);
+        if !without_bounds.is_empty() {
+            self.update_stack_bounds(&without_bounds);
         }
-        let lost = self.target.slots().lost();
-        lost - std::mem::replace(&mut self.lost, lost)
+        let lost = self.capture.slots().lost();
+        lost - std::mem::replace(&mut self.reported_losses, lost)
     }
 
-    fn broken(&mut self) -> Option<String> {
-        let why = match permit(OptionalCall::ThreadTimers) {
-            Ok(()) if self.target.is_in_place() => return None,
+    fn check_failure(&mut self) -> Option<String> {
+        let reason = match permit(OptionalCall::ThreadTimers) {
+            Ok(()) if self.capture.is_installed() => return None,
             // The host's handler must not receive marple's signals.
-            Ok(()) => TAKEN.to_owned(),
+            Ok(()) => HANDLER_REPLACED.to_owned(),
             // The timers continue; the handler drops their signals.
             Err(denied) => denied.to_string(),
         };
-        self.target.forget_pending();
-        self.timed.clear();
-        Some(why)
+        self.capture.invalidate_pending();
+        self.threads.clear();
+        Some(reason)
     }
 }

@@ -29,7 +29,7 @@
 use std::sync::mpsc::{self, Sender};
 use std::thread::{self, JoinHandle};
 
-use super::wall_report::{self, Subject};
+use super::wall_report::{self, WallProfileInfo};
 use crate::base::{Hertz, Moment, TimeAnchor};
 use crate::cpu::sampling::wall_sampler::WallSampler;
 use crate::cpu::{Error, Options};
@@ -39,50 +39,51 @@ use crate::model::Profile;
 pub(in crate::cpu) struct WallRecorder {
     anchor: TimeAnchor,
     frequency: Hertz,
-    over: Option<Sender<()>>,
+    stop_sender: Option<Sender<()>>,
     thread: Option<JoinHandle<WallSampler>>,
 }
 
 impl WallRecorder {
     /// Starts the recording.
     pub(in crate::cpu) fn start(options: &Options, anchor: TimeAnchor) -> Result<Self, Error> {
-        let watch = WallSampler::new(options.frequency, options.signals, true)?;
-        let (over, ends) = mpsc::channel();
-        let guard = options.guard;
+        let sampler = WallSampler::new(options.frequency, options.allow_signals, true)?;
+        let (stop_sender, stop_receiver) = mpsc::channel();
+        let on_thread_start = options.on_thread_start;
         let thread = thread::Builder::new().name("marple-wall".to_owned());
-        let thread = thread.spawn(move || watch.run(&ends, guard));
-        let thread = Some(thread.map_err(|source| Error::Thread { source })?);
-        Ok(Self { anchor, frequency: options.frequency, over: Some(over), thread })
+        let thread = thread.spawn(move || sampler.run(&stop_receiver, on_thread_start));
+        let thread = Some(thread.map_err(|source| Error::SpawnThread { source })?);
+        Ok(Self { anchor, frequency: options.frequency, stop_sender: Some(stop_sender), thread })
     }
 
     /// Returns the engine's name and method.
     pub(in crate::cpu) fn engine(options: &Options) -> String {
-        let how = if options.signals { "/proc and SIGURG" } else { "/proc without signals" };
-        format!("wall: all threads at {}, by {how}", options.frequency)
+        let method =
+            if options.allow_signals { "/proc and SIGURG" } else { "/proc without signals" };
+        format!("wall: all threads at {}, by {method}", options.frequency)
     }
 
     /// Checks all threads once more and returns the profile. Takes up to 0.1 s.
     pub(in crate::cpu) fn stop(mut self, now: Moment) -> Result<Profile, Error> {
-        self.over = None;
+        self.stop_sender = None;
         let panicked = || Error::Engine {
             engine: "wall",
             source: "the profiler's own thread panicked".into(),
         };
-        let watch = self.thread.take().ok_or_else(panicked)?.join().map_err(|_| panicked())?;
-        let subject = Subject {
+        let sampler = self.thread.take().ok_or_else(panicked)?.join().map_err(|_| panicked())?;
+        let info = WallProfileInfo {
             started: self.anchor.wall,
             duration: now.since(self.anchor.moment),
             frequency: self.frequency,
-            images: watch.images.into_mappings(),
-            signals: watch.signals,
+            images: sampler.images.into_mappings(),
+            allow_signals: sampler.allow_signals,
         };
-        Ok(wall_report::profile(subject, &watch.tally, &watch.standings, &watch.counts))
+        Ok(wall_report::build_profile(info, &sampler.table, &sampler.states, &sampler.counts))
     }
 }
 
 impl Drop for WallRecorder {
     fn drop(&mut self) {
-        self.over = None;
+        self.stop_sender = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

@@ -10,152 +10,163 @@ use crate::cpu::sampling::sample_table::{SampleCount, SampleTable};
 use crate::cpu::sampling::thread_state_key::{ThreadStateInterner, ThreadStateKey};
 use crate::model::{Mapping, Profile, Sample, ValueType};
 
-const SAMPLES: ValueType = ValueType { name: "samples", unit: "count" };
-const WALL: ValueType = ValueType { name: "wall", unit: "nanoseconds" };
+const SAMPLES_TYPE: ValueType = ValueType { name: "samples", unit: "count" };
+const WALL_TYPE: ValueType = ValueType { name: "wall", unit: "nanoseconds" };
 
 /// Counters of a wall-time recording.
 #[derive(Debug, Default)]
 pub(super) struct WallCounts {
     pub(super) ticks: u64,
     /// Ticks that ended before every thread was checked.
-    pub(super) short_ticks: u64,
-    pub(super) looked: u64,
-    pub(super) unmoved: u64,
-    pub(super) from_outside: u64,
+    pub(super) incomplete_ticks: u64,
+    pub(super) checks: u64,
+    pub(super) unchanged: u64,
+    pub(super) read_from_proc: u64,
     pub(super) signalled: u64,
-    pub(super) silent: u64,
+    pub(super) without_stack: u64,
     pub(super) ended: u64,
     /// CPU time of the threads, and time in which they waited for a core.
-    pub(super) cpu: Duration,
-    pub(super) waited: Duration,
+    pub(super) cpu_time: Duration,
+    pub(super) run_delay: Duration,
     /// Reason why no thread could be signalled.
-    pub(super) no_signals: Option<String>,
+    pub(super) signal_error: Option<String>,
 }
 
 /// Metadata of a profile.
-pub(super) struct Subject {
+pub(super) struct WallProfileInfo {
     pub(super) started: Timestamp,
     pub(super) duration: Duration,
     pub(super) frequency: Hertz,
     pub(super) images: Vec<Mapping>,
-    pub(super) signals: bool,
+    pub(super) allow_signals: bool,
 }
 
 /// Builds the profile of `tally`, whose weights are microseconds.
-pub(super) fn profile(
-    subject: Subject,
-    tally: &SampleTable,
-    standings: &ThreadStateInterner,
+pub(super) fn build_profile(
+    info: WallProfileInfo,
+    table: &SampleTable,
+    states: &ThreadStateInterner,
     counts: &WallCounts,
 ) -> Profile {
-    let period = 1_000_000_000 / i64::from(subject.frequency.get().max(1));
-    let mut profile = Profile::new(&[SAMPLES, WALL], WALL, period, subject.started);
-    profile.default_sample_type = WALL.name;
-    profile.duration = subject.duration;
+    let period = 1_000_000_000 / i64::from(info.frequency.get().max(1));
+    let mut profile = Profile::new(&[SAMPLES_TYPE, WALL_TYPE], WALL_TYPE, period, info.started);
+    profile.default_sample_type = WALL_TYPE.name;
+    profile.duration = info.duration;
     let mut rows: BTreeMap<(ThreadStateKey, Vec<u64>, bool), SampleCount> = BTreeMap::new();
-    for (place, count) in tally.places() {
-        let standing = standings.get(place.name).cloned();
+    for (key, count) in table.counts() {
+        let state_key = states.get(key.name).cloned();
         // Samples that found the table of stacks full.
-        let others = || ThreadStateKey {
+        let overflow_key = || ThreadStateKey {
             thread: "(others)".into(),
             state: "unknown",
             ..ThreadStateKey::default()
         };
-        let standing = standing.unwrap_or_else(others);
-        let row = rows.entry((standing, tally.frames(place).collect(), place.is_cut)).or_default();
+        let state_key = state_key.unwrap_or_else(overflow_key);
+        let row =
+            rows.entry((state_key, table.frames(key).collect(), key.is_truncated)).or_default();
         row.samples += count.samples;
         row.weight += count.weight;
     }
-    let mut nowhere = BTreeMap::new();
-    for ((standing, frames, is_cut), count) in rows {
-        let stack = if standing.why.is_empty() {
+    let mut reason_addresses = BTreeMap::new();
+    for ((state_key, frames, is_truncated), count) in rows {
+        let stack = if state_key.missing_stack_reason.is_empty() {
             profile.intern_stack(&frames)
         } else {
-            let next = nowhere.len() as u64 + 1;
-            let address = *nowhere.entry(standing.why).or_insert(next);
-            named(&mut profile, address, standing.why)
+            let next = reason_addresses.len() as u64 + 1;
+            let address = *reason_addresses.entry(state_key.missing_stack_reason).or_insert(next);
+            intern_reason_stack(&mut profile, address, state_key.missing_stack_reason)
         };
         let mut labels = vec![
-            profile.text_label("thread", &standing.thread),
-            profile.text_label("state", standing.state),
+            profile.text_label("thread", &state_key.thread),
+            profile.text_label("state", state_key.state),
         ];
-        if !standing.wait.is_empty() {
-            labels.push(profile.text_label("wait", &standing.wait));
+        if !state_key.wait_channel.is_empty() {
+            labels.push(profile.text_label("wait", &state_key.wait_channel));
         }
-        if is_cut {
+        if is_truncated {
             labels.push(profile.text_label("stack", "cut"));
         }
-        let values = vec![signed(count.samples), signed(count.weight.saturating_mul(1000))];
+        let values =
+            vec![saturating_i64(count.samples), saturating_i64(count.weight.saturating_mul(1000))];
         profile.samples.push(Sample { stack, values, labels });
     }
-    remark(&mut profile, &subject, tally, counts);
-    profile.attach_mappings(subject.images);
+    add_comments_and_losses(&mut profile, &info, table, counts);
+    profile.attach_mappings(info.images);
     profile
 }
 
 /// Adds a stack of one pseudo-frame that states the reason: `[no answer within 100 ms]`. The lowest
 /// addresses are never mapped, so `address` cannot be code.
-fn named(profile: &mut Profile, address: u64, why: &str) -> Option<crate::model::StackHandle> {
+fn intern_reason_stack(
+    profile: &mut Profile,
+    address: u64,
+    reason: &str,
+) -> Option<crate::model::StackHandle> {
     let frame = profile.frames.intern(address);
-    profile.name_frame(frame, &format!("[{why}]"));
+    profile.name_frame(frame, &format!("[{reason}]"));
     Some(profile.stacks.intern(None, frame))
 }
 
-fn remark(profile: &mut Profile, subject: &Subject, tally: &SampleTable, counts: &WallCounts) {
-    let seconds = subject.duration.as_secs_f64().max(f64::EPSILON);
-    let watched = Duration::from_micros(tally.all.weight).as_secs_f64();
-    let rate = counts.looked as f64 / watched.max(f64::EPSILON);
+fn add_comments_and_losses(
+    profile: &mut Profile,
+    info: &WallProfileInfo,
+    table: &SampleTable,
+    counts: &WallCounts,
+) {
+    let seconds = info.duration.as_secs_f64().max(f64::EPSILON);
+    let observed_seconds = Duration::from_micros(table.total.weight).as_secs_f64();
+    let checks_per_second = counts.checks as f64 / observed_seconds.max(f64::EPSILON);
     profile.comments.push("part: the capture itself".to_owned());
     profile.comments.push(format!(
-        "wall time of all threads but the one that looks: at {} each, got {rate:.1} looks a second of a \
+        "wall time of all threads but the one that looks: at {} each, got {checks_per_second:.1} looks a second of a \
          thread's time; a look stands for the time since the one before",
-        subject.frequency
+        info.frequency
     ));
     profile.comments.push(format!(
         "{} looks: {} at threads that had not run since, {} read from outside, {} by signal \
          ({:.1} signals a second), {} without a stack",
-        counts.looked,
-        counts.unmoved,
-        counts.from_outside,
+        counts.checks,
+        counts.unchanged,
+        counts.read_from_proc,
         counts.signalled,
         counts.signalled as f64 / seconds,
-        counts.silent
+        counts.without_stack
     ));
     profile.comments.push(format!(
         "the kernel counted {:.3} s of CPU time for these threads and {:.3} s of waiting for a core; \
          \"running\" holds both",
-        counts.cpu.as_secs_f64(),
-        counts.waited.as_secs_f64()
+        counts.cpu_time.as_secs_f64(),
+        counts.run_delay.as_secs_f64()
     ));
-    let each = (rate * seconds).max(f64::EPSILON);
+    let checks_per_thread = (checks_per_second * seconds).max(f64::EPSILON);
     profile.comments.push(format!(
         "standard error of a share of one thread's time: {:.1} points at 50 %, {:.1} at 10 %; its time \
          as a whole is short by less than one look's ({:.0} ms)",
-        100.0 * (0.25 / each).sqrt(),
-        100.0 * (0.09 / each).sqrt(),
-        1000.0 / rate.max(f64::EPSILON)
+        100.0 * (0.25 / checks_per_thread).sqrt(),
+        100.0 * (0.09 / checks_per_thread).sqrt(),
+        1000.0 / checks_per_second.max(f64::EPSILON)
     ));
-    if counts.short_ticks > 0 {
+    if counts.incomplete_ticks > 0 {
         profile.comments.push(format!(
             "{} of {} ticks were out of looks (2000 a second) or signals (500 a second) before every \
              thread had its turn",
-            counts.short_ticks, counts.ticks
+            counts.incomplete_ticks, counts.ticks
         ));
     }
-    if !subject.signals {
+    if !info.allow_signals {
         profile.comments.push("threads that run have no stack: they are not signalled".to_owned());
     }
-    profile.comments.extend(counts.no_signals.clone());
+    profile.comments.extend(counts.signal_error.clone());
     let losses = [
-        ("looks at threads that showed no stack", counts.silent),
+        ("looks at threads that showed no stack", counts.without_stack),
         ("threads that ended, short of up to one look's time each", counts.ended),
-        ("us of wall time without a stack: the table of stacks is full", tally.unplaced),
+        ("us of wall time without a stack: the table of stacks is full", table.table_full),
     ];
     for (cause, count) in losses {
         profile.losses.add(cause, count);
     }
 }
 
-fn signed(count: u64) -> i64 {
+fn saturating_i64(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }

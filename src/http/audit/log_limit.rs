@@ -4,14 +4,14 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Maximum burst of log lines for accepted requests.
-pub(super) const BURST: f64 = 100.0;
+pub(super) const BURST_LINES: f64 = 100.0;
 /// Log lines per second for accepted requests, after the burst. A profiler that fetches three
 /// profiles every 15 seconds needs 0.2.
-const PER_SECOND: f64 = 5.0;
+const LINES_PER_SECOND: f64 = 5.0;
 /// Maximum number of refusal kinds counted separately. All others share one count per status.
 const MAX_KINDS: usize = 64;
 /// Time without a refusal after which a kind is removed; its next refusal counts as the first.
-const FORGET: Duration = Duration::from_secs(600);
+const IDLE_KIND_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Counts of refusals by kind, and a token bucket for other lines.
 pub(super) struct LogLimit(Mutex<LogLimitState>);
@@ -36,11 +36,16 @@ impl LogLimit {
     }
 
     /// Counts a refusal. Returns its number if it is to be logged, else `None`.
-    pub(super) fn refusal(&self, peer: &str, route: &'static str, status: u16) -> Option<u64> {
-        self.refusal_at(Instant::now(), peer, route, status)
+    pub(super) fn record_refusal(
+        &self,
+        peer: &str,
+        route: &'static str,
+        status: u16,
+    ) -> Option<u64> {
+        self.record_refusal_at(Instant::now(), peer, route, status)
     }
 
-    fn refusal_at(
+    fn record_refusal_at(
         &self,
         now: Instant,
         peer: &str,
@@ -49,15 +54,15 @@ impl LogLimit {
     ) -> Option<u64> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let kinds = &mut state.kinds;
-        kinds.retain(|kind| now.duration_since(kind.last) < FORGET);
+        kinds.retain(|kind| now.duration_since(kind.last) < IDLE_KIND_TIMEOUT);
         let position = |kinds: &[RefusalKind], peer: &str, route| {
-            let is_it = |kind: &RefusalKind| {
+            let is_same_kind = |kind: &RefusalKind| {
                 kind.peer == peer && kind.route == route && kind.status == status
             };
-            kinds.iter().position(is_it)
+            kinds.iter().position(is_same_kind)
         };
-        let at = match position(kinds, peer, route) {
-            Some(at) => at,
+        let index = match position(kinds, peer, route) {
+            Some(index) => index,
             None => {
                 let is_full = kinds.len() >= MAX_KINDS;
                 let (peer, route) = if is_full { ("", "") } else { (peer, route) };
@@ -68,25 +73,25 @@ impl LogLimit {
                 })
             }
         };
-        let kind = kinds.get_mut(at)?;
+        let kind = kinds.get_mut(index)?;
         (kind.count, kind.last) = (kind.count + 1, now);
         kind.count.is_power_of_two().then_some(kind.count)
     }
 
     /// Takes a token for the log line of an accepted request. Returns `false` if the bucket is
     /// empty.
-    pub(super) fn other(&self) -> bool {
-        self.other_at(Instant::now())
+    pub(super) fn try_acquire(&self) -> bool {
+        self.try_acquire_at(Instant::now())
     }
 
-    fn other_at(&self, now: Instant) -> bool {
+    fn try_acquire_at(&self, now: Instant) -> bool {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (left, as_of) = state.bucket.unwrap_or((BURST, now));
-        let gained = now.duration_since(as_of).as_secs_f64() * PER_SECOND;
-        let left = (left + gained).min(BURST);
-        let is_free = left >= 1.0;
-        state.bucket = Some((if is_free { left - 1.0 } else { left }, now));
-        is_free
+        let (tokens, refilled_at) = state.bucket.unwrap_or((BURST_LINES, now));
+        let refilled = now.duration_since(refilled_at).as_secs_f64() * LINES_PER_SECOND;
+        let tokens = (tokens + refilled).min(BURST_LINES);
+        let is_available = tokens >= 1.0;
+        state.bucket = Some((if is_available { tokens - 1.0 } else { tokens }, now));
+        is_available
     }
 }
 
@@ -95,32 +100,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusals_are_logged_first_and_by_powers_of_two() {
+    fn repeated_refusals_are_logged_at_powers_of_two() {
         let (limit, now) = (LogLimit::new(), Instant::now());
         let logged: Vec<_> =
-            (0..1000).filter_map(|_| limit.refusal_at(now, "a", "/status", 401)).collect();
+            (0..1000).filter_map(|_| limit.record_refusal_at(now, "a", "/status", 401)).collect();
         assert_eq!(logged, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]);
-        assert_eq!(limit.refusal_at(now, "a", "/status", 403), Some(1), "another status");
-        assert_eq!(limit.refusal_at(now, "b", "/status", 401), Some(1), "another peer");
-        assert_eq!(limit.refusal_at(now, "a", "/status", 401), None);
-        assert_eq!(limit.refusal_at(now + FORGET, "a", "/status", 401), Some(1), "after a pause");
+        assert_eq!(limit.record_refusal_at(now, "a", "/status", 403), Some(1), "another status");
+        assert_eq!(limit.record_refusal_at(now, "b", "/status", 401), Some(1), "another peer");
+        assert_eq!(limit.record_refusal_at(now, "a", "/status", 401), None);
+        assert_eq!(
+            limit.record_refusal_at(now + IDLE_KIND_TIMEOUT, "a", "/status", 401),
+            Some(1),
+            "after a pause"
+        );
     }
 
     #[test]
-    fn many_peers_do_not_make_many_lines() {
+    fn log_lines_are_bounded_for_many_peers() {
         let (limit, now) = (LogLimit::new(), Instant::now());
         let logged = (0..100_000)
-            .filter(|n| limit.refusal_at(now, &format!("process {n}"), "/status", 401).is_some())
+            .filter(|n| {
+                limit.record_refusal_at(now, &format!("process {n}"), "/status", 401).is_some()
+            })
             .count();
         assert!(logged < MAX_KINDS + 20, "{logged}");
         assert_eq!(limit.0.lock().unwrap().kinds.len(), MAX_KINDS + 1);
     }
 
     #[test]
-    fn accepted_requests_have_a_burst_and_a_rate() {
+    fn accepted_request_lines_are_limited_by_burst_and_rate() {
         let (limit, now) = (LogLimit::new(), Instant::now());
-        assert_eq!((0..1000).filter(|_| limit.other_at(now)).count(), BURST as usize);
+        assert_eq!((0..1000).filter(|_| limit.try_acquire_at(now)).count(), BURST_LINES as usize);
         let later = now + Duration::from_secs(2);
-        assert_eq!((0..1000).filter(|_| limit.other_at(later)).count(), 10);
+        assert_eq!((0..1000).filter(|_| limit.try_acquire_at(later)).count(), 10);
     }
 }

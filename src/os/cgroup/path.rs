@@ -40,7 +40,7 @@ pub(super) struct CgroupPath {
     /// Directory of the cgroup, at or below `mount`.
     pub(super) dir: PathBuf,
     /// Set if the mount shows only a part of the hierarchy, so there are ancestors above it.
-    pub(super) is_part: bool,
+    pub(super) is_partial_mount: bool,
 }
 
 /// Returns the process's cgroup in the hierarchy of `controller`. `exists` reports if a directory
@@ -48,14 +48,14 @@ pub(super) struct CgroupPath {
 ///
 /// A controller belongs to one hierarchy: the v1 one that lists it, else v2. If that hierarchy is
 /// mounted more than once, the mount that shows the most ancestors is used.
-pub(super) fn place(
+pub(super) fn find_cgroup(
     memberships: &[u8],
     mountinfo: &[u8],
     controller: &str,
     exists: impl Fn(&Path) -> bool,
 ) -> Option<CgroupPath> {
     let controller = controller.as_bytes();
-    let lines = || memberships.split(|&byte| byte == b'\n').filter_map(membership);
+    let lines = || memberships.split(|&byte| byte == b'\n').filter_map(parse_membership);
     let has = |list: &[u8]| list.split(|&byte| byte == b',').any(|name| name == controller);
     let (version, own) = lines()
         .find(|(controllers, _)| has(controllers))
@@ -71,15 +71,17 @@ pub(super) fn place(
             Version::V1 => mount.kind == b"cgroup" && has(mount.options),
             Version::V2 => mount.kind == b"cgroup2",
         })
-        .filter_map(|mount| Some((mount.root.components().count(), mount.show(own)?, mount.point)))
+        .filter_map(|mount| {
+            Some((mount.root.components().count(), mount.visible_path(own)?, mount.point))
+        })
         .filter(|(_, dir, _)| exists(dir))
         .min_by_key(|&(depth, ..)| depth)
-        .map(|(depth, dir, mount)| CgroupPath { version, mount, dir, is_part: depth > 1 })
+        .map(|(depth, dir, mount)| CgroupPath { version, mount, dir, is_partial_mount: depth > 1 })
 }
 
 /// Parses a line `ID:CONTROLLERS:PATH` of `/proc/self/cgroup` into controllers (empty in v2) and
 /// path.
-fn membership(line: &[u8]) -> Option<(&[u8], &Path)> {
+fn parse_membership(line: &[u8]) -> Option<(&[u8], &Path)> {
     let mut fields = line.splitn(3, |&byte| byte == b':');
     let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
     Some((controllers, Path::new(OsStr::from_bytes(path))))
@@ -87,7 +89,7 @@ fn membership(line: &[u8]) -> Option<(&[u8], &Path)> {
 
 impl Mount<'_> {
     /// Returns the path of the cgroup `own` through this mount, or of its nearest visible ancestor.
-    pub(super) fn show(&self, own: &Path) -> Option<PathBuf> {
+    pub(super) fn visible_path(&self, own: &Path) -> Option<PathBuf> {
         if let Ok(below) = own.strip_prefix(&self.root) {
             let hidden = below.components().any(|part| part == Component::ParentDir);
             return (!hidden).then(|| self.point.join(below));
@@ -109,12 +111,12 @@ mod tests {
     const V1: &str = "35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory";
 
     fn dir(memberships: &str, mountinfo: &str) -> Option<(Version, String)> {
-        let found = place(memberships.as_bytes(), mountinfo.as_bytes(), "memory", |_| true)?;
+        let found = find_cgroup(memberships.as_bytes(), mountinfo.as_bytes(), "memory", |_| true)?;
         Some((found.version, found.dir.to_str().unwrap().trim_end_matches('/').to_owned()))
     }
 
     #[test]
-    fn a_cgroup_is_found_where_the_mount_shows_it() {
+    fn cgroup_directory_is_resolved_through_mounts() {
         let container = V1.replace("0:32 / ", "0:32 /docker/3f2a ");
         let above = V2.replace("0:26 / ", "0:26 /../.. ");
         let beside = V2.replace("0:26 / ", "0:26 /../other ");
@@ -148,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_not_there_is_not_ours() {
-        assert_eq!(place(b"0::/a\n", V2.as_bytes(), "memory", |_| false), None);
+    fn missing_cgroup_directory_is_not_found() {
+        assert_eq!(find_cgroup(b"0::/a\n", V2.as_bytes(), "memory", |_| false), None);
     }
 }

@@ -19,24 +19,24 @@
 
 use std::path::Path;
 
-use super::value_of;
+use super::parse_value;
 use crate::base::Percent;
 use crate::os::cgroup::path::{CgroupPath, Version};
-use crate::os::kernel_file::{BUFFER, KernelFile, number, under};
+use crate::os::kernel_file::{BUFFER_BYTES, KernelFile, join_root, parse_number};
 
 /// Pressure counters and averages of the kernel. A field is `None` if its file cannot be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ResourcePressure {
     /// CPU periods in which the cgroup with the effective quota ran.
-    pub periods: Option<u64>,
+    pub cpu_periods: Option<u64>,
     /// CPU periods in which that cgroup was throttled.
-    pub throttled: Option<u64>,
+    pub throttled_periods: Option<u64>,
     /// Index of the memory limit to which `memory_high` and `memory_max` belong.
     pub memory_level: Option<usize>,
     /// Number of reclaims because usage exceeded `memory.high`.
-    pub memory_high: Option<u64>,
+    pub memory_high_events: Option<u64>,
     /// Number of reclaims because usage reached the limit.
-    pub memory_max: Option<u64>,
+    pub memory_max_events: Option<u64>,
     /// Number of processes killed for lack of memory.
     pub oom_kills: Option<u64>,
     /// Percentage of the last ten seconds in which a thread waited for memory.
@@ -49,30 +49,30 @@ pub struct ResourcePressure {
 
 /// The open files behind [`ResourcePressure`].
 #[derive(Debug, Default)]
-pub(super) struct StrainFiles {
+pub(super) struct PressureFiles {
     pub(super) memory_events: Option<KernelFile>,
     /// `memory.failcnt`, which exists only in v1.
-    failures: Option<KernelFile>,
+    failcnt: Option<KernelFile>,
     pressure: [Option<KernelFile>; 3],
 }
 
-impl StrainFiles {
+impl PressureFiles {
     /// Opens the files that exist. `own` is the process's cgroup in the v2 hierarchy, `memory` the
     /// one that may limit memory.
     pub(super) fn open(root: &Path, own: Option<&CgroupPath>, memory: Option<&CgroupPath>) -> Self {
-        let open = |path: &Path| KernelFile::open(&under(root, path));
-        let memory_events = memory.and_then(|place| match place.version {
-            Version::V1 => open(&place.dir.join("memory.oom_control")),
-            Version::V2 => open(&place.dir.join("memory.events")),
+        let open = |path: &Path| KernelFile::open(&join_root(root, path));
+        let memory_events = memory.and_then(|cgroup| match cgroup.version {
+            Version::V1 => open(&cgroup.dir.join("memory.oom_control")),
+            Version::V2 => open(&cgroup.dir.join("memory.events")),
         });
         let failures = memory
-            .filter(|place| place.version == Version::V1)
-            .and_then(|place| open(&place.dir.join("memory.failcnt")));
-        let pressure = ["memory", "cpu", "io"].map(|what| {
-            own.and_then(|place| open(&place.dir.join(format!("{what}.pressure"))))
-                .or_else(|| open(&Path::new("/proc/pressure").join(what)))
+            .filter(|cgroup| cgroup.version == Version::V1)
+            .and_then(|cgroup| open(&cgroup.dir.join("memory.failcnt")));
+        let pressure = ["memory", "cpu", "io"].map(|resource| {
+            own.and_then(|cgroup| open(&cgroup.dir.join(format!("{resource}.pressure"))))
+                .or_else(|| open(&Path::new("/proc/pressure").join(resource)))
         });
-        Self { memory_events, failures, pressure }
+        Self { memory_events, failcnt: failures, pressure }
     }
 
     /// Reads the counters. `cpu_stat` has the CPU counters, `at_limit` those of the effective
@@ -80,56 +80,56 @@ impl StrainFiles {
     pub(super) fn read(
         &self,
         cpu_stat: Option<&KernelFile>,
-        at_limit: Option<(usize, &KernelFile)>,
+        effective_events: Option<(usize, &KernelFile)>,
     ) -> ResourcePressure {
-        let [periods, throttled] = counters(cpu_stat, ["nr_periods", "nr_throttled"]);
-        let [oom_kills] = counters(self.memory_events.as_ref(), ["oom_kill"]);
-        let events = match &self.failures {
+        let [periods, throttled] = read_counters(cpu_stat, ["nr_periods", "nr_throttled"]);
+        let [oom_kills] = read_counters(self.memory_events.as_ref(), ["oom_kill"]);
+        let events = match &self.failcnt {
             Some(_) => None,
-            None => at_limit.map(|(_, file)| file).or(self.memory_events.as_ref()),
+            None => effective_events.map(|(_, file)| file).or(self.memory_events.as_ref()),
         };
-        let [memory_high, memory_max] = counters(events, ["high", "max"]);
-        let failures = self.failures.as_ref();
-        let failures = failures.map(|own| at_limit.map_or(own, |(_, file)| file));
+        let [memory_high, memory_max] = read_counters(events, ["high", "max"]);
+        let failures = self.failcnt.as_ref();
+        let failures = failures.map(|own| effective_events.map_or(own, |(_, file)| file));
         ResourcePressure {
-            periods,
-            throttled,
-            memory_level: at_limit.map(|(level, _)| level),
-            memory_high,
-            memory_max: memory_max.or(failures.and_then(KernelFile::read_number)),
+            cpu_periods: periods,
+            throttled_periods: throttled,
+            memory_level: effective_events.map(|(level, _)| level),
+            memory_high_events: memory_high,
+            memory_max_events: memory_max.or(failures.and_then(KernelFile::read_number)),
             oom_kills,
             ..ResourcePressure::default()
         }
     }
 
     /// Adds the pressure averages to `counters`.
-    pub(super) fn read_pressure(&self, counters: ResourcePressure) -> ResourcePressure {
+    pub(super) fn with_averages(&self, counters: ResourcePressure) -> ResourcePressure {
         let pressure = |file: &Option<KernelFile>| {
             let mut buffer = [0; 512];
-            some_of_ten_seconds(file.as_ref()?.read(&mut buffer)?)
+            parse_some_avg10(file.as_ref()?.read(&mut buffer)?)
         };
         let [memory_pressure, cpu_pressure, io_pressure] =
-            [0, 1, 2].map(|at| pressure(&self.pressure[at]));
+            [0, 1, 2].map(|index| pressure(&self.pressure[index]));
         ResourcePressure { memory_pressure, cpu_pressure, io_pressure, ..counters }
     }
 }
 
 /// Returns the numbers after `keys`, from a single read.
-fn counters<const N: usize>(file: Option<&KernelFile>, keys: [&str; N]) -> [Option<u64>; N] {
-    let mut buffer = [0; BUFFER];
+fn read_counters<const N: usize>(file: Option<&KernelFile>, keys: [&str; N]) -> [Option<u64>; N] {
+    let mut buffer = [0; BUFFER_BYTES];
     let text = file.and_then(|file| file.read(&mut buffer));
-    keys.map(|key| text.and_then(|text| value_of(key, text)))
+    keys.map(|key| text.and_then(|text| parse_value(key, text)))
 }
 
 /// Returns the number after `avg10=` in the line `some`.
-fn some_of_ten_seconds(text: &[u8]) -> Option<Percent> {
+fn parse_some_avg10(text: &[u8]) -> Option<Percent> {
     let line = text.split(|&byte| byte == b'\n').find(|line| line.starts_with(b"some "))?;
     let value = line.split(|&byte| byte == b' ').find_map(|word| word.strip_prefix(b"avg10="))?;
-    let (whole, hundredths) = match value.iter().position(|&byte| byte == b'.') {
+    let (integer, hundredths) = match value.iter().position(|&byte| byte == b'.') {
         Some(dot) => (value.get(..dot)?, value.get(dot + 1..)?),
         None => (value, &b"0"[..]),
     };
-    Some(Percent(number(whole)? as f64 + number(hundredths)? as f64 / 100.0))
+    Some(Percent(parse_number(integer)? as f64 + parse_number(hundredths)? as f64 / 100.0))
 }
 
 #[cfg(test)]
@@ -137,11 +137,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pressure_is_read_as_the_kernel_writes_it() {
+    fn pressure_file_avg10_is_parsed() {
         let text = b"some avg10=12.05 avg60=0.00 avg300=0.00 total=7\nfull avg10=1.00 total=0\n";
-        assert_eq!(some_of_ten_seconds(text), Some(Percent(12.05)));
-        assert_eq!(some_of_ten_seconds(b"full avg10=1.00\n"), None);
-        assert_eq!(some_of_ten_seconds(b"some avg10=x\n"), None);
-        assert_eq!(some_of_ten_seconds(b""), None);
+        assert_eq!(parse_some_avg10(text), Some(Percent(12.05)));
+        assert_eq!(parse_some_avg10(b"full avg10=1.00\n"), None);
+        assert_eq!(parse_some_avg10(b"some avg10=x\n"), None);
+        assert_eq!(parse_some_avg10(b""), None);
     }
 }

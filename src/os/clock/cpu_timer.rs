@@ -42,10 +42,15 @@ impl ThreadTimer {
         let mut id: c_int = 0;
         // SAFETY: the kernel reads a sigevent and writes an int.
         let failed = unsafe {
-            libc::syscall(libc::SYS_timer_create, clock_of(tid), &raw const event, &raw mut id)
+            libc::syscall(
+                libc::SYS_timer_create,
+                thread_clock_id(tid),
+                &raw const event,
+                &raw mut id,
+            )
         };
         if failed != 0 {
-            return Err(FailedCall::of(OptionalCall::ThreadTimers, io::Error::last_os_error()));
+            return Err(FailedCall::new(OptionalCall::ThreadTimers, io::Error::last_os_error()));
         }
         Ok(Self { id })
     }
@@ -55,7 +60,7 @@ impl ThreadTimer {
     /// # Errors
     ///
     /// Returns an error if the thread has exited, or a filter denies the call.
-    pub fn set(&mut self, first: Duration, period: Duration) -> io::Result<()> {
+    pub fn arm(&mut self, first: Duration, period: Duration) -> io::Result<()> {
         permit(OptionalCall::ThreadTimers)?;
         let spec = |time: Duration| libc::timespec {
             tv_sec: time.as_secs().try_into().unwrap_or(i64::MAX),
@@ -96,12 +101,13 @@ impl Drop for ThreadTimer {
 /// # Errors
 ///
 /// Returns an error if the thread has exited.
-pub fn cpu_time_of(tid: u32) -> io::Result<Duration> {
+pub fn thread_cpu_time(tid: u32) -> io::Result<Duration> {
     // SAFETY: an all-zero timespec is a valid one.
     let mut time: libc::timespec = unsafe { MaybeUninit::zeroed().assume_init() };
     // SAFETY: the kernel writes a timespec. A raw system call, because libc may reject such a
     // clock.
-    let failed = unsafe { libc::syscall(libc::SYS_clock_gettime, clock_of(tid), &raw mut time) };
+    let failed =
+        unsafe { libc::syscall(libc::SYS_clock_gettime, thread_clock_id(tid), &raw mut time) };
     if failed != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -111,7 +117,7 @@ pub fn cpu_time_of(tid: u32) -> io::Result<Duration> {
 
 /// Returns the CPU clock of the thread `tid`: `!tid << 3 | CPUCLOCK_PERTHREAD (4) | CPUCLOCK_SCHED
 /// (2)`.
-fn clock_of(tid: u32) -> c_int {
+fn thread_clock_id(tid: u32) -> c_int {
     (!tid.cast_signed() << 3) | 4 | 2
 }
 
@@ -119,25 +125,25 @@ fn clock_of(tid: u32) -> c_int {
 mod tests {
     use super::*;
     use crate::os::proc::process::cpu_time;
-    use crate::os::signal::tests::target;
+    use crate::os::signal::tests::install_test_target;
     use crate::os::stack_snapshot::StackSnapshot;
 
     #[test]
-    fn a_burning_thread_gets_its_signals_and_a_late_one_counts_its_overruns() {
-        let target = target(64, 16 << 10);
+    fn busy_thread_receives_signals_and_overruns_are_counted() {
+        let target = install_test_target(64, 16 << 10);
         // SAFETY: takes no pointer and cannot fail.
         let tid = unsafe { libc::gettid() } as u32;
         let mut timer = ThreadTimer::new(tid, target.signal(), target.value(5)).unwrap();
         let period = Duration::from_micros(500);
-        timer.set(period, period).unwrap();
+        timer.arm(period, period).unwrap();
         let (mut samples, mut weight) = (0u32, 0);
         let end = cpu_time() + Duration::from_millis(100);
         let mut copied = StackSnapshot::default();
         while cpu_time() < end {
             target.slots().drain(&mut copied, |copied| {
-                assert_eq!((copied.head.tid, copied.head.tag), (tid, 5));
+                assert_eq!((copied.header.tid, copied.header.tag), (tid, 5));
                 samples += 1;
-                weight += copied.head.weight;
+                weight += copied.header.weight;
             });
         }
         drop(timer);
@@ -147,24 +153,26 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_does_not_exist_is_refused() {
+    fn timer_for_missing_thread_is_rejected() {
         assert!(ThreadTimer::new(i32::MAX as u32 - 1, libc::SIGPROF, 0).is_err());
-        assert!(cpu_time_of(i32::MAX as u32 - 1).is_err());
+        assert!(thread_cpu_time(i32::MAX as u32 - 1).is_err());
     }
 
     #[test]
-    fn the_cpu_time_of_a_thread_is_seen_from_another() {
-        let (tell, told) = std::sync::mpsc::channel();
+    fn cpu_time_of_another_thread_is_readable() {
+        let (tid_sender, tid_receiver) = std::sync::mpsc::channel();
         let (end, wait) = std::sync::mpsc::channel::<()>();
         let thread = std::thread::spawn(move || {
-            let own = || cpu_time_of(crate::os::proc::threads::current()).unwrap();
+            let own = || thread_cpu_time(crate::os::proc::threads::current_tid()).unwrap();
             while own() < Duration::from_millis(20) {
                 std::hint::spin_loop();
             }
-            tell.send(crate::os::proc::threads::current()).unwrap();
+            tid_sender.send(crate::os::proc::threads::current_tid()).unwrap();
             let _ = wait.recv();
         });
-        assert!(cpu_time_of(told.recv().unwrap()).unwrap() >= Duration::from_millis(20));
+        assert!(
+            thread_cpu_time(tid_receiver.recv().unwrap()).unwrap() >= Duration::from_millis(20)
+        );
         drop(end);
         thread.join().unwrap();
     }

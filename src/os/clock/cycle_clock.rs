@@ -8,7 +8,7 @@
 //! clock is `CLOCK_MONOTONIC`.
 //!
 //! Ticks are converted to times by comparing them with `CLOCK_MONOTONIC` from time to time
-//! ([`pair`]).
+//! ([`tick_and_time`]).
 
 #![allow(unsafe_code)]
 
@@ -33,7 +33,7 @@ impl TickSource {
     /// Returns the name of the clock.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Counter if cfg!(target_arch = "aarch64") => "virtual counter",
+            Self::Counter if cfg!(target_arch = "aarch64") => "virtual read_counter",
             Self::Counter => "TSC",
             Self::Monotonic => "CLOCK_MONOTONIC",
         }
@@ -54,15 +54,15 @@ const COUNTER_NAME: Option<&str> = if cfg!(miri) {
     None
 };
 
-static BY_COUNTER: AtomicBool = AtomicBool::new(false);
+static USE_COUNTER: AtomicBool = AtomicBool::new(false);
 
 /// Returns the tick source of this process. The first call determines it and must precede the first
 /// [`now`]: ticks of two sources are not comparable.
 pub fn source() -> TickSource {
     static SOURCE: OnceLock<TickSource> = OnceLock::new();
     *SOURCE.get_or_init(|| {
-        let trusted = kernel_trusts_the_counter();
-        BY_COUNTER.store(trusted, Ordering::Relaxed);
+        let trusted = kernel_uses_counter();
+        USE_COUNTER.store(trusted, Ordering::Relaxed);
         if trusted { TickSource::Counter } else { TickSource::Monotonic }
     })
 }
@@ -70,37 +70,43 @@ pub fn source() -> TickSource {
 /// Returns `true` if ticks are still reliable. A kernel that finds the counter unreliable switches
 /// to another clock source.
 pub fn is_trusted() -> bool {
-    source() == TickSource::Monotonic || kernel_trusts_the_counter()
+    source() == TickSource::Monotonic || kernel_uses_counter()
 }
 
 /// Returns the current tick. On one thread a later read is never smaller; between threads ticks
 /// agree to within some ten nanoseconds.
 #[inline]
 pub fn now() -> u64 {
-    if BY_COUNTER.load(Ordering::Relaxed) { counter() } else { SystemClock.now().as_nanos() }
+    if USE_COUNTER.load(Ordering::Relaxed) { read_counter() } else { SystemClock.now().as_nanos() }
 }
 
 /// Returns a recent tick. Without a counter it is the time of the kernel's last tick, which is
 /// cheaper than the clock.
 #[inline]
-pub fn recently() -> u64 {
-    if BY_COUNTER.load(Ordering::Relaxed) { counter() } else { threads::recently().as_nanos() }
+pub fn coarse_now() -> u64 {
+    if USE_COUNTER.load(Ordering::Relaxed) {
+        read_counter()
+    } else {
+        threads::coarse_now().as_nanos()
+    }
 }
 
 /// Returns a tick and its time. Of several attempts the shortest is used, which excludes an
 /// interruption between the two reads.
-pub fn pair() -> (u64, Moment) {
-    let tries = (0..5).map(|_| {
+pub fn tick_and_time() -> (u64, Moment) {
+    let attempts = (0..5).map(|_| {
         let before = now();
         let moment = SystemClock.now();
         let after = now();
         (after.saturating_sub(before), before + after.saturating_sub(before) / 2, moment)
     });
-    tries.min_by_key(|&(took, ..)| took).map_or((0, Moment::default()), |(_, tick, at)| (tick, at))
+    attempts
+        .min_by_key(|&(duration, ..)| duration)
+        .map_or((0, Moment::default()), |(_, tick, at)| (tick, at))
 }
 
 /// Does not allocate: called at the end of a capture.
-fn kernel_trusts_the_counter() -> bool {
+fn kernel_uses_counter() -> bool {
     let mut current = [0; 64];
     let read = File::open(CLOCKSOURCE).and_then(|mut file| file.read(&mut current));
     let current = read.ok().and_then(|read| current.get(..read)).map(<[u8]>::trim_ascii);
@@ -109,7 +115,7 @@ fn kernel_trusts_the_counter() -> bool {
 
 #[cfg(target_arch = "x86_64")]
 #[inline]
-fn counter() -> u64 {
+fn read_counter() -> u64 {
     // SAFETY: every x86-64 has the instruction. A process without access to it (PR_SET_TSC) could
     // not read the kernel's clock either: the vDSO uses the TSC if the clock source is "tsc".
     unsafe { std::arch::x86_64::_rdtsc() }
@@ -117,7 +123,7 @@ fn counter() -> u64 {
 
 #[cfg(target_arch = "aarch64")]
 #[inline]
-fn counter() -> u64 {
+fn read_counter() -> u64 {
     let ticks: u64;
     // SAFETY: reads a register that Linux makes readable in user space; touches no memory and no
     // flags.
@@ -128,7 +134,7 @@ fn counter() -> u64 {
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn counter() -> u64 {
+fn read_counter() -> u64 {
     SystemClock.now().as_nanos()
 }
 
@@ -137,11 +143,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ticks_go_on_and_can_be_dated() {
+    fn ticks_increase_and_convert_to_times() {
         source();
-        let (first_tick, first) = pair();
+        let (first_tick, first) = tick_and_time();
         std::thread::sleep(std::time::Duration::from_millis(5));
-        let (last_tick, last) = pair();
+        let (last_tick, last) = tick_and_time();
         assert!(last_tick > first_tick && last > first);
         if source() == TickSource::Monotonic {
             assert!(last_tick.abs_diff(last.as_nanos()) < 1_000_000);
@@ -149,18 +155,18 @@ mod tests {
     }
 
     #[test]
-    fn recently_is_not_long_ago() {
+    fn coarse_now_is_at_most_one_second_old() {
         source();
-        let (before, _) = pair();
-        let recent = recently();
-        let (after, _) = pair();
+        let (before, _) = tick_and_time();
+        let recent = coarse_now();
+        let (after, _) = tick_and_time();
         // The kernel ticks at least 100 times a second; a counter ticks up to a few times a
         // nanosecond.
         assert!(recent <= after && before.saturating_sub(recent) < 1_000_000_000);
     }
 
     #[test]
-    fn the_source_is_what_the_kernel_says() {
+    fn source_follows_kernel_clocksource() {
         let current = std::fs::read_to_string(CLOCKSOURCE).unwrap_or_default();
         let expected = Some(current.trim()) == COUNTER_NAME;
         assert_eq!(source() == TickSource::Counter, expected);

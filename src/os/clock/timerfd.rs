@@ -28,23 +28,23 @@ pub struct TimerFd(Option<AsyncFd<OwnedFd>>);
 
 impl TimerFd {
     /// Creates an unset timer. Must be called on a runtime with I/O and time enabled.
-    pub fn here() -> Self {
-        Self(timer().ok())
+    pub fn on_current_runtime() -> Self {
+        Self(create_timer().ok())
     }
 
     /// Sleeps until `due`. Supports one sleep at a time: a new sleep replaces one that was dropped.
-    pub async fn sleep_until(&self, due: Instant) {
-        let slept = match &self.0 {
-            Some(timer) => sleep_by(timer, due).await,
+    pub async fn sleep_until(&self, deadline: Instant) {
+        let result = match &self.0 {
+            Some(timer) => sleep_with_timer(timer, deadline).await,
             None => Err(io::ErrorKind::Unsupported.into()),
         };
-        if slept.is_err() {
-            tokio::time::sleep_until(due).await;
+        if result.is_err() {
+            tokio::time::sleep_until(deadline).await;
         }
     }
 }
 
-fn timer() -> io::Result<AsyncFd<OwnedFd>> {
+fn create_timer() -> io::Result<AsyncFd<OwnedFd>> {
     let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
     let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
     // SAFETY: the `AsyncFd` owns the descriptor and does not expose it, so it stays open and
@@ -53,13 +53,13 @@ fn timer() -> io::Result<AsyncFd<OwnedFd>> {
 }
 
 /// Sleeps until `due`, or fails without sleeping if the timer cannot be set or awaited.
-async fn sleep_by(timer: &AsyncFd<OwnedFd>, due: Instant) -> io::Result<()> {
-    let left = due.saturating_duration_since(Instant::now());
-    if left.is_zero() {
+async fn sleep_with_timer(timer: &AsyncFd<OwnedFd>, deadline: Instant) -> io::Result<()> {
+    let remaining = deadline.saturating_duration_since(Instant::now());
+    if remaining.is_zero() {
         return Ok(());
     }
-    let seconds = i64::try_from(left.as_secs()).unwrap_or(i64::MAX);
-    let value = Timespec { tv_sec: seconds, tv_nsec: left.subsec_nanos().into() };
+    let seconds = i64::try_from(remaining.as_secs()).unwrap_or(i64::MAX);
+    let value = Timespec { tv_sec: seconds, tv_nsec: remaining.subsec_nanos().into() };
     let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
     // Setting the timer discards an earlier expiration, so only this one can be read.
     timerfd_settime(timer, TimerfdTimerFlags::empty(), &once)?;
@@ -83,33 +83,39 @@ mod tests {
 
     use super::*;
 
-    fn on_a_runtime<F: Future>(work: F) -> F::Output {
+    fn run_on_runtime<F: Future>(work: F) -> F::Output {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
     }
 
     #[test]
-    fn it_goes_off_when_it_is_due_and_not_before() {
-        on_a_runtime(async {
-            let (own, tokios) = (TimerFd::here(), TimerFd(None));
-            assert!(own.0.is_some(), "no timer of its own");
-            for (alarm, millis) in [(&own, 0), (&own, 1), (&own, 30), (&tokios, 0), (&tokios, 2)] {
+    fn sleep_does_not_end_before_its_deadline() {
+        run_on_runtime(async {
+            let (with_timerfd, tokio_fallback) = (TimerFd::on_current_runtime(), TimerFd(None));
+            assert!(with_timerfd.0.is_some(), "no timer of its own");
+            for (timer, millis) in [
+                (&with_timerfd, 0),
+                (&with_timerfd, 1),
+                (&with_timerfd, 30),
+                (&tokio_fallback, 0),
+                (&tokio_fallback, 2),
+            ] {
                 let due = Instant::now() + Duration::from_millis(millis);
-                alarm.sleep_until(due).await;
-                assert!(Instant::now() >= due, "{alarm:?}, {millis} ms");
+                timer.sleep_until(due).await;
+                assert!(Instant::now() >= due, "{timer:?}, {millis} ms");
             }
         });
     }
 
     #[test]
-    fn a_sleep_that_was_dropped_does_not_end_the_next() {
-        on_a_runtime(async {
-            let alarm = TimerFd::here();
+    fn dropped_sleep_does_not_end_the_next_one() {
+        run_on_runtime(async {
+            let timer = TimerFd::on_current_runtime();
             let soon = Instant::now() + Duration::from_millis(5);
             let late = soon + Duration::from_millis(40);
-            let slept = tokio::time::timeout(Duration::ZERO, alarm.sleep_until(soon)).await;
+            let slept = tokio::time::timeout(Duration::ZERO, timer.sleep_until(soon)).await;
             assert!(slept.is_err());
             tokio::time::sleep_until(soon + Duration::from_millis(5)).await;
-            alarm.sleep_until(late).await;
+            timer.sleep_until(late).await;
             assert!(Instant::now() >= late);
         });
     }

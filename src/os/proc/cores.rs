@@ -24,11 +24,11 @@ const TOPIC: &str = "threads.list";
 
 /// Validity of a reading for each thread read. One thread costs 1 us; every 5 ms that is 0.02 % of
 /// a core.
-const PER_THREAD: Duration = Duration::from_millis(5);
+const VALIDITY_PER_THREAD: Duration = Duration::from_millis(5);
 
 /// Bounds of the interval between two readings.
-const LEAST: Duration = Duration::from_secs(1);
-const MOST: Duration = Duration::from_secs(60);
+const MIN_VALIDITY: Duration = Duration::from_secs(1);
+const MAX_VALIDITY: Duration = Duration::from_secs(60);
 
 /// A reader of the number of CPUs.
 #[derive(Debug, Default)]
@@ -39,7 +39,7 @@ pub struct CoreCounter {
 
 /// Opens the thread list. Sets a warning if it cannot be opened.
 #[cfg(target_os = "linux")]
-fn open_tasks() -> Option<ThreadList> {
+fn open_thread_list() -> Option<ThreadList> {
     match ThreadList::open() {
         Ok(tasks) => {
             warnings::clear(TOPIC);
@@ -63,20 +63,20 @@ impl CoreCounter {
     #[cfg(target_os = "linux")]
     pub fn read(&mut self) -> Option<u32> {
         // Not held open: descriptors are scarce, and the list is read at most once a second.
-        let listed = open_tasks().is_some_and(|mut tasks| tasks.list(&mut self.tids).is_ok());
+        let listed = open_thread_list().is_some_and(|mut tasks| tasks.list(&mut self.tids).is_ok());
         if !listed {
             self.tids.clear();
         }
         let mut all = CpuMask::EMPTY;
         for &tid in &self.tids {
-            let is_own = own_thread::running().any(|own| own == tid);
-            if !is_own && let Some(mask) = CpuMask::of_thread(tid) {
-                all.add(&mask);
+            let is_own = own_thread::running_tids().any(|own| own == tid);
+            if !is_own && let Some(mask) = CpuMask::for_thread(tid) {
+                all.union_with(&mask);
             }
         }
         // Fallback without a list: the mask of the main thread.
         if all == CpuMask::EMPTY {
-            all = CpuMask::of_thread(std::process::id())?;
+            all = CpuMask::for_thread(std::process::id())?;
         }
         Some(all.count())
     }
@@ -88,12 +88,14 @@ impl CoreCounter {
     }
 
     /// Returns the validity period of the last reading: 5 ms per thread, from 1 s to 60 s.
-    pub fn good_for(&self) -> Duration {
+    pub fn validity(&self) -> Duration {
         #[cfg(target_os = "linux")]
         let threads = u32::try_from(self.tids.len()).unwrap_or(u32::MAX);
         #[cfg(not(target_os = "linux"))]
         let threads = 1;
-        PER_THREAD.checked_mul(threads).map_or(MOST, |needed| needed.clamp(LEAST, MOST))
+        VALIDITY_PER_THREAD
+            .checked_mul(threads)
+            .map_or(MAX_VALIDITY, |needed| needed.clamp(MIN_VALIDITY, MAX_VALIDITY))
     }
 }
 
@@ -105,22 +107,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_threads_of_the_process_count_but_marples() {
-        let whole = CpuMask::of_thread(std::process::id()).unwrap();
+    fn cpus_are_the_union_over_service_threads() {
+        let process_mask = CpuMask::for_thread(std::process::id()).unwrap();
         let (to_end, end) = mpsc::channel::<()>();
         let (ready, wait) = mpsc::channel();
-        let all = whole.clone();
+        let all = process_mask.clone();
         let wide = thread::spawn(move || {
-            all.set_for_this_thread().unwrap();
+            all.apply_to_current_thread().unwrap();
             ready.send(()).unwrap();
             let _ = end.recv();
         });
         wait.recv().unwrap();
         let mut cores = CoreCounter::default();
         thread::spawn(move || {
-            whole.first().set_for_this_thread().unwrap();
-            assert_eq!(cores.read(), Some(whole.count()), "of a pinned thread");
-            assert_eq!(cores.good_for(), LEAST);
+            process_mask.first_cpu().apply_to_current_thread().unwrap();
+            assert_eq!(cores.read(), Some(process_mask.count()), "of a pinned thread");
+            assert_eq!(cores.validity(), MIN_VALIDITY);
         })
         .join()
         .unwrap();

@@ -14,9 +14,9 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::pread;
 
-use super::threads::read;
+use super::threads::read_thread_file;
 use crate::base::spare;
-use crate::os::kernel_file::{number, under, words};
+use crate::os::kernel_file::{join_root, parse_number, split_words};
 use crate::os::own_thread;
 use crate::os::proc::thread_list::ThreadList;
 
@@ -24,7 +24,7 @@ use crate::os::proc::thread_list::ThreadList;
 const MAX_THREADS: usize = 512;
 
 /// Share of a period below which a thread's sleep counts as none: the thread is computing.
-const SLEEP_SHARE: f64 = 0.2;
+const MAX_SLEEP_FRACTION: f64 = 0.2;
 
 /// Scheduler times of a thread, in nanoseconds.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +41,7 @@ pub struct RunDelay {
     pub total: Duration,
     /// Wait of threads that ran or waited nearly all the time. Each would use a whole core if it
     /// were alone on the machine.
-    pub of_computing: Duration,
+    pub of_busy_threads: Duration,
 }
 
 /// A reader of the run delay of the service's threads, without marple's own.
@@ -50,7 +50,7 @@ pub struct RunDelays {
     tasks: ThreadList,
     tids: Vec<u32>,
     /// Threads of the last reading, sorted by ID.
-    known: Vec<ThreadTimes>,
+    previous: Vec<ThreadTimes>,
     next: Vec<ThreadTimes>,
     has_read: bool,
 }
@@ -59,9 +59,9 @@ impl RunDelays {
     /// Opens `/proc/self/task`. Returns `None` if it does not exist or has no schedstat.
     pub fn open() -> Option<Self> {
         let tasks = ThreadList::open().ok()?;
-        times(&tasks, super::threads::current())?;
+        read_times(&tasks, super::threads::current_tid())?;
         let (tids, known, next) = (Vec::new(), Vec::new(), Vec::new());
-        Some(Self { tasks, tids, known, next, has_read: false })
+        Some(Self { tasks, tids, previous: known, next, has_read: false })
     }
 
     /// Returns the run delay since the last call, which was `elapsed` ago: zero at the first call,
@@ -69,39 +69,44 @@ impl RunDelays {
     pub fn take_delta(&mut self, elapsed: Duration) -> Option<RunDelay> {
         self.tasks.list(&mut self.tids).ok()?;
         if self.tids.len() > MAX_THREADS {
-            self.known.clear();
+            self.previous.clear();
             self.has_read = false;
             return None;
         }
         self.next.clear();
         let mut waited = RunDelay::default();
         for &tid in &self.tids {
-            if own_thread::running().any(|own| own == tid) {
+            if own_thread::running_tids().any(|own| own == tid) {
                 continue;
             }
-            let Some(new) = times(&self.tasks, tid) else { continue };
+            let Some(new) = read_times(&self.tasks, tid) else { continue };
             self.next.push(new);
-            let at = self.known.binary_search_by_key(&tid, |known| known.tid);
+            let at = self.previous.binary_search_by_key(&tid, |known| known.tid);
             let none = ThreadTimes { tid, cpu: 0, delay: 0 };
-            let old = at.ok().and_then(|at| self.known.get(at)).unwrap_or(&none);
+            let old = at.ok().and_then(|at| self.previous.get(at)).unwrap_or(&none);
             let delay = Duration::from_nanos(new.delay.saturating_sub(old.delay));
             let cpu = Duration::from_nanos(new.cpu.saturating_sub(old.cpu));
             waited.total += delay;
-            if cpu + delay >= elapsed.mul_f64(1.0 - SLEEP_SHARE) {
-                waited.of_computing += delay;
+            if cpu + delay >= elapsed.mul_f64(1.0 - MAX_SLEEP_FRACTION) {
+                waited.of_busy_threads += delay;
             }
         }
-        std::mem::swap(&mut self.known, &mut self.next);
+        std::mem::swap(&mut self.previous, &mut self.next);
         let is_first = !std::mem::replace(&mut self.has_read, true);
         Some(if is_first { RunDelay::default() } else { waited })
     }
 }
 
 /// Reads `schedstat`: CPU time, run delay, number of timeslices.
-fn times(tasks: &ThreadList, tid: u32) -> Option<ThreadTimes> {
+fn read_times(tasks: &ThreadList, tid: u32) -> Option<ThreadTimes> {
     let mut buffer = [0; 128];
-    let mut words = words(read(tasks.directory(), tid, "schedstat", &mut buffer)?);
-    Some(ThreadTimes { tid, cpu: number(words.next()?)?, delay: number(words.next()?)? })
+    let mut words =
+        split_words(read_thread_file(tasks.directory(), tid, "schedstat", &mut buffer)?);
+    Some(ThreadTimes {
+        tid,
+        cpu: parse_number(words.next()?)?,
+        delay: parse_number(words.next()?)?,
+    })
 }
 
 /// Cumulative CPU time of the whole machine.
@@ -120,9 +125,9 @@ pub struct MachineCpu(OwnedFd);
 impl MachineCpu {
     /// Opens `/proc/stat` below `root`. Returns `None` if it does not exist.
     pub fn open(root: &Path) -> Option<Self> {
-        let path = under(root, Path::new("/proc/stat"));
+        let path = join_root(root, Path::new("/proc/stat"));
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        spare::with(|| open(&path, flags, Mode::empty())).ok().map(Self)
+        spare::open_with_retry(|| open(&path, flags, Mode::empty())).ok().map(Self)
     }
 
     /// Returns the cumulative times.
@@ -138,9 +143,9 @@ impl MachineCpu {
 fn parse(stat: &[u8]) -> Option<MachineTime> {
     let line = stat.split(|&byte| byte == b'\n').next()?.strip_prefix(b"cpu ")?;
     let (mut busy, mut idle) = (0_u64, 0_u64);
-    for (at, word) in words(line).take(8).enumerate() {
+    for (at, word) in split_words(line).take(8).enumerate() {
         let sum = if matches!(at, 3 | 4) { &mut idle } else { &mut busy };
-        *sum = sum.saturating_add(number(word)?);
+        *sum = sum.saturating_add(parse_number(word)?);
     }
     let per_second = rustix::param::clock_ticks_per_second().max(1);
     let time = |ticks: u64| Duration::from_millis(ticks.saturating_mul(1000) / per_second);
@@ -152,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_line_has_the_time_of_all_cores() {
+    fn first_line_of_proc_stat_is_parsed() {
         let stat = b"cpu  100 10 50 300 20 5 5 30 7 0\ncpu0 1 2 3 4 5 6 7 8 9 0\n";
         let time = parse(stat).unwrap();
         let per_second = rustix::param::clock_ticks_per_second();
@@ -164,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_are_counted_from_the_first_reading() {
+    fn first_run_delay_delta_is_zero() {
         let Some(mut delays) = RunDelays::open() else { return };
         let elapsed = Duration::from_millis(1);
         assert_eq!(delays.take_delta(elapsed), Some(RunDelay::default()));
@@ -172,9 +177,9 @@ mod tests {
         let threads: Vec<_> = (0..4).map(|_| std::thread::spawn(spin)).collect();
         let waited = delays.take_delta(elapsed).unwrap();
         threads.into_iter().for_each(|thread| drop(thread.join()));
-        assert!(waited.of_computing <= waited.total && waited.total < Duration::from_secs(3600));
+        assert!(waited.of_busy_threads <= waited.total && waited.total < Duration::from_secs(3600));
         // No thread has run for an hour.
         let none = delays.take_delta(Duration::from_secs(3600)).unwrap();
-        assert_eq!(none.of_computing, Duration::ZERO);
+        assert_eq!(none.of_busy_threads, Duration::ZERO);
     }
 }

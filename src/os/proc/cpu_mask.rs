@@ -7,9 +7,9 @@ use std::io;
 
 /// Capacity of a mask: the kernel's maximum (`NR_CPUS` of x86-64 and arm64). The kernel rejects a
 /// mask shorter than the machine's with `EINVAL`.
-const CPUS: usize = 8192;
+const MAX_CPUS: usize = 8192;
 
-const WORDS: usize = CPUS / 64;
+const WORDS: usize = MAX_CPUS / 64;
 
 /// The CPUs a thread may run on.
 #[derive(Clone, PartialEq, Eq)]
@@ -20,7 +20,7 @@ impl CpuMask {
 
     /// Returns the mask of the thread `tid`, or of the calling thread for 0. Returns `None` if
     /// there is no such thread.
-    pub(crate) fn of_thread(tid: u32) -> Option<Self> {
+    pub(crate) fn for_thread(tid: u32) -> Option<Self> {
         let mut mask = Self::EMPTY;
         let tid = libc::pid_t::try_from(tid).ok()?;
         // SAFETY: the kernel writes at most the given length into the mask. It stores bits in
@@ -32,7 +32,7 @@ impl CpuMask {
     }
 
     /// Restricts the calling thread to these CPUs, as far as its cpuset allows.
-    pub(crate) fn set_for_this_thread(&self) -> io::Result<()> {
+    pub(crate) fn apply_to_current_thread(&self) -> io::Result<()> {
         // SAFETY: the kernel reads the given length from the mask.
         match unsafe { libc::sched_setaffinity(0, size_of_val(&self.0), self.0.as_ptr().cast()) } {
             0 => Ok(()),
@@ -48,18 +48,18 @@ impl CpuMask {
         self.0.iter().zip(&other.0).all(|(word, other)| word & !other == 0)
     }
 
-    pub(crate) fn add(&mut self, other: &Self) {
+    pub(crate) fn union_with(&mut self, other: &Self) {
         self.0.iter_mut().zip(&other.0).for_each(|(word, other)| *word |= other);
     }
 
-    fn has(&self, cpu: usize) -> bool {
+    fn contains(&self, cpu: usize) -> bool {
         self.0.get(cpu / 64).is_some_and(|word| word >> (cpu % 64) & 1 == 1)
     }
 
     #[cfg(test)]
-    pub(crate) fn first(&self) -> Self {
+    pub(crate) fn first_cpu(&self) -> Self {
         let mut first = Self::EMPTY;
-        if let Some(cpu) = (0..CPUS).find(|&cpu| self.has(cpu)) {
+        if let Some(cpu) = (0..MAX_CPUS).find(|&cpu| self.contains(cpu)) {
             first.0[cpu / 64] |= 1 << (cpu % 64);
         }
         first
@@ -70,13 +70,13 @@ impl CpuMask {
 impl fmt::Display for CpuMask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (mut cpu, mut separator) = (0, "");
-        while cpu < CPUS {
-            if !self.has(cpu) {
+        while cpu < MAX_CPUS {
+            if !self.contains(cpu) {
                 cpu += 1;
                 continue;
             }
             let first = cpu;
-            while self.has(cpu + 1) {
+            while self.contains(cpu + 1) {
                 cpu += 1;
             }
             match first == cpu {
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn masks_are_written_as_the_kernel_writes_them() {
+    fn mask_display_matches_cpus_allowed_list() {
         for (cpus, text) in [
             (&[][..], ""),
             (&[0], "0"),
@@ -119,13 +119,13 @@ mod tests {
         }
         let own = std::fs::read_to_string("/proc/thread-self/status").unwrap();
         let own = own.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
-        assert_eq!(CpuMask::of_thread(0).unwrap().to_string(), own.trim());
+        assert_eq!(CpuMask::for_thread(0).unwrap().to_string(), own.trim());
     }
 
     #[test]
-    fn union_has_both_and_a_subset_adds_nothing() {
+    fn union_and_subset_of_masks() {
         let mut both = mask(&[0, 70]);
-        both.add(&mask(&[1]));
+        both.union_with(&mask(&[1]));
         assert_eq!(both, mask(&[0, 1, 70]));
         assert!(mask(&[1, 70]).is_subset(&both) && !both.is_subset(&mask(&[1, 70])));
     }

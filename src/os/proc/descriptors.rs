@@ -22,7 +22,7 @@ use counts::DescriptorCounts;
 const MAX_DESCRIPTORS: u64 = 100_000;
 
 /// Maximum rows of each list except the list of kinds.
-const ROWS: usize = 50;
+const MAX_ROWS: usize = 50;
 
 /// Takes a dump of all open descriptors.
 ///
@@ -31,8 +31,8 @@ const ROWS: usize = 50;
 /// Returns an error if `/proc/self/fd` cannot be read.
 pub fn dump(taken: Timestamp) -> io::Result<DescriptorDump> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = spare::with(|| open("/proc/self/fd", flags, Mode::empty()))?;
-    let reserved = spare::numbers();
+    let directory = spare::open_with_retry(|| open("/proc/self/fd", flags, Mode::empty()))?;
+    let reserved = spare::reserved_fds();
     let mut found = OpenDescriptor::default();
     let mut losses = Losses::default();
     let (mut entries, mut link) = ([MaybeUninit::uninit(); 4 << 10], Vec::with_capacity(4 << 10));
@@ -41,8 +41,8 @@ pub fn dump(taken: Timestamp) -> io::Result<DescriptorDump> {
         let entry = entry?;
         let number = entry.file_name().to_str().ok().and_then(|name| name.parse::<i32>().ok());
         let Some(number) = number else { continue };
-        found.open += 1;
-        if found.open > MAX_DESCRIPTORS {
+        found.open_count += 1;
+        if found.open_count > MAX_DESCRIPTORS {
             losses.add("descriptors not read: too many", 1);
             continue;
         }
@@ -67,7 +67,7 @@ pub fn dump(taken: Timestamp) -> io::Result<DescriptorDump> {
 /// Descriptors counted so far.
 #[derive(Default)]
 struct OpenDescriptor {
-    open: u64,
+    open_count: u64,
     kinds: DescriptorCounts,
     targets: DescriptorCounts,
     patterns: DescriptorCounts,
@@ -82,10 +82,10 @@ impl OpenDescriptor {
             self.kinds.add("marple", "");
             return self.targets.add("marple", "reserved by marple for when there are none left");
         }
-        if let Some(inode) = inner(link, "socket:[").and_then(|inode| inode.parse().ok()) {
+        if let Some(inode) = bracketed_text(link, "socket:[").and_then(|inode| inode.parse().ok()) {
             self.kinds.add("socket", "");
             self.sockets.insert(inode);
-        } else if inner(link, "pipe:[").is_some() {
+        } else if bracketed_text(link, "pipe:[").is_some() {
             self.kinds.add("pipe", "");
         } else if let Some(name) = link.strip_prefix("anon_inode:") {
             let name = name.trim_matches(['[', ']']);
@@ -102,14 +102,14 @@ impl OpenDescriptor {
             };
             self.kinds.add(kind, "");
             if kind == "anonymous" {
-                self.targets.add(kind, &log::escaped(name));
+                self.targets.add(kind, &log::escape(name));
             }
         } else if link.starts_with('/') {
-            self.add_file(&log::escaped(link));
+            self.add_file(&log::escape(link));
         } else {
             // Namespaces, such as `net:[4026531840]`.
             self.kinds.add("other", "");
-            self.targets.add("other", &log::escaped(link));
+            self.targets.add("other", &log::escape(link));
         }
     }
 
@@ -122,7 +122,7 @@ impl OpenDescriptor {
         self.kinds.add(kind, "");
         self.targets.add(kind, path);
         if kind == "file" {
-            self.patterns.add(kind, &without_digits(path));
+            self.patterns.add(kind, &mask_digits(path));
             self.directories
                 .add(kind, path.rsplit_once('/').map_or("/", |(directory, _)| directory));
         }
@@ -141,27 +141,27 @@ impl OpenDescriptor {
             losses.add("targets left out: too many different ones, counts are lower bounds", 1);
         }
         let limit = super::process::descriptor_limit();
-        let patterns = self.patterns.into_rows(ROWS);
+        let patterns = self.patterns.into_rows(MAX_ROWS);
         DescriptorDump {
-            taken,
-            open: self.open,
+            taken_at: taken,
+            open: self.open_count,
             limit,
             kinds: self.kinds.into_rows(usize::MAX),
-            targets: self.targets.into_rows(ROWS),
+            targets: self.targets.into_rows(MAX_ROWS),
             patterns: patterns.into_iter().filter(|row| row.count > 1).collect(),
-            directories: self.directories.into_rows(ROWS),
+            directories: self.directories.into_rows(MAX_ROWS),
             losses,
         }
     }
 }
 
 /// Returns the text between `prefix` and `]`.
-fn inner<'l>(link: &'l str, prefix: &str) -> Option<&'l str> {
+fn bracketed_text<'l>(link: &'l str, prefix: &str) -> Option<&'l str> {
     link.strip_prefix(prefix)?.strip_suffix(']')
 }
 
 /// Returns `path` with each run of digits replaced by `#`.
-fn without_digits(path: &str) -> String {
+fn mask_digits(path: &str) -> String {
     let mut pattern = String::with_capacity(path.len());
     for character in path.chars() {
         if !character.is_ascii_digit() {
@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn descriptors_are_counted_by_what_they_refer_to() {
+    fn descriptors_are_counted_by_target() {
         let dir = tempfile::tempdir().unwrap();
         let leak = dir.path().join("leak\n.log");
         File::create(&leak).unwrap();
@@ -205,7 +205,7 @@ mod tests {
         let dir = dir.path().display();
         assert_eq!(count(&dump.targets, &format!(r"{dir}/leak\n.log")), Some(40), "{dump:#?}");
         // The directory's name may contain digits.
-        let pattern = without_digits(&format!("{dir}/part-1"));
+        let pattern = mask_digits(&format!("{dir}/part-1"));
         assert_eq!(count(&dump.patterns, &pattern), Some(30), "{dump:#?}");
         assert_eq!(count(&dump.directories, &dir.to_string()), Some(70), "{dump:#?}");
         let accepted = format!("accepted at {address} from 127.0.0.1, established");

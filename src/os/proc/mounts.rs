@@ -28,7 +28,7 @@ impl<'a> Mount<'a> {
     }
 
     /// Returns the mount that contains `path`, which must be free of symbolic links.
-    pub fn of(mountinfo: &'a [u8], path: &Path) -> Option<Self> {
+    pub fn containing(mountinfo: &'a [u8], path: &Path) -> Option<Self> {
         let mounts = mountinfo.split(|&byte| byte == b'\n').filter_map(Self::parse);
         // Of two mounts at one directory the later one hides the earlier.
         mounts
@@ -39,7 +39,7 @@ impl<'a> Mount<'a> {
 
 /// Decodes the kernel's octal escapes, such as `\040` for a space.
 fn unescape(text: &[u8]) -> PathBuf {
-    let mut plain = Vec::with_capacity(text.len());
+    let mut unescaped = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some((&byte, after)) = rest.split_first() {
         rest = after;
@@ -50,9 +50,9 @@ fn unescape(text: &[u8]) -> PathBuf {
         if code.is_some() {
             rest = after.get(3..).unwrap_or_default();
         }
-        plain.push(code.unwrap_or(byte));
+        unescaped.push(code.unwrap_or(byte));
     }
-    PathBuf::from(OsStr::from_bytes(&plain))
+    PathBuf::from(OsStr::from_bytes(&unescaped))
 }
 
 #[cfg(test)]
@@ -70,7 +70,7 @@ broken
 ";
 
     #[test]
-    fn a_path_is_on_the_nearest_and_latest_mount_above_it() {
+    fn path_belongs_to_nearest_and_latest_mount() {
         for (path, point, kind) in [
             ("/", "/", "overlay"),
             ("/captures", "/", "overlay"),
@@ -80,14 +80,14 @@ broken
             ("/srv/with space/x", "/srv/with space", "tmpfs"),
             ("/srv/twice", "/srv/twice", "tmpfs"),
         ] {
-            let mount = Mount::of(MOUNTS, Path::new(path)).unwrap();
+            let mount = Mount::containing(MOUNTS, Path::new(path)).unwrap();
             assert_eq!((mount.point.as_path(), mount.kind), (Path::new(point), kind.as_bytes()));
         }
-        assert_eq!(Mount::of(b"", Path::new("/")), None);
+        assert_eq!(Mount::containing(b"", Path::new("/")), None);
     }
 
     #[test]
-    fn escapes_are_read_to_the_end() {
+    fn octal_escapes_are_decoded() {
         for (text, plain) in [
             ("a\\040b", "a b"),
             ("a\\134", "a\\"),

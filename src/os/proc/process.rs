@@ -17,12 +17,12 @@ pub fn pid() -> u32 {
 
 /// Returns the path of the executable, or `None` if the system does not report it. Linux appends `
 /// (deleted)` if the file was replaced, which is useful in a manifest.
-pub fn exe() -> Option<PathBuf> {
+pub fn executable_path() -> Option<PathBuf> {
     std::env::current_exe().ok()
 }
 
 /// Returns the kernel and its release: `Linux 6.18.4`.
-pub fn kernel() -> String {
+pub fn kernel_release() -> String {
     let uname = uname();
     format!("{} {}", uname.sysname().to_string_lossy(), uname.release().to_string_lossy())
 }
@@ -42,7 +42,7 @@ pub fn host_name() -> String {
 ///
 /// The kernel adds up the times of all threads, at 50 to 300 ns each: at most 0.06 % of a core. The
 /// interval is shorter than a tick up to 500 threads.
-pub fn cpu_time_pause(threads: Option<u64>) -> Duration {
+pub fn min_cpu_time_interval(threads: Option<u64>) -> Duration {
     let threads = u32::try_from(threads.unwrap_or(0)).unwrap_or(u32::MAX);
     (Duration::from_micros(500) * threads).min(Duration::from_secs(10))
 }
@@ -121,19 +121,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_process_is_told_as_the_system_tools_tell_it() {
+    fn system_identity_matches_uname() {
         let run = |args: &[&str]| {
             let output = std::process::Command::new("uname").args(args).output().unwrap();
             String::from_utf8(output.stdout).unwrap().trim().to_owned()
         };
-        assert_eq!(kernel(), run(&["-sr"]));
+        assert_eq!(kernel_release(), run(&["-sr"]));
         assert_eq!(arch(), run(&["-m"]));
         assert_eq!(host_name(), run(&["-n"]));
-        assert_eq!(exe(), std::env::current_exe().ok());
+        assert_eq!(executable_path(), std::env::current_exe().ok());
     }
 
     #[test]
-    fn burning_shows_in_the_cpu_time() {
+    fn busy_loop_increases_cpu_time() {
         let before = cpu_time();
         while cpu_time() - before < Duration::from_millis(20) {
             std::hint::spin_loop();

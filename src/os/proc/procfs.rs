@@ -29,106 +29,106 @@ use rustix::fs::{
 };
 
 use crate::base::{Bytes, Moment};
-use crate::os::kernel_file::{BUFFER, KernelFile, number, under, words};
+use crate::os::kernel_file::{BUFFER_BYTES, KernelFile, join_root, parse_number, split_words};
 
 /// Validity of a count for each entry counted: 1 us of work every 5 ms is 0.02 % of a core,
 /// regardless of the number.
-const GOOD_FOR_PER_ENTRY: Duration = Duration::from_millis(5);
+const VALIDITY_PER_ENTRY: Duration = Duration::from_millis(5);
 
 /// Maximum validity of a count; reached at 2000 entries.
-const GOOD_FOR_AT_MOST: Duration = Duration::from_secs(10);
+const MAX_VALIDITY: Duration = Duration::from_secs(10);
 
 /// The open files of `/proc/self`. Values that the machine does not provide are `None`.
 #[derive(Debug)]
 pub struct Procfs {
     statm: Option<KernelFile>,
     status: Option<KernelFile>,
-    page: u64,
-    tasks: Option<CountedDirectory>,
-    fds: Option<CountedDirectory>,
+    page_size: u64,
+    task_directory: Option<CountedDirectory>,
+    fd_directory: Option<CountedDirectory>,
 }
 
 impl Procfs {
     /// Opens the files that exist in `proc/self` under `root`, which is `/` except in tests.
     pub fn open(root: &Path) -> Self {
-        let own = under(root, Path::new("/proc/self"));
+        let own = join_root(root, Path::new("/proc/self"));
         Self {
             statm: KernelFile::open(&own.join("statm")),
             status: KernelFile::open(&own.join("status")),
-            page: rustix::param::page_size() as u64,
-            tasks: CountedDirectory::open(&own.join("task"), links),
-            fds: CountedDirectory::open(&own.join("fd"), size),
+            page_size: rustix::param::page_size() as u64,
+            task_directory: CountedDirectory::open(&own.join("task"), threads_from_stat),
+            fd_directory: CountedDirectory::open(&own.join("fd"), descriptors_from_stat),
         }
     }
 
     /// Opens only the directory with the number of descriptors.
     pub fn open_descriptors(root: &Path) -> Self {
-        let fd = under(root, Path::new("/proc/self/fd"));
+        let fd = join_root(root, Path::new("/proc/self/fd"));
         let page = rustix::param::page_size() as u64;
         Self {
             statm: None,
             status: None,
-            page,
-            tasks: None,
-            fds: CountedDirectory::open(&fd, size),
+            page_size: page,
+            task_directory: None,
+            fd_directory: CountedDirectory::open(&fd, descriptors_from_stat),
         }
     }
 
     /// Returns the resident set: pages of the process in memory, including shared ones.
     pub fn rss(&mut self, _now: Moment) -> Option<Bytes> {
-        self.statm(1)
+        self.read_statm(1)
     }
 
     /// Returns the size of the address space, which `RLIMIT_AS` limits.
     pub fn address_space(&self) -> Option<Bytes> {
-        self.statm(0)
+        self.read_statm(0)
     }
 
-    fn statm(&self, field: usize) -> Option<Bytes> {
+    fn read_statm(&self, field: usize) -> Option<Bytes> {
         let mut buffer = [0; 128];
-        let pages = number(words(self.statm.as_ref()?.read(&mut buffer)?).nth(field)?)?;
-        Some(Bytes(pages.saturating_mul(self.page)))
+        let pages = parse_number(split_words(self.statm.as_ref()?.read(&mut buffer)?).nth(field)?)?;
+        Some(Bytes(pages.saturating_mul(self.page_size)))
     }
 
     /// Returns the reclaimable file pages in the resident set, excluding shared memory.
     pub fn file_pages(&self) -> Option<Bytes> {
-        self.status("RssFile:")
+        self.read_status("RssFile:")
     }
 
     /// Returns the private writable memory, which `RLIMIT_DATA` limits.
     pub fn data(&self) -> Option<Bytes> {
-        self.status("VmData:")
+        self.read_status("VmData:")
     }
 
-    fn status(&self, key: &str) -> Option<Bytes> {
-        let mut buffer = [0; BUFFER];
+    fn read_status(&self, key: &str) -> Option<Bytes> {
+        let mut buffer = [0; BUFFER_BYTES];
         let status = self.status.as_ref()?.read(&mut buffer)?;
         let lines = status.split(|&byte| byte == b'\n');
         let value = lines.into_iter().find_map(|line| line.strip_prefix(key.as_bytes()))?;
-        Some(Bytes(number(words(value).next()?)?.saturating_mul(1 << 10)))
+        Some(Bytes(parse_number(split_words(value).next()?)?.saturating_mul(1 << 10)))
     }
 
     /// Returns the number of threads.
     pub fn threads(&mut self, now: Moment) -> Option<u64> {
-        self.tasks.as_mut()?.entries(now)
+        self.task_directory.as_mut()?.entry_count(now)
     }
 
     /// Returns the number of open file descriptors, including marple's.
     pub fn fds(&mut self, now: Moment) -> Option<u64> {
-        self.fds.as_mut()?.entries(now)
+        self.fd_directory.as_mut()?.entry_count(now)
     }
 }
 
 /// Returns the number of threads by the link count of `task`. Returns `None` for 0, which is wrong
 /// because the calling thread exists.
 #[allow(clippy::useless_conversion, reason = "link counts are 32 bits wide on some architectures")]
-fn links(stat: &Stat) -> Option<u64> {
+fn threads_from_stat(stat: &Stat) -> Option<u64> {
     u64::from(stat.st_nlink).checked_sub(2).filter(|&threads| threads > 0)
 }
 
 /// Returns the number of descriptors by the size of `fd`. Returns `None` for 0, which is wrong
 /// because `fd` itself is open.
-fn size(stat: &Stat) -> Option<u64> {
+fn descriptors_from_stat(stat: &Stat) -> Option<u64> {
     u64::try_from(stat.st_size).ok().filter(|&fds| fds > 0)
 }
 
@@ -136,36 +136,36 @@ fn size(stat: &Stat) -> Option<u64> {
 #[derive(Debug)]
 struct CountedDirectory {
     fd: OwnedFd,
-    told: fn(&Stat) -> Option<u64>,
+    count_from_stat: fn(&Stat) -> Option<u64>,
     is_procfs: bool,
-    counted: Option<(Moment, u64)>,
+    last_count: Option<(Moment, u64)>,
 }
 
 impl CountedDirectory {
-    fn open(path: &Path, told: fn(&Stat) -> Option<u64>) -> Option<Self> {
+    fn open(path: &Path, count_from_stat: fn(&Stat) -> Option<u64>) -> Option<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = open(path, flags, Mode::empty()).ok()?;
         let is_procfs = fstatfs(&fd).is_ok_and(|fs| fs.f_type == PROC_SUPER_MAGIC);
-        Some(Self { fd, told, is_procfs, counted: None })
+        Some(Self { fd, count_from_stat, is_procfs, last_count: None })
     }
 
-    fn entries(&mut self, now: Moment) -> Option<u64> {
+    fn entry_count(&mut self, now: Moment) -> Option<u64> {
         if self.is_procfs
-            && let Some(entries) = fstat(&self.fd).ok().as_ref().and_then(self.told)
+            && let Some(entries) = fstat(&self.fd).ok().as_ref().and_then(self.count_from_stat)
         {
             return Some(entries);
         }
-        if let Some((at, entries)) = self.counted
-            && now.since(at) < good_for(entries)
+        if let Some((at, entries)) = self.last_count
+            && now.since(at) < count_validity(entries)
         {
             return Some(entries);
         }
-        let entries = self.count()?;
-        self.counted = Some((now, entries));
+        let entries = self.count_entries()?;
+        self.last_count = Some((now, entries));
         Some(entries)
     }
 
-    fn count(&self) -> Option<u64> {
+    fn count_entries(&self) -> Option<u64> {
         seek(&self.fd, SeekFrom::Start(0)).ok()?;
         let mut buffer = [MaybeUninit::uninit(); 4 << 10];
         let mut entries = 0;
@@ -179,11 +179,11 @@ impl CountedDirectory {
 }
 
 /// Returns the validity of a count that found `entries`.
-fn good_for(entries: u64) -> Duration {
+fn count_validity(entries: u64) -> Duration {
     u32::try_from(entries)
         .ok()
-        .and_then(|entries| GOOD_FOR_PER_ENTRY.checked_mul(entries))
-        .map_or(GOOD_FOR_AT_MOST, |good_for| good_for.min(GOOD_FOR_AT_MOST))
+        .and_then(|entries| VALIDITY_PER_ENTRY.checked_mul(entries))
+        .map_or(MAX_VALIDITY, |validity| validity.min(MAX_VALIDITY))
 }
 
 #[cfg(test)]
@@ -191,16 +191,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_count_is_good_for_longer_the_dearer_it_was() {
+    fn count_validity_grows_with_number_of_entries() {
         for (entries, millis) in
             [(0, 0), (3, 15), (1999, 9995), (2000, 10_000), (2001, 10_000), (u64::MAX, 10_000)]
         {
-            assert_eq!(good_for(entries), Duration::from_millis(millis), "{entries}");
+            assert_eq!(count_validity(entries), Duration::from_millis(millis), "{entries}");
         }
     }
 
     #[test]
-    fn another_file_system_is_counted_and_not_too_often() {
+    fn entries_are_counted_outside_procfs_and_cached() {
         let root = tempfile::tempdir().unwrap();
         let own = root.path().join("proc/self");
         std::fs::create_dir_all(own.join("fd")).unwrap();
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_without_proc_tells_nothing() {
+    fn missing_proc_returns_none() {
         let root = tempfile::tempdir().unwrap();
         let mut procfs = Procfs::open(root.path());
         assert_eq!(procfs.rss(Moment::default()), None);

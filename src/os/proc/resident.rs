@@ -18,22 +18,22 @@ use rustix::io::Errno;
 use crate::base::Bytes;
 
 /// Resident memory above which mappings are not walked: 90 ms.
-const MAX_WALKED: Bytes = Bytes(8 << 30);
+const MAX_WALKED_RSS: Bytes = Bytes(8 << 30);
 
 /// Maximum number of mappings read: 60 ms and 14 MB of text.
 const MAX_MAPPINGS: usize = 20_000;
 
 /// Buffer size; more than a line of smaps with the longest path.
-const BUFFER: usize = 16 << 10;
+const BUFFER_BYTES: usize = 16 << 10;
 
 /// Alignment of glibc's arenas.
-const ARENA: u64 = 64 << 20;
+const ARENA_BYTES: u64 = 64 << 20;
 
 /// Maximum size of a mapping without access that counts as the guard below a thread's stack.
-const MAX_GUARD: u64 = 64 << 10;
+const MAX_GUARD_BYTES: u64 = 64 << 10;
 
 /// Number of largest mappings that are reported individually.
-const NAMED: usize = 3;
+const LARGEST_COUNT: usize = 3;
 
 /// Resident memory of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,14 +63,14 @@ pub struct MappingKinds {
     /// Shared memory.
     pub shared: Bytes,
     /// Mappings with the most resident memory, largest first.
-    pub largest: [Large; NAMED],
+    pub largest: [LargeMapping; LARGEST_COUNT],
     /// Set if not all mappings were read.
     pub is_partial: bool,
 }
 
 /// A mapping with much resident memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Large {
+pub struct LargeMapping {
     /// Lowest address.
     pub start: u64,
     /// Resident memory in the mapping.
@@ -123,20 +123,20 @@ pub struct ResidentReader {
 
 impl ResidentReader {
     /// Allocates the buffer of 16 KiB and writes to it once.
-    pub fn reserve() -> Self {
-        Self { buffer: vec![1; BUFFER] }
+    pub fn with_buffer() -> Self {
+        Self { buffer: vec![1; BUFFER_BYTES] }
     }
 
     /// Reads the resident memory without allocating. Returns `None` if `/proc` does not provide it.
     pub fn read(&mut self) -> Option<ResidentMemory> {
         let mut resident = ResidentMemory::default();
-        self.lines(c"/proc/self/status", |line| {
+        self.for_each_line(c"/proc/self/status", |line| {
             for (name, field) in [
                 (b"RssAnon:".as_slice(), &mut resident.anonymous),
                 (b"RssFile:", &mut resident.file),
                 (b"RssShmem:", &mut resident.shared),
             ] {
-                if let Some(value) = line.strip_prefix(name).and_then(kibibytes) {
+                if let Some(value) = line.strip_prefix(name).and_then(parse_kib) {
                     *field = value;
                 }
             }
@@ -146,9 +146,9 @@ impl ResidentReader {
         if resident.total() == Bytes(0) {
             return None;
         }
-        if resident.total() <= MAX_WALKED {
+        if resident.total() <= MAX_WALKED_RSS {
             let mut walk = MappingWalk::default();
-            let is_read = self.lines(c"/proc/self/smaps", |line| walk.line(line));
+            let is_read = self.for_each_line(c"/proc/self/smaps", |line| walk.add_line(line));
             resident.kinds = is_read.is_ok().then(|| walk.finish());
         }
         Some(resident)
@@ -156,16 +156,16 @@ impl ResidentReader {
 
     /// Calls `see` with each line of a file until it returns `false`. A line longer than the buffer
     /// is truncated.
-    fn lines(
+    fn for_each_line(
         &mut self,
         path: &std::ffi::CStr,
-        mut see: impl FnMut(&[u8]) -> bool,
+        mut on_line: impl FnMut(&[u8]) -> bool,
     ) -> Result<(), Errno> {
         let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        let (mut filled, mut is_cut) = (0, false);
+        let (mut filled, mut is_truncated) = (0, false);
         loop {
-            let room = self.buffer.get_mut(filled..).unwrap_or_default();
-            let read = match rustix::io::read(&file, room) {
+            let free = self.buffer.get_mut(filled..).unwrap_or_default();
+            let read = match rustix::io::read(&file, free) {
                 Err(Errno::INTR) => continue,
                 read => read?,
             };
@@ -178,12 +178,12 @@ impl ResidentReader {
                 let Some(end) = line.iter().position(|&byte| byte == b'\n') else { break };
                 let line = line.get(..end).unwrap_or_default();
                 start += end + 1;
-                if !std::mem::take(&mut is_cut) && !see(line) {
+                if !std::mem::take(&mut is_truncated) && !on_line(line) {
                     return Ok(());
                 }
             }
             if start == 0 && filled == self.buffer.len() {
-                if !std::mem::replace(&mut is_cut, true) && !see(&self.buffer) {
+                if !std::mem::replace(&mut is_truncated, true) && !on_line(&self.buffer) {
                     return Ok(());
                 }
                 filled = 0;
@@ -202,9 +202,9 @@ struct MemoryMapping {
     end: u64,
     kind: MappingKind,
     /// Set for a mapping without access: a guard, or the reserved part of an arena.
-    is_closed: bool,
+    is_inaccessible: bool,
     /// Set for a mapping that is readable, writable, private and unnamed.
-    is_plain: bool,
+    is_private_anonymous: bool,
     resident: Bytes,
 }
 
@@ -216,36 +216,40 @@ struct MappingWalk {
 }
 
 impl MappingWalk {
-    fn line(&mut self, line: &[u8]) -> bool {
+    fn add_line(&mut self, line: &[u8]) -> bool {
         if let Some(value) = line.strip_prefix(b"Rss:") {
-            self.last.resident = kibibytes(value).unwrap_or_default();
-        } else if let Some(next) = header(line) {
-            self.next(next);
+            self.last.resident = parse_kib(value).unwrap_or_default();
+        } else if let Some(next) = parse_header(line) {
+            self.start_mapping(next);
             self.mappings += 1;
             self.kinds.is_partial = self.mappings > MAX_MAPPINGS;
         }
         !self.kinds.is_partial
     }
 
-    fn next(&mut self, mut next: MemoryMapping) {
+    fn start_mapping(&mut self, mut next: MemoryMapping) {
         let last = self.last;
         let adjoins = last.end == next.start;
         // An arena: the used part, followed by an inaccessible part up to a multiple of its size.
-        let reserves = next.is_closed && adjoins && next.end.is_multiple_of(ARENA);
-        let is_whole = last.end.is_multiple_of(ARENA);
-        if last.is_plain && last.start.is_multiple_of(ARENA) && (reserves || is_whole) {
+        let has_reserved_part =
+            next.is_inaccessible && adjoins && next.end.is_multiple_of(ARENA_BYTES);
+        let is_full_arena = last.end.is_multiple_of(ARENA_BYTES);
+        if last.is_private_anonymous
+            && last.start.is_multiple_of(ARENA_BYTES)
+            && (has_reserved_part || is_full_arena)
+        {
             self.last.kind = MappingKind::Malloc;
         }
-        let is_guard = last.is_closed && last.end - last.start <= MAX_GUARD;
-        if next.is_plain && adjoins && is_guard {
+        let is_guard = last.is_inaccessible && last.end - last.start <= MAX_GUARD_BYTES;
+        if next.is_private_anonymous && adjoins && is_guard {
             next.kind = MappingKind::Stack;
         }
-        self.count();
+        self.count_last();
         self.last = next;
     }
 
     /// Adds the last mapping to its kind.
-    fn count(&mut self) {
+    fn count_last(&mut self) {
         let MemoryMapping { start, kind, resident, .. } = self.last;
         let sum = match kind {
             MappingKind::Malloc => &mut self.kinds.malloc,
@@ -255,7 +259,7 @@ impl MappingWalk {
             MappingKind::Shared => &mut self.kinds.shared,
         };
         *sum = Bytes(sum.get().saturating_add(resident.get()));
-        let mut entry = Large { start, resident, kind };
+        let mut entry = LargeMapping { start, resident, kind };
         for large in &mut self.kinds.largest {
             if entry.resident > large.resident {
                 std::mem::swap(large, &mut entry);
@@ -264,15 +268,15 @@ impl MappingWalk {
     }
 
     fn finish(mut self) -> MappingKinds {
-        self.count();
+        self.count_last();
         self.kinds
     }
 }
 
 /// Parses the first line of a mapping: `7f12a000-7f12c000 rw-p 00000000 00:00 0    /path`.
-fn header(line: &[u8]) -> Option<MemoryMapping> {
+fn parse_header(line: &[u8]) -> Option<MemoryMapping> {
     let mut words = line.split(|&byte| byte == b' ').filter(|word| !word.is_empty());
-    let range = range(words.next()?)?;
+    let range = parse_range(words.next()?)?;
     let permissions = words.next()?;
     let path = words.nth(3).unwrap_or_default();
     let is_private = permissions.get(3) == Some(&b'p');
@@ -296,19 +300,19 @@ fn header(line: &[u8]) -> Option<MemoryMapping> {
         start: range.start,
         end: range.end,
         kind,
-        is_closed: permissions.starts_with(b"---"),
-        is_plain: permissions.starts_with(b"rw-") && is_private && path.is_empty(),
+        is_inaccessible: permissions.starts_with(b"---"),
+        is_private_anonymous: permissions.starts_with(b"rw-") && is_private && path.is_empty(),
         resident: Bytes(0),
     })
 }
 
-fn range(word: &[u8]) -> Option<Range<u64>> {
+fn parse_range(word: &[u8]) -> Option<Range<u64>> {
     let (start, end) = std::str::from_utf8(word).ok()?.split_once('-')?;
     Some(u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?)
 }
 
 /// Parses the value of a line such as `Rss:    12 kB`.
-fn kibibytes(value: &[u8]) -> Option<Bytes> {
+fn parse_kib(value: &[u8]) -> Option<Bytes> {
     let number = std::str::from_utf8(value).ok()?.trim().strip_suffix("kB")?;
     Some(Bytes(number.trim().parse::<u64>().ok()? << 10))
 }

@@ -4,7 +4,7 @@ use super::*;
 
 fn kinds(smaps: &str) -> MappingKinds {
     let mut walk = MappingWalk::default();
-    assert!(smaps.lines().all(|line| walk.line(line.as_bytes())));
+    assert!(smaps.lines().all(|line| walk.add_line(line.as_bytes())));
     walk.finish()
 }
 
@@ -48,7 +48,7 @@ fn mappings_are_summed_by_kind() {
     assert_eq!(found.stacks, kib(16 + 8 + 40));
     assert_eq!(found.anonymous, kib(870_400));
     assert_eq!(found.shared, kib(512 + 256));
-    let largest = found.largest.map(|it| (it.start, it.resident, it.kind));
+    let largest = found.largest.map(|large| (large.start, large.resident, large.kind));
     assert_eq!(
         largest,
         [
@@ -61,23 +61,23 @@ fn mappings_are_summed_by_kind() {
 }
 
 #[test]
-fn the_number_of_mappings_is_bounded() {
+fn number_of_mappings_is_bounded() {
     let mut walk = MappingWalk::default();
     let lines = (0..).map(|n| format!("{:x}-{:x} rw-p 00000000 00:00 0 ", n << 12, (n + 1) << 12));
-    assert_eq!(lines.take_while(|line| walk.line(line.as_bytes())).count(), MAX_MAPPINGS);
+    assert_eq!(lines.take_while(|line| walk.add_line(line.as_bytes())).count(), MAX_MAPPINGS);
     assert!(walk.finish().is_partial);
 }
 
 #[test]
 #[cfg(all(target_os = "linux", not(miri)))]
-fn memory_that_is_written_is_found_in_this_process() {
+fn written_memory_increases_anonymous_rss() {
     const LENGTH: usize = 64 << 20;
-    let mut reader = ResidentReader::reserve();
+    let mut reader = ResidentReader::with_buffer();
     let before = reader.read().unwrap();
     let written = std::hint::black_box(vec![1u8; LENGTH]);
     let after = reader.read().unwrap();
     drop(written);
-    let anonymous = |it: &ResidentMemory| it.kinds.unwrap().anonymous.get();
+    let anonymous = |resident: &ResidentMemory| resident.kinds.unwrap().anonymous.get();
     let enough = (LENGTH / 2) as u64;
     assert!(after.anonymous.get() >= before.anonymous.get() + enough, "{before:?} {after:?}");
     assert!(anonymous(&after) >= anonymous(&before) + enough, "{before:?} {after:?}");

@@ -25,7 +25,7 @@ impl ThreadList {
     /// IDs would then refer to other threads.
     pub fn open() -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = spare::with(|| open("/proc/self/task", flags, Mode::empty()))?;
+        let directory = spare::open_with_retry(|| open("/proc/self/task", flags, Mode::empty()))?;
         // Not the cached ID, which is the parent's in a forked child.
         let own = rustix::thread::gettid().as_raw_nonzero();
         match statat(&directory, DecInt::new(own.get()), AtFlags::empty()) {
@@ -71,7 +71,7 @@ impl ThreadList {
     pub fn name(&self, tid: u32) -> Option<String> {
         // At most 15 bytes and a newline.
         let mut buffer = [0; 64];
-        let name = super::threads::read(&self.directory, tid, "comm", &mut buffer)?;
+        let name = super::threads::read_thread_file(&self.directory, tid, "comm", &mut buffer)?;
         let name = name.strip_suffix(b"\n").unwrap_or(name);
         Some(String::from_utf8_lossy(name).into_owned())
     }
@@ -80,12 +80,13 @@ impl ThreadList {
     /// or the kernel does not count the delay (`CONFIG_SCHED_INFO`). Costs about 5 us.
     pub fn run_delay(&self, tid: u32) -> Option<Duration> {
         let mut buffer = [0; 128];
-        let text = super::threads::read(&self.directory, tid, "schedstat", &mut buffer)?;
+        let text =
+            super::threads::read_thread_file(&self.directory, tid, "schedstat", &mut buffer)?;
         let mut numbers = std::str::from_utf8(text).ok()?.split_ascii_whitespace();
         let mut next = || numbers.next()?.parse::<u64>().ok();
-        let [_cpu, waited, timeslices] = [next()?, next()?, next()?];
+        let [_cpu, run_delay, timeslices] = [next()?, next()?, next()?];
         // Without the accounting all three are 0.
-        (timeslices > 0).then(|| Duration::from_nanos(waited))
+        (timeslices > 0).then(|| Duration::from_nanos(run_delay))
     }
 }
 
@@ -95,7 +96,7 @@ mod tests {
     use std::thread;
 
     #[test]
-    fn a_thread_is_listed_by_its_id_and_has_its_name() {
+    fn thread_is_listed_with_id_and_name() {
         let mut tasks = ThreadList::open().unwrap();
         thread::Builder::new()
             .name("listed".into())

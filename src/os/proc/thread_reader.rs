@@ -9,7 +9,7 @@
 //!
 //! A thread that sleeps in the kernel needs no signal to read its stack. The copy is consistent if
 //! the thread got no core between the reads of schedstat before and after it:
-//! [`ProcThreadReader::asleep`] checks this. Only these two registers are available. Unwinding
+//! [`ProcThreadReader::read_sleeping_stack`] checks this. Only these two registers are available. Unwinding
 //! needs others only if a frame is addressed by a frame pointer that no inner frame has saved. The
 //! walk then stops, and a signal is needed.
 
@@ -27,15 +27,15 @@ use crate::os::stack_snapshot::Registers;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SchedStat {
     /// CPU time, as of the kernel's last update.
-    pub cpu: Duration,
+    pub cpu_time: Duration,
     /// Run delay: time spent waiting for a core.
-    pub waited: Duration,
+    pub run_delay: Duration,
     /// Number of timeslices on a core.
-    pub turns: u64,
+    pub timeslices: u64,
 }
 
 /// Invalid frame pointer, so that a walk that needs the real one stops.
-const UNKNOWN: u64 = 1;
+const INVALID_FRAME_POINTER: u64 = 1;
 
 /// A reader of the state and stack of threads.
 pub struct ProcThreadReader {
@@ -51,11 +51,11 @@ impl ProcThreadReader {
     /// Returns a text if threads cannot be inspected.
     pub fn open() -> Result<Self, String> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let tasks = spare::with(|| open(TASKS, flags, Mode::empty()))
+        let tasks = spare::open_with_retry(|| open(TASKS, flags, Mode::empty()))
             .map_err(|error| format!("cannot open {TASKS}: {error}"))?;
-        let eyes = Self { tasks, bytes: Vec::new() };
-        match eyes.runs(threads::current()) {
-            Some(runs) if runs.turns > 0 => Ok(eyes),
+        let reader = Self { tasks, bytes: Vec::new() };
+        match reader.sched_stat(threads::current_tid()) {
+            Some(sched_stat) if sched_stat.timeslices > 0 => Ok(reader),
             None => Err(format!(
                 "{TASKS}/*/schedstat cannot be read: too many files are open, or /proc does not have it"
             )),
@@ -68,21 +68,21 @@ impl ProcThreadReader {
 
     /// Returns the state of a thread and its scheduler statistics just before, or `None` if the
     /// thread has exited.
-    pub fn look(&self, tid: u32) -> Option<(Thread, SchedStat)> {
-        let runs = self.runs(tid)?;
-        Some((threads::look(&self.tasks, tid)?, runs))
+    pub fn thread_state(&self, tid: u32) -> Option<(Thread, SchedStat)> {
+        let stat = self.sched_stat(tid)?;
+        Some((threads::read_thread(&self.tasks, tid)?, stat))
     }
 
     /// Returns the scheduler statistics of a thread.
-    pub fn runs(&self, tid: u32) -> Option<SchedStat> {
+    pub fn sched_stat(&self, tid: u32) -> Option<SchedStat> {
         let mut buffer = [0; 128];
-        let told = threads::read(&self.tasks, tid, "schedstat", &mut buffer)?;
-        let mut numbers = std::str::from_utf8(told).ok()?.split_ascii_whitespace();
+        let text = threads::read_thread_file(&self.tasks, tid, "schedstat", &mut buffer)?;
+        let mut numbers = std::str::from_utf8(text).ok()?.split_ascii_whitespace();
         let mut next = || numbers.next()?.parse::<u64>().ok();
         Some(SchedStat {
-            cpu: Duration::from_nanos(next()?),
-            waited: Duration::from_nanos(next()?),
-            turns: next()?,
+            cpu_time: Duration::from_nanos(next()?),
+            run_delay: Duration::from_nanos(next()?),
+            timeslices: next()?,
         })
     }
 
@@ -91,10 +91,10 @@ impl ProcThreadReader {
     /// Returns registers whose frame pointer is invalid. Returns `None` if the thread has run since
     /// `runs` or runs before the copy is complete. Always `None` on aarch64: a leaf's return
     /// address is in a register that the kernel does not report.
-    pub fn asleep(
+    pub fn read_sleeping_stack(
         &mut self,
         tid: u32,
-        runs: SchedStat,
+        before: SchedStat,
         bytes: usize,
         stack: &mut Vec<u64>,
     ) -> Option<Registers> {
@@ -102,19 +102,19 @@ impl ProcThreadReader {
             return None;
         }
         let mut buffer = [0; 512];
-        let told = threads::read(&self.tasks, tid, "syscall", &mut buffer)?;
-        let registers = parse(std::str::from_utf8(told).ok()?)?;
+        let text = threads::read_thread_file(&self.tasks, tid, "syscall", &mut buffer)?;
+        let registers = parse(std::str::from_utf8(text).ok()?)?;
         self.bytes.resize(bytes, 0);
         // The read ends at the end of the mapping.
-        let got = own_memory::read(registers.sp, &mut self.bytes);
-        if got == 0 {
+        let copied_bytes = own_memory::read(registers.sp, &mut self.bytes);
+        if copied_bytes == 0 {
             return None;
         }
-        if self.runs(tid)?.turns != runs.turns {
+        if self.sched_stat(tid)?.timeslices != before.timeslices {
             return None;
         }
         stack.clear();
-        let words = self.bytes.get(..got)?.chunks_exact(8);
+        let words = self.bytes.get(..copied_bytes)?.chunks_exact(8);
         stack.extend(words.filter_map(|word| Some(u64::from_ne_bytes(word.try_into().ok()?))));
         Some(registers)
     }
@@ -125,7 +125,7 @@ fn parse(syscall: &str) -> Option<Registers> {
     let mut last = syscall.split_ascii_whitespace().rev();
     let mut address = || u64::from_str_radix(last.next()?.strip_prefix("0x")?, 16).ok();
     let (ip, sp) = (address()?, address()?);
-    (ip != 0 && sp != 0).then_some(Registers { ip, sp, fp: UNKNOWN, lr: 0 })
+    (ip != 0 && sp != 0).then_some(Registers { ip, sp, fp: INVALID_FRAME_POINTER, lr: 0 })
 }
 
 #[cfg(test)]
@@ -133,9 +133,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_a_thread_sleeps_reads_as_registers() {
-        let asleep = parse("45 0x3 0x7f 0x1 0x0 0x0 0x0 0x7f1019ae4a10 0x7f101a128974\n").unwrap();
-        assert_eq!((asleep.sp, asleep.ip), (0x7f10_19ae_4a10, 0x7f10_1a12_8974));
+    fn syscall_file_is_parsed_into_registers() {
+        let registers =
+            parse("45 0x3 0x7f 0x1 0x0 0x0 0x0 0x7f1019ae4a10 0x7f101a128974\n").unwrap();
+        assert_eq!((registers.sp, registers.ip), (0x7f10_19ae_4a10, 0x7f10_1a12_8974));
         assert_eq!(parse("-1 0x10 0x20").unwrap().ip, 0x20);
         for none in ["running\n", "", "45", "-1 0x0 0x0"] {
             assert_eq!(parse(none), None, "{none}");
@@ -143,12 +144,12 @@ mod tests {
     }
 
     #[test]
-    fn the_calling_thread_runs_and_has_had_its_turns() {
-        let eyes = ProcThreadReader::open().unwrap();
-        let own = threads::current();
-        let (thread, runs) = eyes.look(own).unwrap();
+    fn calling_thread_is_running_and_has_timeslices() {
+        let reader = ProcThreadReader::open().unwrap();
+        let own = threads::current_tid();
+        let (thread, stat) = reader.thread_state(own).unwrap();
         assert_eq!(thread.state, 'R');
-        assert!(runs.turns > 0);
-        assert!(eyes.look(u32::MAX).is_none());
+        assert!(stat.timeslices > 0);
+        assert!(reader.thread_state(u32::MAX).is_none());
     }
 }

@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags, openat};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::base::{Moment, spare};
-use crate::os::kernel_file::{number, words};
+use crate::os::kernel_file::{parse_number, split_words};
 use crate::os::proc::thread_list::ThreadList;
 
 pub(crate) const TASKS: &str = "/proc/self/task";
@@ -42,7 +42,7 @@ pub struct Error(#[source] std::io::Error);
 
 impl Error {
     /// Creates the error for a list of threads of which no file can be read.
-    pub fn none_can_be_read() -> Self {
+    pub fn no_readable_thread() -> Self {
         Self(std::io::Error::other("it lists threads, and none of their files can be read"))
     }
 }
@@ -62,7 +62,7 @@ impl Threads {
     ///
     /// Returns an error if `/proc` cannot be read.
     pub fn all() -> Result<Self, Error> {
-        let mut threads = Self::of(Vec::new())?;
+        let mut threads = Self::with_tids(Vec::new())?;
         threads.tasks.list(&mut threads.tids).map_err(Error)?;
         Ok(threads)
     }
@@ -72,13 +72,13 @@ impl Threads {
     /// # Errors
     ///
     /// Returns an error if `/proc` cannot be read.
-    pub fn of(tids: Vec<u32>) -> Result<Self, Error> {
+    pub fn with_tids(tids: Vec<u32>) -> Result<Self, Error> {
         Ok(Self { tasks: ThreadList::open().map_err(Error)?, tids })
     }
 
     /// Returns the state of the thread `tid`, or `None` if it has exited. Costs about 8 us.
-    pub fn look(&self, tid: u32) -> Option<Thread> {
-        look(self.tasks.directory(), tid)
+    pub fn thread_state(&self, tid: u32) -> Option<Thread> {
+        read_thread(self.tasks.directory(), tid)
     }
 }
 
@@ -89,14 +89,14 @@ impl Threads {
 /// Returns an error if `/proc` cannot be read.
 pub fn list() -> Result<Vec<Thread>, Error> {
     let threads = Threads::all()?;
-    Ok(threads.tids.iter().filter_map(|&tid| threads.look(tid)).collect())
+    Ok(threads.tids.iter().filter_map(|&tid| threads.thread_state(tid)).collect())
 }
 
 /// Returns the state of the thread `tid`, or `None` if it has exited.
-pub(crate) fn look(tasks: &OwnedFd, tid: u32) -> Option<Thread> {
+pub(crate) fn read_thread(tasks: &OwnedFd, tid: u32) -> Option<Thread> {
     let mut buffer = [0; 1024];
-    let (mut thread, waits) = parse(read(tasks, tid, "stat", &mut buffer)?, tid)?;
-    if waits && let Some(function) = read(tasks, tid, "wchan", &mut buffer) {
+    let (mut thread, is_waiting) = parse(read_thread_file(tasks, tid, "stat", &mut buffer)?, tid)?;
+    if is_waiting && let Some(function) = read_thread_file(tasks, tid, "wchan", &mut buffer) {
         // The kernel writes 0 if the caller lacks the permission.
         let function = function.strip_prefix(b"0").unwrap_or(function);
         thread.wait_channel = String::from_utf8_lossy(function).into_owned();
@@ -105,7 +105,7 @@ pub(crate) fn look(tasks: &OwnedFd, tid: u32) -> Option<Thread> {
 }
 
 /// Reads a file of a thread; longer content is truncated.
-pub(crate) fn read<'b>(
+pub(crate) fn read_thread_file<'b>(
     tasks: &OwnedFd,
     tid: u32,
     file: &str,
@@ -115,7 +115,7 @@ pub(crate) fn read<'b>(
     let mut path = [0; 32];
     write!(&mut path[..], "{tid}/{file}\0").ok()?;
     let path = CStr::from_bytes_until_nul(&path).ok()?;
-    let file = spare::with(|| openat(tasks, path, flags, Mode::empty())).ok()?;
+    let file = spare::open_with_retry(|| openat(tasks, path, flags, Mode::empty())).ok()?;
     let length = rustix::io::read(&file, &mut *buffer).ok()?;
     buffer.get(..length)
 }
@@ -127,16 +127,16 @@ fn parse(stat: &[u8], tid: u32) -> Option<(Thread, bool)> {
     let close = stat.iter().rposition(|&byte| byte == b')')?;
     let name = String::from_utf8_lossy(stat.get(open + 1..close)?).into_owned();
     // Field numbers are those of proc(5).
-    let (mut at, mut fields) = (2, words(stat.get(close + 1..)?));
+    let (mut at, mut fields) = (2, split_words(stat.get(close + 1..)?));
     let mut field = |number: usize| {
         let skipped = number.checked_sub(at + 1)?;
         at = number;
         fields.nth(skipped)
     };
     let state = char::from(*field(3)?.first()?);
-    let (user, system) = (number(field(14)?)?, number(field(15)?)?);
-    let blocked = field(32).and_then(number).unwrap_or(0);
-    let waits = field(35).and_then(number).is_some_and(|channel| channel != 0);
+    let (user, system) = (parse_number(field(14)?)?, parse_number(field(15)?)?);
+    let blocked = field(32).and_then(parse_number).unwrap_or(0);
+    let is_waiting = field(35).and_then(parse_number).is_some_and(|channel| channel != 0);
     let per_second = rustix::param::clock_ticks_per_second().max(1);
     let thread = Thread {
         tid,
@@ -148,27 +148,27 @@ fn parse(stat: &[u8], tid: u32) -> Option<(Thread, bool)> {
         ),
         blocked,
     };
-    Some((thread, waits))
+    Some((thread, is_waiting))
 }
 
 /// Returns the ID of the calling thread: one system call per thread, then 1 ns.
 #[inline]
-pub fn current() -> u32 {
+pub fn current_tid() -> u32 {
     thread_local! {
         static TID: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
     }
     // A terminating thread has no thread-locals; code that still runs in it makes the system call.
     TID.try_with(|tid| {
         if tid.get() == 0 {
-            tid.set(ask());
+            tid.set(gettid());
         }
         tid.get()
     })
-    .unwrap_or_else(|_| ask())
+    .unwrap_or_else(|_| gettid())
 }
 
 #[cold]
-fn ask() -> u32 {
+fn gettid() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs()
 }
 
@@ -185,7 +185,7 @@ pub fn cpu_time() -> Duration {
 
 /// Returns the time of the kernel's last tick, at most 4 ms ago (10 ms at 100 Hz). Costs a few
 /// nanoseconds with any clock source: the time is read from memory.
-pub fn recently() -> Moment {
+pub fn coarse_now() -> Moment {
     let time = clock_gettime(ClockId::MonotonicCoarse);
     Moment::from_nanos(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
 }
@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_may_hold_brackets_and_spaces() {
+    fn stat_with_brackets_in_name_is_parsed() {
         let stat = b"17 (a) R (b)) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20 0 4 0 9 8 7 6 5 4 3 2 1 0 4194304 \
             0 0 1 0 0 17 0";
         let (thread, waits) = parse(stat, 17).unwrap();
@@ -207,23 +207,23 @@ mod tests {
     }
 
     #[test]
-    fn the_calling_thread_is_in_the_list_and_runs() {
+    fn calling_thread_is_listed_as_running() {
         let name = "list-me";
         let (own, threads) = std::thread::Builder::new()
             .name(name.into())
-            .spawn(|| (current(), list().unwrap()))
+            .spawn(|| (current_tid(), list().unwrap()))
             .unwrap()
             .join()
             .unwrap();
         let found = threads.iter().find(|thread| thread.tid == own).unwrap();
         assert_eq!((found.name.as_str(), found.state, found.blocked), (name, 'R', 0));
         assert!(threads.is_sorted_by_key(|thread| thread.tid));
-        assert_ne!(own, current());
+        assert_ne!(own, current_tid());
     }
 
     #[test]
-    fn recently_is_not_long_ago() {
+    fn coarse_now_is_at_most_one_second_old() {
         let before = crate::base::Clock::now(&crate::base::SystemClock);
-        assert!(before.since(recently()) < Duration::from_secs(1));
+        assert!(before.since(coarse_now()) < Duration::from_secs(1));
     }
 }

@@ -17,7 +17,7 @@ use crate::base::sync::Ordering::{Acquire, Release};
 use crate::os::mapped_memory::MappedWords;
 
 /// Words of an entry: the stack's start and end, the thread ID, and padding to a power of two.
-const ENTRY: usize = 4;
+const ENTRY_WORDS: usize = 4;
 
 /// A table of stack bounds, indexed by entry.
 pub(crate) struct Bounds(MappedWords);
@@ -25,7 +25,7 @@ pub(crate) struct Bounds(MappedWords);
 impl Bounds {
     /// Maps a table of `entries` entries. Returns `None` if the kernel refuses the memory.
     pub(crate) fn map(entries: usize) -> Option<Self> {
-        let chunk = MappedWords::new(entries.checked_mul(ENTRY)?);
+        let chunk = MappedWords::new(entries.checked_mul(ENTRY_WORDS)?);
         chunk.get_or_map()?;
         Some(Self(chunk))
     }
@@ -61,8 +61,8 @@ impl Bounds {
         self.entry(entry).map_or(0, |[.., id, _]| id.load(Acquire) as u32)
     }
 
-    fn entry(&self, entry: usize) -> Option<&[AtomicU64; ENTRY]> {
-        let at = entry.checked_mul(ENTRY)?;
-        self.0.get()?.get(at..at.checked_add(ENTRY)?)?.try_into().ok()
+    fn entry(&self, entry: usize) -> Option<&[AtomicU64; ENTRY_WORDS]> {
+        let at = entry.checked_mul(ENTRY_WORDS)?;
+        self.0.get()?.get(at..at.checked_add(ENTRY_WORDS)?)?.try_into().ok()
     }
 }

@@ -21,7 +21,7 @@
 //! allocation, no panic.
 //!
 //! A fork copies page tables, and the service's first write to each page afterwards causes a fault.
-//! So a process with more than [`MAX_RESIDENT`] is not copied. The limit bounds the page tables to
+//! So a process with more than [`MAX_RESIDENT_BYTES`] is not copied. The limit bounds the page tables to
 //! 2 MiB, the copy to some milliseconds, and the faults to 0.1 s.
 //!
 //! # Calls made by the probe itself
@@ -41,19 +41,19 @@ use std::time::{Duration, Instant};
 
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-use super::{OptionalCall, SyscallVerdict, SyscallVerdicts, Untried};
+use super::{OptionalCall, ProbeFailure, SyscallVerdict, SyscallVerdicts};
 
 /// Maximum resident memory of a process that is copied.
-pub(super) const MAX_RESIDENT: u64 = 1 << 30;
+pub(super) const MAX_RESIDENT_BYTES: u64 = 1 << 30;
 
 /// Timeout for a child. It needs less than a millisecond of CPU time.
-const PATIENCE: Duration = Duration::from_secs(2);
+const CHILD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Interval between checks that the child has exited.
-const LOOK_EVERY: Duration = Duration::from_micros(50);
+const POLL_INTERVAL: Duration = Duration::from_micros(50);
 
 /// Values in the shared page that are neither an errno nor 0.
-const UNTRIED: i32 = -1;
+const NOT_TRIED: i32 = -1;
 const TRYING: i32 = -2;
 
 /// A call with arguments that the kernel rejects without effect.
@@ -62,7 +62,7 @@ struct ProbeStep {
     number: c_long,
     arguments: [usize; 5],
     /// Error of the kernel. Any other error is the filter's.
-    answer: c_int,
+    expected_errno: c_int,
 }
 
 const INVALID: usize = usize::MAX;
@@ -73,30 +73,65 @@ const PROCMAP_QUERY: usize = 0xc068_6611;
 
 const STEPS: [ProbeStep; 12] = [
     // The kernel checks for unknown flags first.
-    step(
+    probe_step(
         OptionalCall::PerfEventOpen,
         libc::SYS_perf_event_open,
         [0, 0, INVALID, INVALID, INVALID],
         libc::EINVAL,
     ),
-    step(OptionalCall::SetPriority, libc::SYS_setpriority, [INVALID, 0, 0, 0, 0], libc::EINVAL),
-    step(OptionalCall::SetPriority, libc::SYS_getpriority, [INVALID, 0, 0, 0, 0], libc::EINVAL),
+    probe_step(
+        OptionalCall::SetPriority,
+        libc::SYS_setpriority,
+        [INVALID, 0, 0, 0, 0],
+        libc::EINVAL,
+    ),
+    probe_step(
+        OptionalCall::SetPriority,
+        libc::SYS_getpriority,
+        [INVALID, 0, 0, 0, 0],
+        libc::EINVAL,
+    ),
     // Clock 1000 does not exist.
-    step(OptionalCall::ThreadTimers, libc::SYS_timer_create, [1000, 0, 0, 0, 0], libc::EINVAL),
-    step(OptionalCall::ThreadTimers, libc::SYS_timer_settime, [INVALID, 0, 0, 0, 0], libc::EINVAL),
-    step(OptionalCall::ThreadTimers, libc::SYS_timer_delete, [INVALID, 0, 0, 0, 0], libc::EINVAL),
-    step(OptionalCall::QueueSignal, libc::SYS_rt_tgsigqueueinfo, [0, 0, 0, 0, 0], libc::EFAULT),
-    step(OptionalCall::RobustList, libc::SYS_get_robust_list, [0, 0, 0, 0, 0], libc::EFAULT),
-    step(OptionalCall::Ioctl, libc::SYS_ioctl, [INVALID, PROCMAP_QUERY, 0, 0, 0], libc::EBADF),
-    step(OptionalCall::Ioctl, libc::SYS_ioctl, [INVALID, PERF_PERIOD, 0, 0, 0], libc::EBADF),
+    probe_step(
+        OptionalCall::ThreadTimers,
+        libc::SYS_timer_create,
+        [1000, 0, 0, 0, 0],
+        libc::EINVAL,
+    ),
+    probe_step(
+        OptionalCall::ThreadTimers,
+        libc::SYS_timer_settime,
+        [INVALID, 0, 0, 0, 0],
+        libc::EINVAL,
+    ),
+    probe_step(
+        OptionalCall::ThreadTimers,
+        libc::SYS_timer_delete,
+        [INVALID, 0, 0, 0, 0],
+        libc::EINVAL,
+    ),
+    probe_step(
+        OptionalCall::QueueSignal,
+        libc::SYS_rt_tgsigqueueinfo,
+        [0, 0, 0, 0, 0],
+        libc::EFAULT,
+    ),
+    probe_step(OptionalCall::RobustList, libc::SYS_get_robust_list, [0, 0, 0, 0, 0], libc::EFAULT),
+    probe_step(
+        OptionalCall::Ioctl,
+        libc::SYS_ioctl,
+        [INVALID, PROCMAP_QUERY, 0, 0, 0],
+        libc::EBADF,
+    ),
+    probe_step(OptionalCall::Ioctl, libc::SYS_ioctl, [INVALID, PERF_PERIOD, 0, 0, 0], libc::EBADF),
     // No thread has the ID -1.
-    step(
+    probe_step(
         OptionalCall::SetAffinity,
         libc::SYS_sched_setaffinity,
         [INVALID, 0, 0, 0, 0],
         libc::ESRCH,
     ),
-    step(
+    probe_step(
         OptionalCall::SetScheduler,
         libc::SYS_sched_setscheduler,
         [INVALID, 0, 0, 0, 0],
@@ -104,13 +139,13 @@ const STEPS: [ProbeStep; 12] = [
     ),
 ];
 
-const fn step(
+const fn probe_step(
     call: OptionalCall,
     number: c_long,
     arguments: [usize; 5],
-    answer: c_int,
+    expected_errno: c_int,
 ) -> ProbeStep {
-    ProbeStep { call, number, arguments, answer }
+    ProbeStep { call, number, arguments, expected_errno }
 }
 
 /// The page shared by parent and child.
@@ -123,41 +158,43 @@ struct ProbePage {
 
 /// Probes every optional call.
 pub(super) fn run() -> SyscallVerdicts {
-    let untried = |why| [SyscallVerdict::Untried(why); super::OPTIONAL.len()];
-    match resident() {
-        None => return untried(Untried::NoStatus),
-        Some(bytes) if bytes > MAX_RESIDENT => return untried(Untried::TooLarge(bytes >> 20)),
+    let all_unknown = |why| [SyscallVerdict::Unknown(why); super::OPTIONAL_CALLS.len()];
+    match resident_bytes() {
+        None => return all_unknown(ProbeFailure::NoStatus),
+        Some(bytes) if bytes > MAX_RESIDENT_BYTES => {
+            return all_unknown(ProbeFailure::TooLarge(bytes >> 20));
+        }
         Some(_) => {}
     }
     let shared = match ProbeShared::map() {
         Ok(shared) => shared,
-        Err(error) => return untried(Untried::NoCopy(error.raw_os_error())),
+        Err(error) => return all_unknown(ProbeFailure::CopyFailed(error.raw_os_error())),
     };
     let page = shared.page();
     let mut first = 0;
     while first < STEPS.len() {
-        if let Err(errno) = try_from(first, page) {
-            return untried(Untried::NoCopy(errno));
+        if let Err(errno) = run_child_from(first, page) {
+            return all_unknown(ProbeFailure::CopyFailed(errno));
         }
         // The child has exited normally, or was killed at the call that it was trying.
         let mut tried = page.steps.iter().map(|step| step.load(Acquire)).skip(first);
         match tried.clone().position(|answer| answer == TRYING) {
             Some(after) => first += after + 1,
-            None if tried.all(|answer| answer != UNTRIED) => break,
-            None => return untried(Untried::NoCopy(0)),
+            None if tried.all(|answer| answer != NOT_TRIED) => break,
+            None => return all_unknown(ProbeFailure::CopyFailed(0)),
         }
     }
-    verdicts(&page.steps.each_ref().map(|step| step.load(Acquire)))
+    combine_by_family(&page.steps.each_ref().map(|step| step.load(Acquire)))
 }
 
 /// Combines the results by family: the worst result of its calls counts.
-fn verdicts(answers: &[i32; STEPS.len()]) -> SyscallVerdicts {
-    let mut verdicts = [SyscallVerdict::Allowed; super::OPTIONAL.len()];
-    for (step, &answer) in STEPS.iter().zip(answers) {
+fn combine_by_family(outcomes: &[i32; STEPS.len()]) -> SyscallVerdicts {
+    let mut verdicts = [SyscallVerdict::Allowed; super::OPTIONAL_CALLS.len()];
+    for (step, &outcome) in STEPS.iter().zip(outcomes) {
         let verdict = &mut verdicts[step.call as usize];
-        match answer {
+        match outcome {
             TRYING => *verdict = SyscallVerdict::Kills,
-            errno if errno == step.answer || errno == 0 => {}
+            errno if errno == step.expected_errno || errno == 0 => {}
             errno if *verdict == SyscallVerdict::Allowed => {
                 *verdict = SyscallVerdict::Refused(errno)
             }
@@ -168,20 +205,20 @@ fn verdicts(answers: &[i32; STEPS.len()]) -> SyscallVerdicts {
 }
 
 /// Starts a child that tries the calls from `first` on, and waits for its exit.
-fn try_from(first: usize, page: &ProbePage) -> Result<(), c_int> {
-    page.wait.store(UNTRIED, Release);
+fn run_child_from(first: usize, page: &ProbePage) -> Result<(), c_int> {
+    page.wait.store(NOT_TRIED, Release);
     let child = match fork()? {
-        0 => child(first, page),
+        0 => run_calls_in_child(first, page),
         pid => pid,
     };
     let started = Instant::now();
-    let is_late = |started: Instant| started.elapsed() > PATIENCE;
+    let is_late = |started: Instant| started.elapsed() > CHILD_TIMEOUT;
     while page.wait.load(Acquire) < 0 {
         // A child that is killed by wait4 is not waited for, and remains as one zombie process.
-        if is_late(started) || is_dead(child) {
+        if is_late(started) || has_exited(child) {
             return Err(0);
         }
-        std::thread::sleep(LOOK_EVERY);
+        std::thread::sleep(POLL_INTERVAL);
     }
     loop {
         // SAFETY: takes a number and null pointers.
@@ -190,7 +227,7 @@ fn try_from(first: usize, page: &ProbePage) -> Result<(), c_int> {
         let errno = std::io::Error::last_os_error().raw_os_error();
         match ended {
             0 if is_late(started) => return Err(0),
-            0 => std::thread::sleep(LOOK_EVERY),
+            0 => std::thread::sleep(POLL_INTERVAL),
             -1 if errno == Some(libc::EINTR) => {}
             // ECHILD: the service has already waited for the child.
             _ => return Ok(()),
@@ -225,7 +262,7 @@ fn fork() -> Result<c_int, c_int> {
 
 /// Forks by the call with which the C library creates threads.
 fn clone() -> c_long {
-    if makes_threads_with_clone3() {
+    if libc_uses_clone3() {
         // `struct clone_args`, version 0: no flags, no exit signal.
         let arguments = [0u64; 8];
         let size = size_of_val(&arguments);
@@ -242,7 +279,7 @@ fn clone() -> c_long {
 }
 
 #[cfg(target_env = "gnu")]
-fn makes_threads_with_clone3() -> bool {
+fn libc_uses_clone3() -> bool {
     // SAFETY: returns a string that lives as long as the process.
     let version = unsafe { CStr::from_ptr(libc::gnu_get_libc_version()) };
     let mut numbers = version.to_str().unwrap_or("").split('.').map(|part| part.parse::<u32>());
@@ -253,12 +290,12 @@ fn makes_threads_with_clone3() -> bool {
 }
 
 #[cfg(not(target_env = "gnu"))]
-fn makes_threads_with_clone3() -> bool {
+fn libc_uses_clone3() -> bool {
     false
 }
 
 /// Runs the calls in the copy, and exits.
-fn child(first: usize, page: &ProbePage) -> ! {
+fn run_calls_in_child(first: usize, page: &ProbePage) -> ! {
     // SAFETY: this process is a separate copy, and these calls change only it; the calls tried have
     // arguments that the kernel rejects. None of them allocates or takes a lock.
     unsafe {
@@ -266,11 +303,11 @@ fn child(first: usize, page: &ProbePage) -> ! {
         page.wait.store(TRYING, Release);
         libc::syscall(libc::SYS_wait4, -1, 0, libc::WNOHANG, 0);
         page.wait.store(0, Release);
-        for (step, answer) in STEPS.iter().zip(&page.steps).skip(first) {
-            answer.store(TRYING, Release);
+        for (step, outcome) in STEPS.iter().zip(&page.steps).skip(first) {
+            outcome.store(TRYING, Release);
             let [a, b, c, d, e] = step.arguments;
             let result = libc::syscall(step.number, a, b, c, d, e);
-            answer.store(if result < 0 { *libc::__errno_location() } else { 0 }, Release);
+            outcome.store(if result < 0 { *libc::__errno_location() } else { 0 }, Release);
         }
         loop {
             libc::syscall(libc::SYS_exit_group, 0);
@@ -279,13 +316,13 @@ fn child(first: usize, page: &ProbePage) -> ! {
 }
 
 /// Returns `true` if a child of this process has exited, without waiting for it.
-fn is_dead(child: c_int) -> bool {
+fn has_exited(child: c_int) -> bool {
     let Ok(stat) = std::fs::read(format!("/proc/{child}/stat")) else { return true };
     let after_name = stat.iter().rposition(|&byte| byte == b')').unwrap_or(0);
     matches!(stat.get(after_name + 2), None | Some(b'Z' | b'X'))
 }
 
-fn resident() -> Option<u64> {
+fn resident_bytes() -> Option<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
     Some(pages.saturating_mul(rustix::param::page_size() as u64))
@@ -304,7 +341,7 @@ impl ProbeShared {
         }?;
         let shared = Self(page.cast());
         for step in &shared.page().steps {
-            step.store(UNTRIED, Release);
+            step.store(NOT_TRIED, Release);
         }
         Ok(shared)
     }
@@ -327,24 +364,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_family_is_worth_what_its_worst_call_is() {
-        let mut answers = STEPS.each_ref().map(|step| step.answer);
-        assert_eq!(verdicts(&answers), [SyscallVerdict::Allowed; super::super::OPTIONAL.len()]);
+    fn worst_call_decides_family_verdict() {
+        let mut answers = STEPS.each_ref().map(|step| step.expected_errno);
+        assert_eq!(
+            combine_by_family(&answers),
+            [SyscallVerdict::Allowed; super::super::OPTIONAL_CALLS.len()]
+        );
         answers[3] = libc::EPERM;
         let timers = OptionalCall::ThreadTimers as usize;
-        assert_eq!(verdicts(&answers)[timers], SyscallVerdict::Refused(libc::EPERM));
+        assert_eq!(combine_by_family(&answers)[timers], SyscallVerdict::Refused(libc::EPERM));
         answers[5] = TRYING;
-        assert_eq!(verdicts(&answers)[timers], SyscallVerdict::Kills);
+        assert_eq!(combine_by_family(&answers)[timers], SyscallVerdict::Kills);
     }
 
     #[test]
-    fn service_does_not_see_the_child() {
+    fn probe_child_is_invisible_to_service_wait() {
         let shared = ProbeShared::map().unwrap();
         let pid = fork().unwrap();
         if pid == 0 {
-            child(0, shared.page());
+            run_calls_in_child(0, shared.page());
         }
-        while !is_dead(pid) {}
+        while !has_exited(pid) {}
         // SAFETY: takes numbers and a null pointer; without `__WALL`, as in a service's `wait`.
         let seen = unsafe { libc::waitpid(pid, ptr::null_mut(), libc::WNOHANG) };
         assert_eq!(seen, -1, "a `wait` of the service sees the child");

@@ -3,17 +3,17 @@
 use std::path::Path;
 
 use crate::base::{Bytes, Percent};
-use crate::model::{AtLimit, Limit};
+use crate::model::{Limit, LimitEffect};
 
 /// Pressure counters and averages; always `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[allow(missing_docs, reason = "documented in the Linux module")]
 pub struct ResourcePressure {
-    pub periods: Option<u64>,
-    pub throttled: Option<u64>,
+    pub cpu_periods: Option<u64>,
+    pub throttled_periods: Option<u64>,
     pub memory_level: Option<usize>,
-    pub memory_high: Option<u64>,
-    pub memory_max: Option<u64>,
+    pub memory_high_events: Option<u64>,
+    pub memory_max_events: Option<u64>,
     pub oom_kills: Option<u64>,
     pub memory_pressure: Option<Percent>,
     pub cpu_pressure: Option<Percent>,
@@ -56,12 +56,12 @@ impl Cgroup {
     }
 
     /// Returns the default: no values.
-    pub fn strain(&self) -> ResourcePressure {
+    pub fn pressure(&self) -> ResourcePressure {
         ResourcePressure::default()
     }
 
     /// Returns the default: no values.
-    pub fn strain_counters(&self) -> ResourcePressure {
+    pub fn pressure_counters(&self) -> ResourcePressure {
         ResourcePressure::default()
     }
 
@@ -76,8 +76,8 @@ impl Cgroup {
     }
 
     /// Returns the default.
-    pub fn at_memory_limit(&self) -> AtLimit {
-        AtLimit::default()
+    pub fn at_memory_limit(&self) -> LimitEffect {
+        LimitEffect::default()
     }
 
     /// Returns `None`: the absence of cgroups is not a problem.

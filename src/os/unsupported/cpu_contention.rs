@@ -9,7 +9,7 @@ pub struct RunDelay {
     /// Wait of all threads.
     pub total: Duration,
     /// Wait of threads that ran or waited nearly all the time.
-    pub of_computing: Duration,
+    pub of_busy_threads: Duration,
 }
 
 /// Stub of the run delay reader.

@@ -8,6 +8,6 @@ use std::time::Duration;
 /// # Errors
 ///
 /// Always returns an error.
-pub fn cpu_time_of(_: u32) -> io::Result<Duration> {
+pub fn thread_cpu_time(_: u32) -> io::Result<Duration> {
     Err(io::ErrorKind::Unsupported.into())
 }

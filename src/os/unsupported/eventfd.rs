@@ -21,7 +21,7 @@ impl WakeFd {
     pub fn wake(&self) {}
 
     /// Returns an error: there are no wakeups.
-    pub fn hear(&self) -> io::Result<()> {
+    pub fn consume(&self) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }

@@ -10,26 +10,26 @@ use crate::base::{Bytes, Moment};
 
 /// Validity of sysinfo's values: one refresh, which takes tens of microseconds, serves all readings
 /// of a tick.
-const GOOD_FOR: Duration = Duration::from_millis(50);
+const VALIDITY: Duration = Duration::from_millis(50);
 
 /// The process as reported by sysinfo.
 pub struct Procfs {
     system: System,
-    own: Pid,
-    told: Option<Moment>,
+    pid: Pid,
+    last_refresh: Option<Moment>,
 }
 
 impl Procfs {
     /// Creates a reader. `root` is unused: there is no `/proc`.
     pub fn open(_root: &Path) -> Self {
-        let own = Pid::from_u32(std::process::id());
-        Self { system: System::new(), own, told: None }
+        let pid = Pid::from_u32(std::process::id());
+        Self { system: System::new(), pid, last_refresh: None }
     }
 
     /// Returns the resident set.
     pub fn rss(&mut self, now: Moment) -> Option<Bytes> {
-        self.ask(now);
-        self.system.process(self.own).map(|process| Bytes(process.memory()))
+        self.refresh(now);
+        self.system.process(self.pid).map(|process| Bytes(process.memory()))
     }
 
     /// Returns `None`: not available on this platform.
@@ -49,8 +49,8 @@ impl Procfs {
 
     /// Returns the number of threads, if sysinfo lists them.
     pub fn threads(&mut self, now: Moment) -> Option<u64> {
-        self.ask(now);
-        Some(self.system.process(self.own)?.tasks()?.len() as u64)
+        self.refresh(now);
+        Some(self.system.process(self.pid)?.tasks()?.len() as u64)
     }
 
     /// Returns `None`: not available on this platform.
@@ -58,13 +58,13 @@ impl Procfs {
         None
     }
 
-    fn ask(&mut self, now: Moment) {
-        if self.told.is_some_and(|told| now.since(told) < GOOD_FOR) {
+    fn refresh(&mut self, now: Moment) {
+        if self.last_refresh.is_some_and(|last_refresh| now.since(last_refresh) < VALIDITY) {
             return;
         }
-        self.told = Some(now);
+        self.last_refresh = Some(now);
         self.system.refresh_processes_specifics(
-            ProcessesToUpdate::Some(&[self.own]),
+            ProcessesToUpdate::Some(&[self.pid]),
             true,
             ProcessRefreshKind::nothing().with_memory().with_tasks(),
         );
@@ -73,6 +73,6 @@ impl Procfs {
 
 impl fmt::Debug for Procfs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Procfs").field("told", &self.told).finish_non_exhaustive()
+        f.debug_struct("Procfs").field("told", &self.last_refresh).finish_non_exhaustive()
     }
 }

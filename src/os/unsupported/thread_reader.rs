@@ -8,11 +8,11 @@ use super::threads::Thread;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SchedStat {
     /// CPU time.
-    pub cpu: Duration,
+    pub cpu_time: Duration,
     /// Run delay: time spent waiting for a core.
-    pub waited: Duration,
+    pub run_delay: Duration,
     /// Number of timeslices on a core.
-    pub turns: u64,
+    pub timeslices: u64,
 }
 
 /// Stub of the thread reader; cannot be opened.
@@ -25,12 +25,12 @@ impl ProcThreadReader {
     }
 
     /// Returns `None`.
-    pub fn look(&self, _tid: u32) -> Option<(Thread, SchedStat)> {
+    pub fn thread_state(&self, _tid: u32) -> Option<(Thread, SchedStat)> {
         None
     }
 
     /// Returns `None`.
-    pub fn runs(&self, _tid: u32) -> Option<SchedStat> {
+    pub fn sched_stat(&self, _tid: u32) -> Option<SchedStat> {
         None
     }
 }

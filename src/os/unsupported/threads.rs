@@ -28,7 +28,7 @@ pub struct Error;
 
 impl Error {
     /// Creates the error.
-    pub fn none_can_be_read() -> Self {
+    pub fn no_readable_thread() -> Self {
         Self
     }
 }
@@ -47,12 +47,12 @@ impl Threads {
     }
 
     /// Returns an error.
-    pub fn of(_tids: Vec<u32>) -> Result<Self, Error> {
+    pub fn with_tids(_tids: Vec<u32>) -> Result<Self, Error> {
         Err(Error)
     }
 
     /// Returns `None`.
-    pub fn look(&self, _tid: u32) -> Option<Thread> {
+    pub fn thread_state(&self, _tid: u32) -> Option<Thread> {
         None
     }
 }
@@ -63,7 +63,7 @@ pub fn list() -> Result<Vec<Thread>, Error> {
 }
 
 /// Returns a number for the calling thread, never 0.
-pub fn current() -> u32 {
+pub fn current_tid() -> u32 {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     static NEXT: AtomicU32 = AtomicU32::new(1);
@@ -84,6 +84,6 @@ pub fn cpu_time() -> Duration {
 }
 
 /// Returns the current time.
-pub fn recently() -> Moment {
+pub fn coarse_now() -> Moment {
     SystemClock.now()
 }

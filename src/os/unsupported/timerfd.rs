@@ -8,12 +8,12 @@ pub struct TimerFd;
 
 impl TimerFd {
     /// Creates an unset timer.
-    pub fn here() -> Self {
+    pub fn on_current_runtime() -> Self {
         Self
     }
 
     /// Sleeps until `due`.
-    pub async fn sleep_until(&self, due: Instant) {
-        tokio::time::sleep_until(due).await;
+    pub async fn sleep_until(&self, deadline: Instant) {
+        tokio::time::sleep_until(deadline).await;
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::base::{IncidentId, Moment};
-use crate::model::{CaptureSet, Collect, Reason};
+use crate::model::{CaptureSet, CollectorSelection, Reason};
 
 /// Changes of an incident since its manifest was last written.
 #[derive(Debug, Default, PartialEq)]
@@ -13,71 +13,71 @@ pub(crate) struct ManifestUpdate {
     /// Reasons, oldest first.
     pub(crate) reasons: Vec<Reason>,
     /// Number of reasons beyond the limit of a manifest.
-    pub(crate) dropped: u64,
+    pub(crate) dropped_reasons: u64,
 }
 
 /// A command for the capture thread.
 #[derive(Debug, PartialEq)]
 pub(crate) enum IncidentCommand {
     /// Creates the incident directory.
-    Open { id: IncidentId, name: String, noted: ManifestUpdate },
+    Open { id: IncidentId, name: String, update: ManifestUpdate },
     /// Starts these captures.
     Start { id: IncidentId, kinds: CaptureSet },
     /// Starts custom collectors.
-    Collect { id: IncidentId, wanted: Collect },
+    StartCollectors { id: IncidentId, selection: CollectorSelection },
     /// Stores the output of custom collectors that returned or timed out, or of `all` of them.
-    Gather { id: IncidentId, all: bool },
+    FinishCollectors { id: IncidentId, all: bool },
     /// Stops these captures and writes their artifacts.
     Stop { id: IncidentId, kinds: CaptureSet },
     /// Takes snapshots of these captures, which keep running.
-    Again { id: IncidentId, kinds: CaptureSet, noted: ManifestUpdate },
+    Recapture { id: IncidentId, kinds: CaptureSet, update: ManifestUpdate },
     /// Updates the manifest.
-    Note { id: IncidentId, noted: ManifestUpdate },
+    UpdateManifest { id: IncidentId, update: ManifestUpdate },
     /// Writes the manifest for the last time.
-    Close { id: IncidentId, noted: ManifestUpdate },
+    Close { id: IncidentId, update: ManifestUpdate },
 }
 
 impl IncidentCommand {
-    pub(crate) fn incident(&self) -> IncidentId {
+    pub(crate) fn incident_id(&self) -> IncidentId {
         match self {
             Self::Open { id, .. }
             | Self::Start { id, .. }
-            | Self::Collect { id, .. }
-            | Self::Gather { id, .. }
+            | Self::StartCollectors { id, .. }
+            | Self::FinishCollectors { id, .. }
             | Self::Stop { id, .. }
-            | Self::Again { id, .. }
-            | Self::Note { id, .. }
+            | Self::Recapture { id, .. }
+            | Self::UpdateManifest { id, .. }
             | Self::Close { id, .. } => *id,
         }
     }
 
     /// Returns a description of the command for use within a sentence.
-    pub(crate) fn words(&self) -> &'static str {
+    pub(crate) fn description(&self) -> &'static str {
         match self {
             Self::Open { .. } => "making an incident's directory",
             Self::Start { .. } => "starting captures",
-            Self::Collect { .. } => "starting the service's collectors",
-            Self::Gather { .. } => "writing what the service's collectors left",
+            Self::StartCollectors { .. } => "starting the service's collectors",
+            Self::FinishCollectors { .. } => "writing what the service's collectors left",
             Self::Stop { .. } => "stopping and writing captures",
-            Self::Again { .. } => "taking a capture once more",
-            Self::Note { .. } => "writing an incident's manifest",
+            Self::Recapture { .. } => "taking a capture once more",
+            Self::UpdateManifest { .. } => "writing an incident's manifest",
             Self::Close { .. } => "closing an incident",
         }
     }
 
     /// Returns the result of a command that failed entirely.
-    pub(crate) fn lost(&self) -> CommandResult {
+    pub(crate) fn failure_result(&self) -> CommandResult {
         match self {
             Self::Open { id, .. } => CommandResult::Opened { id: *id, ok: false },
             Self::Start { id, kinds } => {
-                CommandResult::Started { id: *id, asked: *kinds, running: CaptureSet::EMPTY }
+                CommandResult::Started { id: *id, requested: *kinds, running: CaptureSet::EMPTY }
             }
-            Self::Collect { id, .. } | Self::Gather { id, .. } => {
-                CommandResult::Collecting { id: *id, until: None }
+            Self::StartCollectors { id, .. } | Self::FinishCollectors { id, .. } => {
+                CommandResult::Collecting { id: *id, deadline: None }
             }
             Self::Stop { id, kinds } => CommandResult::Stopped { id: *id, kinds: *kinds },
-            Self::Again { id, .. } => CommandResult::Again { id: *id },
-            Self::Note { id, .. } => CommandResult::Noted { id: *id },
+            Self::Recapture { id, .. } => CommandResult::Recaptured { id: *id },
+            Self::UpdateManifest { id, .. } => CommandResult::ManifestUpdated { id: *id },
             Self::Close { id, .. } => CommandResult::Closed { id: *id, ok: false },
         }
     }
@@ -89,15 +89,15 @@ pub(crate) enum CommandResult {
     /// `ok` if the directory was created.
     Opened { id: IncidentId, ok: bool },
     /// `running`: the requested captures that were started.
-    Started { id: IncidentId, asked: CaptureSet, running: CaptureSet },
+    Started { id: IncidentId, requested: CaptureSet, running: CaptureSet },
     /// `until`: the earliest deadline of the running collectors, or `None` if none is running.
-    Collecting { id: IncidentId, until: Option<Moment> },
+    Collecting { id: IncidentId, deadline: Option<Moment> },
     /// These captures ended, successfully or not.
     Stopped { id: IncidentId, kinds: CaptureSet },
     /// The manifest was written, or the write failed.
-    Noted { id: IncidentId },
+    ManifestUpdated { id: IncidentId },
     /// The snapshots were taken, or failed.
-    Again { id: IncidentId },
+    Recaptured { id: IncidentId },
     /// `ok` if the incident is closed on disk.
     Closed { id: IncidentId, ok: bool },
 }
@@ -106,11 +106,11 @@ pub(crate) enum CommandResult {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum IncidentUpdate {
     /// The captures of this rule ended; its cooldown starts.
-    Captured(String),
+    CaptureEnded(String),
     /// The incident of this rule could not be opened.
-    Lost(String, IncidentId),
+    OpenFailed(String, IncidentId),
     /// This incident ended and was removed.
-    Gone(IncidentId),
+    Removed(IncidentId),
 }
 
 /// State of the toggle while it is on.
@@ -119,9 +119,9 @@ pub(crate) struct ToggleState {
     /// The incident kept open by the toggle.
     pub(crate) incident: IncidentId,
     /// Time at which it was turned on.
-    pub(crate) since: Timestamp,
+    pub(crate) turned_on_at: Timestamp,
     /// Time at which it turns off automatically.
-    pub(crate) until: Moment,
+    pub(crate) turns_off_at: Moment,
     /// Time from turning on to turning off automatically.
     pub(crate) max_duration: Duration,
 }
@@ -131,10 +131,10 @@ pub(crate) struct ToggleState {
 pub(crate) struct IncidentView<'a> {
     pub(crate) id: IncidentId,
     pub(crate) name: &'a str,
-    pub(crate) opened: Timestamp,
-    pub(crate) wanted: CaptureSet,
+    pub(crate) opened_at: Timestamp,
+    pub(crate) claimed_kinds: CaptureSet,
     pub(crate) running: CaptureSet,
     /// Time at which its captures end, if known.
-    pub(crate) until: Option<Moment>,
-    pub(crate) held_by: &'a [String],
+    pub(crate) ends_at: Option<Moment>,
+    pub(crate) active_rules: &'a [String],
 }

@@ -32,164 +32,194 @@ fn cpu() -> CaptureSet {
 }
 
 /// Simulates a capture thread on which every command succeeds at once.
-fn run(incidents: &mut Incidents, now: Moment) -> Vec<IncidentCommand> {
-    let mut jobs = Vec::new();
-    while let Some(job) = incidents.next_job(now) {
-        let done = match &job {
+fn run_all_commands(incidents: &mut Incidents, now: Moment) -> Vec<IncidentCommand> {
+    let mut commands = Vec::new();
+    while let Some(command) = incidents.next_command(now) {
+        let result = match &command {
             IncidentCommand::Open { id, .. } => CommandResult::Opened { id: *id, ok: true },
             IncidentCommand::Start { id, kinds } => {
-                CommandResult::Started { id: *id, asked: *kinds, running: *kinds }
+                CommandResult::Started { id: *id, requested: *kinds, running: *kinds }
             }
-            IncidentCommand::Collect { id, .. } | IncidentCommand::Gather { id, .. } => {
-                CommandResult::Collecting { id: *id, until: None }
+            IncidentCommand::StartCollectors { id, .. }
+            | IncidentCommand::FinishCollectors { id, .. } => {
+                CommandResult::Collecting { id: *id, deadline: None }
             }
             IncidentCommand::Stop { id, kinds } => {
                 CommandResult::Stopped { id: *id, kinds: *kinds }
             }
-            IncidentCommand::Note { id, .. } => CommandResult::Noted { id: *id },
-            IncidentCommand::Again { id, .. } => CommandResult::Again { id: *id },
+            IncidentCommand::UpdateManifest { id, .. } => {
+                CommandResult::ManifestUpdated { id: *id }
+            }
+            IncidentCommand::Recapture { id, .. } => CommandResult::Recaptured { id: *id },
             IncidentCommand::Close { id, .. } => CommandResult::Closed { id: *id, ok: true },
         };
-        incidents.done(now, done);
-        jobs.push(job);
-        assert!(jobs.len() < 100, "the jobs do not come to an end: {jobs:?}");
+        incidents.apply_result(now, result);
+        commands.push(command);
+        assert!(commands.len() < 100, "the jobs do not come to an end: {commands:?}");
     }
-    jobs
+    commands
 }
 
-fn names(jobs: &[IncidentCommand]) -> Vec<&'static str> {
-    jobs.iter()
-        .map(|job| match job {
+fn command_names(commands: &[IncidentCommand]) -> Vec<&'static str> {
+    commands
+        .iter()
+        .map(|command| match command {
             IncidentCommand::Open { .. } => "open",
             IncidentCommand::Start { .. } => "start",
-            IncidentCommand::Collect { .. } => "collect",
-            IncidentCommand::Gather { .. } => "gather",
+            IncidentCommand::StartCollectors { .. } => "collect",
+            IncidentCommand::FinishCollectors { .. } => "gather",
             IncidentCommand::Stop { .. } => "stop",
-            IncidentCommand::Note { .. } => "note",
-            IncidentCommand::Again { .. } => "again",
+            IncidentCommand::UpdateManifest { .. } => "note",
+            IncidentCommand::Recapture { .. } => "again",
             IncidentCommand::Close { .. } => "close",
         })
         .collect()
 }
 
 #[test]
-fn a_rule_opens_captures_and_closes_when_it_clears() {
+fn rule_opens_captures_and_closes_when_it_clears() {
     let mut incidents = Incidents::default();
-    incidents.fire(at(0), id, "memory", (cpu(), SECOND * 5), reason(Origin::Rule));
-    assert_eq!(names(&run(&mut incidents, at(0))), ["open", "start"]);
+    incidents.claim_for_rule(at(0), id, "memory", (cpu(), SECOND * 5), reason(Origin::Rule));
+    assert_eq!(command_names(&run_all_commands(&mut incidents, at(0))), ["open", "start"]);
     assert_eq!(incidents.next_expiry(), Some(at(5)));
     assert_eq!(incidents.expire(at(5)), []);
-    assert_eq!(incidents.next_job(at(5)).map(|job| names(&[job])), Some(vec!["stop"]));
+    assert_eq!(incidents.next_command(at(5)).map(|job| command_names(&[job])), Some(vec!["stop"]));
     let stopped = CommandResult::Stopped { id: incidents.open[0].id, kinds: cpu() };
-    assert_eq!(incidents.done(at(6), stopped), [IncidentUpdate::Captured("memory".into())]);
-    assert_eq!(names(&run(&mut incidents, at(6))), Vec::<&str>::new(), "it has not cleared");
+    assert_eq!(
+        incidents.apply_result(at(6), stopped),
+        [IncidentUpdate::CaptureEnded("memory".into())]
+    );
+    assert_eq!(
+        command_names(&run_all_commands(&mut incidents, at(6))),
+        Vec::<&str>::new(),
+        "it has not cleared"
+    );
     incidents.clear("memory");
-    assert_eq!(names(&run(&mut incidents, at(7))), ["close"]);
+    assert_eq!(command_names(&run_all_commands(&mut incidents, at(7))), ["close"]);
     assert!(incidents.is_empty());
 }
 
 #[test]
-fn a_rule_that_fires_while_another_captures_joins_it() {
+fn rule_firing_during_a_capture_joins_the_incident() {
     let mut incidents = Incidents::default();
-    let first = incidents.fire(at(0), id, "memory", (cpu(), SECOND * 5), reason(Origin::Rule));
-    run(&mut incidents, at(0));
+    let first =
+        incidents.claim_for_rule(at(0), id, "memory", (cpu(), SECOND * 5), reason(Origin::Rule));
+    run_all_commands(&mut incidents, at(0));
     let heap = CaptureSet::from([CaptureKind::Heap]);
-    let second = incidents.fire(at(2), id, "tasks", (heap, SECOND * 5), reason(Origin::Rule));
+    let second =
+        incidents.claim_for_rule(at(2), id, "tasks", (heap, SECOND * 5), reason(Origin::Rule));
     assert_eq!(first, second);
-    assert_eq!(names(&run(&mut incidents, at(2))), ["start", "note"]);
+    assert_eq!(command_names(&run_all_commands(&mut incidents, at(2))), ["start", "note"]);
     assert_eq!(incidents.expire(at(5)), []);
-    assert_eq!(run(&mut incidents, at(5)), [IncidentCommand::Stop { id: first, kinds: cpu() }]);
+    assert_eq!(
+        run_all_commands(&mut incidents, at(5)),
+        [IncidentCommand::Stop { id: first, kinds: cpu() }]
+    );
     assert_eq!(incidents.expire(at(7)), []);
-    assert_eq!(run(&mut incidents, at(7)), [IncidentCommand::Stop { id: first, kinds: heap }]);
+    assert_eq!(
+        run_all_commands(&mut incidents, at(7)),
+        [IncidentCommand::Stop { id: first, kinds: heap }]
+    );
     incidents.clear("tasks");
-    assert_eq!(run(&mut incidents, at(7)), [], "memory still holds it");
+    assert_eq!(run_all_commands(&mut incidents, at(7)), [], "memory still holds it");
     incidents.clear("memory");
-    assert_eq!(names(&run(&mut incidents, at(8))), ["close"]);
+    assert_eq!(command_names(&run_all_commands(&mut incidents, at(8))), ["close"]);
 }
 
 #[test]
-fn a_rule_beside_an_incident_that_only_waits_to_clear_opens_its_own() {
+fn rule_does_not_join_incident_waiting_to_clear() {
     let mut incidents = Incidents::default();
-    let first = incidents.fire(at(0), id, "memory", (cpu(), SECOND), reason(Origin::Rule));
-    run(&mut incidents, at(0));
+    let first =
+        incidents.claim_for_rule(at(0), id, "memory", (cpu(), SECOND), reason(Origin::Rule));
+    run_all_commands(&mut incidents, at(0));
     incidents.expire(at(1));
-    run(&mut incidents, at(1));
-    let second = incidents.fire(at(60), id, "cpu", (cpu(), SECOND), reason(Origin::Rule));
+    run_all_commands(&mut incidents, at(1));
+    let second = incidents.claim_for_rule(at(60), id, "cpu", (cpu(), SECOND), reason(Origin::Rule));
     assert_ne!(first, second);
-    run(&mut incidents, at(60));
+    run_all_commands(&mut incidents, at(60));
     incidents.expire(at(61));
-    run(&mut incidents, at(61));
-    let again = incidents.fire(at(90), id, "memory", (cpu(), SECOND), reason(Origin::Rule));
+    run_all_commands(&mut incidents, at(61));
+    let again =
+        incidents.claim_for_rule(at(90), id, "memory", (cpu(), SECOND), reason(Origin::Rule));
     assert_eq!(again, first, "a rule captures again into its own incident");
 }
 
 #[test]
-fn a_capture_that_cannot_start_is_not_tried_again_until_asked_again() {
+fn failed_capture_start_is_not_retried_while_claimed() {
     let mut incidents = Incidents::default();
-    let first = incidents.call(at(0), id, (cpu(), SECOND), reason(Origin::Code));
-    assert!(matches!(incidents.next_job(at(0)), Some(IncidentCommand::Open { .. })));
-    incidents.done(at(0), CommandResult::Opened { id: first, ok: true });
-    assert!(matches!(incidents.next_job(at(0)), Some(IncidentCommand::Start { .. })));
-    let refused = CommandResult::Started { id: first, asked: cpu(), running: CaptureSet::EMPTY };
-    incidents.done(at(0), refused);
-    assert_eq!(incidents.next_job(at(0)), None);
+    let first = incidents.claim_from_code(at(0), id, (cpu(), SECOND), reason(Origin::Code));
+    assert!(matches!(incidents.next_command(at(0)), Some(IncidentCommand::Open { .. })));
+    incidents.apply_result(at(0), CommandResult::Opened { id: first, ok: true });
+    assert!(matches!(incidents.next_command(at(0)), Some(IncidentCommand::Start { .. })));
+    let refused =
+        CommandResult::Started { id: first, requested: cpu(), running: CaptureSet::EMPTY };
+    incidents.apply_result(at(0), refused);
+    assert_eq!(incidents.next_command(at(0)), None);
     incidents.expire(at(1));
-    assert_eq!(names(&run(&mut incidents, at(1))), ["close"]);
+    assert_eq!(command_names(&run_all_commands(&mut incidents, at(1))), ["close"]);
 }
 
 #[test]
-fn an_incident_without_a_directory_is_gone_and_its_rule_hears_of_it() {
+fn incident_without_directory_is_removed_and_rule_is_notified() {
     let mut incidents = Incidents::default();
-    let first = incidents.fire(at(0), id, "memory", (cpu(), SECOND), reason(Origin::Rule));
-    incidents.next_job(at(0));
-    let notices = incidents.done(at(0), CommandResult::Opened { id: first, ok: false });
+    let first =
+        incidents.claim_for_rule(at(0), id, "memory", (cpu(), SECOND), reason(Origin::Rule));
+    incidents.next_command(at(0));
+    let updates = incidents.apply_result(at(0), CommandResult::Opened { id: first, ok: false });
     assert_eq!(
-        notices,
-        [IncidentUpdate::Lost("memory".into(), first), IncidentUpdate::Gone(first)]
+        updates,
+        [IncidentUpdate::OpenFailed("memory".into(), first), IncidentUpdate::Removed(first)]
     );
     assert!(incidents.is_empty());
 }
 
 #[test]
-fn a_close_that_fails_is_tried_again_later() {
+fn failed_close_is_retried_after_delay() {
     let mut incidents = Incidents::default();
-    let first = incidents.call(at(0), id, (CaptureSet::EMPTY, SECOND), reason(Origin::Code));
-    run(&mut incidents, at(0));
+    let first =
+        incidents.claim_from_code(at(0), id, (CaptureSet::EMPTY, SECOND), reason(Origin::Code));
+    run_all_commands(&mut incidents, at(0));
     incidents.expire(at(1));
-    assert!(matches!(incidents.next_job(at(1)), Some(IncidentCommand::Close { .. })));
-    incidents.done(at(1), CommandResult::Closed { id: first, ok: false });
-    assert_eq!(incidents.next_job(at(2)), None);
-    assert_eq!(names(&run(&mut incidents, at(1) + CLOSE_RETRY)), ["close"]);
+    assert!(matches!(incidents.next_command(at(1)), Some(IncidentCommand::Close { .. })));
+    incidents.apply_result(at(1), CommandResult::Closed { id: first, ok: false });
+    assert_eq!(incidents.next_command(at(2)), None);
+    assert_eq!(
+        command_names(&run_all_commands(&mut incidents, at(1) + CLOSE_RETRY_DELAY)),
+        ["close"]
+    );
 }
 
 #[test]
-fn a_thousand_toggles_during_one_job_cost_one_incident() {
+fn toggling_during_one_command_opens_one_incident() {
     let mut incidents = Incidents::default();
     let first =
         incidents.toggle_on(at(0), id, (cpu(), SECOND * 300), reason(Origin::Http)).incident;
-    assert!(matches!(incidents.next_job(at(0)), Some(IncidentCommand::Open { .. })));
+    assert!(matches!(incidents.next_command(at(0)), Some(IncidentCommand::Open { .. })));
     for _ in 0..500 {
         incidents.toggle_off();
         let on = incidents.toggle_on(at(0), id, (cpu(), SECOND * 300), reason(Origin::Http));
         assert_eq!(on.incident, first);
     }
     incidents.toggle_off();
-    incidents.done(at(0), CommandResult::Opened { id: first, ok: true });
-    let Some(IncidentCommand::Close { noted, .. }) = incidents.next_job(at(0)) else {
+    incidents.apply_result(at(0), CommandResult::Opened { id: first, ok: true });
+    let Some(IncidentCommand::Close { update: noted, .. }) = incidents.next_command(at(0)) else {
         panic!("nothing ran")
     };
-    assert_eq!((noted.reasons.len(), noted.dropped), (MAX_REASONS - 1, 501 - MAX_REASONS as u64));
+    assert_eq!(
+        (noted.reasons.len(), noted.dropped_reasons),
+        (MAX_REASONS - 1, 501 - MAX_REASONS as u64)
+    );
 }
 
 #[derive(Clone, Debug)]
 enum Step {
     Fire(u8, u8, u64),
     Clear(u8),
-    Collected,
+    CollectorReturned,
     Toggle,
     Call(u8, u64),
-    Pass(u64),
-    Work { fail: bool },
+    AdvanceTime(u64),
+    RunCommand { fail: bool },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -197,11 +227,11 @@ fn step() -> impl Strategy<Value = Step> {
         (0..3u8, 0..8u8, 0..20u64).prop_map(|(rule, kinds, secs)| Step::Fire(rule, kinds, secs)),
         (0..3u8).prop_map(Step::Clear),
         Just(Step::Toggle),
-        Just(Step::Collected),
+        Just(Step::CollectorReturned),
         (0..8u8, 0..20u64).prop_map(|(kinds, secs)| Step::Call(kinds, secs)),
-        (0..15u64).prop_map(Step::Pass),
-        any::<bool>().prop_map(|fail| Step::Work { fail }),
-        Just(Step::Work { fail: false }),
+        (0..15u64).prop_map(Step::AdvanceTime),
+        any::<bool>().prop_map(|fail| Step::RunCommand { fail }),
+        Just(Step::RunCommand { fail: false }),
     ]
 }
 
@@ -224,9 +254,9 @@ struct Thread {
 }
 
 impl Thread {
-    fn work(&mut self, incidents: &mut Incidents, now: Moment, fail: bool) -> bool {
-        let Some(job) = incidents.next_job(now) else { return false };
-        let done = match job {
+    fn run_next_command(&mut self, incidents: &mut Incidents, now: Moment, fail: bool) -> bool {
+        let Some(command) = incidents.next_command(now) else { return false };
+        let result = match command {
             IncidentCommand::Open { id, .. } => {
                 assert!(!self.open.contains(&id));
                 if !fail {
@@ -238,46 +268,46 @@ impl Thread {
                 assert!(self.open.contains(&id));
                 let others = self.running.iter().filter(|(other, _)| *other != id);
                 assert!(others.count() == 0, "two incidents capture at once");
-                let runs = self.running_in(id);
-                assert!(kinds.without(runs) == kinds, "started twice");
+                let running = self.running_in(id);
+                assert!(kinds.difference(running) == kinds, "started twice");
                 let started = if fail { CaptureSet::EMPTY } else { kinds };
-                self.set(id, runs.union(started));
-                CommandResult::Started { id, asked: kinds, running: started }
+                self.set_running(id, running.union(started));
+                CommandResult::Started { id, requested: kinds, running: started }
             }
-            IncidentCommand::Collect { id, .. } => {
+            IncidentCommand::StartCollectors { id, .. } => {
                 assert!(self.open.contains(&id));
                 if !fail {
                     self.collecting.push(id);
                 }
                 // Collectors started earlier run on whatever the result of these.
-                let runs = self.collecting.contains(&id);
-                CommandResult::Collecting { id, until: runs.then_some(now + SECOND * 5) }
+                let is_running = self.collecting.contains(&id);
+                CommandResult::Collecting { id, deadline: is_running.then_some(now + SECOND * 5) }
             }
-            IncidentCommand::Gather { id, all } => {
+            IncidentCommand::FinishCollectors { id, all } => {
                 assert!(self.open.contains(&id) && self.collecting.contains(&id));
                 // One collector has returned and another has not.
-                let goes_on = fail && !all;
-                if !goes_on {
-                    self.collecting.retain(|it| *it != id);
+                let still_running = fail && !all;
+                if !still_running {
+                    self.collecting.retain(|other| *other != id);
                 }
-                CommandResult::Collecting { id, until: goes_on.then_some(now + SECOND) }
+                CommandResult::Collecting { id, deadline: still_running.then_some(now + SECOND) }
             }
             IncidentCommand::Stop { id, kinds } => {
-                let runs = self.running_in(id);
-                assert!(kinds.without(runs).is_empty(), "stopped what does not run");
-                self.set(id, runs.without(kinds));
+                let running = self.running_in(id);
+                assert!(kinds.difference(running).is_empty(), "stopped what does not run");
+                self.set_running(id, running.difference(kinds));
                 CommandResult::Stopped { id, kinds }
             }
-            IncidentCommand::Again { id, kinds, .. } => {
+            IncidentCommand::Recapture { id, kinds, .. } => {
                 assert!(
-                    kinds.without(self.running_in(id)).is_empty(),
+                    kinds.difference(self.running_in(id)).is_empty(),
                     "taken while it does not run"
                 );
-                CommandResult::Again { id }
+                CommandResult::Recaptured { id }
             }
-            IncidentCommand::Note { id, .. } => {
+            IncidentCommand::UpdateManifest { id, .. } => {
                 assert!(self.open.contains(&id));
-                CommandResult::Noted { id }
+                CommandResult::ManifestUpdated { id }
             }
             IncidentCommand::Close { id, .. } => {
                 assert!(self.running_in(id).is_empty(), "closed while capturing");
@@ -289,7 +319,7 @@ impl Thread {
                 CommandResult::Closed { id, ok: !fail }
             }
         };
-        incidents.done(now, done);
+        incidents.apply_result(now, result);
         true
     }
 
@@ -297,7 +327,7 @@ impl Thread {
         self.running.iter().find(|(i, _)| *i == id).map_or(CaptureSet::EMPTY, |(_, kinds)| *kinds)
     }
 
-    fn set(&mut self, id: IncidentId, kinds: CaptureSet) {
+    fn set_running(&mut self, id: IncidentId, kinds: CaptureSet) {
         self.running.retain(|(i, _)| *i != id);
         if !kinds.is_empty() {
             self.running.push((id, kinds));
@@ -307,9 +337,9 @@ impl Thread {
 
 proptest! {
     #[test]
-    fn whatever_happens_the_invariants_hold(steps in prop::collection::vec(step(), 0..120)) {
+    fn invariants_hold_for_any_sequence_of_steps(steps in prop::collection::vec(step(), 0..120)) {
         let mut incidents = Incidents::default();
-        incidents.set_collectors(true);
+        incidents.set_has_collectors(true);
         let mut thread = Thread::default();
         let mut now = at(1);
         for step in steps {
@@ -317,37 +347,37 @@ proptest! {
                 Step::Fire(rule, bits, secs) => {
                     let claim = (kinds(bits), SECOND * secs as u32);
                     let rule = format!("rule{rule}");
-                    let id = incidents.fire(now, id, &rule, claim, reason(Origin::Rule));
-                    incidents.collect(id, &Collect::All);
+                    let id = incidents.claim_for_rule(now, id, &rule, claim, reason(Origin::Rule));
+                    incidents.request_collectors(id, &CollectorSelection::All);
                 }
-                Step::Collected => thread.collecting.iter().for_each(|id| incidents.collected(*id)),
+                Step::CollectorReturned => thread.collecting.iter().for_each(|id| incidents.collector_returned(*id)),
                 Step::Clear(rule) => incidents.clear(&format!("rule{rule}")),
-                Step::Toggle => match incidents.toggle() {
+                Step::Toggle => match incidents.toggle_state() {
                     Some(_) => { incidents.toggle_off(); }
                     None => { incidents.toggle_on(now, id, (CaptureSet::all(), SECOND * 9), reason(Origin::Http)); }
                 },
                 Step::Call(bits, secs) => {
-                    incidents.call(now, id, (kinds(bits), SECOND * secs as u32), reason(Origin::Code));
+                    incidents.claim_from_code(now, id, (kinds(bits), SECOND * secs as u32), reason(Origin::Code));
                 }
-                Step::Pass(secs) => {
+                Step::AdvanceTime(secs) => {
                     now = now + SECOND * secs as u32;
                     incidents.expire(now);
                 }
-                Step::Work { fail } => { thread.work(&mut incidents, now, fail); }
+                Step::RunCommand { fail } => { thread.run_next_command(&mut incidents, now, fail); }
             }
             prop_assert!(incidents.open.len() <= 3 + 2, "at most one a rule, and two besides");
-            if let Some(state) = incidents.toggle() {
+            if let Some(state) = incidents.toggle_state() {
                 prop_assert!(incidents.iter().any(|incident| incident.id == state.incident));
             }
         }
-        incidents.shut();
-        let mut left = 1000;
+        incidents.shut_down();
+        let mut remaining_rounds = 1000;
         while !incidents.is_empty() {
-            now = now + CLOSE_RETRY;
+            now = now + CLOSE_RETRY_DELAY;
             incidents.expire(now);
-            while thread.work(&mut incidents, now, false) {}
-            left -= 1;
-            prop_assert!(left > 0, "shutting down does not end");
+            while thread.run_next_command(&mut incidents, now, false) {}
+            remaining_rounds -= 1;
+            prop_assert!(remaining_rounds > 0, "shutting down does not end");
         }
         prop_assert!(thread.open.is_empty() && thread.running.is_empty());
     }

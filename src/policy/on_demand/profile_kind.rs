@@ -37,7 +37,7 @@ pub(super) enum ProfileClass {
 }
 
 impl ProfileClass {
-    pub(super) const fn most(self) -> usize {
+    pub(super) const fn max_requests(self) -> usize {
         match self {
             Self::Timed => 8,
             Self::Snapshot => 8,
@@ -127,14 +127,14 @@ impl ProfileKind {
 
     /// Returns `true` if it counts as a capture. A symbol request does not: it costs little more
     /// than the reply.
-    pub(super) fn is_capture(&self) -> bool {
+    pub(super) fn counts_against_quota(&self) -> bool {
         !matches!(self, Self::Symbols(_))
     }
 
     /// Returns `true` if `self` and `other` cannot run at the same time. There is at most one
     /// difference of each kind: it keeps a whole snapshot in memory for minutes, and one of the
     /// heap may change the sampling rate.
-    pub(super) fn excludes(&self, other: &Self) -> bool {
+    pub(super) fn conflicts_with(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::HeapDelta { .. }, Self::HeapDelta { .. })
             | (Self::ThreadsDelta { .. }, Self::ThreadsDelta { .. }) => true,

@@ -20,23 +20,23 @@ fn at(micros: u64) -> Moment {
 
 /// Returns the worker's counters at `now`. The worker parks between polls that are apart, and
 /// updates its counters then, else every 61 polls.
-fn beat(worker: usize, polls: &[Poll], now: u64) -> WorkerProgress {
-    let (mut parks, mut batch, mut told) = (1, 0, 0);
+fn progress(worker: usize, polls: &[Poll], now: u64) -> WorkerProgress {
+    let (mut parks, mut batch, mut updates) = (1, 0, 0);
     let mut last = 0;
     for poll in polls.iter().take_while(|poll| poll.start <= now) {
         if poll.start > last {
-            (parks, batch, told) = (parks + 2, 0, told + 1);
+            (parks, batch, updates) = (parks + 2, 0, updates + 1);
         }
         last = poll.end;
         batch += 1;
-        told += u64::from(batch % 61 == 0);
+        updates += u64::from(batch % 61 == 0);
     }
     let parked = last <= now && !polls.iter().any(|poll| poll.start == last);
     WorkerProgress {
         worker: (1, worker as u32),
-        parked,
-        mark: (parks - u64::from(!parked), told),
-        driver: None,
+        is_parked: parked,
+        counters: (parks - u64::from(!parked), updates),
+        driver_tid: None,
     }
 }
 
@@ -46,9 +46,9 @@ fn poll_at(polls: &[Poll], now: u64) -> Option<(usize, Poll)> {
 }
 
 /// Returns the CPU time used by `now`: all of a poll that computes, 3 us of one that sleeps.
-fn cpu(polls: &[Poll], now: u64) -> Duration {
-    let begun = polls.iter().take_while(|poll| poll.start <= now);
-    let used = begun.map(|poll| {
+fn cpu_time(polls: &[Poll], now: u64) -> Duration {
+    let started = polls.iter().take_while(|poll| poll.start <= now);
+    let used = started.map(|poll| {
         let lasted = poll.end.min(now) - poll.start;
         if poll.sleeps { lasted.min(3) } else { lasted }
     });
@@ -56,69 +56,74 @@ fn cpu(polls: &[Poll], now: u64) -> Duration {
 }
 
 /// Runs checks until `end`; a round takes 300 us. Returns the reports with their times.
-fn watch(threads: &[Vec<Poll>], workers: usize, end: u64) -> Vec<(SuspectedStall, u64)> {
-    let (found, used) = watch_and_charge(threads, workers, end, Duration::from_micros(300));
+fn run_checks(threads: &[Vec<Poll>], workers: usize, end: u64) -> Vec<(SuspectedStall, u64)> {
+    let (found, used) = run_checks_with_cost(threads, workers, end, Duration::from_micros(300));
     assert!(used <= Duration::from_micros(end / 1000) + Duration::from_millis(20), "{used:?}");
     found
 }
 
-fn watch_and_charge(
+fn run_checks_with_cost(
     threads: &[Vec<Poll>],
     workers: usize,
     end: u64,
     cost: Duration,
 ) -> (Vec<(SuspectedStall, u64)>, Duration) {
-    const DEBUG: u32 = if cfg!(debug_assertions) { 8 } else { 1 };
-    let mut suspects = UnrecordedPollDetector::new(THRESHOLD);
+    const DEBUG_SLOWDOWN: u32 = if cfg!(debug_assertions) { 8 } else { 1 };
+    let mut detector = UnrecordedPollDetector::new(THRESHOLD);
     let (mut now, mut all, mut used) = (0, Vec::new(), Duration::ZERO);
     while now < end {
-        let beats = |now| -> Vec<WorkerProgress> {
-            threads[..workers].iter().enumerate().map(|(n, polls)| beat(n, polls, now)).collect()
+        let progress_at = |now| -> Vec<WorkerProgress> {
+            threads[..workers]
+                .iter()
+                .enumerate()
+                .map(|(n, polls)| progress(n, polls, now))
+                .collect()
         };
         let clocks = |now| -> Vec<WorkerThread> {
             let all = threads.iter().enumerate();
             let thread = |(n, polls): (usize, &Vec<Poll>)| WorkerThread {
                 tid: n as u32,
-                cpu: cpu(polls, now),
-                recorded: poll_at(polls, now).is_some_and(|(_, poll)| poll.recorded),
+                cpu_time: cpu_time(polls, now),
+                in_recorded_poll: poll_at(polls, now).is_some_and(|(_, poll)| poll.recorded),
             };
             all.map(thread).collect()
         };
-        let (ask, next) = suspects.look(at(now), &beats(now), &clocks(now));
-        assert!(next >= PERIOD && next <= THRESHOLD * 5 / 2);
-        let asked = now;
-        if let Some(ask) = ask {
+        let (request, next) = detector.check(at(now), &progress_at(now), &clocks(now));
+        assert!(next >= CHECK_INTERVAL && next <= THRESHOLD * 5 / 2);
+        let started_at = now;
+        if let Some(request) = request {
             now += 300;
             used += cost;
-            suspects.charge(cost * DEBUG, false);
+            detector.charge(cost * DEBUG_SLOWDOWN, false);
             let mut samples = Vec::new();
             for (n, polls) in threads.iter().enumerate() {
                 let tid = n as u32;
-                let still = ask.still.iter().find(|still| still.tid == tid);
+                let still = request.sleeping.iter().find(|still| still.tid == tid);
                 if still.is_some()
-                    || [&ask.follow, &ask.search].iter().any(|asked| asked.contains(&tid))
+                    || [&request.tracked, &request.search].iter().any(|asked| asked.contains(&tid))
                 {
                     let poll = poll_at(polls, now).map(|(_, poll)| poll);
                     let poll = poll.filter(|poll| !poll.recorded).map(|poll| poll.task);
-                    let still = still.filter(|still| still.cpu == cpu(polls, now));
-                    let still = still.map(|still| still.since);
+                    let still = still.filter(|still| still.cpu_time == cpu_time(polls, now));
+                    let still = still.map(|still| still.asleep_since);
                     let is_worker = true;
                     samples.push(PollSample {
                         tid,
-                        poll,
+                        poll_hash: poll,
                         is_worker,
-                        still,
-                        waited: Duration::ZERO,
+                        asleep_since: still,
+                        run_delay: Duration::ZERO,
                     });
                 }
             }
-            suspects.look(at(now), &beats(now), &clocks(now));
-            let verdict = suspects.hear(at(now), at(asked), &samples, !ask.search.is_empty());
-            let found = verdict.map(|verdict| suspects.settle(verdict, |tid| tid != 9));
+            detector.check(at(now), &progress_at(now), &clocks(now));
+            let candidates =
+                detector.ingest(at(now), at(started_at), &samples, !request.search.is_empty());
+            let found = candidates.map(|verdict| detector.confirm(verdict, |tid| tid != 9));
             let found = found.into_iter().flatten();
             all.extend(found.map(|found| (found, now)));
         }
-        now = asked + next.as_micros() as u64;
+        now = started_at + next.as_micros() as u64;
     }
     (all, used)
 }
@@ -138,12 +143,12 @@ fn polls(length: u64, apart: u64, stall: (u64, bool), tasks: u64, end: u64) -> V
     polls
 }
 
-fn long(polls: &[Poll], least: u64) -> Vec<Poll> {
-    polls.iter().copied().filter(|poll| poll.end - poll.start >= least).collect()
+fn long_polls(polls: &[Poll], min_micros: u64) -> Vec<Poll> {
+    polls.iter().copied().filter(|poll| poll.end - poll.start >= min_micros).collect()
 }
 
 #[test]
-fn who_sleeps_beyond_the_threshold_is_found_and_dated_and_nobody_else_is() {
+fn sleeping_polls_beyond_threshold_are_found_with_start() {
     const END: u64 = 5_000_000;
     for stall in [20, 40, 49, 150, 200, 400] {
         for (length, apart, workers) in
@@ -152,22 +157,22 @@ fn who_sleeps_beyond_the_threshold_is_found_and_dated_and_nobody_else_is() {
             let threads: Vec<Vec<Poll>> = (0..workers)
                 .map(|n| polls(length, apart, (stall, true), 7, END - 300_000 * n))
                 .collect();
-            let found = watch(&threads, workers as usize, END + 1_000_000);
-            let expected: usize = threads.iter().map(|polls| long(polls, 50_000).len()).sum();
+            let found = run_checks(&threads, workers as usize, END + 1_000_000);
+            let expected: usize = threads.iter().map(|polls| long_polls(polls, 50_000).len()).sum();
             let case = format!("{stall} ms, polls of {length} {apart} apart, {workers}");
             assert_eq!(found.len(), expected, "{case}");
             for (found, now) in found {
-                let polls = long(&threads[found.tid as usize], 50_000);
-                let poll = polls.iter().rfind(|poll| at(poll.start) <= found.since).unwrap();
-                assert!(at(poll.end) > found.since, "{case}");
-                assert!(found.lasted >= THRESHOLD && now < poll.end + 300, "{case}");
+                let polls = long_polls(&threads[found.tid as usize], 50_000);
+                let poll = polls.iter().rfind(|poll| at(poll.start) <= found.first_seen).unwrap();
+                assert!(at(poll.end) > found.first_seen, "{case}");
+                assert!(found.duration >= THRESHOLD && now < poll.end + 300, "{case}");
             }
         }
     }
 }
 
 #[test]
-fn between_recorded_polls_that_never_end_every_plain_stall_is_found() {
+fn unrecorded_stalls_between_recorded_polls_are_found() {
     const END: u64 = 10_000_000;
     for (stall, workers) in [(120, 1), (120, 2), (150, 1), (150, 2), (400, 1), (400, 2)] {
         // Start offsets that meet the searches at any point.
@@ -177,44 +182,44 @@ fn between_recorded_polls_that_never_end_every_plain_stall_is_found() {
             all.map(|poll| Poll { recorded: is_short(&poll), ..poll }).collect()
         };
         let threads: Vec<Vec<Poll>> = (0..workers).map(recorded).collect();
-        let found = watch(&threads, workers as usize, END + 1_000_000);
-        let expected: usize = threads.iter().map(|polls| long(polls, 50_000).len()).sum();
+        let found = run_checks(&threads, workers as usize, END + 1_000_000);
+        let expected: usize = threads.iter().map(|polls| long_polls(polls, 50_000).len()).sum();
         assert_eq!(found.len(), expected, "{stall} ms, {workers}");
     }
 }
 
 #[test]
-fn who_computes_is_found_when_no_61_short_polls_could_be_it() {
+fn computing_poll_longer_than_a_batch_is_found() {
     for workers in [1, 2] {
         let idle = |n: u64| polls(1, 97_003 + n, (600, false), 3, 10_000_000);
         let threads: Vec<Vec<Poll>> = (0..workers).map(idle).collect();
         // One such stall takes 9 rounds, and they recur every 1.5 s.
         let cost = Duration::from_micros(100);
-        let (found, _) = watch_and_charge(&threads, workers as usize, 11_000_000, cost);
-        let expected: usize = threads.iter().map(|polls| long(polls, 50_000).len()).sum();
+        let (found, _) = run_checks_with_cost(&threads, workers as usize, 11_000_000, cost);
+        let expected: usize = threads.iter().map(|polls| long_polls(polls, 50_000).len()).sum();
         assert_eq!(found.len(), expected);
-        assert!(found.iter().all(|(found, _)| found.lasted >= BATCH));
+        assert!(found.iter().all(|(found, _)| found.duration >= MAX_BATCH_DURATION));
     }
 }
 
 #[test]
-fn polls_of_5_ms_are_no_stall_even_if_all_are_one_tasks() {
+fn polls_of_5_ms_of_one_task_are_not_reported() {
     for (tasks, workers) in [(1, 1), (1, 2), (2, 1), (20, 2)] {
         let hot = || polls(5, 0, (5, false), tasks, 6_000_000);
         let mut threads: Vec<Vec<Poll>> = (0..workers).map(|_| hot()).collect();
-        assert_eq!(watch(&threads, workers, 6_000_000), [], "{tasks} tasks");
+        assert_eq!(run_checks(&threads, workers, 6_000_000), [], "{tasks} tasks");
         // Also if the other worker is idle.
         threads.push(Vec::new());
-        assert_eq!(watch(&threads, workers + 1, 6_000_000), [], "{tasks} tasks");
+        assert_eq!(run_checks(&threads, workers + 1, 6_000_000), [], "{tasks} tasks");
     }
 }
 
 #[test]
-fn blocking_polls_that_recur_at_equal_length_and_distance_are_found() {
+fn periodic_blocking_polls_are_found() {
     const END: u64 = 20_000_000;
     // `least`: minimum percentage found. Polls that exceed the threshold by less than the check
     // interval can be missed.
-    for (length, least) in [(60, 10), (70, 10), (80, 30), (100, 80), (200, 100)] {
+    for (length, min_percent) in [(60, 10), (70, 10), (80, 30), (100, 80), (200, 100)] {
         for apart in [1, 3_001, 50_003, 400_007] {
             let starts = (1..END).step_by((length * 1000 + apart) as usize);
             let poll = |start| {
@@ -222,40 +227,55 @@ fn blocking_polls_that_recur_at_equal_length_and_distance_are_found() {
                 Poll { start, end, task: 1, sleeps: true, recorded: false }
             };
             let polls: Vec<Poll> = starts.map(poll).collect();
-            let (found, _) =
-                watch_and_charge(std::slice::from_ref(&polls), 1, END, Duration::from_micros(100));
+            let (found, _) = run_checks_with_cost(
+                std::slice::from_ref(&polls),
+                1,
+                END,
+                Duration::from_micros(100),
+            );
             let case = format!("{length} ms, {apart} us apart: {}", found.len());
-            assert!(found.len() * 100 >= (polls.len() - 1) * least, "{case} of {}", polls.len());
+            assert!(
+                found.len() * 100 >= (polls.len() - 1) * min_percent,
+                "{case} of {}",
+                polls.len()
+            );
             for (found, now) in found {
-                let poll = polls.iter().rfind(|poll| at(poll.start) <= found.since).unwrap();
-                assert!(found.lasted >= THRESHOLD && now < poll.end + 300, "{case}");
+                let poll = polls.iter().rfind(|poll| at(poll.start) <= found.first_seen).unwrap();
+                assert!(found.duration >= THRESHOLD && now < poll.end + 300, "{case}");
             }
         }
     }
 }
 
 #[test]
-fn a_thread_that_holds_up_no_worker_is_not_told() {
+fn ambiguous_stalled_threads_are_not_reported() {
     // One thread handed its worker to another, and its stack does not show that. Which one is
     // stalled is unknown.
     let poll = |end, task| vec![Poll { start: 1, end, task, sleeps: true, recorded: false }];
     let threads = [poll(5_000_000, 6), Vec::new(), poll(9_000_000, 5)];
-    assert_eq!(watch(&threads, 2, 9_000_000), []);
+    assert_eq!(run_checks(&threads, 2, 9_000_000), []);
 }
 
 #[test]
-fn nobody_is_asked_while_workers_get_on() {
-    let mut suspects = UnrecordedPollDetector::new(THRESHOLD);
-    let beat =
-        |parked, count| WorkerProgress { worker: (1, 0), parked, mark: (count, 0), driver: None };
+fn no_thread_is_sampled_while_workers_make_progress() {
+    let mut detector = UnrecordedPollDetector::new(THRESHOLD);
+    let progress = |parked, count| WorkerProgress {
+        worker: (1, 0),
+        is_parked: parked,
+        counters: (count, 0),
+        driver_tid: None,
+    };
     for step in 0..100 {
-        let (ask, next) = suspects.look(at(step * 10_000), &[beat(false, 2 * step)], &[]);
-        assert_eq!(ask, None);
-        assert!(next >= PERIOD);
+        let (request, next) = detector.check(at(step * 10_000), &[progress(false, 2 * step)], &[]);
+        assert_eq!(request, None);
+        assert!(next >= CHECK_INTERVAL);
     }
     for now in [2_000_000, 2_050_000] {
-        let (ask, next) = suspects.look(at(now), &[beat(true, 999)], &[]);
-        assert_eq!(ask, None);
-        assert!(next >= REST * 3 / 4 && next < REST * 5 / 4, "{next:?}");
+        let (request, next) = detector.check(at(now), &[progress(true, 999)], &[]);
+        assert_eq!(request, None);
+        assert!(
+            next >= IDLE_CHECK_INTERVAL * 3 / 4 && next < IDLE_CHECK_INTERVAL * 5 / 4,
+            "{next:?}"
+        );
     }
 }

@@ -8,25 +8,25 @@ use rustix::fs::{self, AtFlags, CWD};
 use rustix::io::Errno;
 
 use super::super::error::{Error, StoreLimit};
-use super::super::file_system::{FsFeature, has_no_sync, is_refusal};
-use super::super::names::PART;
+use super::super::file_system::{FsFeature, is_refusal, is_sync_unsupported};
+use super::super::names::PART_SUFFIX;
 use super::{Dir, file_size_limit};
 
 /// Result of an attempt to name a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::store) enum NamedFile {
+pub(in crate::store) enum NamingResult {
     /// The file has the name.
-    Yes,
+    Named,
     /// Another file has the name.
-    Taken,
+    NameExists,
     /// The name is too long for the file system.
-    TooLong,
+    NameTooLong,
 }
 
 impl Dir {
-    /// Writes `bytes` to the file `name`, replacing an existing one; see [`Self::replace_by`].
+    /// Writes `bytes` to the file `name`, replacing an existing one; see [`Self::replace_with`].
     pub(in crate::store) fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
-        self.replace_by(name, bytes.len() as u64, |file| file.write_all(bytes))
+        self.replace_with(name, bytes.len() as u64, |file| file.write_all(bytes))
     }
 
     /// Replaces the file `name` by the output of `write`, which has about `size` bytes.
@@ -37,7 +37,7 @@ impl Dir {
     /// 3. Rename it over `name`. A reader gets the old file or the new one, never a mixture. A link
     ///    planted as `name` is replaced, not followed. After a power failure either file may exist.
     /// 4. Sync the directory. The new file is durable from here on.
-    pub(in crate::store) fn replace_by(
+    pub(in crate::store) fn replace_with(
         &self,
         name: &str,
         size: u64,
@@ -45,17 +45,17 @@ impl Dir {
     ) -> Result<(), Error> {
         self.check_process()?;
         if size > file_size_limit() {
-            return Err(Error::Full { path: self.at(name), bound: StoreLimit::FileSize });
+            return Err(Error::Full { path: self.path_of(name), limit: StoreLimit::FileSize });
         }
-        let part = format!("{name}{PART}");
+        let part = format!("{name}{PART_SUFFIX}");
         self.unlink(&part)?;
         let mut file = self.create(&part)?;
         let written = write(&mut file)
             .and_then(|()| self.sync_file(&file))
-            .map_err(|source| Error::io("write", self.at(name), source))
+            .map_err(|source| Error::io("write", self.path_of(name), source))
             .and_then(|()| {
                 fs::renameat(&self.fd, &part, &self.fd, name)
-                    .map_err(|errno| self.failed("replace", name, errno))
+                    .map_err(|errno| self.error("replace", name, errno))
             });
         if let Err(error) = written {
             // A remaining part file takes space until the next start. The first error is the one to
@@ -66,13 +66,13 @@ impl Dir {
         self.sync()
     }
 
-    /// Links `file`, which [`Self::unnamed`] created, as `name`. `None` if the file system does not
+    /// Links `file`, which [`Self::create_unnamed`] created, as `name`. `None` if the file system does not
     /// support it.
     pub(in crate::store) fn link(
         &self,
         file: &File,
         name: &str,
-    ) -> Result<Option<NamedFile>, Error> {
+    ) -> Result<Option<NamingResult>, Error> {
         self.check_process()?;
         // Uses the thread, not the process: `/proc/self` is unusable after the main thread has
         // exited.
@@ -80,18 +80,18 @@ impl Dir {
         let linked = match fs::linkat(CWD, path, &self.fd, name, AtFlags::SYMLINK_FOLLOW) {
             // Without `/proc`, Linux 6.10 and privileged processes can link the descriptor itself.
             Err(errno) if errno == Errno::NOENT || is_refusal(errno) => {
-                let kept = [Errno::EXIST, Errno::NAMETOOLONG];
-                by_descriptor(file, self, name)
-                    .map_err(|other| if kept.contains(&other) { other } else { errno })
+                let name_errors = [Errno::EXIST, Errno::NAMETOOLONG];
+                link_descriptor(file, self, name)
+                    .map_err(|other| if name_errors.contains(&other) { other } else { errno })
             }
             linked => linked,
         };
         match linked {
             Err(errno) if is_refusal(errno) || (errno == Errno::NOENT && !self.is_removed()) => {
-                self.lacks_unnamed("linkat", errno);
+                self.report_no_unnamed_files("linkat", errno);
                 Ok(None)
             }
-            linked => self.named(linked, "name the file", name).map(Some),
+            linked => self.naming_result(linked, "name the file", name).map(Some),
         }
     }
 
@@ -106,68 +106,72 @@ impl Dir {
             Ok(()) => Ok(copy),
             Err(source) => {
                 let _ = self.unlink(part);
-                Err(Error::io("copy to", self.at(part), source))
+                Err(Error::io("copy to", self.path_of(part), source))
             }
         }
     }
 
     /// Renames the file `from` to `to` without replacing.
-    pub(in crate::store) fn rename_file(&self, from: &str, to: &str) -> Result<NamedFile, Error> {
+    pub(in crate::store) fn rename_file(
+        &self,
+        from: &str,
+        to: &str,
+    ) -> Result<NamingResult, Error> {
         self.check_process()?;
-        if self.file_system.has(FsFeature::RenameNew) {
-            match self.rename_new(from, to) {
-                Err(errno) if is_refusal(errno) => self.lacks_rename(errno),
-                done => return self.named(done, "rename a file to", to),
+        if self.file_system.supports(FsFeature::RenameNoReplace) {
+            match self.rename_no_replace(from, to) {
+                Err(errno) if is_refusal(errno) => self.report_no_rename_no_replace(errno),
+                result => return self.naming_result(result, "rename a file to", to),
             }
         }
-        if self.file_system.has(FsFeature::Link) {
+        if self.file_system.supports(FsFeature::HardLinks) {
             match fs::linkat(&self.fd, from, &self.fd, to, AtFlags::empty()) {
                 Ok(()) => {
                     // If the old name cannot be removed, the next start deletes it.
                     let _ = fs::unlinkat(&self.fd, from, AtFlags::empty());
-                    return Ok(NamedFile::Yes);
+                    return Ok(NamingResult::Named);
                 }
                 // The kernel refuses to link a file with a link count of 0, which some file systems
                 // report for every file.
                 Err(errno)
                     if is_refusal(errno) || (errno == Errno::NOENT && !self.is_removed()) =>
                 {
-                    self.file_system.lacks(FsFeature::Link, |path| {
+                    self.file_system.report_missing(FsFeature::HardLinks, |path| {
                         format!(
                             "no hard links in {path} (linkat: {errno}): that a name is free is checked before each \
                              rename, which does not keep out another process that makes files there"
                         )
                     });
                 }
-                Err(errno) => return self.named(Err(errno), "rename a file to", to),
+                Err(errno) => return self.naming_result(Err(errno), "rename a file to", to),
             }
         }
         // No other program creates files here: the directory is private, and the incident belongs
         // to this process.
         if self.stat(to)?.is_some() {
-            return Ok(NamedFile::Taken);
+            return Ok(NamingResult::NameExists);
         }
-        self.named(fs::renameat(&self.fd, from, &self.fd, to), "rename a file to", to)
+        self.naming_result(fs::renameat(&self.fd, from, &self.fd, to), "rename a file to", to)
     }
 
     /// Renames the directory `from` to `to` without replacing. Returns `false` if the file system
     /// cannot rename directories.
     pub(in crate::store) fn rename_dir(&self, from: &str, to: &str) -> Result<bool, Error> {
         self.check_process()?;
-        if !self.file_system.has(FsFeature::RenameDir) {
+        if !self.file_system.supports(FsFeature::RenameDir) {
             return Ok(false);
         }
-        let new = self.file_system.has(FsFeature::RenameNew);
-        let renamed = match new.then(|| self.rename_new(from, to)) {
+        let can_refuse_replace = self.file_system.supports(FsFeature::RenameNoReplace);
+        let renamed = match can_refuse_replace.then(|| self.rename_no_replace(from, to)) {
             Some(Err(errno)) if is_refusal(errno) => None,
-            done => done,
+            result => result,
         };
         // Plain `rename` can replace an empty directory, but nothing else.
         let is_plain = renamed.is_none();
         match renamed.unwrap_or_else(|| fs::renameat(&self.fd, from, &self.fd, to)) {
             Ok(()) => Ok(true),
             Err(errno) if is_plain && is_refusal(errno) => {
-                self.file_system.lacks(FsFeature::RenameDir, |path| {
+                self.file_system.report_missing(FsFeature::RenameDir, |path| {
                     format!(
                         "directories in {path} cannot be renamed (renameat: {errno}): incidents are made and removed \
                          in place, so that a kill at that moment leaves one without all of its files"
@@ -175,7 +179,7 @@ impl Dir {
                 });
                 Ok(false)
             }
-            Err(errno) => Err(self.failed("rename a directory to", to, errno)),
+            Err(errno) => Err(self.error("rename a directory to", to, errno)),
         }
     }
 
@@ -184,7 +188,7 @@ impl Dir {
         self.check_process()?;
         match fs::unlinkat(&self.fd, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(self.failed("remove", name, errno)),
+            Err(errno) => Err(self.error("remove", name, errno)),
         }
     }
 
@@ -192,41 +196,41 @@ impl Dir {
     pub(in crate::store) fn rmdir(&self, name: &str) -> Result<(), Error> {
         self.check_process()?;
         fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR)
-            .map_err(|errno| self.failed("remove", name, errno))
+            .map_err(|errno| self.error("remove", name, errno))
     }
 
     /// Syncs `file`. Reports a warning and succeeds if the file system does not support it.
     pub(in crate::store) fn sync_file(&self, file: &File) -> io::Result<()> {
-        if !self.file_system.has(FsFeature::Sync) {
+        if !self.file_system.supports(FsFeature::Sync) {
             return Ok(());
         }
-        let refused = match fs::fsync(file) {
-            Err(errno) if has_no_sync(errno) => errno,
-            done => return done.map_err(io::Error::from),
+        let fsync_error = match fs::fsync(file) {
+            Err(errno) if is_sync_unsupported(errno) => errno,
+            result => return result.map_err(io::Error::from),
         };
         match file.sync_data() {
-            Err(error) if Errno::from_io_error(&error).is_some_and(has_no_sync) => {
-                self.file_system.lacks(FsFeature::Sync, |path| {
+            Err(error) if Errno::from_io_error(&error).is_some_and(is_sync_unsupported) => {
+                self.file_system.report_missing(FsFeature::Sync, |path| {
                     format!(
-                        "files in {path} cannot be synced (fsync: {refused}): after a power cut or a crash of the \
+                        "files in {path} cannot be synced (fsync: {fsync_error}): after a power cut or a crash of the \
                          machine the last incident may be missing or cut; set `dir` to a local disk"
                     )
                 });
                 Ok(())
             }
-            done => done,
+            result => result,
         }
     }
 
     /// Syncs the directory. Reports a warning and succeeds if the file system does not support it.
     pub(in crate::store) fn sync(&self) -> Result<(), Error> {
-        if !self.file_system.has(FsFeature::DirSync) {
+        if !self.file_system.supports(FsFeature::DirSync) {
             return Ok(());
         }
         match fs::fsync(&self.fd) {
             Ok(()) => Ok(()),
             Err(errno) if is_refusal(errno) => {
-                self.file_system.lacks(FsFeature::DirSync, |path| {
+                self.file_system.report_missing(FsFeature::DirSync, |path| {
                     format!(
                         "directories in {path} cannot be synced (fsync: {errno}): after a power cut the last \
                          incident may be missing"
@@ -234,22 +238,22 @@ impl Dir {
                 });
                 Ok(())
             }
-            Err(errno) => Err(self.failed("sync", "", errno)),
+            Err(errno) => Err(self.error("sync", "", errno)),
         }
     }
 
     #[cfg(target_os = "linux")]
-    fn rename_new(&self, from: &str, to: &str) -> rustix::io::Result<()> {
+    fn rename_no_replace(&self, from: &str, to: &str) -> rustix::io::Result<()> {
         fs::renameat_with(&self.fd, from, &self.fd, to, fs::RenameFlags::NOREPLACE)
     }
 
     #[cfg(not(target_os = "linux"))]
-    fn rename_new(&self, _from: &str, _to: &str) -> rustix::io::Result<()> {
+    fn rename_no_replace(&self, _from: &str, _to: &str) -> rustix::io::Result<()> {
         Err(Errno::NOSYS)
     }
 
-    fn lacks_rename(&self, errno: Errno) {
-        self.file_system.lacks(FsFeature::RenameNew, |path| {
+    fn report_no_rename_no_replace(&self, errno: Errno) {
+        self.file_system.report_missing(FsFeature::RenameNoReplace, |path| {
             format!(
                 "no rename in {path} that never replaces (renameat2: {errno}): hard links are used instead, where \
                  there are any"
@@ -257,27 +261,27 @@ impl Dir {
         });
     }
 
-    fn named(
+    fn naming_result(
         &self,
-        done: rustix::io::Result<()>,
-        doing: &'static str,
+        result: rustix::io::Result<()>,
+        operation: &'static str,
         name: &str,
-    ) -> Result<NamedFile, Error> {
-        match done {
-            Ok(()) => Ok(NamedFile::Yes),
-            Err(Errno::EXIST) => Ok(NamedFile::Taken),
-            Err(Errno::NAMETOOLONG) => Ok(NamedFile::TooLong),
-            Err(errno) => Err(self.failed(doing, name, errno)),
+    ) -> Result<NamingResult, Error> {
+        match result {
+            Ok(()) => Ok(NamingResult::Named),
+            Err(Errno::EXIST) => Ok(NamingResult::NameExists),
+            Err(Errno::NAMETOOLONG) => Ok(NamingResult::NameTooLong),
+            Err(errno) => Err(self.error(operation, name, errno)),
         }
     }
 }
 
 #[cfg(target_os = "linux")]
-fn by_descriptor(file: &File, dir: &Dir, name: &str) -> rustix::io::Result<()> {
+fn link_descriptor(file: &File, dir: &Dir, name: &str) -> rustix::io::Result<()> {
     fs::linkat(file, "", &dir.fd, name, AtFlags::EMPTY_PATH)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn by_descriptor(_file: &File, _dir: &Dir, _name: &str) -> rustix::io::Result<()> {
+fn link_descriptor(_file: &File, _dir: &Dir, _name: &str) -> rustix::io::Result<()> {
     Err(Errno::NOSYS)
 }

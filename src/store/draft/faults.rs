@@ -7,32 +7,36 @@ use std::io::{ErrorKind, Write};
 
 use super::*;
 use crate::model::CaptureKind;
-use crate::store::fixture::{Fixture, roomy};
+use crate::store::fixture::{Fixture, generous_settings};
 
 #[test]
-fn a_device_that_fails_costs_the_file_and_nothing_else() {
-    for (device, kind, words) in [
+fn device_failure_discards_only_that_artifact() {
+    for (device, kind, message) in [
         ("/dev/full", ErrorKind::StorageFull, "the file system is full"),
         ("/proc/self/mem", ErrorKind::Other, "Input/output error"),
     ] {
-        let it = Fixture::new(roomy());
-        let mut incident = it.store.begin("memory", it.manifest()).unwrap();
-        let mut draft = incident.draft(CaptureKind::Heap, it.manifest().opened).unwrap();
+        let fixture = Fixture::new(generous_settings());
+        let mut incident = fixture.store.create_incident("memory", fixture.manifest()).unwrap();
+        let mut draft = incident.draft(CaptureKind::Heap, fixture.manifest().opened).unwrap();
         draft.write_all(b"whole so far").unwrap();
         draft.flush().unwrap();
         draft.file = File::options().write(true).open(device).unwrap();
         draft.write_all(b"x").unwrap();
         let error = draft.flush().unwrap_err();
         assert!(error.kind() == kind || kind == ErrorKind::Other, "{error:?}");
-        assert!(error.to_string().contains(words), "{error}");
+        assert!(error.to_string().contains(message), "{error}");
         assert!(error.to_string().contains("001.memory.pprof"), "the path is named: {error}");
-        assert_eq!(draft.refused(), None, "it is no bound of ours: nothing makes room for it");
+        assert_eq!(
+            draft.rejected_size(),
+            None,
+            "it is no bound of ours: nothing makes room for it"
+        );
         assert!(draft.write(b"more").is_err());
         assert!(matches!(draft.commit(), Err(Error::Incomplete { .. })));
         assert_eq!(std::fs::read_dir(incident.path()).unwrap().count(), 1, "the manifest alone");
-        assert_eq!(it.store.shared.ledger().reserved, 0);
+        assert_eq!(fixture.store.inner.lock_usage().reserved_bytes, 0);
         // The device works again.
-        let mut next = incident.draft(CaptureKind::Heap, it.manifest().opened).unwrap();
+        let mut next = incident.draft(CaptureKind::Heap, fixture.manifest().opened).unwrap();
         next.write_all(b"y").unwrap();
         let artifact = next.commit().unwrap();
         incident.update(|manifest| manifest.artifacts.push(artifact)).unwrap();
@@ -40,11 +44,11 @@ fn a_device_that_fails_costs_the_file_and_nothing_else() {
 }
 
 #[test]
-fn a_quota_that_is_used_up_is_told_as_such() {
+fn exhausted_quota_is_reported_as_quota() {
     let quota = || io::Error::from_raw_os_error(rustix::io::Errno::DQUOT.raw_os_error());
     let error = Error::io("write", "/captures/x".into(), quota());
-    assert!(matches!(error, Error::Full { bound: StoreLimit::Quota, .. }), "{error}");
+    assert!(matches!(error, Error::Full { limit: StoreLimit::Quota, .. }), "{error}");
     assert!(error.to_string().contains("raise the quota"), "{error}");
-    assert!(!error.is_bound(), "nothing of ours makes room for it");
+    assert!(!error.is_store_limit(), "nothing of ours makes room for it");
     assert_eq!(io::Error::from(error).kind(), ErrorKind::QuotaExceeded);
 }

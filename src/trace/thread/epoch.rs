@@ -1,7 +1,7 @@
 //! The epoch of the recording, and the wake-up of the stall detector: one word. While off, loading
 //! it is the whole cost of a poll.
 //!
-//! The stall detector sleeps while no task is being polled. The lowest bit of [`EPOCH`] ([`RESTS`])
+//! The stall detector sleeps while no task is being polled. The lowest bit of [`EPOCH`] ([`WAKE_DETECTOR_BIT`])
 //! is set while it sleeps. A thread whose rings hold the epoch without that bit takes the slow path
 //! of a new recording, which exists anyway. It wakes the detector once its slice is open. So a poll
 //! costs nothing extra, except the first one after a sleep, which makes one `write` to an
@@ -12,42 +12,42 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::epoch_word::RecordingEpoch;
 use crate::os::eventfd::WakeFd;
 
-pub(crate) use super::epoch_word::RESTS;
+pub(crate) use super::epoch_word::WAKE_DETECTOR_BIT;
 
 /// Epoch of the recording.
-pub(crate) static EPOCH: RecordingEpoch = RecordingEpoch::of(AtomicU64::new(0));
+pub(crate) static EPOCH: RecordingEpoch = RecordingEpoch::new(AtomicU64::new(0));
 
 /// Wakes the stall detector: a poll started while it slept, or recording started or stopped.
-pub(crate) static BEGAN: WakeFd = WakeFd::new();
+pub(crate) static POLL_STARTED: WakeFd = WakeFd::new();
 
 /// Tick at which the recording started.
-pub(crate) static SINCE: AtomicU64 = AtomicU64::new(0);
+pub(crate) static RECORDING_START: AtomicU64 = AtomicU64::new(0);
 
 /// Starts the recording `number`, or stops recording if `None`.
-pub(crate) fn record(number: Option<u64>) {
-    EPOCH.record(number);
+pub(crate) fn set_recording(number: Option<u64>) {
+    EPOCH.set_recording(number);
     // The change cleared the wake-up bit.
-    BEGAN.wake();
+    POLL_STARTED.wake();
 }
 
 /// Returns `true` while polls are recorded.
 #[inline]
-pub(crate) fn is_recorded() -> bool {
+pub(crate) fn is_recording() -> bool {
     EPOCH.load(Ordering::Relaxed) != 0
 }
 
 /// Arms the wake-up: the next poll that starts, or the next recording if none runs, wakes
-/// [`BEGAN`]. A poll that starts on another core at the same time may not see it.
-pub(crate) fn rest() {
-    EPOCH.rest();
+/// [`POLL_STARTED`]. A poll that starts on another core at the same time may not see it.
+pub(crate) fn arm_wakeup() {
+    EPOCH.arm_wakeup();
 }
 
 /// Returns `true` if the wake-up is still armed, so no poll has started since.
-pub(crate) fn rests() -> bool {
-    EPOCH.rests()
+pub(crate) fn is_wakeup_armed() -> bool {
+    EPOCH.is_wakeup_armed()
 }
 
 /// Disarms the wake-up. Returns `true` if it was armed.
-pub(crate) fn stir() -> bool {
-    EPOCH.stir()
+pub(crate) fn disarm_wakeup() -> bool {
+    EPOCH.disarm_wakeup()
 }

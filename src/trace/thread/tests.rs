@@ -2,44 +2,45 @@ use super::*;
 
 /// The recorder is process-wide state, so one test covers all of it.
 #[test]
-fn the_first_poll_after_a_rest_wakes_who_rested_and_keeps_what_was_open() {
-    const NOBODYS: TaskKey = TaskKey { site: 0, number: 7 };
-    let heard = || BEGAN.hear().is_ok();
-    let poll = |tick| begin(RawKind::WrappedPoll, NOBODYS, tick);
-    let park = |tick| begin(RawKind::Park, NOBODYS, tick);
-    let over = || end(RawKind::WrappedPoll, || unreachable!("it began in this recording"));
-    BEGAN.open().unwrap();
-    registry::limit(1 << 20, 0);
+fn first_poll_after_arming_wakes_detector_and_keeps_open_slices() {
+    const TASK: TaskKey = TaskKey { site: 0, number: 7 };
+    let woken = || POLL_STARTED.consume().is_ok();
+    let poll = |tick| begin_slice(RawKind::WrappedPoll, TASK, tick);
+    let park = |tick| begin_slice(RawKind::Park, TASK, tick);
+    let end_poll =
+        || end_slice(RawKind::WrappedPoll, || unreachable!("it began in this recording"));
+    POLL_STARTED.open().unwrap();
+    registry::set_limits(1 << 20, 0);
     cycle_clock::source();
-    assert!(rests(), "a recording that begins tells, too");
-    record(Some(1));
-    assert!(heard() && !rests());
+    assert!(is_wakeup_armed(), "a recording that begins tells, too");
+    set_recording(Some(1));
+    assert!(woken() && !is_wakeup_armed());
 
     poll(cycle_clock::now());
-    rest();
-    assert!(rests() && !heard());
-    over();
-    assert!(rests() && !heard(), "an end tells nothing");
+    arm_wakeup();
+    assert!(is_wakeup_armed() && !woken());
+    end_poll();
+    assert!(is_wakeup_armed() && !woken(), "an end tells nothing");
     park(cycle_clock::now());
-    assert!(rests() && !heard(), "nor does a park");
-    let before = here().unwrap().slices.next();
+    assert!(is_wakeup_armed() && !woken(), "nor does a park");
+    let before = current_rings().unwrap().slices.next();
     poll(cycle_clock::now());
-    assert!(heard() && !rests());
+    assert!(woken() && !is_wakeup_armed());
     poll(cycle_clock::now());
-    assert!(!heard(), "only the first does");
-    let open = here().unwrap().open();
+    assert!(!woken(), "only the first does");
+    let open = current_rings().unwrap().open_slices();
     assert_eq!(open.len(), 3, "the park is open still: {open:?}");
-    (0..3).for_each(|_| over());
-    assert_eq!(here().unwrap().slices.next(), before + 3);
+    (0..3).for_each(|_| end_poll());
+    assert_eq!(current_rings().unwrap().slices.next(), before + 3);
 
-    rest();
-    assert!(stir() && !stir());
+    arm_wakeup();
+    assert!(disarm_wakeup() && !disarm_wakeup());
     poll(cycle_clock::now());
-    assert!(!heard());
-    rest();
-    record(None);
-    assert!(heard() && rests(), "who rested has to rest anew");
-    over();
-    rest();
+    assert!(!woken());
+    arm_wakeup();
+    set_recording(None);
+    assert!(woken() && is_wakeup_armed(), "who rested has to rest anew");
+    end_poll();
+    arm_wakeup();
     assert_eq!(EPOCH.load(Ordering::Relaxed), 0, "nothing is recorded by resting");
 }

@@ -11,19 +11,19 @@ const MAX_KEYS: usize = 4096;
 #[derive(Debug, Default)]
 pub(crate) struct DescriptorCounts {
     counts: HashMap<(&'static str, String), u64>,
-    was_full: bool,
+    has_dropped_keys: bool,
 }
 
 impl DescriptorCounts {
     /// Adds one to the count of `kind` and `target`.
     pub(crate) fn add(&mut self, kind: &'static str, target: &str) {
         if self.counts.len() >= MAX_KEYS {
-            self.was_full = true;
+            self.has_dropped_keys = true;
             // Frequent texts stay, and later ones get space again.
-            let mut least = 1;
+            let mut max_dropped = 1;
             while self.counts.len() >= MAX_KEYS {
-                self.counts.retain(|_, count| *count > least);
-                least += 1;
+                self.counts.retain(|_, count| *count > max_dropped);
+                max_dropped += 1;
             }
         }
         *self.counts.entry((kind, target.to_owned())).or_default() += 1;
@@ -31,15 +31,15 @@ impl DescriptorCounts {
 
     /// Returns `true` if no text was dropped.
     pub(crate) fn is_exact(&self) -> bool {
-        !self.was_full
+        !self.has_dropped_keys
     }
 
     /// Returns the `most` largest counts.
-    pub(crate) fn into_rows(self, most: usize) -> Vec<DescriptorCount> {
+    pub(crate) fn into_rows(self, limit: usize) -> Vec<DescriptorCount> {
         let row = |((kind, target), count)| DescriptorCount { kind, target, count };
         let mut rows: Vec<DescriptorCount> = self.counts.into_iter().map(row).collect();
         rows.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.target.cmp(&b.target)));
-        rows.truncate(most);
+        rows.truncate(limit);
         rows
     }
 }
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_frequent_is_found_among_very_many_that_are_not() {
+    fn frequent_targets_survive_eviction() {
         let mut counts = DescriptorCounts::default();
         for number in 0..20 * MAX_KEYS {
             counts.add("file", &format!("/tmp/{number}"));

@@ -19,18 +19,18 @@ pub(crate) fn resolve(mut inodes: HashSet<u64>, targets: &mut DescriptorCounts) 
     for (kind, list) in [("tcp", "tcp6"), ("tcp", "tcp"), ("udp", "udp6"), ("udp", "udp")] {
         // The kernel lists listening sockets first.
         let mut listening = HashSet::new();
-        each_line(list, |line| {
+        for_each_line(list, |line| {
             let Some(row) = SocketRow::parse(line) else { return };
             if inodes.remove(&row.inode) {
                 targets.add(kind, &row.describe(kind == "tcp", &mut listening));
             }
         });
     }
-    each_line("unix", |line| {
+    for_each_line("unix", |line| {
         let mut fields = line.split_ascii_whitespace().skip(6);
         let Some(inode) = fields.next().and_then(|inode| inode.parse().ok()) else { return };
         if inodes.remove(&inode) {
-            let path = fields.next().map_or("without a name".into(), log::escaped);
+            let path = fields.next().map_or("without a name".into(), log::escape);
             targets.add("unix", &path);
         }
     });
@@ -38,15 +38,15 @@ pub(crate) fn resolve(mut inodes: HashSet<u64>, targets: &mut DescriptorCounts) 
 }
 
 /// Calls `take` with each line of `/proc/self/net/{list}` except the header.
-fn each_line(list: &str, mut take: impl FnMut(&str)) {
+fn for_each_line(list: &str, mut on_line: impl FnMut(&str)) {
     let path = format!("/proc/self/net/{list}");
-    let Ok(file) = spare::with(|| File::open(&path)) else { return };
+    let Ok(file) = spare::open_with_retry(|| File::open(&path)) else { return };
     let mut lines = BufReader::new(file.take(MAX_BYTES));
     let mut line = Vec::new();
     let mut is_first = true;
     while lines.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
         if !std::mem::take(&mut is_first) {
-            take(String::from_utf8_lossy(&line).trim_end());
+            on_line(String::from_utf8_lossy(&line).trim_end());
         }
         line.clear();
     }
@@ -63,8 +63,8 @@ struct SocketRow {
 impl SocketRow {
     fn parse(line: &str) -> Option<Self> {
         let mut fields = line.split_ascii_whitespace().skip(1);
-        let local = address(fields.next()?)?;
-        let peer = address(fields.next()?)?;
+        let local = parse_address(fields.next()?)?;
+        let peer = parse_address(fields.next()?)?;
         let state = u8::from_str_radix(fields.next()?, 16).ok()?;
         let inode = fields.nth(5)?.parse().ok()?;
         Some(Self { local, peer, state, inode })
@@ -72,11 +72,11 @@ impl SocketRow {
 
     /// Returns the peer and state as text. Accepted connections omit the peer's port, which differs
     /// for each.
-    fn describe(&self, has_states: bool, listening: &mut HashSet<u16>) -> String {
-        const LISTEN: u8 = 10;
+    fn describe(&self, is_tcp: bool, listening: &mut HashSet<u16>) -> String {
+        const TCP_LISTEN: u8 = 10;
         let Self { local, peer, .. } = self;
-        let state = if has_states { format!(", {}", state(self.state)) } else { String::new() };
-        if has_states && self.state == LISTEN {
+        let state = if is_tcp { format!(", {}", state_name(self.state)) } else { String::new() };
+        if is_tcp && self.state == TCP_LISTEN {
             listening.insert(local.port());
             return format!("at {local}{state}");
         }
@@ -92,7 +92,7 @@ impl SocketRow {
 
 /// Parses an address in the kernel's format: 32-bit words in hexadecimal, each in the machine's
 /// byte order.
-fn address(text: &str) -> Option<SocketAddr> {
+fn parse_address(text: &str) -> Option<SocketAddr> {
     let (address, port) = text.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
     let mut bytes = [0_u8; 16];
@@ -109,7 +109,7 @@ fn address(text: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(address, port))
 }
 
-fn state(state: u8) -> &'static str {
+fn state_name(state: u8) -> &'static str {
     match state {
         1 => "established",
         2 => "connecting",
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_of_the_kernel_are_read() {
+    fn socket_rows_are_parsed_and_described() {
         let line = "   0: 0100007F:1F90 0200000A:1538 08 00000000:00000000 00:00000000 00000000  1000        0 4711 1 x";
         if cfg!(target_endian = "little") {
             let row = SocketRow::parse(line).unwrap();
@@ -144,7 +144,7 @@ mod tests {
                 text,
                 "accepted at 127.0.0.1:8080 from 10.0.0.2, closed by the peer, not by us"
             );
-            let mapped = address("0000000000000000FFFF00000100007F:0050").unwrap();
+            let mapped = parse_address("0000000000000000FFFF00000100007F:0050").unwrap();
             assert_eq!(mapped.to_string(), "127.0.0.1:80");
         }
         for line in [
