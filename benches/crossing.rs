@@ -16,7 +16,7 @@ use std::{fs, thread};
 use marple::base::Bytes;
 use marple::config::{BudgetSettings, DiskReserve, StoreSettings, ToggleSettings};
 use marple::model::{Metric, Rule};
-use marple::{Agent, CaptureKind, Settings};
+use marple::{Builder, CaptureKind, Settings};
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
@@ -76,7 +76,7 @@ fn measure_crossings(metric: &Metric, rounds: usize) -> Vec<f64> {
         toggle: ToggleSettings { signal: None, ..ToggleSettings::default() },
         ..Settings::default()
     };
-    let agent = Agent::from_settings(settings).start().unwrap();
+    let agent = Builder::from_settings(settings).start().unwrap();
     let handle = agent.handle();
     let at_rest = || handle.status().wait(WAIT_TIMEOUT).unwrap().incidents.is_empty();
     // Rules are evaluated once their window of ten ticks is full.

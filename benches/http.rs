@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use marple::config::{HttpSettings, Listen, Secret, ToggleSettings};
-use marple::{Agent, Settings};
+use marple::{Builder, Settings};
 
 #[path = "http/battery.rs"]
 mod battery;
@@ -70,7 +70,7 @@ fn main() {
         }),
         ..Settings::default()
     };
-    let agent = Agent::from_settings(settings).start().unwrap();
+    let agent = Builder::from_settings(settings).start().unwrap();
     let mut client = TcpStream::connect(address).unwrap();
     client.set_nodelay(true).unwrap();
     scrape(&mut client, TOKEN, 100);

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use marple::{Agent, AgentHandle};
+use marple::{AgentHandle, Builder};
 
 const ROUNDS: usize = 9;
 const GOAL_MILLIS: f64 = 1000.0;
@@ -63,7 +63,7 @@ fn measure_reloads(mounted: bool, change: Change) -> Vec<f64> {
     } else {
         fs::write(config.join("marple.toml"), text(0)).unwrap();
     }
-    let agent = Agent::from_file(config.join("marple.toml")).unwrap().start().unwrap();
+    let agent = Builder::from_file(config.join("marple.toml")).unwrap().start().unwrap();
     let handle = agent.handle();
     let applied = |handle: &AgentHandle| handle.status().wait(WAIT_TIMEOUT).unwrap().config.applied;
     let round = |round: usize| {

@@ -273,7 +273,7 @@ fn start_agent(stall: Option<Duration>, interval: Duration) -> (Agent, tempfile:
         },
         ..Settings::default()
     };
-    (Agent::from_settings(settings).start().expect("an agent"), dir)
+    (marple::Builder::from_settings(settings).start().expect("an agent"), dir)
 }
 
 fn runtime(workers: usize) -> Runtime {

@@ -8,8 +8,9 @@ static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let _agent = marple::Agent::from_file("config/minimal.toml")?.start()?;
+    let agent = marple::Builder::from_file("config/minimal.toml")?.start()?;
     // ... the service ...
     tokio::signal::ctrl_c().await?;
+    agent.shutdown().await?;
     Ok(())
 }

@@ -19,7 +19,7 @@
 //!
 //! #[tokio::main]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     let _agent = marple::Agent::from_file("marple.toml")?.start()?;
+//!     let _agent = marple::Builder::from_file("marple.toml")?.start()?;
 //!     // ... the service ...
 //!     Ok(())
 //! }
@@ -39,7 +39,7 @@
 //! abs = 1000
 //! ```
 //!
-//! The agent runs while `_agent` lives, and watches the runtime it is started in.
+//! The agent runs while its [`Agent`] lives, and watches the runtime it is started in.
 //! [`AgentHandle::watch_runtime`] adds other runtimes. `config/marple.toml` in the repository documents
 //! every key with its default; [`Settings`] has the same as values.
 //!
@@ -65,10 +65,11 @@
 //!         .with(marple::trace::layer().with_filter(LevelFilter::INFO)) // spans and events
 //!         .init();
 //!     let mut builder = tokio::runtime::Builder::new_multi_thread();
-//!     marple::instrument(builder.enable_all()); // parked workers
+//!     marple::instrument_runtime(builder.enable_all()); // parked workers
 //!     builder.build()?.block_on(async {
-//!         let _agent = marple::Agent::from_file("marple.toml")?.start()?;
+//!         let agent = marple::Builder::from_file("marple.toml")?.start()?;
 //!         marple::task::spawn(serve()).await?; // polls, and the place a task waits at
+//!         agent.shutdown().await?;
 //!         Ok(())
 //!     })
 //! }
@@ -110,45 +111,148 @@
 //! marple is not a continuous profiler and not a metrics system. It keeps evidence of the moments
 //! that matter, on the machine where they happened.
 
+#![cfg_attr(
+    not(feature = "internals"),
+    allow(
+        dead_code,
+        unreachable_pub,
+        unused_imports,
+        reason = "the crate's own tests use the rest"
+    )
+)]
+
+// The modules of the crate. With the feature `internals`, which only its own tests and benches use,
+// they are public; see `docs/architecture.md` for the layers.
+#[cfg(not(feature = "internals"))]
+mod agent;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod agent;
+#[cfg(not(feature = "internals"))]
+mod base;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub mod base;
-pub mod model;
-
-pub mod config;
-pub mod os;
-pub mod unwind;
-
+#[cfg(not(feature = "internals"))]
+mod codec;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub mod codec;
-#[cfg(feature = "cpu")]
+#[cfg(all(not(feature = "internals"), feature = "cpu"))]
+mod cpu;
+#[cfg(all(feature = "internals", feature = "cpu"))]
+#[doc(hidden)]
 pub mod cpu;
-#[cfg(feature = "heap")]
+#[cfg(all(not(feature = "internals"), feature = "heap"))]
+mod heap;
+#[cfg(all(feature = "internals", feature = "heap"))]
+#[doc(hidden)]
 pub mod heap;
-pub mod metrics;
+#[cfg(not(feature = "internals"))]
+mod model;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod model;
+#[cfg(not(feature = "internals"))]
+mod os;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod os;
+#[cfg(not(feature = "internals"))]
+mod rules;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub mod rules;
+#[cfg(not(feature = "internals"))]
+mod stacks;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub mod stacks;
+#[cfg(not(feature = "internals"))]
+mod store;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub mod store;
+#[cfg(not(feature = "internals"))]
+mod symbols;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub mod symbols;
-#[cfg(feature = "trace")]
-pub mod trace;
+#[cfg(not(feature = "internals"))]
+mod unwind;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod unwind;
+#[cfg(not(feature = "internals"))]
+mod vitals;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub mod vitals;
-
-pub mod task;
 
 mod capture;
 mod policy;
 mod stalls;
 
-pub mod agent;
+pub mod config;
 #[cfg(feature = "http")]
 pub mod http;
+pub mod metrics;
+pub mod task;
+#[cfg(feature = "trace")]
+pub mod trace;
 
 pub use agent::{Agent, AgentHandle, Builder, Response};
-pub use base::Error;
+pub use base::{Error, ErrorKind, IncidentId};
 pub use config::Settings;
 #[cfg(feature = "heap")]
 pub use heap::Allocator;
 pub use model::{CaptureKind, CaptureSet};
 #[cfg(feature = "trace")]
+#[doc(hidden)]
+pub use trace::instrument;
+#[cfg(feature = "trace")]
 pub use trace::instrument_runtime;
+
+/// Custom collectors: files of the service in incidents.
+pub mod collectors {
+    pub use crate::agent::{CollectorOptions, CollectorOutput, CollectorResult};
+}
+
+/// Events for callbacks of the service.
+pub mod events {
+    pub use crate::agent::IncidentEvent;
+}
+
+/// The manifest of an incident, `incident.json`, as values.
+pub mod manifest {
+    pub use crate::model::{
+        Artifact, CaptureRecord, IncidentState, Limits, Losses, Manifest, Origin, Outcome,
+        ProcessInfo, Reason, RemovedArtifact, Versions, VitalsRow,
+    };
+}
+
+/// Rules, their metrics and their conditions.
+pub mod rule {
+    pub use crate::model::{
+        CollectorSelection, CounterPart, HistogramPart, HoldDurations, Metric, Mode, Refire, Rule,
+    };
+}
+
+/// The status of a running agent, `GET /status`, as values.
+pub mod status {
+    pub use crate::agent::{
+        AgentCounters, BudgetStatus, CaptureStarted, ConfigStatus, IncidentStatus, OnDemandStatus,
+        PastDecision, RuleStatus, Status, ToggleStatus,
+    };
+    pub use crate::base::{LogStatus, ThreadPanics, Warning};
+    pub use crate::model::Stall;
+}
+
+/// Sizes, frequencies and shares, as in the settings.
+pub mod units {
+    pub use crate::base::{Bytes, Hertz, ParseBytesError, Percent};
+    pub use crate::model::{CpuEngine, CpuMode, TraceMode};
+}
 
 impl Builder {
     /// Starts the agent: two threads, and the endpoint if the settings have one.

@@ -14,7 +14,7 @@ use host::{Host, WAIT_TIMEOUT, artifact_names, gauge_rule, settings, wait_for};
 use marple::base::{Bytes, Hertz};
 use marple::config::{CpuSettings, DiskReserve, StoreSettings, ToggleSettings};
 use marple::model::{IncidentState, Origin, Outcome};
-use marple::{Agent, CaptureKind, CaptureSet, Settings};
+use marple::{Builder, CaptureKind, CaptureSet, Settings};
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
@@ -135,12 +135,12 @@ fn second_agent_is_rejected_and_first_keeps_running() {
     let mut host = Host::start(settings());
     let elsewhere = tempfile::tempdir().unwrap();
     let second = Settings { dir: elsewhere.path().join("x"), ..settings() };
-    let error = Agent::from_settings(second.clone()).start().err().expect("refused").to_string();
-    assert!(error.contains("an agent is running in this process already"), "{error}");
+    let error = Builder::from_settings(second.clone()).start().err().expect("refused").to_string();
+    assert!(error.contains("an agent is already running in this process"), "{error}");
     assert!(host.handle().status().wait(WAIT_TIMEOUT).is_ok());
     let old = host.handle();
     host.end();
-    let next = Agent::from_settings(second).start().expect("the first is gone");
+    let next = Builder::from_settings(second).start().expect("the first is gone");
     let error = old.toggle().wait(WAIT_TIMEOUT).unwrap_err().to_string();
     assert!(error.contains("the agent has stopped"), "{error}");
     drop(next);
@@ -269,7 +269,7 @@ fn all_invalid_settings_are_reported_together() {
     let mut rule = gauge_rule("queue", [CaptureKind::Heap], Duration::ZERO);
     rule.abs = None;
     let wrong = Settings { interval: Duration::ZERO, rules: vec![rule], ..settings() };
-    let error = Agent::from_settings(wrong).start().err().expect("refused").to_string();
+    let error = Builder::from_settings(wrong).start().err().expect("refused").to_string();
     for part in ["interval", "duration", "abs"] {
         assert!(error.contains(part), "{part} is missing in: {error}");
     }
@@ -349,14 +349,17 @@ fn artifacts_contain_task_name_and_spawn_location() {
     host.handle().capture([CaptureKind::Tasks], SHORT).wait(WAIT_TIMEOUT).unwrap();
     let (dir, manifest) = host.wait_for_closed(1).remove(0);
     assert_eq!(artifact_names(&manifest), ["001.tasks.txt", "002.tasks.json", "003.tasks.pprof"]);
-    assert!(manifest.artifacts.iter().all(|artifact| artifact.part.is_none()));
+    assert!(manifest.artifacts.iter().all(|artifact| artifact.phase.is_none()));
     let [text, json, profile] =
         [0, 1, 2].map(|at| fs::read(dir.join(&manifest.artifacts[at].file)).unwrap());
     let text = String::from_utf8(text).unwrap();
     let place = format!("{}:{before}", file!());
-    assert!(text.contains(&format!("1 task \"forever\" of {place}, waiting (no waker)")), "{text}");
+    assert!(
+        text.contains(&format!("1 task \"forever\" spawned at {place}, waiting (no waker)")),
+        "{text}"
+    );
     assert!(text.contains("tokio::time::sleep::Sleep"), "{text}");
-    assert!(text.contains("3 more, not spawned through marple::task"), "{text}");
+    assert!(text.contains("3 more not listed: not spawned by marple::task"), "{text}");
 
     let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
     let tasks = json["tasks"].as_array().unwrap();

@@ -90,7 +90,7 @@ fn hanging_custom_collector_delays_no_incident() {
         assert_eq!((outcome, error, content.unwrap()), (Outcome::Done, None, "select 1\n".into()));
         let (outcome, error, content) = collector_file(&found, "large.txt").unwrap();
         assert_eq!((outcome, content.unwrap().len()), (Outcome::Cut, 1000));
-        assert!(error.unwrap().contains("cut at"));
+        assert!(error.unwrap().contains("truncated at"));
         for (name, why) in [("panics.txt", "as a collector might"), ("fails.txt", "no database")] {
             let (outcome, error, content) = collector_file(&found, name).unwrap();
             assert_eq!((outcome, content), (Outcome::Failed, None), "{name}");
@@ -102,10 +102,13 @@ fn hanging_custom_collector_delays_no_incident() {
             // On a busy machine the timeout may expire before the collector's thread starts.
             if in_time.recv_timeout(WAIT_TIMEOUT).unwrap() {
                 assert_eq!((outcome, content.unwrap().as_str()), (Outcome::Cut, "half"));
-                assert!(error.contains("had not returned after 200ms; cut at 4 bytes"), "{error}");
+                assert!(
+                    error.contains("did not return within 200ms; truncated at 4 bytes"),
+                    "{error}"
+                );
             } else {
                 assert_eq!((outcome, content), (Outcome::Failed, None));
-                assert!(error.contains("had not returned after 200ms"), "{error}");
+                assert!(error.contains("did not return within 200ms"), "{error}");
             }
         } else {
             assert_eq!((outcome, content), (Outcome::Skipped, None));

@@ -16,7 +16,7 @@ use host::{WAIT_TIMEOUT, incidents, settings, wait_for};
 use marple::agent::Status;
 use marple::base::Bytes;
 use marple::model::{CaptureKind, Manifest, Outcome};
-use marple::{Agent, AgentHandle, CaptureSet, Settings};
+use marple::{Agent, AgentHandle, Builder, CaptureSet, Settings};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 #[global_allocator]
@@ -28,7 +28,7 @@ fn start(captures: &Path) -> Agent {
     // A long interval leaves few rows of vitals, so that the manifest is small.
     let interval = Duration::from_secs(1);
     let settings = Settings { dir: captures.to_owned(), rules: Vec::new(), interval, ..settings() };
-    Agent::from_settings(settings).start().unwrap()
+    Builder::from_settings(settings).start().unwrap()
 }
 
 /// Captures once and waits until the incident is closed.
@@ -130,7 +130,7 @@ fn endpoint_and_captures_work_without_free_descriptors() {
         let http = marple::config::HttpSettings { listen, ..Default::default() };
         let settings =
             Settings { dir: captures.clone(), rules: Vec::new(), http: Some(http), ..settings() };
-        let agent = Agent::from_settings(settings).start().unwrap();
+        let agent = Builder::from_settings(settings).start().unwrap();
         let handle = agent.handle();
         let mut client = Client::start(port);
         assert!(client.send_request("GET /status").contains("200"));
@@ -281,7 +281,7 @@ fn little_disk_space_keeps_small_captures_and_explains_missing_ones() {
         let outcome = |kind| manifest.captures.iter().find(|entry| entry.kind == kind).unwrap();
         for capture in manifest.captures.iter().filter(|entry| entry.outcome != Outcome::Done) {
             let why = capture.error.as_ref().unwrap();
-            assert!(why.contains("keep_free"), "{capture:?}");
+            assert!(why.contains("min_free_space"), "{capture:?}");
         }
         for kind in [CaptureKind::Threads, CaptureKind::Tasks, CaptureKind::Heap] {
             assert_eq!(outcome(kind).outcome, Outcome::Done, "{:?}", manifest.captures);

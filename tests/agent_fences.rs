@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use marple::agent::{IncidentEvent, Status};
 use marple::config::HttpSettings;
-use marple::{Agent, AgentHandle, CaptureKind, Settings};
+use marple::{AgentHandle, Builder, CaptureKind, Settings};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
@@ -113,7 +113,7 @@ fn blocked_log_does_not_stop_ticks_endpoint_or_captures() {
         });
         wait_for_tick(&handle);
         let warning_text = warning(&handle, "log").unwrap();
-        assert!(warning_text.contains("does not take them"), "{warning_text}");
+        assert!(warning_text.contains("does not accept them in time"), "{warning_text}");
         capture_and_check_repeatedly(&host, &url);
         assert_eq!(get(&format!("{url}/status")).json()["log"]["queued"], 1024);
 
@@ -190,7 +190,7 @@ fn host_names_cannot_forge_log_lines() {
         let home = tempfile::tempdir().unwrap();
         let dir = home.path().join("x\n1970-01-01T00:00:00Z ERROR forged");
         let settings = Settings { dir, ..settings() };
-        let agent = Agent::from_settings(settings).start().unwrap();
+        let agent = Builder::from_settings(settings).start().unwrap();
         agent.handle().capture([CaptureKind::Heap], SHORT).wait(WAIT_TIMEOUT).unwrap();
         drop(agent);
         let mut text = vec![0; 64 << 10];
@@ -215,7 +215,7 @@ fn callback_panicking_in_drop_affects_only_itself() {
     let bad = PanicsInDrop;
     let closed = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&closed);
-    let agent = Agent::from_settings(settings)
+    let agent = Builder::from_settings(settings)
         .on_event(move |_| {
             let _held = &bad;
             panic!("a callback that panics");

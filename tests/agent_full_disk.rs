@@ -14,7 +14,7 @@ use host::{WAIT_TIMEOUT, incidents, settings, wait_for};
 use marple::base::Bytes;
 use marple::config::{DiskReserve, StoreSettings};
 use marple::model::{IncidentState, Outcome};
-use marple::{Agent, CaptureKind, CaptureSet, Settings};
+use marple::{Builder, CaptureKind, CaptureSet, Settings};
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
@@ -50,7 +50,7 @@ fn full_disk_is_reported_and_captures_resume_afterwards() {
         return;
     };
     let captures = disk.0.join("captures");
-    let agent = Agent::from_settings(Settings {
+    let agent = Builder::from_settings(Settings {
         dir: captures.clone(),
         store: StoreSettings {
             min_free_space: DiskReserve::Bytes(Bytes(0)),

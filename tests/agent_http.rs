@@ -12,7 +12,7 @@ use std::{fs, thread};
 use host::{Host, WAIT_TIMEOUT, artifact_names, settings, wait_for};
 use marple::config::{HttpSettings, Listen, Secret};
 use marple::model::{CaptureKind, Origin, Outcome};
-use marple::{Agent, Settings, http};
+use marple::{Builder, Settings, http};
 use serde_json::Value;
 
 /// Returns an address without a listener.
@@ -144,7 +144,7 @@ fn public_address_without_token_is_configuration_error() {
     let settings = settings_with_listener(Listen::Tcp("0.0.0.0:0".parse().unwrap()), None);
     let dir = tempfile::tempdir().unwrap();
     let settings = Settings { dir: dir.path().join("x"), ..settings };
-    let error = Agent::from_settings(settings).start().err().expect("refused").to_string();
+    let error = Builder::from_settings(settings).start().err().expect("refused").to_string();
     assert!(error.contains("token"), "{error}");
 }
 
@@ -159,7 +159,7 @@ fn port_in_use_error_names_port() {
         ..settings_with_listener(Listen::Tcp(address), None)
     };
     let error =
-        Agent::from_settings(settings).strict(true).start().err().expect("refused").to_string();
+        Builder::from_settings(settings).strict(true).start().err().expect("refused").to_string();
     assert!(error.contains(&address.to_string()), "{error}");
 }
 
@@ -190,7 +190,7 @@ fn unix_socket_is_accessible_to_owner_only() {
         ..settings_with_listener(Listen::Unix(path.clone()), None)
     };
     let error =
-        Agent::from_settings(settings).strict(true).start().err().expect("refused").to_string();
+        Builder::from_settings(settings).strict(true).start().err().expect("refused").to_string();
     assert!(error.contains("not a socket"), "{error}");
     assert_eq!(fs::read_to_string(&path).unwrap(), "not a socket");
 }
@@ -280,8 +280,8 @@ fn status_reports_what_runs_and_what_is_disabled() {
     assert_eq!(decided, (&"queue".into(), &"within_limits".into()), "{rule}");
     let why = rule["explanation"].as_str().unwrap();
     assert!(why.contains('5') && why.contains("10"), "{why}");
-    assert_eq!(status_value["budget"]["opening"], "free");
-    for part in ["incidents_per_day", "streams_per_day", "incidents_in_a_day"] {
+    assert_eq!(status_value["budget"]["admission"], "allowed");
+    for part in ["incidents_per_day", "on_demand_captures_per_day", "incidents_in_a_day"] {
         assert!(status_value["budget"][part].is_u64(), "{part}: {status_value}");
     }
     assert!(status_value["cpu"].is_string(), "the engine and why: {status_value}");

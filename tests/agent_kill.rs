@@ -16,7 +16,7 @@ use flate2::read::GzDecoder;
 use host::{WAIT_TIMEOUT, incidents, settings, wait_for};
 use marple::base::IncidentId;
 use marple::model::{IncidentState, Manifest, Outcome};
-use marple::{Agent, CaptureSet, Settings};
+use marple::{Builder, CaptureSet, Settings};
 use sha2::{Digest, Sha256};
 
 #[global_allocator]
@@ -29,7 +29,7 @@ const CAPTURES_ENV: &str = "MARPLE_TEST_KILL_CAPTURES";
 #[test]
 fn capture_loop_process() {
     let Some(dir) = std::env::var_os(CAPTURES_ENV) else { return };
-    let agent = Agent::from_settings(Settings { dir: dir.into(), ..settings() }).start().unwrap();
+    let agent = Builder::from_settings(Settings { dir: dir.into(), ..settings() }).start().unwrap();
     let handle = agent.handle();
     let mut kept = Vec::new();
     loop {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use host::{WAIT_TIMEOUT, incidents, wait_for};
 use marple::agent::Status;
 use marple::model::Origin;
-use marple::{Agent, AgentHandle};
+use marple::{AgentHandle, Builder};
 
 fn write(path: &Path, captures: &Path, body: &str) {
     let text = format!(
@@ -38,7 +38,7 @@ fn valid_settings_are_applied_and_invalid_ones_rejected() {
         trigger.to_str().unwrap()
     );
     write(&path, &captures, &format!("{toggle}{RULE}"));
-    let agent = Agent::from_file(&path).unwrap().start().unwrap();
+    let agent = Builder::from_file(&path).unwrap().start().unwrap();
     let handle = agent.handle();
 
     // The rule fires, and again only if the value is worse.

@@ -81,8 +81,8 @@ fn block_until_captured(
     let tid = receiver.recv().unwrap();
     let (dir, manifest) = wait_for("the stuck thread's stack", || {
         let (dir, manifest) = host.incidents().pop()?;
-        let is_stall = |part: &Option<String>| part.as_deref() == Some("stall");
-        let all = manifest.artifacts.iter().filter(|artifact| is_stall(&artifact.part)).count();
+        let is_stall = |phase: &Option<String>| phase.as_deref() == Some("stall");
+        let all = manifest.artifacts.iter().filter(|artifact| is_stall(&artifact.phase)).count();
         (all == 2).then_some((dir, manifest))
     });
     release.send(()).unwrap();
@@ -107,7 +107,7 @@ fn assert_stall_reported(host: &Host, workers: usize, busy: bool) {
     assert!(first.value.unwrap() > THRESHOLD.as_secs_f64());
 
     // The stall's stack precedes all other artifacts.
-    assert_eq!(manifest.artifacts[0].part.as_deref(), Some("stall"), "{:?}", manifest.artifacts);
+    assert_eq!(manifest.artifacts[0].phase.as_deref(), Some("stall"), "{:?}", manifest.artifacts);
     let text = fs::read_to_string(dir.join(&manifest.artifacts[0].file)).unwrap();
     assert!(
         text.contains("# 1 thread at") && text.contains("agent_stalls::block_worker"),
@@ -220,7 +220,7 @@ fn stopped_process() {
     let settings = marple::Settings { rules, trace, interval, dir: dir_of_incidents, ..settings() };
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr);
     subscriber.init();
-    let agent = marple::Agent::from_settings(settings).start().unwrap();
+    let agent = marple::Builder::from_settings(settings).start().unwrap();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime =
         marple::instrument_runtime(builder.worker_threads(2)).enable_all().build().unwrap();
@@ -282,7 +282,7 @@ fn stopped_process_reports_no_stall_and_no_lag() {
     child.wait().unwrap();
     let log = fs::read_to_string(dir.path().join("log")).unwrap();
     assert_eq!(seen[1..], [0, 0], "stalls and incidents: {log}");
-    assert!(log.contains("the process stood still for "), "{log}");
+    assert!(log.contains("the process did not run for "), "{log}");
 }
 
 fn default_rule(metric: &Metric) -> Rule {

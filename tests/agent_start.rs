@@ -24,7 +24,7 @@ use host::{WAIT_TIMEOUT, settings, wait_for};
 use marple::base::SystemClock;
 use marple::config::{HttpSettings, Listen};
 use marple::store::Store;
-use marple::{Agent, AgentHandle, CaptureKind, Settings};
+use marple::{Agent, AgentHandle, Builder, CaptureKind, Settings};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 
 #[global_allocator]
@@ -38,7 +38,7 @@ fn settings_in(dir: &Path, listen: Listen) -> Settings {
 }
 
 fn start(settings: &Settings) -> Agent {
-    Agent::from_settings(settings.clone()).start().expect("the service starts")
+    Builder::from_settings(settings.clone()).start().expect("the service starts")
 }
 
 fn warning(handle: &AgentHandle, topic: &str) -> Option<String> {
@@ -79,7 +79,7 @@ fn busy_port_is_bound_once_free() {
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = other.local_addr().unwrap();
     let settings = settings_in(&home.path().join("captures"), Listen::Tcp(address));
-    let refused = Agent::from_settings(settings.clone()).strict(true).start().err();
+    let refused = Builder::from_settings(settings.clone()).strict(true).start().err();
     assert!(refused.unwrap().to_string().contains("http.listen"), "strict");
     let agent = start(&settings);
     let handle = agent.handle();
@@ -96,7 +96,7 @@ fn locked_directory_is_opened_once_free_with_its_budgets() {
     let dir = home.path().join("captures");
     let (other, _) = Store::open(&dir, store::generous_limits(), Arc::new(SystemClock)).unwrap();
     let settings = Settings { dir: dir.clone(), ..settings() };
-    let refused = Agent::from_settings(settings.clone()).strict(true).start().err();
+    let refused = Builder::from_settings(settings.clone()).strict(true).start().err();
     assert!(refused.unwrap().to_string().contains("in use"), "strict");
     let agent = start(&settings);
     let handle = agent.handle();
@@ -527,7 +527,7 @@ fn rules_with_unavailable_metric_are_warned_about_with_reason() {
     let home = tempfile::tempdir().unwrap();
     let rule = Rule { name: "waits".into(), abs: Some(1.0), ..Rule::new(Metric::Lag) };
     let settings = Settings { dir: home.path().join("captures"), rules: vec![rule], ..settings() };
-    let agent = Agent::from_settings(settings).start().unwrap();
+    let agent = Builder::from_settings(settings).start().unwrap();
     let text = wait_for("a warning about the rule", || {
         let status = agent.handle().status().wait(WAIT_TIMEOUT).unwrap();
         let warning = status.warnings.into_iter().find(|warning| warning.topic == "rules")?;

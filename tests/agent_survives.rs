@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use host::{Host, WAIT_TIMEOUT, settings};
 use marple::base::Bytes;
-use marple::{Agent, CaptureKind, Settings, heap, os};
+use marple::{Builder, CaptureKind, Settings, heap, os};
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 
 #[global_allocator]
@@ -233,7 +233,7 @@ fn host_with_little_address_space_survives() {
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) }, 0);
     let dir = tempfile::tempdir().unwrap();
     let settings = Settings { dir: dir.path().join("captures"), rules: Vec::new(), ..settings() };
-    let agent = match Agent::from_settings(settings).start() {
+    let agent = match Builder::from_settings(settings).start() {
         Ok(agent) => agent,
         Err(error) => return println!("no agent: {error}"),
     };

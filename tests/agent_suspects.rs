@@ -81,14 +81,14 @@ fn assert_stall_reported(host: &Host, tid: u32, function: &str) {
     assert!(stall.function.as_deref().is_some_and(|name| name.contains(function)), "{stall:?}");
     let (dir, manifest) = wait_for("the stuck thread's stack", || {
         let (dir, manifest) = host.incidents().pop()?;
-        let is_stall = |part: &Option<String>| part.as_deref() == Some("stall");
-        let all = manifest.artifacts.iter().filter(|artifact| is_stall(&artifact.part)).count();
+        let is_stall = |phase: &Option<String>| phase.as_deref() == Some("stall");
+        let all = manifest.artifacts.iter().filter(|artifact| is_stall(&artifact.phase)).count();
         (all == 2).then_some((dir, manifest))
     });
     let about = &manifest.reasons[0].text;
     assert!(about.contains(function) && about.contains(&format!("on thread {tid} `")), "{about}");
     assert!(about.contains("suspected, confirmed by two stacks"), "{about}");
-    assert_eq!(manifest.artifacts[0].part.as_deref(), Some("stall"), "{:?}", manifest.artifacts);
+    assert_eq!(manifest.artifacts[0].phase.as_deref(), Some("stall"), "{:?}", manifest.artifacts);
     let text = std::fs::read_to_string(dir.join(&manifest.artifacts[0].file)).unwrap();
     assert!(text.contains(function), "{text}");
 }

@@ -14,7 +14,7 @@ use std::{env, thread};
 use host::{WAIT_TIMEOUT, gauge_rule, incidents, settings, wait_for};
 use marple::config::BudgetSettings;
 use marple::model::{IncidentState, Rule};
-use marple::{Agent, CaptureKind, Settings};
+use marple::{Builder, CaptureKind, Settings};
 
 const SERVICE_ENV: &str = "MARPLE_TEST_SERVICE";
 const RESTARTS: usize = 20;
@@ -34,13 +34,14 @@ fn service_process() {
         ..gauge_rule("queue", [CaptureKind::Trace], Duration::from_secs(60))
     };
     let settings = Settings { dir: dir.into(), budget, rules: vec![rule], ..settings() };
-    let agent = Agent::from_settings(settings).start().unwrap();
+    let agent = Builder::from_settings(settings).start().unwrap();
     agent.handle().gauge("queue").unwrap().set(100.0);
     let status = || agent.handle().status().wait(WAIT_TIMEOUT).unwrap();
     let rule = wait_for("a decision", || {
         let status = status();
         let captured = status.incidents.iter().any(|incident| incident.dir.is_some());
-        (captured || status.rules[0].decision == "spent").then(|| status.rules[0].clone())
+        (captured || status.rules[0].decision == "daily_budget_spent")
+            .then(|| status.rules[0].clone())
     });
     println!("SAYS {} {}", rule.decision, rule.explanation);
     thread::sleep(WAIT_TIMEOUT);
@@ -69,7 +70,7 @@ fn crash_loop_stays_within_budget() {
     let spent_count = output_lines.iter().filter(|line| line.contains("SAYS spent")).count();
     assert_eq!(spent_count, RESTARTS - INCIDENTS_PER_DAY, "{output_lines:#?}");
     assert!(
-        output_lines[RESTARTS - 1].contains("incidents_per_day are spent for another"),
+        output_lines[RESTARTS - 1].contains("incidents_per_day is used up for another"),
         "{output_lines:#?}"
     );
     // Each incident was found by the process that followed, and marked as interrupted.

@@ -96,7 +96,7 @@ fn symbolized_profile_has_lines_and_inlined_functions_in_go() {
     let again = run_marple(&[from.to_str().unwrap()]);
     let error_text = String::from_utf8(again.stderr).unwrap();
     assert_eq!(again.status.code(), Some(1));
-    assert!(error_text.contains("is there already; --force replaces it"), "{error_text}");
+    assert!(error_text.contains("already exists; use --force to replace it"), "{error_text}");
     assert!(run_marple(&["--force", from.to_str().unwrap()]).status.success());
 }
 
@@ -109,7 +109,7 @@ fn binary_is_matched_by_build_id() {
     let own = std::env::current_exe().unwrap();
     let path = moved.mapping.first().map(|own| own.filename).unwrap() as usize;
     for (missing, why) in
-        [("/nowhere/shop", "No such file"), (env!("CARGO_BIN_EXE_marple"), "build id")]
+        [("/nowhere/shop", "No such file"), (env!("CARGO_BIN_EXE_marple"), "build ID")]
     {
         moved.string_table[path] = missing.to_owned();
         // Only locations of the executable keep their mapping: the C library may have a debug file

@@ -182,8 +182,8 @@ fn strings_are_interned_once_per_kind() {
             "rows",
             "attempt",
             "events dropped: buffer full",
-            "counter values that are not numbers",
-            "ends of slices that began before the recording",
+            "counter values that are not finite",
+            "ends of slices that started before the recording",
         ]
     );
 }
@@ -239,8 +239,8 @@ fn trace_processor_reads_recorded_events() {
             ["request", "debug.path", "/pay"],
             ["query", "debug.rows", "0"],
             ["retry", "debug.attempt", "18446744073709551615"],
-            ["lost", "debug.counter values that are not numbers", "1"],
-            ["lost", "debug.ends of slices that began before the recording", "1"],
+            ["lost", "debug.counter values that are not finite", "1"],
+            ["lost", "debug.ends of slices that started before the recording", "1"],
             ["lost", "debug.events dropped: buffer full", "17"],
         ]
     );

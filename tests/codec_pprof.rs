@@ -272,7 +272,9 @@ fn invalid_handles_and_value_counts_drop_only_their_samples() {
     }
     let output = go_pprof(&["-raw"], &[&write_file(&dir, "a.cpu.pprof", &profile)]);
     assert!(
-        output.contains("Comment: lost: 1 samples left out: not one value for each type"),
+        output.contains(
+            "Comment: lost: 1 samples omitted: number of values differs from number of types"
+        ),
         "{output}"
     );
     assert!(output.contains("30  300000000: 3 2 1"), "{output}");

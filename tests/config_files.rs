@@ -49,9 +49,9 @@ fn file_rules_extend_or_replace_default_rules() {
     let rule = "[[rule]]\nmetric = \"gauge.queue\"\nabs = 10\n";
     let all = rules(rule);
     assert_eq!((&*all[0].name, &all[1..]), ("gauge-queue", &default_rules()[..]));
-    assert_eq!(rules(&format!("rules = \"default\"\n{rule}")), all);
-    assert_eq!(rules(&format!("rules = \"own\"\n{rule}")), all[..1]);
-    assert_eq!(rules("rules = \"own\""), []);
+    assert_eq!(rules(&format!("include_default_rules = true\n{rule}")), all);
+    assert_eq!(rules(&format!("include_default_rules = false\n{rule}")), all[..1]);
+    assert_eq!(rules("include_default_rules = false"), []);
     let replaced = rules("[[rule]]\nmetric = \"cpu\"\nabs = 50");
     let cpu: Vec<_> = replaced.iter().filter(|rule| rule.name == "cpu").collect();
     assert_eq!((replaced.len(), cpu.len()), (default_rules().len(), 1));

@@ -57,7 +57,7 @@ colour = true
 [store]
 max_bytes = "12 parsecs"
 max_incidents = 0
-keep_free = "120%"
+min_free_space = "120%"
 
 [toggle]
 signal = "SIGKILL"
@@ -67,7 +67,7 @@ capture = ["cpu", "gpu"]
 listen = "0.0.0.0:6060"
 
 [cpu]
-frequency = 0
+frequency_hz = 0
 
 [[rule]]
 metric = "memory"
@@ -89,14 +89,14 @@ max = 50
     let expected = [
         "orders.toml:2:11: service: `a/b` cannot be part of a file's name",
         "orders.toml:3:1: intervall: unknown key `intervall`: did you mean `interval`?",
-        "orders.toml:5:1: colour: unknown key `colour`: known here: service, domain, dir, interval",
+        "orders.toml:5:1: colour: unknown key `colour`: known here: service, instance, dir, interval",
         "orders.toml:8:13: store.max_bytes: `12 parsecs` is not a size",
         "orders.toml:9:17: store.max_incidents: 0 would keep no incident: write 1 or more",
-        "orders.toml:10:13: store.keep_free: 120 % is no share",
+        "orders.toml:10:13: store.min_free_space: 120 % is no share",
         "orders.toml:13:10: toggle.signal: invalid value: string \"SIGKILL\", expected \"SIGUSR1\"",
-        "orders.toml:14:11: toggle.capture: `gpu` is not a capture",
+        "orders.toml:14:11: toggle.capture: `gpu` is not a capture kind",
         "orders.toml:17:10: http.listen: 0.0.0.0:6060 can be reached from other machines",
-        "orders.toml:20:13: cpu.frequency: 0 is out of bounds: write 1 to 1000",
+        "orders.toml:20:13: cpu.frequency_hz: 0 is out of bounds: write 1 to 1000",
         "orders.toml:25:9: rule[0].clear: 90.0 % is not below abs (80.0 %)",
         "orders.toml:28:10: rule[1].metric: `memroy` is not a metric",
         "orders.toml:31:1: rule[2].metric: a rule needs one",
@@ -115,7 +115,7 @@ max = 50
 #[test]
 fn all_syntax_errors_and_invalid_values_are_reported() {
     let refusal = error_message(
-        "dir = = \"x\"\n[store\nmax_age = \"3 moons\"\n[cpu]\nfrequency = 1.2.3\n[heap]\nrate = \"x\"\n",
+        "dir = = \"x\"\n[store\nmax_age = \"3 moons\"\n[cpu]\nfrequency_hz = 1.2.3\n[heap]\nrate = \"x\"\n",
     );
     for place in
         ["orders.toml:1:7: ", "orders.toml:2:", "orders.toml:5:", "orders.toml:7:8: heap.rate:"]
@@ -151,7 +151,7 @@ fn each_problem_is_one_line() {
         ),
         (
             "[toggle]\ncapture = [\"gpu\", \"cpu\", \"disk\"]",
-            "`gpu` is not a capture: write one of \"cpu\", \"heap\", \"trace\", \"threads\", \"tasks\", \"descriptors\", \"panics\"; `disk` is not",
+            "`gpu` is not a capture kind: write one of \"cpu\", \"heap\", \"trace\", \"threads\", \"tasks\", \"descriptors\", \"panics\"; `disk` is not",
         ),
         (
             "[toggle]\ncapture = \"cpu\"",
@@ -167,8 +167,8 @@ fn each_problem_is_one_line() {
             "trace.window: 999ms is out of bounds: write a duration from",
         ),
         (
-            "[trace]\nstall = \"9ms\"",
-            "trace.stall: 9ms is out of bounds: write a duration from 10ms to 1m, or \"off\"",
+            "[trace]\nstall_threshold = \"9ms\"",
+            "trace.stall_threshold: 9ms is out of bounds: write a duration from 10ms to 1m, or \"off\"",
         ),
         (
             "[trace]\nwindow = \"11m\"",
@@ -272,9 +272,9 @@ fn implausible_value_is_rejected_with_suggestion() {
     for (text, expected) in [
         (
             "[budget]\ncpu_ceiling = 0.9",
-            "budget.cpu_ceiling: 0.9 would be 0.9 %; did you mean 90 %?",
+            "budget.skip_cpu_profile_above: 0.9 would be 0.9 %; did you mean 90 %?",
         ),
-        ("[store]\nkeep_free = 5", "store.keep_free: 5 would be 5 bytes; did you mean 5 %?"),
+        ("[store]\nkeep_free = 5", "store.min_free_space: 5 would be 5 bytes; did you mean 5 %?"),
     ] {
         let message = single_error(text);
         assert!(message.contains(expected), "{text}\n{message}\n{expected}");
@@ -297,8 +297,8 @@ fn values_are_accepted_up_to_their_bounds() {
     for (good, bad) in [
         ("interval = \"10ms\"", "interval = \"9ms\""),
         ("interval = \"1h\"", "interval = \"1h 1ms\""),
-        ("[cpu]\nfrequency = 1000", "[cpu]\nfrequency = 1001"),
-        ("[cpu]\nfrequency = 1", "[cpu]\nfrequency = 1.5"),
+        ("[cpu]\nfrequency_hz = 1000", "[cpu]\nfrequency_hz = 1001"),
+        ("[cpu]\nfrequency_hz = 1", "[cpu]\nfrequency_hz = 1.5"),
         ("[heap]\nrate = 0", "[heap]\nrate = -1"),
         (
             "[heap]\nrate = 65536\nrate_during_incident = 65536",
@@ -327,11 +327,11 @@ fn values_are_accepted_up_to_their_bounds() {
 #[test]
 fn values_are_parsed_in_usual_notations() {
     let text = r#"
-rules = "own"
+include_default_rules = false
 [store]
 max_bytes = "2GB"
 max_age = "1d 12h"
-keep_free = "1GiB"
+min_free_space = "1GiB"
 [toggle]
 signal = "off"
 [[rule]]
@@ -435,7 +435,7 @@ fn settings_from_code_are_validated_like_files() {
         keys,
         [
             "interval",
-            "cpu.frequency",
+            "cpu.frequency_hz",
             "http.listen",
             "rule[0].diff",
             "rule[0].capture",
@@ -502,4 +502,40 @@ fn below_must_be_separate_rule() {
     let rule = parse(text, Path::new("x")).unwrap().rules.remove(0);
     assert_eq!((rule.below, rule.clear), (Some(600.0), Some(3600.0)));
     assert_eq!(rule.hold.below, Duration::from_secs(5));
+}
+
+#[test]
+fn renamed_keys_and_values_give_an_error_with_the_new_name() {
+    for (text, expected) in [
+        (
+            "domain = \"eu-1\"",
+            "orders.toml:1:1: domain: unknown key `domain`: it is called `instance` now",
+        ),
+        ("rules = \"own\"", "write `include_default_rules = true` or `false` now"),
+        (
+            "[budget]\njoin = \"30s\"",
+            "orders.toml:2:1: budget.join: unknown key `join`: it is called `join_window` now",
+        ),
+        ("[budget]\nstreams_per_day = 9", "`on_demand_captures_per_day`"),
+        ("[budget]\ncpu_ceiling = \"90%\"", "`skip_cpu_profile_above`"),
+        ("[store]\nkeep_free = \"5%\"", "`min_free_space`"),
+        ("[store]\nmax_incident_bytes = \"8MiB\"", "`max_bytes_per_incident`"),
+        ("[http]\nhosts = [\"a\"]", "`allowed_hosts`"),
+        ("[cpu]\nfrequency = 99", "`frequency_hz`"),
+        ("[cpu]\nwall_frequency = 19", "`wall_frequency_hz`"),
+        ("[cpu]\nlookback_frequency = 19", "`lookback_frequency_hz`"),
+        ("[trace]\nstall = \"50ms\"", "`stall_threshold`"),
+        (
+            "[[rule]]\nmetric = \"tasks\"\nabs = 5\nagain = \"worse\"",
+            "orders.toml:4:1: rule[0].again",
+        ),
+        ("[[rule]]\nmetric = \"tasks\"\nabs = 5\nagain = \"worse\"", "`refire = \"on-worsening\"`"),
+        ("[[rule]]\nmetric = \"tasks\"\nabs = 5\ncollect = \"all\"", "`collectors`"),
+        ("[[rule]]\nmetric = \"fds.share\"\nabs = \"5%\"", "it is called \"fds.utilization\" now"),
+    ] {
+        let error = single_error(text);
+        assert!(error.contains(expected), "{text}: {error}");
+    }
+    let settings = parse("rules = \"default\"", Path::new("orders.toml")).unwrap();
+    assert_eq!(settings.rules, Settings::default().rules, "the line states the default");
 }

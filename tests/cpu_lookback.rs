@@ -81,8 +81,8 @@ fn incident_has_lookback_profile() {
     pending_capture.wait(host::WAIT_TIMEOUT).unwrap();
     let (dir, manifest) = host.wait_for_closed(1).remove(0);
     assert_eq!(manifest.captures[0].engine, status.cpu);
-    let parts: Vec<_> = manifest.artifacts.iter().map(|a| a.part.as_deref()).collect();
-    assert_eq!(parts, [Some("before"), None]);
+    let phases: Vec<_> = manifest.artifacts.iter().map(|a| a.phase.as_deref()).collect();
+    assert_eq!(phases, [Some("lookback"), None]);
     assert!(manifest.artifacts[0].taken < manifest.artifacts[1].taken);
     for (artifact, expected) in
         manifest.artifacts.iter().zip(["s before the capture", "the capture itself"])
@@ -111,6 +111,6 @@ fn without_lookback_there_is_one_profile() {
     pending_capture.wait(host::WAIT_TIMEOUT).unwrap();
     let (_, manifest) = host.wait_for_closed(1).remove(0);
     assert_eq!(manifest.artifacts.len(), 1);
-    assert_eq!(manifest.artifacts[0].part, None);
+    assert_eq!(manifest.artifacts[0].phase, None);
     assert_eq!(CpuEngine::default(), CpuEngine::Auto);
 }

@@ -52,7 +52,7 @@ static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 #[test]
 fn service_process() {
     let Ok(name) = std::env::var(service::SERVICE_ENV) else { return };
-    let agent = marple::Agent::from_file("minimal.toml").unwrap();
+    let agent = marple::Builder::from_file("minimal.toml").unwrap();
     faults::set_resource_limit(&name);
     healthy::prepare(&name);
     let predecessor = (name == "healthy_deploy").then(healthy::start_predecessor);

@@ -85,11 +85,11 @@ fn blocks_of_existing_threads_are_exact_after_rate_1() {
         assert_eq!(sums[2..], [40, bytes], "round {round}");
         let has_comment = |what: &str| profile.comments.iter().any(|line| line.contains(what));
         assert!(
-            has_comment("every allocation is recorded since the rate is 1"),
+            has_comment("every allocation is recorded, because the rate is 1"),
             "{:?}",
             profile.comments
         );
-        assert!(has_comment("are exact, the others are estimated"), "{:?}", profile.comments);
+        assert!(has_comment("are exact; the others are estimated"), "{:?}", profile.comments);
         drop(kept);
         assert_eq!(sums_of_size(&snapshot(), SIZE)[2..], [0, 0]);
     }

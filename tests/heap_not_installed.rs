@@ -23,7 +23,7 @@ fn start_warns_if_rules_capture_heap_without_allocator() {
 
     let home = tempfile::tempdir().unwrap();
     let settings = marple::Settings { dir: home.path().join("captures"), ..Default::default() };
-    let agent = marple::Agent::from_settings(settings).start().unwrap();
+    let agent = marple::Builder::from_settings(settings).start().unwrap();
     let start = Instant::now();
     let warning = loop {
         let status = agent.handle().status().wait(Duration::from_secs(60)).unwrap();

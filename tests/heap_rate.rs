@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use marple::base::Bytes;
 use marple::heap;
 use marple::model::LabelValue;
-use marple::{Agent, Settings};
+use marple::{Builder, Settings};
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
@@ -32,7 +32,7 @@ fn configured_rate_applies_to_existing_threads_after_start() {
         wait.recv().unwrap();
         ten_blocks()
     });
-    let agent = Agent::from_settings(settings).start().unwrap();
+    let agent = Builder::from_settings(settings).start().unwrap();
     let own = ten_blocks();
     go.send(()).unwrap();
     let theirs = earlier.join().unwrap();

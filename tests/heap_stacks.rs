@@ -70,7 +70,7 @@ fn block_stack_reaches_from_callers_to_thread_start() {
     assert!(stack.len() > at_test.unwrap() + 2, "cut at the test: {stack:x?}");
     // Frames of the profiler are not included: the innermost one is the entry of the allocator.
     assert!(at_leak.unwrap() <= 8, "{stack:x?}");
-    let cut = profile.losses.iter().find(|loss| loss.cause.contains("cut"));
+    let cut = profile.losses.iter().find(|loss| loss.cause.contains("truncated"));
     assert_eq!(cut, None, "every stack is whole");
 
     let executable = std::env::current_exe().unwrap();

@@ -176,7 +176,7 @@ fn check_growth(context: &str, before: &Dump, after: &Dump) {
     };
     let dropped = |dump: &Dump| match dump.raw.contains("heap: no sample was dropped") {
         true => 0.0,
-        false => dump.stated_number("samples that stand for "),
+        false => dump.stated_number("samples were dropped and represent "),
     };
     let dropped = dropped(after) - dropped(before);
     for (kind, shown, lost, truly, error) in [
@@ -193,7 +193,7 @@ fn check_growth(context: &str, before: &Dump, after: &Dump) {
     // `least` and `most` follow from the bytes counted without sampling and the bound on those not
     // counted yet.
     let counted = |dump: &Dump| dump.stated_number("counted, not sampled: ");
-    let uncounted_bound = |dump: &Dump| dump.stated_number("since the program began, and up to ");
+    let uncounted_bound = |dump: &Dump| dump.stated_number("since program start, plus up to ");
     let min_counted = counted(after) - counted(before) - uncounted_bound(before);
     let max_counted = counted(after) - counted(before) + uncounted_bound(after);
     let truly = truly.allocated;
@@ -507,7 +507,7 @@ fn samples_dropped_by_full_tables_are_reported_with_weight() {
         // SAFETY: as above.
         unsafe { assert_eq!(libc::setrlimit(libc::RLIMIT_AS, &unlimited), 0) };
         let after = Dump::write(&mut writer);
-        assert!(after.loss_count("no room in the table of live blocks") > 10_000, "{after:?}");
+        assert!(after.loss_count("the table of live blocks is full") > 10_000, "{after:?}");
         check_growth("tables that cannot grow", &before, &after);
     });
 }

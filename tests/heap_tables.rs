@@ -135,13 +135,16 @@ fn leak_after_stack_table_overflow_is_at_its_function() {
     }
     let leaked = leak_blocks();
     let after = dump_profiles();
-    let rows = after.comments.lines().filter(|line| line.contains("made room for others"));
+    let rows = after
+        .comments
+        .lines()
+        .filter(|line| line.contains("without live blocks evicted: the tables are full"));
     assert_eq!(rows.count(), 1, "{}", after.comments);
     let at_function = after.in_use.cumulative_bytes("heap_tables::leak_blocks");
     let expected = (64 * MIB) as f64;
     assert!((expected..expected + 4096.0).contains(&at_function), "{at_function}");
-    assert_eq!(after.in_use.cumulative_bytes("[no room for its stack]"), 0.0);
-    assert!(after.allocated.cumulative_bytes("[freed: stack no longer kept]") > 0.0);
+    assert_eq!(after.in_use.cumulative_bytes("[no stack: heap tables full]"), 0.0);
+    assert!(after.allocated.cumulative_bytes("[freed: stack evicted]") > 0.0);
     let [shown, counted] = [
         after.allocated.total - before.allocated.total,
         after.unsampled_bytes - before.unsampled_bytes,
@@ -162,12 +165,15 @@ fn blocks_without_table_entry_are_in_totals_and_space_is_reclaimed() {
     let leaked = leak_blocks();
     let full = dump_profiles();
     assert!(full.comments.contains("the tables are full of stacks with live blocks"));
-    assert!(full.comments.contains("bytes of them are at [no room for its stack]"));
+    assert!(
+        full.comments
+            .contains("of the bytes in use are attributed to [no stack: heap tables full]")
+    );
     // The vector of pointers, and the blocks they point to.
     let blocks = (64 * MIB + ((16 + 16) << LEVELS)) as f64;
     let grown = full.in_use.total - before.in_use.total;
     assert!((blocks..blocks + 262_144.0).contains(&grown), "{grown} of {blocks}");
-    let somewhere = full.in_use.cumulative_bytes("[no room for its stack]")
+    let somewhere = full.in_use.cumulative_bytes("[no stack: heap tables full]")
         + full.in_use.cumulative_bytes("::leak_blocks");
     assert!(somewhere >= (64 * MIB) as f64, "{}", full.in_use.text);
     assert_eq!(
@@ -180,7 +186,7 @@ fn blocks_without_table_entry_are_in_totals_and_space_is_reclaimed() {
     let leaked = leak_blocks();
     let after = dump_profiles();
     assert!(after.in_use.cumulative_bytes("heap_tables::leak_blocks") >= (64 * MIB) as f64);
-    let unattributed = after.in_use.cumulative_bytes("[no room for its stack]");
+    let unattributed = after.in_use.cumulative_bytes("[no stack: heap tables full]");
     assert!(unattributed < 4096.0, "{unattributed}: what the process has kept since");
     drop(leaked);
 }
@@ -206,7 +212,10 @@ fn difference_across_evicted_stacks_has_no_negative_rows() {
     let gained = allocated(&difference) - allocated(&first);
     let evicted = |profile: &Profile| {
         let losses = profile.losses.iter();
-        losses.filter(|loss| loss.cause.contains("made room")).map(|it| it.count).sum::<u64>()
+        losses
+            .filter(|loss| loss.cause.contains("evicted: the tables are full"))
+            .map(|it| it.count)
+            .sum::<u64>()
     };
     assert!(evicted(&difference) > evicted(&first) + 1000, "{:?}", difference.losses);
     difference.subtract(&first);

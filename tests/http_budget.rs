@@ -15,15 +15,15 @@ use std::{env, fs, thread};
 use host::{WAIT_TIMEOUT, gauge_rule, settings};
 use jiff::{SignedDuration, Timestamp};
 use marple::config::{BudgetSettings, HttpSettings, Listen, StacksSettings, ThreadsMode};
-use marple::{Agent, CaptureKind, Settings};
+use marple::{Builder, CaptureKind, Settings};
 use web::{get, send_request, serve_with};
 
 const SERVICE_ENV: &str = "MARPLE_TEST_SERVICE";
 
-fn settings_with_daily_quota(streams_per_day: usize) -> Settings {
+fn settings_with_daily_quota(on_demand_captures_per_day: usize) -> Settings {
     Settings {
         budget: BudgetSettings {
-            on_demand_captures_per_day: streams_per_day,
+            on_demand_captures_per_day: on_demand_captures_per_day,
             ..Default::default()
         },
         ..settings()
@@ -36,7 +36,7 @@ fn service_process() {
     let address = web::unused_address();
     let http = HttpSettings { listen: Listen::Tcp(address), ..HttpSettings::default() };
     let settings = Settings { dir: dir.into(), http: Some(http), ..settings_with_daily_quota(3) };
-    let _agent = Agent::from_settings(settings).start().unwrap();
+    let _agent = Builder::from_settings(settings).start().unwrap();
     println!("SAYS http://{address}");
     thread::sleep(WAIT_TIMEOUT);
 }
@@ -95,7 +95,10 @@ fn daily_quota_survives_restarts_and_429_has_retry_time() {
         assert_eq!((response.status, response.header("x-go-pprof")), (429, Some("1")), "{path}");
         let text = response.text();
         let exhausted_until = text.trim().rsplit(' ').next().unwrap().parse::<Timestamp>().unwrap();
-        assert!(text.contains("budget.streams_per_day (3) is spent until"), "{text}");
+        assert!(
+            text.contains("budget.on_demand_captures_per_day (3) is exhausted until"),
+            "{text}"
+        );
         assert!(exhausted_until > before + SignedDuration::from_hours(23), "{text}");
         let wait: i64 = response.header("retry-after").unwrap().parse().unwrap();
         assert!((1..=24 * 3600 + 15 * 60 + 1).contains(&wait), "{wait}");
@@ -115,12 +118,15 @@ fn on_demand_quota_and_incident_budget_are_separate() {
         Settings { rules: vec![rule], ..settings_with_daily_quota(1) },
     );
     let streams = || get(&format!("{url}/status")).json()["budget"].clone();
-    assert_eq!(streams()["streams_until"], serde_json::Value::Null);
+    assert_eq!(streams()["on_demand_captures_until"], serde_json::Value::Null);
     assert_eq!(get(&format!("{url}/debug/pprof/goroutine")).status, 200);
     assert_eq!(get(&format!("{url}/debug/pprof/goroutine")).status, 429);
     let listed = streams();
-    assert_eq!((&listed["streams_in_a_day"], &listed["streams_per_day"]), (&1.into(), &1.into()));
-    assert!(listed["streams_until"].is_string(), "{listed}");
+    assert_eq!(
+        (&listed["on_demand_captures_24h"], &listed["on_demand_captures_per_day"]),
+        (&1.into(), &1.into())
+    );
+    assert!(listed["on_demand_captures_until"].is_string(), "{listed}");
     assert_eq!(listed["incidents_in_a_day"], 0);
     let metrics = get(&format!("{url}/metrics")).text();
     assert!(metrics.contains("\nmarple_streams_left 0\n"), "{metrics}");
@@ -156,5 +162,5 @@ fn disabled_capture_is_not_found_with_reason() {
     let text = get(&format!("{url}/debug/pprof/goroutine?debug=2"));
     assert_eq!(text.status, 200);
     assert!(text.text().contains("`stacks.threads` is \"off\""), "{}", text.text());
-    assert_eq!(get(&format!("{url}/status")).json()["budget"]["streams_in_a_day"], 1);
+    assert_eq!(get(&format!("{url}/status")).json()["budget"]["on_demand_captures_24h"], 1);
 }

@@ -89,11 +89,11 @@ fn request_beyond_cap_is_rejected_and_names_cap() {
     let http = HttpSettings { max_duration: Duration::from_secs(90), ..HttpSettings::default() };
     let (_host, url) = serve(http);
     for (path, words) in [
-        ("profile?seconds=91", "beyond the cap of 90 (http.max_duration)"),
-        ("profile?seconds=9223372036854775807", "beyond the cap of 90"),
-        ("trace?seconds=90.5", "beyond the cap of 90"),
-        ("trace?seconds=inf", "beyond the cap of 90"),
-        ("heap?seconds=91", "beyond the cap of 90"),
+        ("profile?seconds=91", "exceeds 90 (http.max_duration)"),
+        ("profile?seconds=9223372036854775807", "exceeds 90"),
+        ("trace?seconds=90.5", "exceeds 90"),
+        ("trace?seconds=inf", "exceeds 90"),
+        ("heap?seconds=91", "exceeds 90"),
         ("profile?hz=1001", "1 to 1000"),
         ("profile?hz=0", "1 to 1000"),
         ("profile?hz=x", "1 to 1000"),

@@ -12,7 +12,7 @@ use host::{Host, WAIT_TIMEOUT, settings};
 use marple::agent::CollectorOptions;
 use marple::config::{HttpSettings, Listen};
 use marple::model::Manifest;
-use marple::{Agent, CaptureKind, Settings};
+use marple::{Builder, CaptureKind, Settings};
 use tempfile::TempDir;
 use web::{get, send_request, serve};
 
@@ -92,7 +92,7 @@ fn file_of_builder_collector_is_served() {
     let captures = dir.path().join("captures");
     let settings = Settings { dir: captures.clone(), http: Some(http), ..settings() };
     let default_options = CollectorOptions { timeout: WAIT_TIMEOUT, ..CollectorOptions::default() };
-    let agent = Agent::from_settings(settings)
+    let agent = Builder::from_settings(settings)
         .add_collector_with("queries.txt", default_options, |out| Ok(writeln!(out, "select 1")?))
         .start()
         .unwrap();

@@ -299,7 +299,7 @@ fn cpu_profile_is_skipped_while_cpu_is_busy() {
         assert_eq!(kinds.contains(CaptureKind::Cpu), cpu, "{second}");
         let fire_text = &outcome.fired[0].2;
         assert_eq!(
-            fire_text.contains("no cpu, as cpu 100.0 % is above cpu_ceiling 90.0 %"),
+            fire_text.contains("cpu skipped: cpu 100.0 % is above skip_cpu_profile_above 90.0 %"),
             !cpu,
             "{fire_text}"
         );

@@ -65,11 +65,11 @@ fn is_fire(decision: Decision) -> bool {
 #[test]
 fn first_decision_is_at_tenth_value() {
     let mut bench = RuleBench::new(Rule { abs: Some(5.0), ..rule() });
-    assert_eq!(bench.explanation(), "warming up: 0 of 10 values of gauge.depth seen");
+    assert_eq!(bench.explanation(), "warming up: 0 of 10 values of gauge.depth collected");
     for seen in 1..=9 {
         assert_eq!(bench.observe(9.0), Decision::Hold(HoldReason::WarmingUp { value_count: seen }));
     }
-    assert_eq!(bench.explanation(), "warming up: 9 of 10 values of gauge.depth seen");
+    assert_eq!(bench.explanation(), "warming up: 9 of 10 values of gauge.depth collected");
     assert!(is_fire(bench.observe(9.0)));
 }
 
@@ -268,9 +268,9 @@ fn every_reason_text_has_its_numbers() {
         (Some(10.0), "gauge.depth 10 is within limits: abs 50, average 10"),
         (Some(1.5), "gauge.depth 1.50 is below min 2"),
         (Some(90.0), "gauge.depth 90 is at or above max 90, too late for a capture"),
-        (None, "gauge.depth cannot be measured here"),
+        (None, "gauge.depth has no value"),
         (Some(60.0), "gauge.depth 60 is above abs 50"),
-        (Some(45.0), "gauge.depth 45 is within limits, but the incident is open until 40"),
+        (Some(45.0), "gauge.depth 45 is within limits, but the incident stays open until clear 40"),
     ] {
         bench.observe(value);
         assert_eq!(bench.explanation(), sentence);
@@ -279,7 +279,7 @@ fn every_reason_text_has_its_numbers() {
     bench.observe(23.0);
     assert_eq!(
         bench.explanation(),
-        "gauge.depth 23 is at or above 13, its average 10.40 plus diff 25 %"
+        "gauge.depth 23 is at or above 13 (average 10.40 plus diff 25 %)"
     );
 }
 
@@ -338,7 +338,7 @@ fn changed_rule_keeps_still_valid_state() {
     assert!(bench.engine.states().next().unwrap().active);
 
     bench.engine.replace(vec![Rule { metric: Metric::Tasks, ..after }]);
-    assert_eq!(bench.explanation(), "warming up: 0 of 10 values of tasks seen");
+    assert_eq!(bench.explanation(), "warming up: 0 of 10 values of tasks collected");
     assert!(bench.engine.states().next().unwrap().active);
 }
 
@@ -395,11 +395,14 @@ fn infinite_time_to_limit_holds_and_clears() {
         let decision = engine.evaluate(now, &vitals).next().unwrap().1;
         (decision.name(), engine.states().next().unwrap().explain().to_string())
     };
-    assert_eq!(show(None).1, "memory.time_to_limit cannot be measured here");
+    assert_eq!(show(None).1, "memory.time_to_limit has no value");
     (1..WINDOW).for_each(|_| drop(show(Some(0.0))));
     let (decision, explanation) = show(Some(-3.0));
     assert_eq!(decision, "within_limits");
-    assert_eq!(explanation, "memory.time_to_limit is endless: no limit is in sight");
+    assert_eq!(
+        explanation,
+        "memory.time_to_limit is infinite: the limit is not reached within a day"
+    );
     assert_eq!(show(Some(1.0)).1, "memory.time_to_limit 500s is not below 60s");
     let (decision, explanation) = show(Some(10.0));
     assert_eq!((decision, explanation.as_str()), ("fire", "memory.time_to_limit 50s is below 60s"));
@@ -430,7 +433,7 @@ fn decision_history_lists_changes_newest_first() {
     };
     assert_eq!((again.0, again.1, again.2), (0, Some(3.0), "within_limits"));
     assert!(again.3.starts_with(within), "{}", again.3);
-    let text = "gauge.depth cannot be measured here".to_owned();
+    let text = "gauge.depth has no value".to_owned();
     assert_eq!(*missing, (2, None, "no_value", text));
     let text = "gauge.depth is back within limits".to_owned();
     assert_eq!(*clear, (3, Some(3.0), "clear", text));

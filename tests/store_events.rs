@@ -9,7 +9,7 @@ mod host;
 
 use host::{WAIT_TIMEOUT, incidents, settings, wait_for};
 use marple::agent::IncidentEvent;
-use marple::{Agent, CaptureKind, Settings};
+use marple::{Builder, CaptureKind, Settings};
 
 const SHORT: Duration = Duration::from_millis(20);
 
@@ -19,7 +19,7 @@ fn callbacks_are_called_and_slow_one_delays_nothing() {
     let dir = home.path().join("captures");
     let (sender, events) = channel();
     let settings = Settings { dir: dir.clone(), rules: Vec::new(), ..settings() };
-    let agent = Agent::from_settings(settings)
+    let agent = Builder::from_settings(settings)
         .on_event(|_| panic!("a callback that is wrong"))
         .on_event(move |event| drop(sender.send(event.clone())))
         .start()
@@ -44,7 +44,7 @@ fn callbacks_are_called_and_slow_one_delays_nothing() {
 
     // A callback that never returns: captures continue, and the agent shuts down.
     let settings = Settings { dir: dir.clone(), rules: Vec::new(), ..host::settings() };
-    let agent = Agent::from_settings(settings)
+    let agent = Builder::from_settings(settings)
         .on_event(|_| {
             loop {
                 thread::park();
@@ -62,6 +62,6 @@ fn callbacks_are_called_and_slow_one_delays_nothing() {
         assert!(!incidents(&dir).is_empty(), "round {round}");
     }
     let failures = handle.status().wait(WAIT_TIMEOUT).unwrap().failures;
-    assert!(failures.iter().any(|loss| loss.cause == "event not told"), "{failures:?}");
+    assert!(failures.iter().any(|loss| loss.cause == "event not delivered"), "{failures:?}");
     drop(agent);
 }

@@ -264,7 +264,7 @@ fn failing_disk_is_not_mistaken_for_missing_sync() {
             seccomp::install(&mut filter(&failing));
             let draft = incident.draft(CaptureKind::Heap, Timestamp::now()).unwrap();
             let error = draft.commit().unwrap_err().to_string();
-            assert!(error.contains("sync") || error.contains("no room"), "{error}");
+            assert!(error.contains("sync") || error.contains("no space"), "{error}");
             assert!(incident.update(|manifest| manifest.service = "new".into()).is_err());
             assert!(store.create_incident("cpu", store::manifest()).is_err());
             assert_eq!(names(incident.path()), ["incident.json"]);
@@ -327,7 +327,7 @@ fn start_without_lock_keeps_drafts_of_other_writers() {
         let _another = first.create_incident("cpu", store::manifest()).unwrap();
         let warning =
             warnings::list().into_iter().find(|warning| warning.topic == "store.writer").unwrap();
-        assert!(warning.text.contains("no lock keeps the two apart"), "{}", warning.text);
+        assert!(warning.text.contains("no lock prevents it"), "{}", warning.text);
 
         // An incident that has not changed for a long time is recovered all the same.
         let path = incident.path().to_owned();

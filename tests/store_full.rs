@@ -162,7 +162,7 @@ fn min_free_space_is_kept_during_write() {
                 break error;
             }
         };
-        assert!(error.to_string().contains("keep_free"), "{error}");
+        assert!(error.to_string().contains("min_free_space"), "{error}");
         assert!(store.find(old).is_err(), "the closed one went first");
         let free = rustix::fs::statvfs(mount).map(|stat| stat.f_bavail * stat.f_frsize).unwrap();
         assert!(free >= keep.get(), "{free}");

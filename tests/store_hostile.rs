@@ -234,7 +234,10 @@ fn directory_without_permission_is_clear_error() {
             store.create_incident("memory", store::manifest()).unwrap_err(),
             store.save_state(&1).unwrap_err(),
         ] {
-            assert!(error.to_string().contains("let this process's user write"), "{error}");
+            assert!(
+                error.to_string().contains("give this process's user write permission"),
+                "{error}"
+            );
         }
         incident.draft(CaptureKind::Heap, Timestamp::now()).unwrap().commit().unwrap();
         allow(0o700);

@@ -13,7 +13,7 @@ use std::time::Duration;
 use host::{WAIT_TIMEOUT, incidents, settings, wait_for};
 use marple::config::StoreSettings;
 use marple::model::IncidentState;
-use marple::{Agent, CaptureKind, Settings};
+use marple::{Builder, CaptureKind, Settings};
 
 /// Directory in which the child writes; set only for the child.
 const CAPTURES_ENV: &str = "MARPLE_TEST_KILL_AGENT";
@@ -26,7 +26,7 @@ fn capture_loop_process() {
     let Some(dir) = std::env::var_os(CAPTURES_ENV) else { return };
     let store = StoreSettings { max_incidents: MAX_INCIDENTS, ..StoreSettings::default() };
     let settings = Settings { dir: dir.into(), store, rules: Vec::new(), ..settings() };
-    let agent = Agent::from_settings(settings).start().unwrap();
+    let agent = Builder::from_settings(settings).start().unwrap();
     let handle = agent.handle();
     let queries = |out: &mut marple::agent::CollectorOutput| {
         // Written in pieces, so that a kill can come between them.

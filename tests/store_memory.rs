@@ -17,7 +17,7 @@ use marple::base::{Bytes, SystemClock};
 use marple::config::{HttpSettings, Listen, StoreSettings};
 use marple::model::{CaptureKind, IncidentState, Manifest, VitalsRow};
 use marple::store::Store;
-use marple::{Agent, Settings};
+use marple::{Builder, Settings};
 
 /// Bound for each request and for opening the store.
 const MAX_PEAK_BYTES: isize = 16 << 20;
@@ -155,7 +155,7 @@ fn largest_store_is_opened_listed_and_served_in_bounded_memory() {
         rules: Vec::new(),
         ..host::settings()
     };
-    let agent = Agent::from_settings(settings).start().unwrap();
+    let agent = Builder::from_settings(settings).start().unwrap();
     let url = format!("http://{address}");
     let id = marple::store::list(&dir).unwrap().pop().unwrap().id;
     let file = "orders_eu-1.001.memory.pprof".to_owned();

@@ -66,7 +66,7 @@ fn hooks_record_every_task_with_spawn_location_and_id() {
     assert_eq!(tasks(RawKind::Spawned), [&*id]);
     // tokio also reports the ends of blocking tasks, and its workers are such tasks.
     assert_eq!(tasks(RawKind::Ended).iter().filter(|ended| **ended == id).count(), 1);
-    assert!(recorded_sources().starts_with("polls by tokio's hooks"));
+    assert!(recorded_sources().starts_with("polls from tokio's hooks"));
 }
 
 #[test]

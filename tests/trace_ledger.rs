@@ -62,7 +62,7 @@ fn vitals_become_counters_with_given_values_and_times() {
     ]
     .map(|(name, unit, values)| (name.to_owned(), unit.to_owned(), values));
     assert_eq!(counters, expected);
-    assert_eq!(loss_count(&timeline, "counter values left out"), 1);
+    assert_eq!(loss_count(&timeline, "counter values omitted"), 1);
 }
 
 #[test]

@@ -200,7 +200,7 @@ fn wrapped_ring_keeps_latest_complete_polls() {
     // Two wrappers per poll; the main future is not wrapped.
     let kept =
         polls(&during).iter().filter(|poll| poll.start >= during.activity.start).count() as u64;
-    let loss_count = loss_count(&during, "polls and parks dropped: written over");
+    let loss_count = loss_count(&during, "polls and parks dropped: overwritten");
     assert!(loss_count > 0 && kept > 50);
     let copied = polls(&before).len() as u64;
     assert_eq!(kept + loss_count, 2 * 100_001 + copied, "every poll is there or counted");

@@ -20,7 +20,7 @@ use marple::base::SystemClock;
 use marple::config::{StoreSettings, default_rules};
 use marple::model::{CaptureKind, IncidentState, Manifest, Metric, Rule};
 use marple::store::Store;
-use marple::{Agent, Settings};
+use marple::{Builder, Settings};
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
@@ -95,7 +95,7 @@ fn leaking_service() {
     let rate: u64 = env::var(RATE_ENV).unwrap().parse().unwrap();
     let rules = default_rules().into_iter().filter(|rule| rule.metric == Metric::Memory).collect();
     let settings = Settings { dir, rules, interval: Duration::from_millis(250), ..settings() };
-    let _agent = Agent::from_settings(settings).start().unwrap();
+    let _agent = Builder::from_settings(settings).start().unwrap();
     let working = black_box(vec![1_u8; 100 << 20]);
     thread::sleep(Duration::from_secs(4)); // at least ten ticks before the load starts
     let mut orders = Vec::new();
@@ -118,7 +118,7 @@ fn burning_service() {
         ..Rule::new(Metric::Throttled)
     };
     let _agent =
-        Agent::from_settings(Settings { dir, rules: vec![rule], ..settings() }).start().unwrap();
+        Builder::from_settings(Settings { dir, rules: vec![rule], ..settings() }).start().unwrap();
     let start = Instant::now();
     while start.elapsed() < WAIT_TIMEOUT {
         black_box(start.elapsed());
@@ -135,7 +135,7 @@ fn crowded_service() {
         ..Rule::new(Metric::Memory)
     };
     let _agent =
-        Agent::from_settings(Settings { dir, rules: vec![rule], ..settings() }).start().unwrap();
+        Builder::from_settings(Settings { dir, rules: vec![rule], ..settings() }).start().unwrap();
     // Together with the other memory of the process this is 93 % of the limit: less than 32 MiB are
     // left.
     let orders = leak_block((LIMIT / 100 * 92) as usize);

@@ -80,7 +80,7 @@ fn start_agent(stall: Option<Duration>) -> (Agent, tempfile::TempDir) {
         },
         ..Settings::default()
     };
-    (Agent::from_settings(settings).start().expect("an agent"), dir)
+    (marple::Builder::from_settings(settings).start().expect("an agent"), dir)
 }
 
 fn runtime(workers: usize) -> Runtime {

@@ -65,7 +65,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(problems) => {
-            eprintln!("\nnot everything is there: {problems} problems, told above");
+            eprintln!("\nincidents are incomplete: {problems} problems, listed above");
             ExitCode::FAILURE
         }
         Err(error) => {
@@ -89,7 +89,7 @@ fn run() -> Result<usize, Box<dyn Error>> {
     let runtime = builder.enable_all().build()?;
     let _entered = runtime.enter();
 
-    let mut builder = marple::Agent::from_file(SETTINGS)?;
+    let mut builder = marple::Builder::from_file(SETTINGS)?;
     let settings = builder.settings_mut();
     settings.dir.clone_from(&dir);
     let at_start = resident_bytes()?;
@@ -112,7 +112,7 @@ fn run() -> Result<usize, Box<dyn Error>> {
     for (incident, culprit) in incidents {
         incident.print();
         for problem in incident.problems(culprit) {
-            println!("  NOT RIGHT: {problem}");
+            println!("  PROBLEM: {problem}");
             found += 1;
         }
     }
@@ -133,7 +133,7 @@ fn resident_bytes() -> Result<u64, Box<dyn Error>> {
     let mut system = sysinfo::System::new();
     let memory = ProcessRefreshKind::nothing().with_memory();
     system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), false, memory);
-    Ok(system.process(pid).ok_or("this process is not in the list of processes")?.memory())
+    Ok(system.process(pid).ok_or("the list of processes does not contain this process")?.memory())
 }
 
 /// The running service, and the agent and directory that observe it.
@@ -190,7 +190,7 @@ impl Scenario {
     /// Causes a fault until its incident has its files, then repairs it.
     fn run_fault(&self, fault: &Fault) -> Result<Incident, Box<dyn Error>> {
         let started_at = Timestamp::now();
-        println!("{}: asking for {} until its rule fires", fault.rule, fault.path);
+        println!("{}: requesting {} until its rule fires", fault.rule, fault.path);
         let load = Load::start(&self.base, fault.path, fault.threads, fault.pause);
         let of_rule = || {
             self.find(|incident| {

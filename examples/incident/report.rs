@@ -56,7 +56,7 @@ impl Incident {
             .map(|(kind, min_count)| {
                 let captures = self.manifest.captures.iter().filter(|capture| capture.kind == kind);
                 let why: Vec<&str> = captures.filter_map(|c| c.error.as_deref()).collect();
-                format!("{kind}: fewer files than {min_count}; errors told: {why:?}")
+                format!("{kind}: fewer than {min_count} files; capture errors: {why:?}")
             })
             .collect()
     }
@@ -66,7 +66,7 @@ impl Incident {
     pub(crate) fn problems(&self, expected_function: Option<(CaptureKind, &str)>) -> Vec<String> {
         let mut problems = self.missing();
         if !self.is_closed() {
-            problems.push(format!("it is {:?}", self.manifest.state));
+            problems.push(format!("state is {:?} instead of Closed", self.manifest.state));
         }
         let mut is_function_named = false;
         for artifact in &self.manifest.artifacts {
@@ -89,14 +89,19 @@ impl Incident {
     fn check(&self, artifact: &Artifact) -> Result<Vec<String>, Box<dyn Error>> {
         let bytes = fs::read(self.dir.join(&artifact.file))?;
         if bytes.len() as u64 != artifact.bytes.get() {
-            return Err(format!("{} bytes, and {} noted", bytes.len(), artifact.bytes.get()).into());
+            return Err(format!(
+                "{} bytes, but the manifest states {}",
+                bytes.len(),
+                artifact.bytes.get()
+            )
+            .into());
         }
         let sha256 = Sha256::digest(&bytes).iter().fold(String::new(), |mut hex, byte| {
             let _ = write!(hex, "{byte:02x}");
             hex
         });
         if sha256 != artifact.sha256 {
-            return Err("its SHA-256 is not the one noted".into());
+            return Err("SHA-256 differs from the manifest".into());
         }
         match artifact.kind {
             CaptureKind::Threads | CaptureKind::Tasks if !artifact.file.ends_with(".pprof") => {
@@ -104,14 +109,14 @@ impl Incident {
                 if artifact.file.ends_with(".json") {
                     serde_json::from_str::<serde_json::Value>(&text)?;
                 } else if !text.starts_with("# ") {
-                    return Err("it does not say what it is".into());
+                    return Err("first line is not a `# ` header".into());
                 }
                 Ok(text.lines().map(str::to_owned).collect())
             }
             CaptureKind::Cpu | CaptureKind::Heap | CaptureKind::Threads | CaptureKind::Tasks => {
                 let profile = pprof::read(&bytes)?;
                 if profile.sample.is_empty() {
-                    return Err("it holds no sample".into());
+                    return Err("contains no samples".into());
                 }
                 Ok(profile.function.iter().map(|f| profile.text(f.name).to_owned()).collect())
             }
@@ -119,10 +124,10 @@ impl Incident {
                 let mut trace = Vec::new();
                 MultiGzDecoder::new(&*bytes).read_to_end(&mut trace)?;
                 let trace = Trace::decode(&*trace)?;
-                for (r#type, what) in [(SLICE_BEGIN, "slice"), (COUNTER, "counter's value")] {
+                for (r#type, what) in [(SLICE_BEGIN, "slice"), (COUNTER, "counter value")] {
                     let mut events = trace.packet.iter().filter_map(|packet| packet.event.as_ref());
                     if !events.any(|event| event.r#type == r#type) {
-                        return Err(format!("it holds no {what}").into());
+                        return Err(format!("contains no {what}").into());
                     }
                 }
                 Ok(Vec::new())

@@ -18,7 +18,7 @@ use super::service::Service;
 use super::threads::run_agent_thread;
 use crate::agent::singleton::Agent;
 use crate::agent::state::{AgentState, InitialState};
-use crate::base::{Clock, Error, SystemClock, log, panics, spare, warnings};
+use crate::base::{Clock, Error, ErrorKind, SystemClock, log, panics, spare, warnings};
 use crate::capture::callbacks;
 use crate::capture::callbacks::{Callback, CallbackSender, IncidentEvent};
 use crate::capture::collectors;
@@ -30,7 +30,7 @@ use crate::capture::worker::CaptureWorker;
 use crate::capture::worker::directory::{
     DIRECTORY_WARNING_TOPIC as DIRECTORY, Directory, OpenedStore,
 };
-use crate::config::{Settings, WatchedFile};
+use crate::config::{self, Settings, WatchedFile};
 use crate::metrics::Metrics;
 use crate::model::{ProcessInfo, Versions};
 use crate::os;
@@ -39,7 +39,7 @@ use crate::store::Location;
 use crate::vitals::{Reader, Runtimes};
 
 /// A builder that starts an [`Agent`] from settings.
-#[must_use = "nothing is watched until `start` is called"]
+#[must_use = "the agent does not run until `start` is called"]
 pub struct Builder {
     settings: Settings,
     path: Option<PathBuf>,
@@ -54,7 +54,7 @@ type CollectorRegistration =
     (String, CollectorOptions, Box<dyn FnMut(&mut CollectorOutput) -> CollectorResult + Send>);
 
 impl Builder {
-    pub(super) fn new(settings: Settings, path: Option<PathBuf>) -> Self {
+    fn new(settings: Settings, path: Option<PathBuf>) -> Self {
         Self {
             settings,
             path,
@@ -63,6 +63,24 @@ impl Builder {
             collectors: Vec::new(),
             strict: false,
         }
+    }
+
+    /// Reads the settings from a TOML file and watches the file from the start. A valid change is
+    /// applied within a second. An invalid one is rejected and reported in the log and in `status`.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read or is invalid. The error lists every problem with its line.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let settings =
+            config::load(path).map_err(|error| Error::with_kind(ErrorKind::Settings, error))?;
+        Ok(Self::new(settings, Some(path.to_owned())))
+    }
+
+    /// Creates a builder with settings from code.
+    pub fn from_settings(settings: Settings) -> Self {
+        Self::new(settings, None)
     }
 
     /// Returns the settings for inspection or changes.
@@ -126,8 +144,8 @@ impl Builder {
     /// Starts the threads.
     pub(crate) fn launch(self) -> Result<Agent, Error> {
         let Self { settings, path, mut services, callbacks, collectors, strict } = self;
-        settings.validate().map_err(Error::new)?;
-        let claim = ProcessClaim::claim().ok_or_else(|| Error::new(AgentError::AlreadyRunning))?;
+        settings.validate().map_err(|error| Error::with_kind(ErrorKind::Settings, error))?;
+        let claim = ProcessClaim::claim().ok_or_else(|| Error::from(AgentError::AlreadyRunning))?;
         panics::install_hook();
         spare::reserve();
         log::set_on_start(|| {
@@ -144,7 +162,7 @@ impl Builder {
         if let Ok(current) = tokio::runtime::Handle::try_current()
             && let Err(error) = runtimes.observe(current)
         {
-            warnings::set("runtime", format!("this runtime is not watched: {error}"));
+            warnings::set("runtime", format!("this runtime is not observed: {error}"));
         }
         let threads = AgentThreads::new();
         let measured = (runtimes.clone(), metrics.clone());
@@ -251,16 +269,21 @@ impl Builder {
             }
             // There is no agent thread to log it.
             log::error(format!(
-                "nothing is watched: {error}; it is tried again when the agent's handle is used"
+                "the agent is not running: {error}; retried when the agent's handle is used"
             ));
         }
-        Ok(Agent { handle, events, finished, threads })
+        Ok(Agent { handle, events, finished, threads, is_stopped: false })
     }
 }
 
 /// Maximum time a start waits for the incident directory. A directory on a disk is open within
 /// milliseconds; one on a network volume whose server does not respond may never be.
 const DIRECTORY_OPEN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Wraps the error of a resource that the system does not provide.
+fn unavailable(error: crate::store::Error) -> Error {
+    Error::with_kind(ErrorKind::Unavailable, error)
+}
 
 /// Waits for the capture thread's first attempt to open the incident directory. If the attempt
 /// takes longer, returns the channel of its result.
@@ -272,8 +295,8 @@ fn await_directory(
 ) -> Result<(Option<OpenedStore>, Option<FirstOpenResult>), Error> {
     if strict {
         // The thread ended without a result: it panicked.
-        let thread_ended = |_| Error::new(AgentError::CaptureThreadEnded);
-        let opened = opening.recv().map_err(thread_ended)?.map_err(Error::new)?;
+        let thread_ended = |_| Error::from(AgentError::CaptureThreadEnded);
+        let opened = opening.recv().map_err(thread_ended)?.map_err(unavailable)?;
         return Ok((Some(opened), None));
     }
     if !threads.capture.is_started() {
@@ -287,8 +310,9 @@ fn await_directory(
             warnings::set(
                 DIRECTORY,
                 format!(
-                    "no incident is stored yet: opening {} takes more than {DIRECTORY_OPEN_TIMEOUT:?}; the file system does not \
-                     answer, or much is left of an earlier process",
+                    "incidents are not stored yet: opening {} takes more than \
+                     {DIRECTORY_OPEN_TIMEOUT:?}; the file system does not respond, or an earlier \
+                     process left many files",
                     dir.display()
                 ),
             );

@@ -14,7 +14,7 @@ use super::event::{AgentEvent, ToggleAction};
 use super::pending::AgentThreads;
 use crate::agent::state::AgentState;
 use crate::base::retry::RetryBackoff;
-use crate::base::{Error, log, warnings};
+use crate::base::{Error, ErrorKind, log, warnings};
 use crate::capture::collectors;
 use crate::capture::worker::directory::{DIRECTORY_WARNING_TOPIC as DIRECTORY, OpenedStore};
 use crate::config::{FileChange, FileWatcher, WatchedFile};
@@ -113,7 +113,8 @@ impl FileWatch {
                     Some(why) => warnings::set(
                         WATCH_WARNING_TOPIC,
                         format!(
-                            "the settings are polled four times a second instead of read when they change: {why}"
+                            "the settings are polled four times a second, as changes cannot be \
+                             watched: {why}"
                         ),
                     ),
                     None => warnings::clear(WATCH_WARNING_TOPIC),
@@ -125,7 +126,8 @@ impl FileWatch {
                 warnings::set(
                     WATCH_WARNING_TOPIC,
                     format!(
-                        "changes of the settings and of the trigger file are not seen: {error}; tried again every few seconds"
+                        "changes of the settings and of the trigger file are not detected: \
+                         {error}; retried every few seconds"
                     ),
                 );
                 Err(Error::new(error))
@@ -137,9 +139,9 @@ impl FileWatch {
 fn on_change(events: mpsc::Sender<AgentEvent>) -> impl FnMut(FileChange) + Send + 'static {
     move |change| {
         let event = match change {
-            FileChange::Config { settings, .. } => {
-                AgentEvent::SettingsChanged { settings: settings.map_err(Error::new) }
-            }
+            FileChange::Config { settings, .. } => AgentEvent::SettingsChanged {
+                settings: settings.map_err(|error| Error::with_kind(ErrorKind::Settings, error)),
+            },
             FileChange::Trigger { .. } => AgentEvent::Toggle {
                 action: ToggleAction::Flip,
                 origin: Origin::TriggerFile,
@@ -190,8 +192,8 @@ impl ChildWatch {
         warnings::set(
             Self::TOPIC,
             format!(
-                "not watched: process {}{more}, forked from this one; the threads of an agent do not survive a fork: \
-                 start the agent after forking, in each process that is to be watched",
+                "no agent in process {}{more}, forked from this one: the threads of an agent do \
+                 not survive a fork; start the agent after forking, in each process to be watched",
                 shown.join(", ")
             ),
         );

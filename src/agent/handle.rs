@@ -16,8 +16,8 @@ use super::event::{AgentEvent, Reply, ToggleAction};
 use super::pending::AgentThreads;
 use super::pending_profile::PendingProfile;
 use super::status::{CaptureStarted, Status, ToggleStatus};
-use crate::base::Error;
 use crate::base::side_thread::{SideThread, SideThreadWaker};
+use crate::base::{Error, ErrorKind};
 use crate::capture::custom_collectors::{
     CollectorOptions, CollectorOutput, CollectorResult, Collectors,
 };
@@ -121,7 +121,10 @@ impl AgentHandle {
     /// If `name` contains characters other than lower-case letters, digits, `_` and `.`, or there
     /// are too many gauges.
     pub fn gauge(&self, name: &str) -> Result<Gauge, Error> {
-        self.metrics.gauges.gauge(name).map_err(Error::new)
+        self.metrics
+            .gauges
+            .gauge(name)
+            .map_err(|error| Error::with_kind(ErrorKind::InvalidInput, error))
     }
 
     /// Returns the custom counter `name`, for rules over `counter.NAME.rate` and
@@ -131,7 +134,10 @@ impl AgentHandle {
     ///
     /// As [`Self::gauge`].
     pub fn counter(&self, name: &str) -> Result<Counter, Error> {
-        self.metrics.counters.counter(name).map_err(Error::new)
+        self.metrics
+            .counters
+            .counter(name)
+            .map_err(|error| Error::with_kind(ErrorKind::InvalidInput, error))
     }
 
     /// Returns the custom histogram `name`, such as one of request latencies. Rules use
@@ -142,7 +148,10 @@ impl AgentHandle {
     ///
     /// As [`Self::gauge`].
     pub fn histogram(&self, name: &str) -> Result<Histogram, Error> {
-        self.metrics.histograms.histogram(name).map_err(Error::new)
+        self.metrics
+            .histograms
+            .histogram(name)
+            .map_err(|error| Error::with_kind(ErrorKind::InvalidInput, error))
     }
 
     /// Registers `collect` as a custom collector that writes the file `name` into incidents.
@@ -168,14 +177,16 @@ impl AgentHandle {
     }
 
     /// Observes another tokio runtime: counts its tasks, measures its lag and detects stalled
-    /// workers (`trace.stall`). The runtime in which the agent was started is observed
+    /// workers (`trace.stall_threshold`). The runtime in which the agent was started is observed
     /// automatically.
     ///
     /// # Errors
     ///
     /// If too many runtimes are observed.
     pub fn watch_runtime(&self, runtime: tokio::runtime::Handle) -> Result<(), Error> {
-        self.runtimes.observe(runtime).map_err(Error::new)
+        self.runtimes
+            .observe(runtime)
+            .map_err(|error| Error::with_kind(ErrorKind::InvalidInput, error))
     }
 
     /// Requests the on-demand capture `take`. `who` identifies the client in errors of other
@@ -238,7 +249,7 @@ impl AgentHandle {
         if self.is_forked() {
             let error = AgentError::Forked { opener: self.fixed.pid };
             fork::warn_if_unwatched();
-            return Response(Err(Some(Error::new(error))));
+            return Response(Err(Some(Error::from(error))));
         }
         // The thread may have been unavailable when the agent started.
         if let Some(threads) = self.fixed.threads.upgrade()
@@ -252,7 +263,7 @@ impl AgentHandle {
                 TrySendError::Full(_) => AgentError::QueueFull,
                 TrySendError::Closed(_) => AgentError::Stopped,
             };
-            return Response(Err(Some(Error::new(error))));
+            return Response(Err(Some(Error::from(error))));
         }
         Response(Ok(ReplyReceiver { receiver, wakers: self.wakers.clone() }))
     }
@@ -260,7 +271,7 @@ impl AgentHandle {
 
 /// The future result of a request. Await it, or call [`Response::wait`] outside async code. The
 /// request is processed even if this is dropped.
-#[must_use = "the answer says whether the request was carried out"]
+#[must_use = "the response reports the result of the request"]
 pub struct Response<T>(Result<ReplyReceiver<T>, Option<Error>>);
 
 struct ReplyReceiver<T> {
@@ -272,7 +283,7 @@ impl<T> ReplyReceiver<T> {
     /// Polls for the result. `waker` is called on the thread that sends it.
     fn poll(&mut self, waker: &Waker) -> Poll<Result<T, Error>> {
         let reply = Pin::new(&mut self.receiver).poll(&mut Context::from_waker(waker));
-        reply.map(|answer| answer.unwrap_or_else(|_| Err(Error::new(AgentError::ReplyDropped))))
+        reply.map(|answer| answer.unwrap_or_else(|_| Err(Error::from(AgentError::ReplyDropped))))
     }
 }
 
@@ -295,7 +306,7 @@ impl<T> Response<T> {
             }
             let remaining = deadline.saturating_duration_since(Instant::now());
             if remaining.is_zero() {
-                return Err(Error::new(AgentError::ReplyTimeout(timeout)));
+                return Err(Error::from(AgentError::ReplyTimeout(timeout)));
             }
             thread::park_timeout(remaining);
         }
@@ -320,7 +331,7 @@ impl<T> Future for Response<T> {
 
 /// Takes the error of a request that was not sent. The error can be taken once.
 fn take_error(error: &mut Option<Error>) -> Error {
-    error.take().unwrap_or_else(|| Error::new(AgentError::Stopped))
+    error.take().unwrap_or_else(|| Error::from(AgentError::Stopped))
 }
 
 struct Unpark(Thread);

@@ -40,6 +40,8 @@ mod ticker;
 
 use std::time::Duration;
 
+use crate::base::{self, ErrorKind};
+
 pub use crate::capture::callbacks::IncidentEvent;
 pub use crate::capture::custom_collectors::{CollectorOptions, CollectorOutput, CollectorResult};
 #[cfg(feature = "heap")]
@@ -70,34 +72,63 @@ pub use status::{
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error(
-        "an agent is running in this process already: keep the one `Agent` and share its `handle()`; \
-         the engines (signals, counters, the allocator) are one of a kind"
+        "an agent is already running in this process: keep that `Agent` and share its `handle()`; \
+         the engines (signals, counters, the allocator) exist once per process"
     )]
     AlreadyRunning,
     #[error(
-        "this process is a fork of the one in which the agent runs, and has none: an agent's threads do \
-         not come along; ask the agent of process {opener}"
+        "no agent runs in this process, a fork of the one that started it: threads do not survive \
+         a fork; use the agent of process {opener}"
     )]
     Forked { opener: u32 },
     #[error("the agent has stopped: its `Agent` was dropped or shut down")]
     Stopped,
-    #[error("the agent's queue is full: somebody asks it in a loop; ask again later")]
+    #[error(
+        "the agent's request queue is full, probably because requests are sent in a loop; \
+         retry later"
+    )]
     QueueFull,
     #[error(
-        "the agent has stopped, or it failed on this request; `panics` and `failures` in its status say more"
+        "the agent has stopped, or this request failed; see `panics` and `failures` in its status"
     )]
     ReplyDropped,
-    #[error("the agent did not answer within {0:?}")]
+    #[error("the agent did not reply within {0:?}")]
     ReplyTimeout(Duration),
-    #[error("the thread that captures has ended; restart the service to have captures again")]
+    #[error("the capture thread has ended; restart the service to capture again")]
     CaptureThreadEnded,
     #[error("no incident directory: {0}")]
     NoDirectory(String),
     #[error(
-        "a capture of no kind, or for {duration:?}: ask for at least one kind and for more than zero and \
-         at most {most:?} (toggle.max_duration)"
+        "invalid capture: no kind, or a duration of {duration:?}; request at least one kind and a \
+         duration above zero and of at most {most:?} (toggle.max_duration)"
     )]
     InvalidCapture { duration: Duration, most: Duration },
+    #[error(
+        "the shutdown did not complete within {0:?}: a capture is still being written, and its thread \
+         continues"
+    )]
+    ShutdownTimeout(Duration),
     #[error("cannot start the thread `{name}`: {error}")]
     ThreadNotStarted { name: &'static str, error: std::io::Error },
+}
+
+impl Error {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::AlreadyRunning => ErrorKind::AlreadyRunning,
+            Self::Forked { .. } | Self::Stopped | Self::ReplyDropped => ErrorKind::Stopped,
+            Self::QueueFull => ErrorKind::Busy,
+            Self::ReplyTimeout(_) | Self::ShutdownTimeout(_) => ErrorKind::Timeout,
+            Self::InvalidCapture { .. } => ErrorKind::InvalidInput,
+            Self::CaptureThreadEnded | Self::NoDirectory(_) | Self::ThreadNotStarted { .. } => {
+                ErrorKind::Unavailable
+            }
+        }
+    }
+}
+
+impl From<Error> for base::Error {
+    fn from(error: Error) -> Self {
+        Self::with_kind(error.kind(), error)
+    }
 }

@@ -42,7 +42,7 @@ impl AgentThreads {
         let mut errors = helpers.iter().filter_map(|thread| thread.start().err());
         match errors.next() {
             Some(error) => {
-                warnings::set(TOPIC, format!("{error}; tried again every few seconds"));
+                warnings::set(TOPIC, format!("{error}; retried every few seconds"));
                 false
             }
             None => {
@@ -88,11 +88,12 @@ impl PendingThread {
         };
         let started = match os::mapped_memory::remaining_address_space() {
             Some(left) if left < MIN_ADDRESS_SPACE => Err(io::Error::other(format!(
-                "{left} of address space are left below RLIMIT_AS (ulimit -v), and it needs {MIN_ADDRESS_SPACE}"
+                "only {left} of address space left below RLIMIT_AS (ulimit -v); a thread needs \
+                 {MIN_ADDRESS_SPACE}"
             ))),
             _ => thread::Builder::new().name(self.name.to_owned()).spawn(run),
         };
-        let failed = |error| Error::new(AgentError::ThreadNotStarted { name: self.name, error });
+        let failed = |error| Error::from(AgentError::ThreadNotStarted { name: self.name, error });
         *handle = Some(started.map_err(failed)?);
         Ok(())
     }

@@ -11,7 +11,7 @@ use crate::policy::on_demand::{ProfileError, ProfileResponse};
 
 /// The future result of an on-demand capture. Dropping it cancels the capture: its recording is
 /// stopped at once.
-#[must_use = "a stream that is dropped is given up"]
+#[must_use = "dropping a pending profile cancels it"]
 pub(crate) struct PendingProfile {
     receiver: oneshot::Receiver<Result<ProfileResponse, ProfileError>>,
     events: mpsc::Sender<AgentEvent>,

@@ -9,7 +9,7 @@ pub(super) fn merge(old: &Settings, new: Settings) -> (Settings, Vec<&'static st
     let mut needs_restart = Vec::new();
     let mut merged = new;
     keep_old_value("service", &old.service, &mut merged.service, &mut needs_restart);
-    keep_old_value("domain", &old.instance, &mut merged.instance, &mut needs_restart);
+    keep_old_value("instance", &old.instance, &mut merged.instance, &mut needs_restart);
     keep_old_value("dir", &old.dir, &mut merged.dir, &mut needs_restart);
     keep_old_value("http", &old.http, &mut merged.http, &mut needs_restart);
     keep_old_value(
@@ -24,7 +24,7 @@ pub(super) fn merge(old: &Settings, new: Settings) -> (Settings, Vec<&'static st
     keep_old_value("cpu.engine", &old.cpu.engine, &mut merged.cpu.engine, &mut needs_restart);
     let (frequency, new_frequency) =
         (&old.cpu.lookback_frequency_hz, &mut merged.cpu.lookback_frequency_hz);
-    keep_old_value("cpu.lookback_frequency", frequency, new_frequency, &mut needs_restart);
+    keep_old_value("cpu.lookback_frequency_hz", frequency, new_frequency, &mut needs_restart);
     keep_old_value("cpu.lookback", &old.cpu.lookback, &mut merged.cpu.lookback, &mut needs_restart);
     (merged, needs_restart)
 }

@@ -189,7 +189,10 @@ fn install_toggle_signal(toggle_signal: Option<ToggleSignal>) -> Option<Signal> 
     signal(kind)
         .inspect_err(|error| {
             let name = toggle_signal.name();
-            warnings::set("toggle.signal", format!("{name} does not toggle: {error}"));
+            warnings::set(
+                "toggle.signal",
+                format!("cannot use {name} as the toggle signal: {error}"),
+            );
         })
         .ok()
 }

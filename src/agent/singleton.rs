@@ -2,51 +2,48 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{self as std_mpsc, Receiver};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::Error as AgentError;
 use super::builder::Builder;
 use super::event::AgentEvent;
 use super::handle::AgentHandle;
 use super::pending::AgentThreads;
 use super::run::SHUTDOWN_TIMEOUT;
 use crate::base::{Error, log};
-use crate::config::{self, Settings};
+use crate::capture::own_thread::side_thread;
+use crate::config::Settings;
 
 /// A running marple agent. Dropping it stops everything: running captures are stopped and written,
-/// open incidents are closed. The drop takes as long as the writing, at most 5 seconds.
+/// open incidents are closed.
+///
+/// The drop blocks its thread as long as the writing takes: at most 6 seconds, or a quarter of a
+/// second within async code, where the agent's threads complete the shutdown in the background.
+/// [`Agent::shutdown`] waits for the end without blocking.
 #[must_use = "dropping the agent stops it: keep it as long as the service runs"]
 pub struct Agent {
     pub(super) handle: AgentHandle,
     pub(super) events: mpsc::Sender<AgentEvent>,
     pub(super) finished: Receiver<()>,
     pub(super) threads: Arc<AgentThreads>,
+    pub(super) is_stopped: bool,
 }
 
 impl Agent {
-    /// Reads the settings from a TOML file and watches the file from the start. A valid change is
-    /// applied within a second. An invalid one is rejected and reported in the log and in `status`.
-    ///
-    /// # Errors
-    ///
-    /// If the file cannot be read or is invalid. The error lists every problem with its line.
-    pub fn from_file(path: impl AsRef<Path>) -> Result<Builder, Error> {
-        let path = path.as_ref();
-        let settings = config::load(path).map_err(Error::new)?;
-        Ok(Builder::new(settings, Some(path.to_owned())))
-    }
-
-    /// Creates a builder with settings from code.
-    pub fn from_settings(settings: Settings) -> Builder {
-        Builder::new(settings, None)
-    }
-
-    /// Creates a builder with the default settings: the default rules and no endpoint.
+    /// Creates a builder with the default settings: the default rules and no endpoint. See
+    /// [`Builder::from_file`] for settings from a file.
     pub fn builder() -> Builder {
-        Self::from_settings(Settings::default())
+        Builder::from_settings(Settings::default())
+    }
+
+    /// The name of [`Builder::from_file`] in early versions.
+    #[doc(hidden)]
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Builder, Error> {
+        Builder::from_file(path)
     }
 
     /// Returns a handle for requests to the agent.
@@ -58,55 +55,97 @@ impl Agent {
 /// Maximum time a shutdown waits for the last log lines to be consumed.
 const LOG_FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Guard that flushes the agent's log lines when dropped.
-struct FlushLog;
+/// Maximum time of a shutdown: that of the loop, and a second for the capture thread.
+const SHUTDOWN_LIMIT: Duration = SHUTDOWN_TIMEOUT.saturating_add(Duration::from_secs(1));
 
-impl Drop for FlushLog {
-    fn drop(&mut self) {
-        log::flush(LOG_FLUSH_TIMEOUT);
+/// Maximum time that a drop within async code blocks its thread.
+const ASYNC_DROP_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// Interval between two checks of a shutdown's progress.
+const STEP: Duration = Duration::from_millis(20);
+
+impl Agent {
+    /// Stops the agent: running captures are stopped and written, open incidents are closed. Takes
+    /// as long as the writing, at most 6 seconds, and blocks no thread of the executor.
+    ///
+    /// The shutdown continues if the future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// If a capture is still being written after 6 seconds. Its thread continues, and the next start
+    /// marks the incident as interrupted if the process ends first.
+    pub async fn shutdown(self) -> Result<(), Error> {
+        let thread = side_thread("marple-shutdown");
+        let mut agent = self;
+        let stopped = thread.run(move || agent.stop(SHUTDOWN_LIMIT)).await;
+        // Without the thread the agent was dropped, which stops it too.
+        stopped.unwrap_or(Err(AgentError::Stopped)).map_err(Error::from)
     }
-}
 
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _flush = FlushLog;
+    /// Stops the agent as [`shutdown`](Self::shutdown) does, and blocks this thread for at most
+    /// `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// If a capture is still being written after `timeout`.
+    pub fn shutdown_blocking(mut self, timeout: Duration) -> Result<(), Error> {
+        self.stop(timeout).map_err(Error::from)
+    }
+
+    fn stop(&mut self, timeout: Duration) -> Result<(), AgentError> {
+        if std::mem::replace(&mut self.is_stopped, true) {
+            return Ok(());
+        }
         // A fork inherits the values but not the threads: nothing to send to, nothing to wait for.
         if self.handle.is_forked() {
             std::mem::forget(Arc::clone(&self.threads));
-            return;
+            return Ok(());
         }
+        let result = self.stop_threads(timeout);
+        log::flush(LOG_FLUSH_TIMEOUT.min(timeout));
+        result
+    }
+
+    fn stop_threads(&self, timeout: Duration) -> Result<(), AgentError> {
         // A thread that was not started would never report its end.
         self.threads.agent_loop.cancel();
         // A full queue drains within the wait below, so the request is repeated until it is
         // accepted.
         let mut requested = false;
-        let step = Duration::from_millis(20);
-        let mut remaining = SHUTDOWN_TIMEOUT + Duration::from_secs(1);
+        let mut remaining = timeout;
         loop {
             requested = requested || self.events.try_send(AgentEvent::Shutdown).is_ok();
-            match self.finished.recv_timeout(step) {
-                Err(std_mpsc::RecvTimeoutError::Timeout) if remaining > step => remaining -= step,
-                Err(std_mpsc::RecvTimeoutError::Timeout) => {
-                    log::error("a capture is still being written; its thread is left to it");
-                    return;
-                }
-                Ok(()) | Err(std_mpsc::RecvTimeoutError::Disconnected) => break,
+            match self.finished.recv_timeout(STEP) {
+                Err(RecvTimeoutError::Timeout) if remaining > STEP => remaining -= STEP,
+                Err(RecvTimeoutError::Timeout) => return Err(AgentError::ShutdownTimeout(timeout)),
+                Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
             }
         }
         if let Some(loop_thread) = self.threads.agent_loop.take_handle() {
             let _ = loop_thread.join();
         }
         self.threads.capture.cancel();
-        let Some(capture_thread) = self.threads.capture.take_handle() else { return };
+        let Some(capture_thread) = self.threads.capture.take_handle() else { return Ok(()) };
         // Once the loop has ended, the worker's inbox is closed and the worker ends after its
         // current command. A hanging disk must not block the host's exit.
         while !capture_thread.is_finished() {
-            if remaining <= step {
-                return;
+            if remaining <= STEP {
+                return Err(AgentError::ShutdownTimeout(timeout));
             }
-            thread::sleep(step);
-            remaining -= step;
+            thread::sleep(STEP);
+            remaining -= STEP;
         }
         let _ = capture_thread.join();
+        Ok(())
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let is_async = tokio::runtime::Handle::try_current().is_ok();
+        let timeout = if is_async { ASYNC_DROP_TIMEOUT } else { SHUTDOWN_LIMIT };
+        if let Err(error) = self.stop(timeout) {
+            log::error(error.to_string());
+        }
     }
 }

@@ -245,7 +245,7 @@ impl AgentState {
                     self.start_vitals_recording(id);
                 }
                 None => {
-                    self.counters.would_have_fired += 1;
+                    self.counters.dry_run_fires += 1;
                     let text = format!("dry run, nothing is captured: {text}");
                     log::LogEvent::new(log::LogLevel::Warn, text).rule(rule).send();
                 }
@@ -373,7 +373,9 @@ impl AgentState {
             Ok(settings) => *settings,
             Err(error) => {
                 let why = chain(&error);
-                log::error(format!("the settings stay as they are: {why}"));
+                log::error(format!(
+                    "configuration reload failed, keeping the current settings: {why}"
+                ));
                 self.config.rejected = Some(why);
                 return;
             }
@@ -387,7 +389,7 @@ impl AgentState {
         warn_if_no_heap_profiles(&settings);
         collectors::heap::set_rates(&settings.heap);
         collectors::trace::configure(&settings.trace);
-        let applied = log::LogEvent::new(log::LogLevel::Info, "new settings are in force");
+        let applied = log::LogEvent::new(log::LogLevel::Info, "new settings applied");
         applied.needs_restart(format_args!("{needs_restart:?}")).send();
         self.settings = Arc::new(settings);
         self.config.applied = Some(self.clock.wall());
@@ -442,7 +444,7 @@ fn warn_about_settings(settings: &Settings) {
 fn warn_if_no_heap_profiles(settings: &Settings) {
     let wanted = settings.rules.iter().fold(CaptureSet::EMPTY, |all, rule| all.union(rule.capture));
     match collectors::heap::unavailable_reason().filter(|_| wanted.contains(CaptureKind::Heap)) {
-        Some(why) => warnings::set("heap", format!("no heap profiles: {why}")),
+        Some(why) => warnings::set("heap", format!("heap profiles are unavailable: {why}")),
         None => warnings::clear("heap"),
     }
 }
@@ -456,7 +458,7 @@ fn log_warnings() {
                 event.topic(warning.topic).send();
             }
             warnings::WarningChange::Cleared(topic) => {
-                log::LogEvent::new(log::LogLevel::Info, "works again").topic(topic).send();
+                log::LogEvent::new(log::LogLevel::Info, "warning cleared").topic(topic).send();
             }
         }
     }

@@ -49,7 +49,7 @@ pub struct Status {
     /// Name of the service.
     pub service: String,
     /// Deployment location (region, cluster or pod).
-    pub domain: String,
+    pub instance: String,
     /// Directory in which incidents are stored.
     pub dir: PathBuf,
     /// Start time of the agent.
@@ -122,7 +122,7 @@ pub struct IncidentStatus {
     /// Running captures.
     pub running: CaptureSet,
     /// Rules that fired and have not cleared.
-    pub held_by: Vec<String>,
+    pub active_rules: Vec<String>,
 }
 
 /// Budget usage of rules and clients.
@@ -133,42 +133,42 @@ pub struct BudgetStatus {
     pub incidents_in_a_day: usize,
     /// Maximum number of incidents in 24 hours.
     pub incidents_per_day: usize,
-    /// Admission of a new incident: `free`, `gap` (min_between_incidents) or `spent`
-    /// (incidents_per_day). Individual rules may be subject to further limits: see their
+    /// Admission of a new incident: `allowed`, `too_soon` (min_between_incidents) or
+    /// `daily_budget_spent` (incidents_per_day). Individual rules may be subject to further limits: see their
     /// `explanation`.
-    pub opening: &'static str,
+    pub admission: &'static str,
     /// Time at which a new incident is admitted, or `None` if one is admitted now.
     pub until: Option<Timestamp>,
     /// On-demand captures in the last 24 hours, including those of earlier processes.
-    pub streams_in_a_day: u64,
+    pub on_demand_captures_24h: u64,
     /// Maximum number of on-demand captures in 24 hours.
-    pub streams_per_day: u64,
+    pub on_demand_captures_per_day: u64,
     /// Time at which quota is available again, or `None` if it is not exhausted.
-    pub streams_until: Option<Timestamp>,
+    pub on_demand_captures_until: Option<Timestamp>,
 }
 
 impl BudgetStatus {
     pub(super) fn new(
         anchor: TimeAnchor,
         settings: &BudgetSettings,
-        (opening, incidents): (Admission, usize),
+        (admission, incidents): (Admission, usize),
         streams: &DailyQuota,
     ) -> Self {
-        let (admission, until) = match opening {
-            Admission::Allowed => ("free", None),
-            Admission::TooSoon { until } => ("gap", Some(until)),
-            Admission::DailyBudgetSpent { until } => ("spent", Some(until)),
-            Admission::CaptureLimitReached => ("exhausted", None),
+        let (admission, until) = match admission {
+            Admission::Allowed => ("allowed", None),
+            Admission::TooSoon { until } => ("too_soon", Some(until)),
+            Admission::DailyBudgetSpent { until } => ("daily_budget_spent", Some(until)),
+            Admission::CaptureLimitReached => ("capture_limit", None),
         };
         let wall = |moment| anchor.wall_at(moment);
         Self {
             incidents_in_a_day: incidents,
             incidents_per_day: settings.incidents_per_day,
-            opening: admission,
+            admission,
             until: until.map(wall),
-            streams_in_a_day: streams.used_count(anchor.moment),
-            streams_per_day: streams.limit(),
-            streams_until: streams.exhausted_until(anchor.moment).map(wall),
+            on_demand_captures_24h: streams.used_count(anchor.moment),
+            on_demand_captures_per_day: streams.limit(),
+            on_demand_captures_until: streams.exhausted_until(anchor.moment).map(wall),
         }
     }
 }
@@ -246,8 +246,8 @@ pub struct AgentCounters {
     /// Firings of rules.
     pub fired: u64,
     /// Firings of rules with `mode = "dry-run"`, which capture nothing.
-    pub would_have_fired: u64,
-    /// Polls longer than `trace.stall` or the threshold of a rule over `runtime.stall`.
+    pub dry_run_fires: u64,
+    /// Polls longer than `trace.stall_threshold` or the threshold of a rule over `runtime.stall`.
     pub stalls: u64,
     /// Incidents opened.
     pub incidents: u64,

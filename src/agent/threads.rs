@@ -44,7 +44,10 @@ pub(super) fn run_agent_thread(
     if panics::catch_and_record_panic(LOOP_THREAD, || run_with_retries(agent, services, handle))
         .is_none()
     {
-        warnings::set("agent", "nothing is watched or served: the agent has ended by a panic");
+        warnings::set(
+            "agent",
+            "the agent has stopped after a panic: nothing is watched or served; restart the service",
+        );
     }
 }
 
@@ -69,7 +72,7 @@ fn run_with_retries(mut agent: AgentLoop, services: Vec<Box<dyn Service>>, handl
                 }
             }
             Err(error) => {
-                log::error(format!("no runtime for the agent: {error}"));
+                log::error(format!("cannot create the agent's runtime: {error}"));
                 thread::sleep(pause);
             }
         }
@@ -133,7 +136,7 @@ fn report_service_panic(panic: &str) {
     warnings::set(
         "http",
         format!(
-            "the endpoint has ended by a panic ({panic}); restart the service to have it again"
+            "the endpoint has stopped after a panic ({panic}); restart the service to restore it"
         ),
     );
 }
@@ -142,8 +145,9 @@ fn missing_poller_message(error: &io::Error) -> String {
     let limit = crate::os::proc::process::descriptor_limit();
     let limit = limit.map_or_else(|| "no limit".to_owned(), |limit| format!("a limit of {limit}"));
     format!(
-        "no endpoint, no signal and no stalls: a poller needs {} descriptors: {error} (the process has {limit}: \
-         raise `ulimit -n`, LimitNOFILE=); vitals and rules go on, and it is tried again every few seconds",
+        "the endpoint, the toggle signal and stall detection are unavailable: a poller needs {} \
+         descriptors: {error} (the process has {limit}: raise `ulimit -n`, LimitNOFILE=); vitals \
+         and rules continue, and the poller is retried every few seconds",
         run::POLLER_DESCRIPTORS
     )
 }

@@ -199,7 +199,7 @@ impl CodeFile {
         }
         Err(io::Error::new(
             io::ErrorKind::NotFound,
-            "the file was replaced after its descriptor was given back; raise RLIMIT_NOFILE",
+            "the file was replaced after its descriptor was released; raise RLIMIT_NOFILE",
         ))
     }
 

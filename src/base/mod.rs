@@ -25,7 +25,7 @@ pub mod warnings;
 
 pub use clock::{Clock, ManualClock, Moment, SystemClock, TimeAnchor};
 pub use code_file::CodeFile;
-pub use error::Error;
+pub use error::{Error, ErrorKind};
 pub(crate) use forked::{ProcessBound, enter_child};
 pub use id::IncidentId;
 pub use log::LogStatus;

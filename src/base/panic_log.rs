@@ -149,7 +149,7 @@ fn try_lock() -> Option<MutexGuard<'static, Vec<PanicLocation>>> {
 }
 
 fn truncated_message(info: &PanicHookInfo<'_>) -> String {
-    let text = super::panics::panic_message(info.payload()).unwrap_or("(no text)");
+    let text = super::panics::panic_message(info.payload()).unwrap_or("(no message)");
     let mut end = text.len().min(MAX_MESSAGE_BYTES);
     while !text.is_char_boundary(end) {
         end -= 1;

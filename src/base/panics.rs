@@ -130,7 +130,7 @@ pub(crate) fn record(thread: &'static str, message: &str) {
         }
     };
     if panics.is_power_of_two() {
-        let text = format!("thread `{thread}` panicked and goes on: {message}");
+        let text = format!("thread `{thread}` panicked and continues: {message}");
         log::LogEvent::new(log::LogLevel::Error, text).times(panics).send();
     }
 }

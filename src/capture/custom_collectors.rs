@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use crate::base::failure::{catch_host_panic, chain};
 use crate::base::sync::Mutex as ForkMutex;
-use crate::base::{Bytes, Error, IncidentId, Moment};
+use crate::base::{Bytes, Error, ErrorKind, IncidentId, Moment};
 use crate::capture::collectors;
 use crate::capture::collectors::CaptureFailure;
 use crate::capture::messages::{CaptureResult, ResultSender};
@@ -58,8 +58,8 @@ pub type CollectorResult = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 /// The error of a registration.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "no collector `{name}`: there is one of this name already, or there are {max}; register each once, \
-     where the agent is started"
+    "cannot register collector `{name}`: the name is in use, or {max} collectors are registered; \
+     register each once, where the agent is started"
 )]
 struct RejectedCollector {
     name: FileName,
@@ -89,12 +89,18 @@ impl Write for CollectorOutput {
             ..
         } = &mut *state;
         let Some(draft) = draft else {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "the collector's time is up"));
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the collector's timeout has passed",
+            ));
         };
         let fits = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
         if fits == 0 && !bytes.is_empty() {
             *limited = true;
-            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "the collector's max_bytes"));
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                "the collector's max_bytes is reached",
+            ));
         }
         let written = draft.write(bytes.get(..fits).unwrap_or_default()).inspect_err(|error| {
             refused.get_or_insert_with(|| chain(error));
@@ -156,10 +162,12 @@ impl Collectors {
         options: CollectorOptions,
         closure: Closure,
     ) -> Result<(), Error> {
-        let name: FileName = name.parse().map_err(Error::new)?;
+        let name: FileName =
+            name.parse().map_err(|error| Error::with_kind(ErrorKind::InvalidInput, error))?;
         let mut all = self.registered.lock().unwrap_or_else(PoisonError::into_inner);
         if all.iter().any(|known| known.name == name) || all.len() >= MAX_COLLECTORS {
-            return Err(Error::new(RejectedCollector { name, max: MAX_COLLECTORS }));
+            let error = RejectedCollector { name, max: MAX_COLLECTORS };
+            return Err(Error::with_kind(ErrorKind::InvalidInput, error));
         }
         let closure = Arc::new(Mutex::new(closure));
         all.push(CustomCollector { name, options, closure, running_since: Arc::default() });
@@ -200,11 +208,13 @@ impl RunnableCollector {
     pub(crate) fn unavailable_reason(&self, available: Option<Bytes>) -> Option<String> {
         let busy = *self.collector.running_since.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(since) = busy {
-            return Some(format!("the run that began at {since} has not returned"));
+            return Some(format!("the run started at {since} has not returned"));
         }
         let (available, most) = (available?, self.collector.options.max_bytes);
         (available < most).then(|| {
-            format!("{available} are left below the memory limit and it may write up to {most}")
+            format!(
+                "only {available} left below the memory limit; the collector may write up to {most}"
+            )
         })
     }
 
@@ -292,16 +302,16 @@ impl CollectorRun {
         let CollectorOptions { timeout, max_bytes } = self.options;
         let error = match (&state.write_error, state.limit_reached, &state.result) {
             (Some(refused), _, _) => Some(refused.clone()),
-            (None, true, _) => Some(format!("cut at {max_bytes}, its max_bytes")),
+            (None, true, _) => Some(format!("truncated at max_bytes, {max_bytes}")),
             (None, _, Some(Ok(()))) => None,
             (None, _, Some(Err(error))) => Some(error.clone()),
             (None, _, None) if now < self.deadline => Some("the agent was stopped".to_owned()),
-            (None, _, None) => Some(format!("it had not returned after {timeout:?}")),
+            (None, _, None) => Some(format!("the collector did not return within {timeout:?}")),
         };
         let draft = draft.filter(|draft| error.is_none() || draft.bytes().get() > 0);
         let error = match (error, &draft) {
             (Some(error), Some(draft)) if !state.limit_reached => {
-                Some(format!("{error}; cut at {} bytes", draft.bytes().get()))
+                Some(format!("{error}; truncated at {} bytes", draft.bytes().get()))
             }
             (error, _) => error,
         };

@@ -317,9 +317,9 @@ impl ProcessMemory {
             ))?;
         }
         out.comment(
-            "process: beyond what the program asked for, and the profile sums up, it takes what the \
-             allocator rounds up and keeps for reuse, stacks, code, mapped files and what C code \
-             allocates; memory that was asked for and never written to it does not take",
+            "process: besides the profile's total, resident memory includes allocator overhead, \
+             freed memory kept for reuse, stacks, code, mapped files and allocations of C code; \
+             allocations that were never written to are not resident",
         )
     }
 }

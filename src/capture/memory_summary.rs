@@ -84,7 +84,9 @@ impl fmt::Display for MemorySummary {
                      stacks {stacks}, files with their private pages {files}, shared memory {shared}"
                 )?;
             }
-            None => f.write_str("; not broken down by mapping: too much to walk, or no smaps")?,
+            None => {
+                f.write_str("; not broken down by mapping: too many pages to walk, or no smaps")?
+            }
         }
         let outside = resident.total().get() - explained;
         if outside >= MIN_UNEXPLAINED_BYTES
@@ -92,8 +94,8 @@ impl fmt::Display for MemorySummary {
         {
             write!(
                 f,
-                "; {} are outside of it: memory of C code and of mmap, files, stacks, and what the \
-                 allocator keeps after it was freed",
+                "; {} are outside the profile: memory of C code and of mmap, files, stacks, and \
+                 freed memory that the allocator keeps",
                 Bytes(outside)
             )?;
         }
@@ -159,8 +161,8 @@ mod tests {
             "memory: the heap profile explains at most 20.0 MiB of 885.0 MiB resident (2.3 %): 873.0 MiB \
              anonymous, 12.0 MiB of files, 0 B shared; by mapping: malloc's heap 21.0 MiB, other anonymous \
              mappings 850.0 MiB, stacks 1.0 MiB, files with their private pages 13.0 MiB, shared memory 0 B; \
-             865.0 MiB are outside of it: memory of C code and of mmap, files, stacks, and what the allocator \
-             keeps after it was freed"
+             865.0 MiB are outside the profile: memory of C code and of mmap, files, stacks, and freed memory \
+             that the allocator keeps"
         );
         assert_eq!(
             LargestMappings(kinds).to_string(),

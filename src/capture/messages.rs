@@ -92,8 +92,10 @@ impl TaskStats {
     /// Counts an event that was dropped because the callback queue is full.
     pub(crate) fn told(&mut self, told: bool) {
         if !told {
-            self.failures
-                .push(("event not told", "the callbacks of the service are behind".into()));
+            self.failures.push((
+                "event not delivered",
+                "the callback queue is full: a callback of the service is slow".into(),
+            ));
         }
     }
 

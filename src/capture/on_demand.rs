@@ -178,14 +178,15 @@ fn start_recording(
             let first = threads(*view, settings, anchor, vitals)?;
             return Ok(RunningRequest::ThreadsDelta(Box::new(first), *view));
         }
-        _ => return Err("it takes no time".into()),
+        _ => return Err("it is not a timed capture".into()),
     };
     let (need, left) = (
         collectors::max_memory(capture_kind, &request_settings),
         headroom.unwrap_or(Bytes(u64::MAX)),
     );
     if left < need {
-        let why = format!("{left} are left below the memory limit and it takes up to {need}");
+        let why =
+            format!("only {left} left below the memory limit; the capture needs up to {need}");
         return Err(why.into());
     }
     // Look-back data is evidence for incidents; a client did not request it.
@@ -204,7 +205,7 @@ fn stop_recording(
 ) -> Result<ActiveRequest, CaptureFailure> {
     let (mut evidence, view) = match running {
         RunningRequest::Collector(_, collector) => {
-            (collector.stop(clock.now())?.ok_or("nothing was seen")?, None)
+            (collector.stop(clock.now())?.ok_or("nothing was recorded")?, None)
         }
         RunningRequest::HeapDelta(first, view, _rate) => {
             let mut profile = collectors::heap::snapshot(clock.wall())?;
@@ -268,7 +269,7 @@ fn take_snapshot(
         | ProfileKind::Trace { .. }
         | ProfileKind::HeapDelta { .. }
         | ProfileKind::ThreadsDelta { .. } => {
-            return Err("it takes time".into());
+            return Err("it is a timed capture".into());
         }
     };
     let bytes = match (form, evidence) {
@@ -303,7 +304,7 @@ fn goroutine(
     vitals: &VitalsRow,
 ) -> Result<Profile, CaptureFailure> {
     let Evidence::Threads(dump) = dump(CaptureKind::Threads, settings, anchor)? else {
-        return Err("the dump of threads is something else".into());
+        return Err("the thread dump has an unexpected format".into());
     };
     let mut profile = dump.profile;
     let kind = ValueType { name: "goroutine", unit: "count" };
@@ -350,7 +351,7 @@ fn dump(
         return Err(Absent(why.to_owned()).into());
     }
     let started = collectors::start(kind, settings, anchor)?;
-    started.initial_evidence.ok_or_else(|| format!("{kind}: nothing was seen").into())
+    started.initial_evidence.ok_or_else(|| format!("{kind}: nothing was recorded").into())
 }
 
 /// Returns the number of threads as a single sample.
@@ -359,7 +360,7 @@ fn threadcreate(anchor: TimeAnchor) -> Result<Profile, CaptureFailure> {
     let mut profile = Profile::new(&[kind], kind, 1, anchor.wall);
     let threads = i64::try_from(os::proc::threads::list()?.len()).unwrap_or(i64::MAX);
     profile.samples.push(Sample { stack: None, values: vec![threads], labels: Vec::new() });
-    profile.comments.push("where threads were made is not recorded".to_owned());
+    profile.comments.push("stacks of thread creation are not recorded".to_owned());
     Ok(profile)
 }
 
@@ -403,7 +404,10 @@ impl Write for BoundedBuffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let length = self.bytes.len() + bytes.len();
         if length as u64 > self.max_bytes.get() {
-            return Err(io::Error::other(format!("it is larger than {}", self.max_bytes)));
+            return Err(io::Error::other(format!(
+                "the response is larger than {}",
+                self.max_bytes
+            )));
         }
         if length > self.bytes.capacity() {
             // Doubling would keep three times the bytes in memory while they are copied.

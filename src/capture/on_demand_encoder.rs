@@ -104,8 +104,9 @@ fn begin(results: ResultSender) -> Option<EncoderThread> {
             warnings::set(
                 TOPIC,
                 format!(
-                    "profiles for HTTP are packed by the thread `marple-capture`, as `marple-encode` cannot be \
-                     started: {error}; raise RLIMIT_NPROC or the cgroup's pids.max"
+                    "on-demand profiles are encoded by the thread `marple-capture`, as \
+                     `marple-encode` cannot be started: {error}; raise RLIMIT_NPROC or the cgroup's \
+                     pids.max"
                 ),
             );
             None

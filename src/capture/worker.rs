@@ -45,7 +45,7 @@ impl IncidentTask {
         let (need, left) = (collectors::max_memory(kind, &self.settings), self.headroom?);
         (left < need).then(|| {
             format!(
-                "{left} are left below the memory limit or RLIMIT_AS and the engine takes up to {need}"
+                "only {left} left below the memory limit or RLIMIT_AS; the engine needs up to {need}"
             )
         })
     }
@@ -111,7 +111,7 @@ impl CaptureWorker {
             Ok(())
         });
         if let Err(error) = warmed_up {
-            log::error(format!("a heap profile cannot be prepared: {error}"));
+            log::error(format!("cannot prepare heap profiles: {error}"));
         }
     }
 
@@ -244,7 +244,7 @@ impl CaptureWorker {
             schema: Manifest::SCHEMA,
             id,
             service: task.settings.service.clone(),
-            domain: task.settings.instance.clone(),
+            instance: task.settings.instance.clone(),
             state: IncidentState::Open,
             opened: noted.reasons.first().map_or_else(|| self.clock.wall(), |reason| reason.at),
             closed: None,
@@ -271,7 +271,7 @@ impl CaptureWorker {
                 Some(path)
             }
             Err(why) => {
-                stats.fail_because("incident directory not made", &why);
+                stats.fail_because("incident directory not created", &why);
                 None
             }
         }
@@ -284,7 +284,7 @@ impl CaptureWorker {
         match self.directory.replace_if_removed(settings) {
             None => self.retry_open(settings),
             Some(Ok(opened)) => self.newly_opened = Some(opened),
-            Some(Err(error)) => tally.fail("directory not made again", &error),
+            Some(Err(error)) => tally.fail("directory not recreated", &error),
         }
     }
 
@@ -318,7 +318,7 @@ impl CaptureWorker {
 /// Adds the changes to a manifest.
 fn apply_update(manifest: &mut Manifest, noted: &ManifestUpdate, vitals: &[VitalsRow]) {
     manifest.reasons.extend(noted.reasons.iter().cloned());
-    manifest.losses.add("reasons not kept: too many", noted.dropped_reasons);
+    manifest.losses.add("reasons dropped: too many", noted.dropped_reasons);
     manifest.vitals = vitals.to_vec();
 }
 
@@ -330,8 +330,8 @@ fn warn_if_no_symbols() {
         Some(why) => warnings::set(
             "symbols",
             format!(
-                "functions of the program have no names in profiles and dumps, and stalls of tasks that are not \
-                 recorded are not found: {why}"
+                "functions of the program have no names in profiles and dumps, and stalls of \
+                 unrecorded tasks are not detected: {why}"
             ),
         ),
         None => warnings::clear("symbols"),

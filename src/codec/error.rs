@@ -7,19 +7,23 @@ use crate::base::Bytes;
 pub enum Error {
     /// The compressed stream is damaged.
     #[error(
-        "the gzip stream is damaged or cut short: {0}; was the file copied while being written?"
+        "the gzip stream is damaged or truncated: {0}; if the file was copied while being written, \
+         copy it again"
     )]
     Gzip(#[source] std::io::Error),
     /// The content exceeds the reader's limit.
-    #[error("it holds more than {limit} of data, the most a reader accepts; it is not one of ours")]
+    #[error(
+        "the decompressed size exceeds {limit}, the limit of the reader; the file was not written \
+         by marple"
+    )]
     TooLarge {
         /// Maximum size of the content.
         limit: Bytes,
     },
     /// The decoded profile would exceed the reader's memory limit.
     #[error(
-        "decoded, it would take more than {limit} of memory, the most a reader gives a profile; it holds more \
-         messages than any profiler writes"
+        "the decoded profile would exceed {limit} of memory, the limit of the reader; it has more \
+         messages than a profiler writes"
     )]
     TooMuchMemory {
         /// Maximum memory of a decoded profile.
@@ -33,9 +37,9 @@ pub enum Error {
     Protobuf(#[from] prost::DecodeError),
     /// The text is not a jemalloc heap profile, or is truncated.
     #[cfg(feature = "jemalloc")]
-    #[error("not a heap profile of jemalloc: {0}")]
+    #[error("not a jemalloc heap profile: {0}")]
     JemallocHeap(String),
     /// The messages are inconsistent with each other.
-    #[error("a pprof profile that contradicts itself: {0}")]
+    #[error("inconsistent pprof profile: {0}")]
     Inconsistent(String),
 }

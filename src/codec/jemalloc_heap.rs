@@ -47,16 +47,14 @@ pub fn read(text: impl BufRead, accumulated: bool, now: Timestamp) -> Result<Pro
         .strip_prefix("heap_v2/")
         .and_then(|rate| rate.parse().ok())
         .filter(|&rate| rate > 0)
-        .ok_or_else(|| {
-            Error::JemallocHeap("it does not begin with `heap_v2/` and a rate".into())
-        })?;
+        .ok_or_else(|| Error::JemallocHeap("the first line is not `heap_v2/` and a rate".into()))?;
     let types = if accumulated { &SAMPLE_TYPES[..] } else { &SAMPLE_TYPES[2..] };
     let mut profile = Profile::new(types, ValueType { name: "space", unit: "bytes" }, rate, now);
     profile.default_sample_type = "inuse_space";
     let (mut stack, mut sums) = (None, Sums::default());
     loop {
         let Some(line) = next()? else {
-            return Err(Error::JemallocHeap("it is cut short: no MAPPED_LIBRARIES".into()));
+            return Err(Error::JemallocHeap("it is truncated: no MAPPED_LIBRARIES".into()));
         };
         if line == "MAPPED_LIBRARIES:" {
             break;
@@ -84,19 +82,22 @@ fn add_comments(profile: &mut Profile, sums: Sums, accumulated: bool) {
     let percent = if bytes > 0.0 { error / bytes * 100.0 } else { 0.0 };
     let mut add_comment = |text: String| profile.comments.push(text);
     add_comment(format!(
-        "heap: by jemalloc's own profiler, one sample in {rate} bytes allocated, on average \
-         (lg_prof_sample, fixed at the program's start)"
+        "heap: sampled by jemalloc's profiler, one sample in {rate} bytes allocated, on average \
+         (lg_prof_sample, fixed at program start)"
     ));
     add_comment(format!(
-        "heap: {bytes:.0} bytes in use, standard error about {error:.0} ({percent:.1} %), from the mean \
-         size of the blocks at each stack"
+        "heap: {bytes:.0} bytes in use, standard error about {error:.0} ({percent:.1} %), computed \
+         from the mean block size of each stack"
     ));
-    add_comment("heap: sizes are what jemalloc rounded them up to; it does not tell the size of each block, what \
-         its samples lost, nor marple's own blocks from the program's"
-        .to_owned());
+    add_comment(
+        "heap: sizes are rounded up to jemalloc's size classes; jemalloc reports neither the size \
+         of each block nor the samples it lost; marple's blocks are included"
+            .to_owned(),
+    );
     if !accumulated {
         add_comment(
-            "heap: no totals of what was ever allocated: jemalloc counts them with prof_accum:true"
+            "heap: cumulative allocations are not included: jemalloc counts them with \
+             prof_accum:true"
                 .to_owned(),
         );
     }
@@ -111,7 +112,8 @@ fn parse_stack(addresses: &str) -> Result<Vec<u64>, Error> {
     addresses
         .split_whitespace()
         .map(|word| {
-            address(word).ok_or_else(|| Error::JemallocHeap(format!("`{word}` in a stack")))
+            address(word)
+                .ok_or_else(|| Error::JemallocHeap(format!("invalid address `{word}` in a stack")))
         })
         .collect()
 }
@@ -165,7 +167,7 @@ fn parse_counts(text: &str) -> Result<[HeapCounts; 2], Error> {
     };
     match (counts(), counts()) {
         (Some(in_use), Some(allocated)) => Ok([in_use, allocated]),
-        _ => Err(Error::JemallocHeap(format!("`{text}` where four numbers belong"))),
+        _ => Err(Error::JemallocHeap(format!("`{text}` is not four numbers"))),
     }
 }
 

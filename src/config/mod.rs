@@ -23,6 +23,7 @@ mod list;
 mod new_token;
 mod problem;
 mod read;
+mod renamed;
 mod secret;
 mod section;
 mod settings;
@@ -44,7 +45,15 @@ pub use settings::{
     RuleStoreSettings, Settings, StacksSettings, StoreSettings, TasksMode, ThreadsMode,
     ToggleSettings, ToggleSignal, TraceSettings,
 };
+#[cfg(not(feature = "internals"))]
+pub(crate) use watch::FileWatcher;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub use watch::FileWatcher;
+#[cfg(not(feature = "internals"))]
+pub(crate) use watched::{FileChange, WatchedFile};
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub use watched::{FileChange, WatchedFile};
 
 /// Maximum size of a settings file. It is a thousand times the longest plausible configuration, and

@@ -10,11 +10,11 @@ use super::Error;
 use super::secret::Secret;
 use super::section::{ParseContext, Section};
 use super::settings::{
-    BudgetSettings, CpuSettings, HeapSettings, HttpSettings, RuleChoice, Settings, StacksSettings,
+    BudgetSettings, CpuSettings, HeapSettings, HttpSettings, Settings, StacksSettings,
     StoreSettings, ToggleSettings, TraceSettings,
 };
 use super::{list, new_token, value};
-use crate::base::Bytes;
+use crate::base::{Bytes, log};
 use crate::model::{Metric, Rule};
 
 /// Settings read from a text, with the problems found.
@@ -45,7 +45,7 @@ pub(super) fn read<'t>(text: &'t str, origin: &Path) -> Reading<'t> {
 
 fn read_root(root: &mut Section<'_, '_>, settings: &mut Settings) {
     root.read("service", value::text, &mut settings.service);
-    root.read("domain", value::text, &mut settings.instance);
+    root.read("instance", value::text, &mut settings.instance);
     root.read("dir", value::path, &mut settings.dir);
     root.read("interval", value::duration, &mut settings.interval);
     root.section("store", |section| read_store(section, &mut settings.store));
@@ -58,12 +58,15 @@ fn read_root(root: &mut Section<'_, '_>, settings: &mut Settings) {
     root.section("heap", |section| read_heap(section, &mut settings.heap));
     root.section("trace", |section| read_trace(section, &mut settings.trace));
     root.section("stacks", |section| read_stacks(section, &mut settings.stacks));
-    let mut choice = None;
-    root.read("rules", value::rules, &mut choice);
-    let choice = choice.unwrap_or(RuleChoice::Default);
+    let mut include_default_rules = true;
+    root.read("include_default_rules", bool::deserialize, &mut include_default_rules);
+    // The line states the default, so that a service of an early version starts with it.
+    if root.accept_old("rules", "default") {
+        log::warn("`rules = \"default\"` is written `include_default_rules = true` now");
+    }
     let default = std::mem::take(&mut settings.rules);
     root.sections("rule", |section| settings.rules.push(read_rule(section)));
-    if choice == RuleChoice::Default {
+    if include_default_rules {
         let own_count = settings.rules.len();
         let is_overridden =
             |rule: &Rule| settings.rules[..own_count].iter().any(|own| own.name == rule.name);
@@ -76,17 +79,25 @@ fn read_budget(section: &mut Section<'_, '_>, budget: &mut BudgetSettings) {
     section.read("incidents_per_day", value::count, &mut budget.incidents_per_day);
     section.read("captures_per_incident", value::count, &mut budget.captures_per_incident);
     section.read("min_between_incidents", value::duration, &mut budget.min_between_incidents);
-    section.read("join", value::duration, &mut budget.join_window);
-    section.read("streams_per_day", value::count, &mut budget.on_demand_captures_per_day);
-    section.read("cpu_ceiling", value::percent_or_off, &mut budget.skip_cpu_profile_above);
+    section.read("join_window", value::duration, &mut budget.join_window);
+    section.read(
+        "on_demand_captures_per_day",
+        value::count,
+        &mut budget.on_demand_captures_per_day,
+    );
+    section.read(
+        "skip_cpu_profile_above",
+        value::percent_or_off,
+        &mut budget.skip_cpu_profile_above,
+    );
 }
 
 fn read_store(section: &mut Section<'_, '_>, store: &mut StoreSettings) {
     section.read("max_bytes", Bytes::deserialize, &mut store.max_bytes);
     section.read("max_incidents", value::count, &mut store.max_incidents);
     section.read("max_age", value::duration, &mut store.max_age);
-    section.read("keep_free", value::disk_reserve, &mut store.min_free_space);
-    section.read("max_incident_bytes", Bytes::deserialize, &mut store.max_bytes_per_incident);
+    section.read("min_free_space", value::disk_reserve, &mut store.min_free_space);
+    section.read("max_bytes_per_incident", Bytes::deserialize, &mut store.max_bytes_per_incident);
     section.read("group_read", bool::deserialize, &mut store.group_read);
     section.named_sections("rule", |name, section| {
         let rule = store.rules.entry(name.to_owned()).or_default();
@@ -110,7 +121,7 @@ fn read_http(section: &mut Section<'_, '_>, http: &mut HttpSettings) {
     read_token(section, ("token", "token_file"), create, &mut http.token);
     read_token(section, ("capture_token", "capture_token_file"), false, &mut http.capture_token);
     read_token(section, ("read_token", "read_token_file"), false, &mut http.read_token);
-    section.read("hosts", list::strings, &mut http.allowed_hosts);
+    section.read("allowed_hosts", list::strings, &mut http.allowed_hosts);
     section.read("max_duration", value::duration, &mut http.max_duration);
     section.read("max_requests_per_second", u32::deserialize, &mut http.max_requests_per_second);
     section.read("compat_get_toggle", bool::deserialize, &mut http.compat_get_toggle);
@@ -142,10 +153,10 @@ fn read_token(
 
 fn read_cpu(section: &mut Section<'_, '_>, cpu: &mut CpuSettings) {
     section.read("mode", value::cpu_mode, &mut cpu.mode);
-    section.read("frequency", value::hertz, &mut cpu.frequency_hz);
-    section.read("wall_frequency", value::hertz, &mut cpu.wall_frequency_hz);
+    section.read("frequency_hz", value::hertz, &mut cpu.frequency_hz);
+    section.read("wall_frequency_hz", value::hertz, &mut cpu.wall_frequency_hz);
     section.read("engine", value::engine, &mut cpu.engine);
-    section.read("lookback_frequency", value::hertz, &mut cpu.lookback_frequency_hz);
+    section.read("lookback_frequency_hz", value::hertz, &mut cpu.lookback_frequency_hz);
     section.read("lookback", value::duration, &mut cpu.lookback);
 }
 
@@ -158,7 +169,7 @@ fn read_trace(section: &mut Section<'_, '_>, trace: &mut TraceSettings) {
     section.read("mode", value::trace_mode, &mut trace.mode);
     section.read("max_bytes", Bytes::deserialize, &mut trace.max_bytes);
     section.read("window", value::duration, &mut trace.window);
-    section.read("stall", value::duration_or_off, &mut trace.stall_threshold);
+    section.read("stall_threshold", value::duration_or_off, &mut trace.stall_threshold);
 }
 
 fn read_stacks(section: &mut Section<'_, '_>, stacks: &mut StacksSettings) {
@@ -205,10 +216,10 @@ fn read_rule(section: &mut Section<'_, '_>) -> Rule {
     section.read("for", value::hold_durations, &mut rule.hold);
     section.read("clear_for", value::duration, &mut rule.clear_for);
     section.read("cooldown", value::duration, &mut rule.cooldown);
-    section.read("again", value::refire, &mut rule.refire);
+    section.read("refire", value::refire, &mut rule.refire);
     section.read("mode", value::mode, &mut rule.mode);
     section.read("capture", list::captures, &mut rule.capture);
-    section.read("collect", list::collectors, &mut rule.collectors);
+    section.read("collectors", list::collectors, &mut rule.collectors);
     section.read("duration", value::duration, &mut rule.duration);
     rule
 }

@@ -13,6 +13,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
 use super::problem::{Problem, Problems};
+use super::renamed;
 use super::settings::Settings;
 use super::validate::Finding;
 use super::{Error, validate};
@@ -124,17 +125,28 @@ pub(super) struct Section<'r, 't> {
     prefix: String,
     table: &'r DeTable<'t>,
     known_keys: Vec<&'static str>,
+    /// Old keys that are accepted.
+    old_keys: Vec<&'static str>,
 }
 
 impl<'r, 't> Section<'r, 't> {
     /// Returns the root table.
     pub(super) fn root(context: &'r mut ParseContext<'t>, table: &'r DeTable<'t>) -> Self {
-        Self { context, prefix: String::new(), table, known_keys: Vec::new() }
+        Self { context, prefix: String::new(), table, known_keys: Vec::new(), old_keys: Vec::new() }
     }
 
     /// Returns `true` if `key` is present.
     pub(super) fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)
+    }
+
+    /// Accepts the old `key` if its value is the text `value`, which states the default. Returns
+    /// `true` if it is.
+    pub(super) fn accept_old(&mut self, key: &'static str, value: &str) -> bool {
+        let text = self.table.get(key).and_then(|found| found.get_ref().as_str());
+        let is_default = text == Some(value);
+        self.old_keys.extend(is_default.then_some(key));
+        is_default
     }
 
     /// Records a problem with `key`.
@@ -233,13 +245,15 @@ impl<'r, 't> Section<'r, 't> {
         let known_keys = &self.known_keys;
         for (key, _) in self.table {
             let name: &str = key.get_ref();
-            if known_keys.contains(&name) {
+            if known_keys.contains(&name) || self.old_keys.contains(&name) {
                 continue;
             }
-            let suggestion = nearest(name, known_keys);
-            let advice = match suggestion {
-                Some(suggestion) => format!("did you mean `{suggestion}`?"),
-                None => format!("known here: {}", known_keys.join(", ")),
+            let renamed = renamed::advice(&self.prefix, name);
+            let suggestion = nearest(name, known_keys).filter(|_| renamed.is_none());
+            let advice = match (renamed, suggestion) {
+                (Some(advice), _) => advice.to_owned(),
+                (None, Some(suggestion)) => format!("did you mean `{suggestion}`?"),
+                (None, None) => format!("known here: {}", known_keys.join(", ")),
             };
             if let Some(suggestion) = suggestion {
                 self.context.invalid_keys.insert(self.path(suggestion));
@@ -289,6 +303,7 @@ impl<'r, 't> Section<'r, 't> {
             prefix: format!("{path}."),
             table,
             known_keys: Vec::new(),
+            old_keys: Vec::new(),
         };
         read(&mut section);
         section.finish();

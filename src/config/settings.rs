@@ -43,15 +43,6 @@ pub struct Settings {
     pub rules: Vec<Rule>,
 }
 
-/// The set of rules that a file selects.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RuleChoice {
-    /// The default rules and those of the file, which replace default rules of the same name.
-    Default,
-    /// Only the rules of the file.
-    Own,
-}
-
 /// Limits for the incidents that rules open and for their captures. Manual captures and those
 /// started from code do not count. On-demand captures have a separate limit. Usage is persisted, so
 /// a service that restarts in a loop stays within the limits.

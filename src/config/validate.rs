@@ -150,7 +150,7 @@ impl Validator {
 
 fn check_general(check: &mut Validator, settings: &Settings) {
     check.require_file_name("service", &settings.service);
-    check.require_file_name("domain", &settings.instance);
+    check.require_file_name("instance", &settings.instance);
     check.require(!settings.dir.as_os_str().is_empty(), &["dir"], || {
         "no directory: write where the incidents go, such as \"captures\"".to_owned()
     });
@@ -172,11 +172,11 @@ fn check_general(check: &mut Validator, settings: &Settings) {
     let max = MAX_ON_DEMAND_CAPTURES_PER_DAY;
     check.require(
         (1..=max).contains(&budget.on_demand_captures_per_day),
-        &["budget.streams_per_day"],
+        &["budget.on_demand_captures_per_day"],
         || format!("{} is out of bounds: write 1 to {max}", budget.on_demand_captures_per_day),
     );
     if let Some(Percent(share)) = budget.skip_cpu_profile_above {
-        check.require((0.0..=100.0).contains(&share), &["budget.cpu_ceiling"], || {
+        check.require((0.0..=100.0).contains(&share), &["budget.skip_cpu_profile_above"], || {
             format!("{share} % is no share of the CPU limit: write \"0%\" to \"100%\"")
         });
     }
@@ -193,13 +193,13 @@ fn check_general(check: &mut Validator, settings: &Settings) {
     }
 
     let (cpu, wall) = (settings.cpu.frequency_hz.get(), settings.cpu.wall_frequency_hz.get());
-    for (key, frequency) in [("cpu.frequency", cpu), ("cpu.wall_frequency", wall)] {
+    for (key, frequency) in [("cpu.frequency_hz", cpu), ("cpu.wall_frequency_hz", wall)] {
         check.require((1..=MAX_FREQUENCY_HZ).contains(&frequency), &[key], || {
             format!("{frequency} is out of bounds: write 1 to {MAX_FREQUENCY_HZ} samples a second")
         });
     }
     let frequency = settings.cpu.lookback_frequency_hz.get();
-    check.require(frequency <= MAX_LOOKBACK_FREQUENCY_HZ, &["cpu.lookback_frequency"], || {
+    check.require(frequency <= MAX_LOOKBACK_FREQUENCY_HZ, &["cpu.lookback_frequency_hz"], || {
         format!(
             "{frequency} is too much for always: write 0 (off) to {MAX_LOOKBACK_FREQUENCY_HZ} samples \
              a second"
@@ -208,7 +208,7 @@ fn check_general(check: &mut Validator, settings: &Settings) {
     let (min, max) = LOOKBACK_RANGE;
     check.require((min..=max).contains(&settings.cpu.lookback), &["cpu.lookback"], || {
         format!(
-            "{:?} is out of bounds: write a duration from 1s to 10m, or `lookback_frequency = 0`",
+            "{:?} is out of bounds: write a duration from 1s to 10m, or `lookback_frequency_hz = 0`",
             settings.cpu.lookback
         )
     });
@@ -234,7 +234,7 @@ fn check_general(check: &mut Validator, settings: &Settings) {
     });
     if let Some(stall) = settings.trace.stall_threshold {
         let (min, max) = STALL_THRESHOLD_RANGE;
-        check.require((min..=max).contains(&stall), &["trace.stall"], || {
+        check.require((min..=max).contains(&stall), &["trace.stall_threshold"], || {
             format!("{stall:?} is out of bounds: write a duration from 10ms to 1m, or \"off\"")
         });
     }
@@ -288,7 +288,7 @@ fn check_http(check: &mut Validator, http: &HttpSettings) {
     for host in &http.allowed_hosts {
         let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         let is_valid = !host.is_empty() && host.chars().all(is_allowed);
-        check.require(is_valid, &["hosts"], || {
+        check.require(is_valid, &["allowed_hosts"], || {
             format!("`{host}` is not the name of a host: write it without a scheme and a port")
         });
     }

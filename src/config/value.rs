@@ -13,7 +13,7 @@ use jiff::fmt::friendly::SpanParser;
 use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, Unexpected, Visitor};
 
 use super::secret::Secret;
-use super::settings::{DiskReserve, Listen, RuleChoice, TasksMode, ThreadsMode, ToggleSignal};
+use super::settings::{DiskReserve, Listen, TasksMode, ThreadsMode, ToggleSignal};
 use crate::base::{Bytes, Hertz, Percent, spare};
 use crate::model::{CpuEngine, CpuMode, HoldDurations, Mode, Refire, TraceMode, Unit};
 
@@ -150,28 +150,18 @@ pub(super) fn hold_durations<'de, D: Deserializer<'de>>(
     deserializer.deserialize_any(HoldVisitor)
 }
 
-/// Parses `"worse"` or `"cooldown"`.
+/// Parses `"on-worsening"` or `"after-cooldown"`.
 pub(super) fn refire<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Refire, D::Error> {
     let text = |text: &str| {
         [Refire::OnWorsening, Refire::AfterCooldown].into_iter().find(|a| a.name() == text)
     };
-    number_or_text(deserializer, "\"worse\" or \"cooldown\"", |_| None, text)
+    number_or_text(deserializer, "\"on-worsening\" or \"after-cooldown\"", |_| None, text)
 }
 
 /// Parses `"capture"` or `"dry-run"`.
 pub(super) fn mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mode, D::Error> {
     let text = |text: &str| [Mode::Capture, Mode::DryRun].into_iter().find(|m| m.name() == text);
     number_or_text(deserializer, "\"capture\" or \"dry-run\"", |_| None, text)
-}
-
-/// Parses `"default"` or `"own"`.
-pub(super) fn rules<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RuleChoice, D::Error> {
-    let text = |text: &str| match text {
-        "default" => Some(RuleChoice::Default),
-        "own" => Some(RuleChoice::Own),
-        _ => None,
-    };
-    number_or_text(deserializer, "\"default\" or \"own\"", |_| None, text)
 }
 
 /// Parses `"90%"` or `"off"`.

@@ -343,8 +343,8 @@ impl HeapDump<'_> {
         match rate() {
             Bytes(0) => visit(format_args!("heap sampling is off"))?,
             Bytes(1) => visit(format_args!(
-                "heap: every allocation is recorded since the rate is 1; about {} bytes allocated before \
-                 were sampled, and of those still in use only samples are known",
+                "heap: every allocation is recorded, because the rate is 1; about {} bytes \
+                 allocated at an earlier rate are estimated from samples",
                 BYTES_BEFORE_EXACT.load(Relaxed)
             ))?,
             Bytes(rate) => {
@@ -354,8 +354,8 @@ impl HeapDump<'_> {
         let coarser = Bytes(effective_rate());
         if coarser != rate() {
             visit(format_args!(
-                "heap: the table of live blocks has {} of {} entries, so one sample in {} bytes is \
-                 taken instead",
+                "heap: the table of live blocks holds {} of {} entries; the effective rate is one \
+                 sample in {} bytes",
                 LIVE_BLOCKS.len(),
                 live::TOTAL_KEYS,
                 coarser.get()
@@ -370,15 +370,16 @@ impl HeapDump<'_> {
         ))?;
         if rate() == Bytes(1) {
             visit(format_args!(
-                "heap: of the bytes in use {} in {} blocks are exact, the others are estimated from samples \
-                 of a coarser rate",
+                "heap: of the bytes in use, {} in {} blocks are exact; the others are estimated \
+                 from samples at a coarser rate",
                 exact.bytes(),
                 exact.objects()
             ))?;
         }
         if without_room.bytes() > 0 {
             visit(format_args!(
-                "heap: {} bytes of them are at {}: more stacks than the tables hold have live blocks",
+                "heap: {} of the bytes in use are attributed to {}: too many stacks with live \
+                 blocks for the tables",
                 without_room.bytes(),
                 Marker::TablesFull.name()
             ))?;
@@ -386,22 +387,22 @@ impl HeapDump<'_> {
         let (samples, error) = CUMULATIVE.totals();
         let (objects, bytes) = (self.allocated.objects(), self.allocated.bytes());
         let source_note =
-            if rate() == Bytes(1) { ", all of it of samples at a coarser rate" } else { "" };
+            if rate() == Bytes(1) { ", all of it from samples at a coarser rate" } else { "" };
         visit(format_args!(
-            "heap: since the program began {objects} blocks and {bytes} bytes allocated, standard error \
-             {error:.0} ({:.1} %){source_note}, from {samples} samples",
+            "heap: since program start: {objects} blocks and {bytes} bytes allocated, standard \
+             error {error:.0} ({:.1} %){source_note}, from {samples} samples",
             percent(error, bytes as f64)
         ))?;
         let (counted, unreported) = thread::allocated_bytes();
         visit(format_args!(
-            "heap: counted, not sampled: {counted} bytes allocated since the program began, and up to \
-             {unreported} more that threads have yet to tell of or ended without"
+            "heap: counted, not sampled: {counted} bytes allocated since program start, plus up to \
+             {unreported} that threads have not reported yet or did not report before they ended"
         ))?;
         match (LOSSES.dropped.load(Relaxed), LOSSES.dropped_bytes.load(Relaxed)) {
             (0, _) => visit(format_args!("heap: no sample was dropped"))?,
             (samples, bytes) => visit(format_args!(
-                "heap: {samples} samples that stand for {bytes} bytes could not be followed: as much more may \
-                 be in use"
+                "heap: {samples} samples were dropped and represent {bytes} bytes: up to that many \
+                 more bytes may be in use"
             ))?,
         }
         Ok(())
@@ -422,7 +423,7 @@ pub fn losses() -> Losses {
 
 fn loss_counts() -> impl Iterator<Item = (&'static str, u64)> {
     [
-        ("heap samples dropped: no room in the table of live blocks", &LOSSES.dropped),
+        ("heap samples dropped: the table of live blocks is full", &LOSSES.dropped),
         ("heap stacks unknown: loaded files not read yet", &LOSSES.stack_not_ready),
         ("heap stacks unknown: too many threads unwinding at once", &LOSSES.stack_busy),
         (
@@ -434,13 +435,13 @@ fn loss_counts() -> impl Iterator<Item = (&'static str, u64)> {
             &LOSSES.stack_near_end,
         ),
         ("heap stacks unknown: the tables are full of stacks with live blocks", &LOSSES.tables_full),
-        ("heap stacks without live blocks made room for others", SITES.evictions()),
+        ("heap stacks without live blocks evicted: the tables are full", SITES.evictions()),
         (
-            "heap stacks with frames left out in the middle: deeper than 128 frames",
+            "heap stacks with frames omitted in the middle: deeper than 128 frames",
             &LOSSES.omitted,
         ),
-        ("heap stacks cut at the outer end: deeper than 4096 frames", &LOSSES.truncated),
-        ("heap stacks cut at the outer end: no unwind information", &LOSSES.no_unwind_info),
+        ("heap stacks truncated: deeper than 4096 frames", &LOSSES.truncated),
+        ("heap stacks truncated: no unwind information", &LOSSES.no_unwind_info),
         ("heap stacks walked through code without unwind tables", &LOSSES.used_heuristics),
     ]
     .into_iter()

@@ -18,7 +18,7 @@ fn full_table_rejects_new_addresses_and_reuses_released_numbers() {
     frames.release(numbers[500].unwrap());
     assert_eq!(frames.intern(1), None);
     frames.release(numbers[500].unwrap());
-    assert_eq!(frames.intern(1), numbers[500], "the number of the one that went");
+    assert_eq!(frames.intern(1), numbers[500], "the number of the released frame");
     assert_eq!(frames.get(numbers[500].unwrap()), Some(1));
 }
 

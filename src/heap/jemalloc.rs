@@ -27,25 +27,25 @@ pub const DROP_FRAMES: &str = concat!(
 pub enum Error {
     /// The program's allocator is neither marple's nor jemalloc.
     #[error(
-        "the program's allocator is neither marple's nor jemalloc, so there is nothing to show; add to \
+        "no heap profile: the global allocator is neither marple::Allocator nor jemalloc; add to \
          main.rs: #[global_allocator] static A: marple::Allocator<std::alloc::System> = \
          marple::Allocator::new(std::alloc::System);"
     )]
     NotInstalled,
     /// jemalloc was built without its profiler.
     #[error(
-        "jemalloc is built without its profiler: add the feature `profiling` to tikv-jemallocator in \
-         Cargo.toml (elsewhere: configure jemalloc with --enable-prof)"
+        "jemalloc is built without its profiler; enable the feature `profiling` of \
+         tikv-jemallocator in Cargo.toml (for other builds, configure jemalloc with --enable-prof)"
     )]
     BuiltWithoutProfiler,
     /// jemalloc was started without its profiler.
     #[error(
-        "jemalloc's profiler was not asked for: start the program with prof:true in \
-         _RJEM_MALLOC_CONF (in MALLOC_CONF where jemalloc's functions have no prefix)"
+        "jemalloc's profiler is disabled; start the program with prof:true in \
+         _RJEM_MALLOC_CONF (in MALLOC_CONF if jemalloc's functions have no prefix)"
     )]
     ProfilingDisabled,
     /// jemalloc returned an error.
-    #[error("jemalloc refuses {what}: {error}")]
+    #[error("jemalloc mallctl {what} failed: {error}")]
     Mallctl {
         /// Name of the jemalloc setting.
         what: &'static str,
@@ -54,7 +54,7 @@ pub enum Error {
         error: io::Error,
     },
     /// The memory file for a dump cannot be created, or `/proc` is missing.
-    #[error("no memory file for jemalloc's profile: {0}")]
+    #[error("cannot create a memory file for jemalloc's profile: {0}")]
     File(#[source] io::Error),
 }
 

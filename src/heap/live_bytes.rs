@@ -80,13 +80,13 @@ mod tests {
         let live_bytes = LiveBytes::new();
         live_bytes.arm(Bytes(100));
         live_bytes.add(100);
-        assert!(live_bytes.wake_fd.consume().is_err(), "at the mark is not above it");
+        assert!(live_bytes.wake_fd.consume().is_err(), "the threshold itself does not fire");
         live_bytes.add(1);
         live_bytes.add(1);
         assert!(live_bytes.wake_fd.consume().is_ok());
         live_bytes.sub(50);
         live_bytes.add(50);
-        assert!(live_bytes.wake_fd.consume().is_err(), "it was good for one waking");
+        assert!(live_bytes.wake_fd.consume().is_err(), "the threshold fires once");
         assert_eq!(live_bytes.in_use(), Bytes(102));
     }
 
@@ -100,6 +100,6 @@ mod tests {
         live_bytes.disarm();
         live_bytes.wake_fd.consume().unwrap();
         live_bytes.add(10);
-        assert!(live_bytes.wake_fd.consume().is_err(), "nobody watches");
+        assert!(live_bytes.wake_fd.consume().is_err(), "a disarmed threshold does not fire");
     }
 }

@@ -58,7 +58,7 @@ fn insert_fails_when_all_segments_are_full() {
     }
     assert_eq!(all(&live), []);
     assert_eq!(live.len(), 0);
-    assert!(live.insert(address(inserted), record(1)), "what was taken out makes room");
+    assert!(live.insert(address(inserted), record(1)), "removed entries free their space");
 }
 
 /// One line of keys, so that reader and writers collide. Each address is reused repeatedly: the
@@ -120,10 +120,10 @@ fn record_view_is_invalid_after_removal_or_reuse() {
     assert_eq!(segment.try_take(3, 64), Some(record(1)));
     assert!(!segment.is_unchanged(3, &view), "freed");
     assert!(segment.try_insert(3, 64, record(2)));
-    assert!(!segment.is_unchanged(3, &view), "freed, and the address given out again");
+    assert!(!segment.is_unchanged(3, &view), "freed, and the address was reused");
     assert_eq!(segment.read(3), Some(record(2)));
     segment.record_words(3)[0].fetch_add(1, Ordering::Relaxed);
-    assert_eq!(segment.read(3), None, "in the middle of being written");
+    assert_eq!(segment.read(3), None, "a partially written record is not returned");
     assert_eq!(segment.try_take(3, 65), None);
 }
 
@@ -139,6 +139,6 @@ fn rate_is_coarsened_before_table_is_full() {
     ] {
         assert_eq!(coarsened_rate(1, records), exact, "{records}");
         assert_eq!(coarsened_rate(default_rate, records), at_usual, "{records}");
-        assert_eq!(coarsened_rate(0, records), 0, "off stays off");
+        assert_eq!(coarsened_rate(0, records), 0, "rate 0 stays 0");
     }
 }

@@ -66,7 +66,7 @@ pub use thread::{ProfilerExclusion, exclude_current_thread};
 pub enum Error {
     /// The program's allocator is not [`Allocator`].
     #[error(
-        "the program's allocator is not marple's, so there is nothing to show; add to main.rs: \
+        "no heap profile: the global allocator is not marple::Allocator; add to main.rs: \
          #[global_allocator] static A: marple::Allocator<std::alloc::System> = \
          marple::Allocator::new(std::alloc::System);"
     )]

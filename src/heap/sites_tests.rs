@@ -21,11 +21,11 @@ fn sizes_share_one_site_when_table_is_filling_up() {
     let id = |stack, size| sites.intern(stack, size).map(|(id, _)| id);
     let ids: Vec<_> = (1..=MAX_SITES).map(|size| id(1, size)).collect();
     assert!(ids.iter().all(Option::is_some));
-    assert_eq!(ids[ids.len() - 1], ids[ids.len() - 2], "one site for all sizes");
-    assert_ne!(id(2, 64), id(1, MAX_SITES), "and one for each stack");
-    assert_eq!(id(1, 64), ids[63], "sites that exist keep their blocks");
+    assert_eq!(ids[ids.len() - 1], ids[ids.len() - 2], "all sizes have one site");
+    assert_ne!(id(2, 64), id(1, MAX_SITES), "each stack has its site");
+    assert_eq!(id(1, 64), ids[63], "existing sites keep their blocks");
     assert!((3..).take(MAX_SITES as usize).any(|stack| sites.intern(stack, 1).is_none()));
-    assert_eq!(sites.evict(), None, "all are held");
+    assert_eq!(sites.evict(), None, "every site is referenced");
 }
 
 #[test]
@@ -41,7 +41,7 @@ fn sites_without_live_blocks_are_evicted_and_still_counted() {
                 break found;
             }
             let evicted_stack = sites.evict().unwrap();
-            assert_ne!(evicted_stack % 16, 0, "a live block's");
+            assert_ne!(evicted_stack % 16, 0, "the stack of a live block was evicted");
             evictions += 1;
         };
         assert!(is_new);
@@ -61,7 +61,7 @@ fn sites_without_live_blocks_are_evicted_and_still_counted() {
         sum.add(site.allocated);
     }
     assert_eq!(live, kept.len() as u64);
-    assert_eq!(sum.objects(), 4 * MAX_SITES as i64, "whatever was counted is in the sum");
+    assert_eq!(sum.objects(), 4 * MAX_SITES as i64, "the sum includes every counted block");
     for &(stack, site) in &kept {
         assert_eq!(sites.hold(site.number).map(|row| (row.id, row.stack)), Some((site, stack)));
     }
@@ -82,7 +82,7 @@ fn recently_used_site_is_not_evicted() {
         }
         if stack % 64 == 0 {
             let (found, is_new) = sites.intern(1, 64).unwrap();
-            assert!(!is_new && found == often, "taken out at {stack}");
+            assert!(!is_new && found == often, "evicted at {stack}");
             sites.release(found);
         }
     }

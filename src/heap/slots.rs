@@ -156,7 +156,7 @@ impl<const PAYLOAD_WORDS: usize, const SLOTS_PER_CHUNK: usize, const MAX_CHUNKS:
 
     /// Drops this number of references. Returns `true` if they were the last: the slot belongs to
     /// the caller.
-    #[must_use = "a slot without references must be put back"]
+    #[must_use = "a slot without references must be returned to the free list"]
     pub(crate) fn release(&self, number: u32, references: u32) -> bool {
         let references = u64::from(references);
         let step = |state: u64| match (state & REFERENCES_MASK).checked_sub(references)? {

@@ -32,7 +32,10 @@ fn threads_agree_on_ids_across_chunks() {
     for (n, &id) in all[0].iter().enumerate() {
         assert_eq!(read(&stacks, id), stack(n as u64));
     }
-    assert!(*all[0].iter().max().unwrap() as usize > BLOCKS_PER_CHUNK, "one chunk held it all");
+    assert!(
+        *all[0].iter().max().unwrap() as usize > BLOCKS_PER_CHUNK,
+        "all stacks fit into one chunk"
+    );
 }
 
 #[test]
@@ -53,7 +56,7 @@ fn released_stacks_free_blocks_and_frames() {
     let stack = |n: u64| (n << 8..(n << 8) + n % 129).collect::<Vec<u64>>();
     let mut kept = Vec::new();
     for n in 1..5 * frames::MAX_ADDRESSES / 129 {
-        let id = stacks.intern(&stack(n)).unwrap_or_else(|| panic!("no room for {n}"));
+        let id = stacks.intern(&stack(n)).unwrap_or_else(|| panic!("no space for {n}"));
         if n % 100 == 0 {
             kept.push((n, id));
         } else {

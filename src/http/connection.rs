@@ -122,7 +122,7 @@ async fn serve_http(
                 result =
                     time::timeout(max_capture_duration + EXTRA_RESPONSE_TIME, &mut response).await;
             }
-            let timed_out = || error_response(StatusCode::REQUEST_TIMEOUT, "it took too long");
+            let timed_out = || error_response(StatusCode::REQUEST_TIMEOUT, "request timed out");
             let result: Result<Response, Infallible> = result.unwrap_or_else(|_| Ok(timed_out()));
             slot.mark_waiting();
             result

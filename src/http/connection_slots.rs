@@ -37,7 +37,7 @@ pub(super) struct SlotState {
 }
 
 /// An occupied slot, freed on drop.
-#[must_use = "a place that is dropped is given back"]
+#[must_use = "the slot is freed on drop"]
 pub(super) struct ConnectionSlot {
     state: Arc<SlotState>,
     slots: Arc<ConnectionSlots>,
@@ -141,13 +141,13 @@ mod tests {
         let slow = slots.acquire().unwrap();
         time::advance(MIN_HOLD).await;
         let fresh = slots.acquire().unwrap();
-        let another = slots.acquire().expect("the slow one's place");
+        let another = slots.acquire().expect("the slot of the slow client");
         assert_eq!(
             [is_evicted(&busy).await, is_evicted(&slow).await, is_evicted(&fresh).await],
             [false, true, false]
         );
         drop(slow);
-        assert_eq!(slots.count(), 3, "its place is not given back twice");
+        assert_eq!(slots.count(), 3, "its slot is freed only once");
         drop((busy, fresh, another));
         assert_eq!(slots.count(), 0);
     }
@@ -162,7 +162,7 @@ mod tests {
             only.state().mark_waiting();
             time::advance(advanced).await;
             only.state().mark_busy();
-            assert!(slots.acquire().is_none(), "it works");
+            assert!(slots.acquire().is_none(), "all slots are busy");
             only.state().mark_waiting();
             time::advance(advanced).await;
             assert_eq!(slots.acquire().is_some(), can_evict, "{advanced:?}");

@@ -35,7 +35,7 @@ const PROTOCOL_PREFIXES: [(&[u8], Protocol); 4] = [
 ];
 const MAX_PREFIX_BYTES: usize = HTTP2_PREFACE.len();
 
-const HTTP1_ONLY_MESSAGE: &str = "this endpoint speaks HTTP/1.1 only";
+const HTTP1_ONLY_MESSAGE: &str = "this endpoint supports only HTTP/1.1";
 
 /// A protocol that is not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,11 +101,11 @@ async fn send_error(
     let text = match protocol {
         Protocol::Http2 => return send_http2_error(stream).await,
         Protocol::Tls => {
-            format!("{HTTP1_ONLY_MESSAGE}, without TLS: use http:// instead of https://\n")
+            format!("{HTTP1_ONLY_MESSAGE}, without TLS; use http:// instead of https://\n")
         }
         Protocol::Proxy => {
             format!(
-                "{HTTP1_ONLY_MESSAGE}, without a PROXY header: turn it off in the load balancer\n"
+                "{HTTP1_ONLY_MESSAGE}, without a PROXY header; disable it in the load balancer\n"
             )
         }
     };
@@ -149,7 +149,7 @@ async fn send_http2_error(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io
             break u32::from_be_bytes([d, e, f, g]) & 0x7fff_ffff;
         }
     };
-    let text = format!("{HTTP1_ONLY_MESSAGE}: ask without --http2-prior-knowledge\n");
+    let text = format!("{HTTP1_ONLY_MESSAGE}; use curl without --http2-prior-knowledge\n");
     let mut response = frame(SETTINGS, ACK, 0, b"");
     response.extend(frame(HEADERS, END_HEADERS, stream_id, HEADER_BLOCK));
     response.extend(frame(DATA, END_STREAM, stream_id, text.as_bytes()));

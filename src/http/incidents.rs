@@ -95,18 +95,18 @@ pub(super) async fn file(
     // `If-Range`: a range is only useful if the client has the same version of the file.
     let range_header =
         text(RANGE).filter(|_| text(IF_RANGE).is_none_or(|if_range| tag == Some(if_range)));
-    let (status, part) = match range_header
-        .map_or(Range::Full, |range| Range::parse(range, found.size))
-    {
-        Range::Full => (StatusCode::OK, (0, found.size)),
-        Range::Part(from, to) => (StatusCode::PARTIAL_CONTENT, (from, to)),
-        Range::Unsatisfiable => {
-            let mut response = error_response(StatusCode::RANGE_NOT_SATISFIABLE, "no such part");
-            let all = HeaderValue::try_from(format!("bytes */{}", found.size)).ok();
-            response.headers_mut().extend(all.map(|all| (CONTENT_RANGE, all)));
-            return response;
-        }
-    };
+    let (status, part) =
+        match range_header.map_or(Range::Full, |range| Range::parse(range, found.size)) {
+            Range::Full => (StatusCode::OK, (0, found.size)),
+            Range::Part(from, to) => (StatusCode::PARTIAL_CONTENT, (from, to)),
+            Range::Unsatisfiable => {
+                let mut response =
+                    error_response(StatusCode::RANGE_NOT_SATISFIABLE, "range is outside the file");
+                let all = HeaderValue::try_from(format!("bytes */{}", found.size)).ok();
+                response.headers_mut().extend(all.map(|all| (CONTENT_RANGE, all)));
+                return response;
+            }
+        };
     let (from, to) = part;
     let kind = found.content_type;
     let range = (status == StatusCode::PARTIAL_CONTENT)
@@ -157,7 +157,7 @@ impl FoundFile {
 }
 
 fn read_error(location: &Location, source: io::Error) -> store::Error {
-    store::Error::Io { operation: "read a file of", path: location.path(), source }
+    store::Error::Io { operation: "read a file in", path: location.path(), source }
 }
 
 fn compute_etag(file: &mut File) -> io::Result<String> {

@@ -15,37 +15,31 @@ use crate::http::responses::NOSNIFF;
 
 /// Profiles as `(name, query of the link, description)`.
 const PROFILES: [(&str, &str, &str); 10] = [
-    ("allocs", "?debug=1", "A sampling of all memory allocations since the start."),
-    ("block", "?debug=1", "Not recorded: a profile of nothing, for those who ask by habit."),
+    ("allocs", "?debug=1", "Sampled memory allocations since the process started."),
+    ("block", "?debug=1", "Not recorded: always empty, present for compatibility."),
     ("cmdline", "", "The command line of this process."),
-    (
-        "goroutine",
-        "?debug=1",
-        "Where every thread of this process stands; with debug=2 every task too.",
-    ),
+    ("goroutine", "?debug=1", "Stacks of all threads. With <code>debug=2</code>, also all tasks."),
     (
         "heap",
         "?debug=1",
-        "A sampling of the memory in use. With <code>seconds=N</code> what it gained in that time, sampled \
-         every <code>rate=BYTES</code>.",
+        "Sampled live heap. With <code>seconds=N</code>, the change over that time, sampled every \
+         <code>rate=BYTES</code>.",
     ),
-    ("mutex", "?debug=1", "Not recorded: a profile of nothing, for those who ask by habit."),
+    ("mutex", "?debug=1", "Not recorded: always empty, present for compatibility."),
     (
         "profile",
         "",
-        "CPU profile of <code>seconds=N</code> (30), at <code>hz=N</code> samples a second; with \
-         <code>mode=wall</code> of threads that wait too. Open it with <code>go tool pprof</code>.",
+        "CPU profile over <code>seconds=N</code> (default 30), with <code>hz=N</code> samples per \
+         second. With <code>mode=wall</code>, waiting threads are sampled too. Open it with \
+         <code>go tool pprof</code>.",
     ),
-    (
-        "symbol",
-        "",
-        "Maps addresses to names of functions, separated by '+', in the query or the body.",
-    ),
-    ("threadcreate", "?debug=1", "How many threads there are."),
+    ("symbol", "", "Maps addresses, separated by '+' in the query or the body, to function names."),
+    ("threadcreate", "?debug=1", "Number of threads."),
     (
         "trace",
         "",
-        "A trace of the runtime of <code>seconds=N</code> (1). Open it with <code>ui.perfetto.dev</code>.",
+        "Trace of the runtime over <code>seconds=N</code> (default 1). Open it in \
+         <code>ui.perfetto.dev</code>.",
     ),
 ];
 
@@ -68,26 +62,23 @@ pub(super) fn page(status: Option<&Status>, request: &Parts) -> Response {
     let mut status_html = String::new();
     match status {
         Some(status) => write_status(&mut status_html, status),
-        None => {
-            status_html +=
-                "<p class=\"bad\">The agent has stopped: nothing is captured any more.</p>\n"
-        }
+        None => status_html += "<p class=\"bad\">The agent has stopped; nothing is captured.</p>\n",
     }
     let page = format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width\">\n<title>/debug/pprof/</title>\n\
          <style>{STYLE}</style>\n</head>\n<body>\n<h1>/debug/pprof/</h1>\n{status_html}\
-         <p><a href=\"goroutine?debug=2\">where every thread and task stands</a> · \
+         <p><a href=\"goroutine?debug=2\">stacks of all threads and tasks</a> · \
          <a href=\"../../incidents\">incidents</a> · <a href=\"../../status\">status</a> · \
          <a href=\"../../metrics\">metrics</a></p>\n<h2>Types of profiles available</h2>\n\
          <table>\n{rows}</table>\n\
          <p class=\"dim\">Set debug=1 as a query parameter to export in legacy text format.</p>\n\
-         <h2>From a shell</h2>\n<pre># what burns CPU\n\
+         <h2>From a shell</h2>\n<pre># CPU profile\n\
          go tool pprof -http=: '{base_url}/debug/pprof/profile?seconds=10'\n\
-         # what holds memory, and what makes it grow\n\
+         # live heap, and its growth over 30 seconds\n\
          go tool pprof -http=: '{base_url}/debug/pprof/heap'\n\
          go tool pprof -http=: '{base_url}/debug/pprof/heap?seconds=30'\n\
-         # capture everything, to the disk; again to stop\n\
+         # start a capture to disk; repeat to stop it\n\
          curl -X POST '{base_url}/monitor/notify'</pre>\n</body>\n</html>\n"
     );
     let mut response = ([NOSNIFF], page).into_response();
@@ -113,11 +104,12 @@ fn base_url(request: &Parts) -> String {
 
 /// Writes the service, its vitals and its open incidents. Writing into a `String` cannot fail.
 fn write_status(out: &mut String, status: &Status) {
-    let (service, domain) = (EscapedHtml(&status.service), EscapedHtml(&status.domain));
+    let (service, instance) = (EscapedHtml(&status.service), EscapedHtml(&status.instance));
     let started = status.started.strftime("%Y-%m-%d %H:%M:%SZ");
     let _ = writeln!(
         out,
-        "<p><b>{service}</b> in {domain} <span class=\"dim\">· watched since {started} by marple {}</span></p>",
+        "<p><b>{service}</b> in {instance} <span class=\"dim\">\
+         · marple {} running since {started}</span></p>",
         status.version
     );
     let value = |name: &str| status.vitals.values.get(name).copied();
@@ -136,13 +128,14 @@ fn write_status(out: &mut String, status: &Status) {
         let opened = incident.opened.strftime("%H:%M:%SZ");
         let _ = writeln!(
             out,
-            "<p class=\"bad\">Incident {} since {opened}: <a href=\"../../incidents/{}\">its files</a></p>",
+            "<p class=\"bad\">Incident {} open since {opened}: \
+             <a href=\"../../incidents/{}\">files</a></p>",
             EscapedHtml(&incident.name),
             incident.id
         );
     }
     if status.incidents.is_empty() {
-        *out += "<p>No open incident.</p>\n";
+        *out += "<p>No open incidents.</p>\n";
     }
     let active = status.rules.iter().filter(|rule| rule.active || rule.decision == "fire");
     for rule in active {
@@ -151,7 +144,7 @@ fn write_status(out: &mut String, status: &Status) {
     }
     for stream in &status.streams {
         let (kind, client) = (stream.take, EscapedHtml(&stream.owner));
-        let _ = writeln!(out, "<p>Being captured: {kind}, for {client}</p>");
+        let _ = writeln!(out, "<p>Capture in progress: {kind}, for {client}</p>");
     }
     if let Some(failure) = &status.last_failure {
         let _ = writeln!(out, "<p class=\"bad\">Last failure: {}</p>", EscapedHtml(failure));

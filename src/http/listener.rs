@@ -94,7 +94,10 @@ impl Service for Listener {
         self.settings.clone_from(&settings.http);
         let Some(http) = &settings.http else { return Ok(()) };
         self.bound = Some(bind(&http.listen).map_err(|error| {
-            Error::new(format!("http.listen = \"{}\": cannot listen there: {error}", http.listen))
+            Error::with_kind(
+                crate::base::ErrorKind::Unavailable,
+                format!("cannot listen on http.listen = \"{}\": {error}", http.listen),
+            )
         })?);
         Ok(())
     }
@@ -102,7 +105,7 @@ impl Service for Listener {
     fn endpoint(&self) -> Option<String> {
         let listen = &self.settings.as_ref()?.listen;
         Some(match self.bound.as_ref().map(|socket| &socket.listening) {
-            None => format!("{listen} (not yet)"),
+            None => format!("{listen} (not listening yet)"),
             Some(BoundListener::Tcp(socket)) => socket
                 .local_addr()
                 .map_or_else(|_| listen.to_string(), |address| address.to_string()),
@@ -124,7 +127,7 @@ impl Service for Listener {
                 let Err(error) = accept_connections(socket, routes.clone(), &settings).await;
                 warnings::set(
                     WARNING_TOPIC,
-                    format!("the endpoint has ended: {error}; it is begun again"),
+                    format!("HTTP endpoint failed: {error}; restarting it"),
                 );
                 time::sleep(RetryBackoff::INITIAL_DELAY).await;
             }
@@ -138,13 +141,14 @@ async fn bind_with_retry(listen: &Listen) -> Socket {
     loop {
         match bind(listen) {
             Ok(socket) => {
-                log::info(format!("the endpoint listens on {listen}"));
+                log::info(format!("HTTP endpoint listens on {listen}"));
                 return socket;
             }
             Err(error) => warnings::set(
                 WARNING_TOPIC,
                 format!(
-                    "no endpoint: cannot listen on {listen}: {error}; tried again every few seconds"
+                    "no HTTP endpoint: cannot listen on {listen}: {error}; retrying every few \
+                     seconds"
                 ),
             ),
         }
@@ -215,7 +219,7 @@ async fn accept_connections(
                 let accepted = socket.accept().await;
                 let Some((stream, _)) = accepted_or_pause(accepted).await else { continue };
                 let pid = stream.peer_cred().ok().and_then(|credentials| credentials.pid());
-                let peer = pid.map_or("the socket".to_owned(), |pid| format!("process {pid}"));
+                let peer = pid.map_or("unknown process".to_owned(), |pid| format!("process {pid}"));
                 spawn_connection(&slots, stream, Peer(peer), &routes, max_capture_duration);
             }
         }
@@ -246,7 +250,7 @@ struct CountPanic;
 impl Drop for CountPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            panics::record("marple", "a connection of the endpoint was closed by a panic");
+            panics::record("marple", "HTTP connection closed by a panic");
         }
     }
 }
@@ -284,7 +288,7 @@ fn bind_unix(path: &Path) -> io::Result<BoundListener> {
         Ok(found) if !found.file_type().is_socket() => {
             return Err(io::Error::new(
                 ErrorKind::AlreadyExists,
-                "a file is there that is not a socket",
+                "path exists and is not a socket; remove it, or set another path",
             ));
         }
         Ok(_) => check_abandoned(path)?,
@@ -328,9 +332,13 @@ fn check_abandoned(path: &Path) -> io::Result<()> {
     rustix::io::ioctl_fionbio(&probe, true)?;
     let in_use = |why| Err(io::Error::new(ErrorKind::AddrInUse, why));
     match net::connect(&probe, &SocketAddrUnix::new(path)?) {
-        Ok(()) => in_use("another process listens on that socket"),
-        Err(Errno::AGAIN) => in_use("another process listens on that socket and does not accept"),
-        Err(Errno::PROTOTYPE) => in_use("another process has a socket of another type there"),
+        Ok(()) => in_use("another process is listening on this socket"),
+        Err(Errno::AGAIN) => {
+            in_use("another process is listening on this socket and does not accept connections")
+        }
+        Err(Errno::PROTOTYPE) => {
+            in_use("another process has a socket of another type at this path")
+        }
         // `NOENT`: the file was removed in the meantime.
         Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(()),
         Err(errno) => Err(errno.into()),

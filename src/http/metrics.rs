@@ -28,16 +28,20 @@ fn process(page: &mut MetricsPage, status: &Status) {
     let info = [
         ("version", status.version),
         ("service", status.service.as_str()),
-        ("domain", status.domain.as_str()),
+        ("service_instance", status.instance.as_str()),
     ];
-    page.family("marple_build_info", "gauge", "What is watched, and by which marple.");
+    page.family("marple_build_info", "gauge", "Version of marple, and its service.");
     page.sample("marple_build_info", &info, 1.0);
     let started = status.started.as_millisecond() as f64 / 1e3;
-    page.gauge("marple_start_time_seconds", "When the agent started.", Some(started));
+    page.gauge(
+        "marple_start_time_seconds",
+        "Start of the agent, since the Unix epoch.",
+        Some(started),
+    );
     let rejected = f64::from(u8::from(status.config.rejected.is_some()));
     page.gauge(
         "marple_config_rejected",
-        "Whether newer content of the settings file is not in force.",
+        "1 if newer contents of the settings file were rejected, else 0.",
         Some(rejected),
     );
 }
@@ -48,24 +52,24 @@ fn vitals(page: &mut MetricsPage, status: &Status) {
     for (name, help, value) in [
         (
             "marple_memory_used_ratio",
-            "Working set as a share of the memory limit.",
+            "Working set as a fraction of the memory limit.",
             ratio("memory"),
         ),
-        ("marple_memory_working_set_bytes", "Working set.", value("memory.working_set")),
-        ("marple_memory_rss_bytes", "Resident set.", value("memory.rss")),
-        ("marple_cpu_used_ratio", "CPU time as a share of the CPU limit.", ratio("cpu")),
+        ("marple_memory_working_set_bytes", "Working set size.", value("memory.working_set")),
+        ("marple_memory_rss_bytes", "Resident set size.", value("memory.rss")),
+        ("marple_cpu_used_ratio", "CPU time as a fraction of the CPU limit.", ratio("cpu")),
         ("marple_tasks", "Tasks alive on the observed runtimes.", value("tasks")),
         ("marple_threads", "Threads of the process.", value("threads")),
         ("marple_open_fds", "Open file descriptors.", value("fds")),
-        ("marple_runtime_lag_seconds", "How late a probe task ran.", value("runtime.lag")),
+        ("marple_runtime_lag_seconds", "Scheduling delay of a probe task.", value("runtime.lag")),
         (
             "marple_runtime_stalled_ratio",
-            "Share of the last ten seconds in which a runtime ran what was ready more than 100 ms late.",
+            "Fraction of the last ten seconds in which a runtime ran tasks over 100 ms late.",
             ratio("runtime.stalled"),
         ),
         (
             "marple_memory_time_to_limit_seconds",
-            "Until the working set is at the limit, as it grows; +Inf when no limit is in sight.",
+            "Predicted time until the working set reaches the limit; +Inf if no limit is in sight.",
             value("memory.time_to_limit"),
         ),
     ] {
@@ -73,8 +77,8 @@ fn vitals(page: &mut MetricsPage, status: &Status) {
     }
     let Limits { memory, cpu_cores, .. } = &status.limits;
     let memory = memory.map(|bytes| bytes.get() as f64);
-    page.gauge("marple_memory_limit_bytes", "The memory limit in force.", memory);
-    page.gauge("marple_cpu_limit_cores", "The CPU limit in force.", *cpu_cores);
+    page.gauge("marple_memory_limit_bytes", "Memory limit in effect.", memory);
+    page.gauge("marple_cpu_limit_cores", "CPU limit in effect.", *cpu_cores);
 }
 
 /// Writes the metrics that the service registered.
@@ -82,15 +86,15 @@ fn custom_metrics(page: &mut MetricsPage, status: &Status) {
     let values = || status.vitals.values.iter().map(|(name, value)| (name.as_str(), *value));
     let gauges = values().filter_map(|(name, value)| Some((name.strip_prefix("gauge.")?, value)));
     let name = "marple_service_value";
-    page.labelled_family(name, "gauge", "A number the service sets.", "name", gauges);
+    page.labelled_family(name, "gauge", "Gauges of the service.", "name", gauges);
     let counters = values().filter_map(|(name, value)| {
         Some((name.strip_prefix("counter.")?.strip_suffix(".total")?, value))
     });
     let name = "marple_service_total";
-    page.labelled_family(name, "counter", "A number the service adds to.", "name", counters);
+    page.labelled_family(name, "counter", "Counters of the service.", "name", counters);
     let name = "marple_service_distribution";
     if !status.histograms.is_empty() {
-        page.family(name, "histogram", "Values the service records; the sum is within 1.6 %.");
+        page.family(name, "histogram", "Histograms of the service; the sum is accurate to 1.6 %.");
     }
     for histogram in &status.histograms {
         for bucket in &histogram.buckets {
@@ -109,85 +113,85 @@ fn custom_metrics(page: &mut MetricsPage, status: &Status) {
 fn activity(page: &mut MetricsPage, status: &Status) {
     let counters = &status.counters;
     for (name, help, count) in [
-        ("marple_ticks_total", "Times the vitals were read.", counters.ticks),
-        ("marple_rules_fired_total", "Times a rule fired.", counters.fired),
+        ("marple_ticks_total", "Readings of the vitals.", counters.ticks),
+        ("marple_rules_fired_total", "Number of times a rule fired.", counters.fired),
         ("marple_incidents_total", "Incidents opened.", counters.incidents),
-        ("marple_incidents_closed_total", "Incidents that are over.", counters.incidents_closed),
-        ("marple_captures_total", "Captures that ended well.", counters.captures),
+        ("marple_incidents_closed_total", "Incidents closed.", counters.incidents_closed),
+        ("marple_captures_total", "Captures that succeeded.", counters.captures),
         (
             "marple_captures_failed_total",
-            "Captures that did not start or did not end well.",
+            "Captures that failed to start or to complete.",
             counters.captures_failed,
         ),
-        ("marple_artifacts_total", "Files written.", counters.artifacts),
+        ("marple_artifacts_total", "Artifacts written.", counters.artifacts),
         (
             "marple_artifact_bytes_total",
-            "Bytes of the files written.",
+            "Bytes of the artifacts written.",
             counters.artifact_bytes.get(),
         ),
         (
             "marple_incidents_removed_total",
-            "Incidents removed to make room.",
+            "Incidents evicted to enforce a limit of the store.",
             status.store.incidents_removed,
         ),
         (
             "marple_artifacts_removed_total",
-            "Files removed, to make room, from incidents that stay.",
+            "Files removed from remaining incidents to enforce a limit of the store.",
             status.store.artifacts_removed,
         ),
-        ("marple_streams_total", "Captures handed over without a file.", counters.streams),
-        ("marple_stream_bytes_total", "Bytes of those captures.", counters.stream_bytes.get()),
+        ("marple_streams_total", "On-demand captures returned to clients.", counters.streams),
+        ("marple_stream_bytes_total", "Bytes of on-demand captures.", counters.stream_bytes.get()),
     ] {
         page.family(name, "counter", help);
         page.sample(name, &[], count as f64);
     }
     let failures = status.failures.iter().map(|loss| (&*loss.cause, loss.count as f64));
-    let help = "What went wrong, by cause.";
+    let help = "Failures by cause.";
     page.labelled_family("marple_failures_total", "counter", help, "cause", failures);
 
     let StoreUsage { bytes, max_bytes, free, memory_left, .. } = status.store;
     for (name, help, value) in [
-        ("marple_store_bytes", "Bytes of incidents that are kept.", Some(bytes)),
-        ("marple_store_limit_bytes", "How many there may be.", Some(max_bytes)),
-        ("marple_store_free_bytes", "Bytes the file system has beyond keep_free.", free),
-        ("marple_store_memory_left_bytes", "Bytes a directory in memory still takes.", memory_left),
+        ("marple_store_bytes", "Bytes of stored incidents.", Some(bytes)),
+        ("marple_store_limit_bytes", "Maximum bytes of stored incidents.", Some(max_bytes)),
+        ("marple_store_free_bytes", "Free bytes of the file system beyond min_free_space.", free),
+        ("marple_store_memory_left_bytes", "Bytes left for a directory in memory.", memory_left),
     ] {
         page.gauge(name, help, value.map(|bytes| bytes.get() as f64));
     }
 
     let toggle = f64::from(u8::from(status.toggle.on));
-    page.gauge("marple_toggle_on", "Whether the toggle is on.", Some(toggle));
+    page.gauge("marple_toggle_on", "1 if the toggle is on, else 0.", Some(toggle));
     let open = status.incidents.len() as f64;
     page.gauge("marple_incidents_open", "Open incidents.", Some(open));
     page.gauge(
         "marple_streams_open",
-        "Captures under way for clients.",
+        "On-demand captures in progress.",
         Some(status.streams.len() as f64),
     );
     let budget = &status.budget;
     page.gauge(
         "marple_streams_left",
-        "Captures that may still be handed over in the last 24 hours.",
-        Some(budget.streams_per_day.saturating_sub(budget.streams_in_a_day) as f64),
+        "On-demand captures left in the 24-hour quota.",
+        Some(budget.on_demand_captures_per_day.saturating_sub(budget.on_demand_captures_24h) as f64),
     );
     let running = |kind: CaptureKind| {
         let runs = status.incidents.iter().any(|incident| incident.running.contains(kind));
         (kind.name(), f64::from(u8::from(runs)))
     };
     let running = CaptureKind::ALL.into_iter().map(running);
-    let help = "Whether an incident captures this kind.";
+    let help = "1 if an open incident is capturing this kind, else 0.";
     page.labelled_family("marple_capture_running", "gauge", help, "kind", running);
 }
 
 fn rules(page: &mut MetricsPage, status: &Status) {
     let values = status.rules.iter().filter_map(|rule| Some((rule.name.as_str(), rule.value?)));
-    let help = "The last value a rule saw, in its metric's unit.";
+    let help = "Last value of a rule's metric, in the unit of the metric.";
     page.labelled_family("marple_rule_value", "gauge", help, "rule", values);
     if !status.rules.is_empty() {
         page.family(
             "marple_rule_decision",
             "gauge",
-            "What a rule decided last: the one that is 1.",
+            "Last decision of a rule, as a label with value 1.",
         );
     }
     for rule in &status.rules {
@@ -199,7 +203,7 @@ fn rules(page: &mut MetricsPage, status: &Status) {
 fn requests(page: &mut MetricsPage) {
     let mut counts = audit::request_counts().peekable();
     if counts.peek().is_some() {
-        let help = "Requests answered; 499 is a client that went away.";
+        let help = "Requests served; 499 if the client disconnected before the response.";
         page.family("marple_http_requests_total", "counter", help);
     }
     for (route, code, count) in counts {

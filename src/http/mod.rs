@@ -85,7 +85,7 @@
 //!   `#[global_allocator]`). Retrying is useless, and nothing is broken.
 //! - **Unread responses.** Go keeps any number of them. marple returns 503 beyond 64 MiB of them,
 //!   since they are the service's memory.
-//! - **Captures per day.** Beyond `budget.streams_per_day` marple returns 429 with `Retry-After`,
+//! - **Captures per day.** Beyond `budget.on_demand_captures_per_day` marple returns 429 with `Retry-After`,
 //!   since a client in a loop is a load. A continuous profiler takes a fifth of the default.
 //! - **`goroutine`.** It lists threads with their stacks, and with `debug=2` also the tasks,
 //!   because a task that is not running has no stack.
@@ -207,8 +207,9 @@ fn listener_router(agent: &AgentHandle, settings: &HttpSettings) -> Router {
     match &settings.listen {
         Listen::Tcp(address) if !access.has_tokens() => {
             let text = format!(
-                "every user and container that reaches {address} can read heap, traces and arguments: \
-                 listen on a Unix socket (listen = \"unix:PATH\"), or set token_file"
+                "the HTTP endpoint on {address} requires no token: every user and container that can \
+                 connect to it can read heap, traces and arguments; listen on a Unix socket \
+                 (listen = \"unix:PATH\"), or set token_file"
             );
             warnings::set("http.token", text);
         }

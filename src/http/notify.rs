@@ -52,7 +52,7 @@ pub(super) async fn notify(
     allow_get: bool,
 ) -> Response {
     let Some(action) = action else {
-        let message = "the one parameter is action=start, stop, toggle (without it) or status";
+        let message = "invalid query; use action=start, stop, toggle (the default) or status";
         return error_response(StatusCode::BAD_REQUEST, message);
     };
     let toggled = match action {

@@ -190,7 +190,7 @@ mod tests {
         assert_eq!(free, MAX_PEERS + FREE_REFUSALS as usize);
         assert_eq!(refusals.0.lock().unwrap().len(), MAX_PEERS + 1);
         time::advance(REFILL_INTERVAL * 2).await;
-        assert!(!refusals.record_refusal("late"), "old entries make room");
+        assert!(!refusals.record_refusal("late"), "full entries are removed");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::http::response_budget;
 use crate::http::responses::{NOSNIFF, capture_error, method_not_allowed, pprof_error};
 use crate::model::{CpuMode, Profile, ValueType};
 
-/// Maximum of `hz`, the same as for `cpu.frequency`. At higher rates the sampling itself shows in
+/// Maximum of `hz`, the same as for `cpu.frequency_hz`. At higher rates the sampling itself shows in
 /// the profile.
 const MAX_HERTZ: u32 = 1000;
 /// Minimum of `rate`, in bytes between two samples. At 4 KiB a program that allocates 1 GB/s
@@ -124,7 +124,7 @@ async fn heap(request: &PprofRequest<'_>, query: &QueryParams) -> Response {
     };
     let mut response = match (query.first("seconds"), rate) {
         ("", Some(_)) => {
-            let message = r#""rate" needs "seconds": it holds for what is allocated meanwhile"#;
+            let message = r#""rate" needs "seconds": it applies to allocations during that time"#;
             return pprof_error(StatusCode::BAD_REQUEST, message);
         }
         ("", None) => {
@@ -263,7 +263,7 @@ fn checked_duration(agent: &AgentHandle, seconds: f64) -> Result<Duration, Strin
         _ => {
             let max_seconds = max_duration.as_secs_f64();
             let text = format!(
-                r#"invalid value for "seconds" - {seconds} is beyond the cap of {max_seconds} (http.max_duration)"#
+                r#"invalid value for "seconds" - {seconds} exceeds {max_seconds} (http.max_duration)"#
             );
             Err(text)
         }
@@ -284,7 +284,7 @@ async fn run_capture(
     }
     let over_budget = || {
         let text = format!(
-            "{failure}: {} bytes of captures wait for clients that do not take them",
+            "{failure}: unread responses would exceed the limit of {} bytes; retry later",
             response_budget::MAX_UNREAD_BYTES
         );
         pprof_error(StatusCode::SERVICE_UNAVAILABLE, &text)

@@ -65,14 +65,14 @@ mod tests {
     fn unread_bytes_are_counted_until_dropped() {
         static SUM: AtomicU64 = AtomicU64::new(0);
         let reserve = |size: usize| reserve_counted(vec![0; size], &SUM, 10);
-        let large = reserve(99).expect("alone, whatever its size");
+        let large = reserve(99).expect("a single response of any size");
         assert!(reserve(1).is_none() && reserve(0).is_none());
         drop(large);
         let (first, second) = (reserve(4).unwrap(), reserve(6).unwrap());
         assert!(reserve(1).is_none());
         let part = first.slice(1..2);
         drop(first);
-        assert!(reserve(1).is_none(), "a part of it is on its way");
+        assert!(reserve(1).is_none(), "part of it is unread");
         drop(part);
         let third = reserve(4).unwrap();
         assert_eq!(SUM.load(Ordering::Relaxed), 10);

@@ -32,7 +32,7 @@ pub(super) fn pretty_json(value: &impl Serialize) -> Response {
 
 /// Returns the 404 for any path, incident or file that does not exist, and for invalid names.
 pub(super) fn not_found() -> Response {
-    error_response(StatusCode::NOT_FOUND, "there is nothing here")
+    error_response(StatusCode::NOT_FOUND, "not found; see /incidents and /debug/pprof/")
 }
 
 /// Returns the 503 for a request that the agent could not serve.
@@ -44,15 +44,15 @@ pub(super) fn access_denied(reason: AccessDenied) -> Response {
     match reason {
         AccessDenied::Host => error_response(
             StatusCode::FORBIDDEN,
-            "this host does not answer to that name or address: call it by 127.0.0.1, or put the name into http.hosts",
+            "Host header not allowed; connect to 127.0.0.1, or add the name to http.allowed_hosts",
         ),
         AccessDenied::CrossSite => {
-            error_response(StatusCode::FORBIDDEN, "a browser asked on behalf of another site")
+            error_response(StatusCode::FORBIDDEN, "cross-site request of a browser rejected")
         }
         AccessDenied::Token => {
             let mut response = error_response(
                 StatusCode::UNAUTHORIZED,
-                "bring the token as Authorization: Bearer",
+                "missing or invalid token; send Authorization: Bearer TOKEN",
             );
             let scheme = HeaderValue::from_static("Bearer");
             response.headers_mut().insert(WWW_AUTHENTICATE, scheme);
@@ -62,20 +62,23 @@ pub(super) fn access_denied(reason: AccessDenied) -> Response {
 }
 
 pub(super) fn insufficient_role(required: AccessRole) -> Response {
-    let msg = format!("this token is not enough: it takes one with the role `{}`", required.name());
+    let msg = format!("insufficient role; use a token with the role `{}`", required.name());
     error_response(StatusCode::FORBIDDEN, &msg)
 }
 
 pub(super) fn method_not_allowed(allowed: &'static str) -> Response {
-    let mut response =
-        error_response(StatusCode::METHOD_NOT_ALLOWED, &format!("this takes {allowed}"));
+    let mut response = error_response(
+        StatusCode::METHOD_NOT_ALLOWED,
+        &format!("method not allowed; use {allowed}"),
+    );
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
     response
 }
 
 /// Returns the 405 for a GET that would change the toggle.
 pub(super) fn post_required() -> Response {
-    let msg = "this takes POST (curl -X POST), or a GET with a token; http.compat_get_toggle = true lets every GET do it";
+    let msg = "GET may not change the toggle; use POST (curl -X POST) or a GET with a token, \
+               or set http.compat_get_toggle = true";
     let mut response = error_response(StatusCode::METHOD_NOT_ALLOWED, msg);
     response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
     response

@@ -25,11 +25,11 @@ static BODY_PERMITS: Semaphore = Semaphore::const_new(MAX_BODIES);
 /// Reason for which a list was rejected.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum AddressListError {
-    #[error("{MAX_BODIES} requests are being read already; retry later")]
+    #[error("{MAX_BODIES} request bodies are already being read; retry later")]
     Busy,
-    #[error("reading request: more than {MAX_BODY_BYTES} bytes, or cut off")]
+    #[error("reading request: body is incomplete or exceeds {MAX_BODY_BYTES} bytes")]
     Body,
-    #[error("more than {MAX_ADDRESSES} addresses; send fewer at once")]
+    #[error("more than {MAX_ADDRESSES} addresses; send fewer per request")]
     TooMany,
 }
 

@@ -11,10 +11,29 @@ mod panics;
 mod reader;
 mod registry;
 
-pub use counters::{Counter, Counters};
-pub use gauges::{Gauge, Gauges};
-pub use histograms::{Bucket, Distribution, Histogram, Histograms};
+pub use counters::Counter;
+#[cfg(not(feature = "internals"))]
+pub(crate) use counters::Counters;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub use counters::Counters;
+pub use gauges::Gauge;
+#[cfg(not(feature = "internals"))]
+pub(crate) use gauges::Gauges;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub use gauges::Gauges;
+pub use histograms::Histogram;
+#[cfg(not(feature = "internals"))]
+pub(crate) use histograms::{Bucket, Distribution, Histograms};
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub use histograms::{Bucket, Distribution, Histograms};
 pub use panics::count_panics;
+#[cfg(not(feature = "internals"))]
+pub(crate) use reader::Metrics;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub use reader::Metrics;
 pub(crate) use reader::MetricsReader;
 
@@ -23,7 +42,7 @@ pub(crate) use reader::MetricsReader;
 pub enum Error {
     /// The name cannot be used in a rule, a file and a URL alike.
     #[error(
-        "`{name}` is not a {kind}'s name: write 1 to 64 lower-case letters, digits, `_` and `.`, \
+        "`{name}` is not a valid {kind} name: write 1 to 64 lower-case letters, digits, `_` and `.`, \
          such as \"queue.length\""
     )]
     Name {
@@ -34,8 +53,8 @@ pub enum Error {
     },
     /// The limit of metrics of this kind is reached.
     #[error(
-        "{kind} `{name}` is one too many: there are {limit} already; make them at start, not one for \
-         each request or user"
+        "cannot register {kind} `{name}`: the limit of {limit} is reached; register metrics at \
+         start, not one per request or user"
     )]
     TooMany {
         /// The kind of metric: `gauge`, `counter` or `histogram`.

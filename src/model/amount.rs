@@ -25,7 +25,7 @@ impl fmt::Display for Amount {
                 Ok(duration) => {
                     write!(f, "{:?}", Duration::from_micros(duration.as_micros() as u64))
                 }
-                Err(_) if value == f64::INFINITY => f.write_str("endless"),
+                Err(_) if value == f64::INFINITY => f.write_str("infinite"),
                 Err(_) => write!(f, "{value} s"),
             },
             Unit::Bytes | Unit::Count if value.fract() == 0.0 => write!(f, "{value}"),
@@ -47,7 +47,7 @@ mod tests {
             (Unit::Count, 2.625, "2.62"),
             (Unit::Seconds, 0.25, "250ms"),
             (Unit::Seconds, 1.5, "1.5s"),
-            (Unit::Seconds, f64::INFINITY, "endless"),
+            (Unit::Seconds, f64::INFINITY, "infinite"),
         ] {
             assert_eq!(Amount { value, unit }.to_string(), text);
         }

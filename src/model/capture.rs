@@ -56,7 +56,7 @@ impl CaptureKind {
     }
 
     /// Returns `true` if the capture costs the service almost nothing, so that it also runs above
-    /// `cpu_ceiling`.
+    /// `skip_cpu_profile_above`.
     pub const fn has_low_overhead(self) -> bool {
         !matches!(self, Self::Cpu)
     }
@@ -172,7 +172,7 @@ impl fmt::Display for CaptureKind {
 /// An error from parsing a [`CaptureKind`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is not a capture: write one of \"cpu\", \"heap\", \"trace\", \"threads\", \"tasks\", \
+    "`{0}` is not a capture kind: write one of \"cpu\", \"heap\", \"trace\", \"threads\", \"tasks\", \
      \"descriptors\", \"panics\""
 )]
 pub struct ParseCaptureKindError(String);
@@ -262,6 +262,12 @@ impl FromIterator<CaptureKind> for CaptureSet {
             set.insert(kind);
             set
         })
+    }
+}
+
+impl From<CaptureKind> for CaptureSet {
+    fn from(kind: CaptureKind) -> Self {
+        [kind].into()
     }
 }
 

@@ -32,8 +32,8 @@ impl fmt::Display for FileName {
 /// An error from parsing a [`FileName`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is no name for a file of the service's own: write 1 to {MAX_NAME_LEN} letters, digits, `-`, `_` or \
-     `.`, without a `.` at either end and without `.part` at the end"
+    "`{0}` is not a valid file name: write 1 to {MAX_NAME_LEN} letters, digits, `-`, `_` or `.`, \
+     without a `.` at either end and without `.part` at the end"
 )]
 pub struct ParseFileNameError(String);
 

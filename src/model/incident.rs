@@ -41,7 +41,7 @@ impl Origin {
             Self::Http => "an HTTP request",
             Self::Signal => "a signal",
             Self::TriggerFile => "the trigger file",
-            Self::Code => "the service's own code",
+            Self::Code => "the service's code",
         }
     }
 }

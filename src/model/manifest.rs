@@ -22,8 +22,9 @@ pub struct Manifest {
     pub id: IncidentId,
     /// Name of the service.
     pub service: String,
-    /// Deployment location of the service, such as a region or a cluster.
-    pub domain: String,
+    /// Instance of the service: its deployment, such as a region, cluster or pod.
+    #[serde(alias = "domain")]
+    pub instance: String,
     /// State of the incident.
     pub state: IncidentState,
     /// Wall-clock time at which the incident opened.
@@ -160,14 +161,14 @@ pub struct Artifact {
     pub sha256: String,
     /// Wall-clock time at which the evidence was taken.
     pub taken: Timestamp,
-    /// Part of the capture, or `None` for the capture itself:
+    /// Phase of the capture, or `None` for the capture itself:
     ///
-    /// - `before`: state at the start of the capture. Compare it with the capture itself by
-    ///   `go tool pprof -base BEFORE FILE`;
-    /// - `meanwhile`: a snapshot taken while the capture was running;
+    /// - `lookback`: state at the start of the capture. Compare it with the capture itself by
+    ///   `go tool pprof -base LOOKBACK FILE`;
+    /// - `during`: a snapshot taken while the capture was running;
     /// - `stall`: the thread of a poll that lasted too long.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub part: Option<String>,
+    pub phase: Option<String>,
     /// One-sentence summary of the file. For a heap profile: the part of the resident memory it
     /// explains, and where the rest is.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -57,9 +57,9 @@ impl Marker {
             Self::CopyTooShort => "[truncated: stack deeper than its copy]",
             Self::TooManyFrames => "[truncated: too many frames]",
             Self::NoUnwindInfo => "[truncated: no unwind information]",
-            Self::AlternateStack => "[truncated: signal handler on another stack]",
-            Self::TablesFull => "[no room for its stack]",
-            Self::Evicted => "[freed: stack no longer kept]",
+            Self::AlternateStack => "[truncated: signal handler on an alternate stack]",
+            Self::TablesFull => "[no stack: heap tables full]",
+            Self::Evicted => "[freed: stack evicted]",
         }
     }
 }

@@ -68,7 +68,7 @@ pub enum Metric {
     IoPressure,
     /// `tasks.growth`: growth of the number of tasks per second.
     TaskGrowth,
-    /// `fds.share`: open file descriptors in percent of their limit.
+    /// `fds.utilization`: open file descriptors in percent of their limit.
     FdUtilization,
     /// `runtime.lag_p99`: 99th percentile of the lag over the last minute.
     LagP99,
@@ -123,7 +123,7 @@ const BUILT_IN: &[(&str, Metric)] = &[
     ("cpu.pressure", Metric::CpuPressure),
     ("io.pressure", Metric::IoPressure),
     ("tasks.growth", Metric::TaskGrowth),
-    ("fds.share", Metric::FdUtilization),
+    ("fds.utilization", Metric::FdUtilization),
     ("runtime.lag_p99", Metric::LagP99),
     ("runtime.stalled", Metric::Stalled),
     ("runtime.blocking_lag", Metric::BlockingLag),
@@ -297,16 +297,19 @@ impl fmt::Display for Metric {
 
 /// An error from parsing a [`Metric`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "`{0}` is not a metric: write one of {known}, or for one of your own \"gauge.NAME\", \
-     \"counter.NAME.rate\" (or .total), \"histogram.NAME.p99\" (or .p50, .max, .count)",
-    known = known()
-)]
+#[error("`{0}` is not a metric: {advice}", advice = advice(.0))]
 pub struct ParseMetricError(String);
 
-fn known() -> String {
+fn advice(text: &str) -> String {
+    if text == "fds.share" {
+        return "it is called \"fds.utilization\" now".to_owned();
+    }
     let names: Vec<String> = BUILT_IN.iter().map(|(name, _)| format!("\"{name}\"")).collect();
-    names.join(", ")
+    format!(
+        "write one of {}, or for a custom metric \"gauge.NAME\", \"counter.NAME.rate\" (or .total), \
+         \"histogram.NAME.p99\" (or .p50, .max, .count)",
+        names.join(", ")
+    )
 }
 
 impl FromStr for Metric {

@@ -22,7 +22,7 @@ impl PanicDump {
     /// Creates a dump of the panics in `recorded`, taken at `taken`.
     pub fn new(taken_at: Timestamp, recorded: RecordedPanics) -> Self {
         let mut losses = Losses::default();
-        losses.add("panics counted without their place", recorded.without_location);
+        losses.add("panics without a recorded location", recorded.without_location);
         Self { taken_at, total: recorded.total, locations: recorded.locations, losses }
     }
 }

@@ -131,8 +131,8 @@ impl Refire {
     /// Returns the name used in settings.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::OnWorsening => "worse",
-            Self::AfterCooldown => "cooldown",
+            Self::OnWorsening => "on-worsening",
+            Self::AfterCooldown => "after-cooldown",
         }
     }
 }

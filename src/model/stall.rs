@@ -70,7 +70,8 @@ impl fmt::Display for Stall {
         if self.suspected {
             write!(
                 f,
-                "a task that is not recorded {verb} polled for {millis} ms or more, since {started}"
+                "an unrecorded task {verb} polled for at least {millis} ms, since {started} or \
+                 earlier,"
             )?;
         } else {
             write!(
@@ -98,7 +99,7 @@ impl fmt::Display for Stall {
         }
         if self.waited >= MIN_REPORTED_WAIT {
             let waited = self.waited.as_millis();
-            write!(f, "; besides, it waited {waited} ms for a core (CPU contention)")?;
+            write!(f, "; it also waited up to {waited} ms for a core (CPU contention)")?;
         }
         if self.suspected { f.write_str(" (suspected, confirmed by two stacks)") } else { Ok(()) }
     }

@@ -182,11 +182,11 @@ impl Vitals {
         let at_limit = match usage.limit_effect {
             LimitEffect::Kill => None,
             LimitEffect::Throttle => Some(format!(
-                "the limit is {value} of {source}, above which the kernel slows the process and reclaims, but does \
-                 not kill"
+                "the limit is {value} ({source}), above which the kernel slows the process and \
+                 reclaims memory, but does not kill"
             )),
             LimitEffect::Fail => {
-                Some(format!("the limit is {value} of {source}, at which allocations fail"))
+                Some(format!("the limit is {value} ({source}), at which allocations fail"))
             }
         };
         let is_large = |cache: &Bytes| {
@@ -197,7 +197,7 @@ impl Vitals {
             self.reclaimable.filter(is_large).filter(|_| usage.limit_effect != LimitEffect::Fail);
         let cache = cache.map(|cache| {
             format!(
-                "{cache} of reclaimable file cache and kernel caches are charged and do not count"
+                "{cache} of reclaimable file cache and kernel caches are charged but not counted"
             )
         });
         let parts: Vec<String> = at_limit.into_iter().chain(cache).collect();
@@ -314,7 +314,7 @@ mod tests {
         vitals.address_space = Some(space(2401));
         assert_eq!(vitals.headroom(), Some(Bytes::mib(1695)));
         let note = vitals.memory_note().unwrap();
-        assert!(note.contains("RLIMIT_AS, at which allocations fail"), "{note}");
+        assert!(note.contains("RLIMIT_AS), at which allocations fail"), "{note}");
         vitals.working_set = None;
         assert_eq!(vitals.nearest_memory_limit().unwrap().limit, limit(4096, "RLIMIT_AS"));
     }

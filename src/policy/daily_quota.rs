@@ -3,7 +3,7 @@
 //! `incidents_per_day` does not apply here: a continuous profiler that pulls three profiles every
 //! 15 seconds is a main use of the endpoint. It must neither be limited by that budget nor use up
 //! what incidents need. On-demand captures therefore have a separate quota,
-//! `budget.streams_per_day`, large enough for several profilers; it stops clients that request
+//! `budget.on_demand_captures_per_day`, large enough for several profilers; it stops clients that request
 //! captures in a loop. A capture counts from its acceptance and is refunded if it produces nothing.
 //! Rejected requests and symbol requests do not count.
 //!
@@ -203,7 +203,7 @@ mod tests {
         assert_eq!(quota.used_count(until), 1);
         quota.set_limit(1);
         let until = at(5000 + 900 + DAY);
-        assert_eq!(quota.exhausted_until(at(5000)), Some(until), "as the settings say now");
+        assert_eq!(quota.exhausted_until(at(5000)), Some(until), "the current limit applies");
     }
 
     #[test]
@@ -214,7 +214,7 @@ mod tests {
         assert!(quota.exhausted_until(at(1000)).is_some());
         quota.refund(at(0));
         assert_eq!((quota.exhausted_until(at(1000)), quota.used_count(at(1000))), (None, 1));
-        assert_eq!(quota.quarter_hours[0].used, 0, "where it was spent");
+        assert_eq!(quota.quarter_hours[0].used, 0, "refunded to its quarter hour");
     }
 
     #[test]

@@ -233,7 +233,9 @@ impl Decider {
         }
         let cheap: CaptureSet = kinds.iter().filter(|kind| kind.has_low_overhead()).collect();
         for kind in kinds.difference(cheap).iter() {
-            text.push_str(&format!("; no {kind}, as cpu {used} is above cpu_ceiling {ceiling}"));
+            text.push_str(&format!(
+                "; {kind} skipped: cpu {used} is above skip_cpu_profile_above {ceiling}"
+            ));
         }
         cheap
     }

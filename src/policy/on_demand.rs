@@ -75,8 +75,8 @@ impl OnDemandCommand {
             Self::Snapshot { .. } => "taking a profile or dump for a client",
             Self::Start { .. } => "starting a profile for a client",
             Self::Stop { .. } => "stopping a profile for a client",
-            Self::Encode { .. } => "handing a client's profile on to be encoded",
-            Self::Cancel { .. } => "giving up a client's profile",
+            Self::Encode { .. } => "passing a client's profile to the encoder",
+            Self::Cancel { .. } => "canceling a client's profile",
         }
     }
 
@@ -259,7 +259,7 @@ impl OnDemandCaptures {
         let by = by.map_or_else(String::new, |taken| taken.by.clone());
         Some(OnDemandCommand::Stop {
             id: stream.id,
-            cut_short: Some(format!("the engine went to {by}")),
+            cut_short: Some(format!("the engine was needed by {by}")),
         })
     }
 

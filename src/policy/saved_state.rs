@@ -213,7 +213,7 @@ impl TryFrom<AnyState> for SavedState {
         if !(1..=Self::SCHEMA).contains(&any.schema) {
             let (schema, known) = (any.schema, Self::SCHEMA);
             return Err(format!(
-                "schema {schema} is of a later version; this one reads up to {known}"
+                "schema {schema} is not supported: this version of marple reads up to {known}"
             ));
         }
         let incident = |any| match any {
@@ -311,7 +311,7 @@ mod tests {
         assert_eq!(captured.age(now.moment), HOUR / 2);
         assert_eq!(records[0].worst_fire, LastFire { value: 81.5, headroom: Some(18.5) });
         let error = serde_json::from_str::<SavedState>(r#"{"schema":3}"#).unwrap_err().to_string();
-        assert!(error.contains("schema 3 is of a later version"), "{error}");
+        assert!(error.contains("schema 3 is not supported"), "{error}");
     }
 
     #[test]

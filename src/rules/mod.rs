@@ -26,10 +26,10 @@
 //!      by a third. Otherwise hold.
 //! 7. If no incident is open, the rule's captures of the last 24 hours decide (`history`).
 //!    - First capture, or worse than all of them by that step: fire, regardless of the budget. With
-//!      `again = "cooldown"`, the cooldown must be over.
+//!      `refire = "after-cooldown"`, the cooldown must be over.
 //!    - Beyond `critical` again, and the last capture was four hours ago: likewise.
 //!    - Otherwise it is a repeat. It waits for `cooldown`, doubled with each repeat of the day
-//!      (constant with `again = "cooldown"`). It also needs the owner's permission ([`Admission`]).
+//!      (constant with `refire = "after-cooldown"`). It also needs the owner's permission ([`Admission`]).
 //!
 //!    A value beyond `critical`, or nearer to a limit than at any capture of these hours, does not
 //!    wait for the gap between incidents.

@@ -188,9 +188,9 @@ impl Decision {
                 HoldReason::Repeating { .. } => "repeating",
                 HoldReason::Clearing { .. } => "clearing",
                 HoldReason::NotWorse { .. } => "not_worse",
-                HoldReason::TooSoon { .. } => "gap",
-                HoldReason::DailyBudgetSpent { .. } => "spent",
-                HoldReason::CaptureLimitReached { .. } => "exhausted",
+                HoldReason::TooSoon { .. } => "too_soon",
+                HoldReason::DailyBudgetSpent { .. } => "daily_budget_spent",
+                HoldReason::CaptureLimitReached { .. } => "capture_limit",
             },
         }
     }
@@ -244,14 +244,14 @@ impl StateExplanation<'_> {
             Condition::Below => write!(f, "{} {value} is below {threshold}", self.rule.metric),
             Condition::Diff => write!(
                 f,
-                "{} {value} is at or above {threshold}, its average {} plus diff {} %",
+                "{} {value} is at or above {threshold} (average {} plus diff {} %)",
                 self.rule.metric,
                 self.amount(average),
                 self.rule.diff.unwrap_or_default(),
             ),
             Condition::Forecast { time_to_limit: left } => write!(
                 f,
-                "{} {value} reaches its limit {threshold} in {:?}, as it rises",
+                "{} {value} is projected to reach its limit {threshold} in {:?}",
                 self.rule.metric,
                 truncate_to_millis(left),
             ),
@@ -261,9 +261,9 @@ impl StateExplanation<'_> {
     fn write_hold_reason(&self, f: &mut fmt::Formatter<'_>, hold: HoldReason) -> fmt::Result {
         let metric = &self.rule.metric;
         match hold {
-            HoldReason::NoValue => write!(f, "{metric} cannot be measured here"),
+            HoldReason::NoValue => write!(f, "{metric} has no value"),
             HoldReason::WarmingUp { value_count: seen } => {
-                write!(f, "warming up: {seen} of {WINDOW} values of {metric} seen")
+                write!(f, "warming up: {seen} of {WINDOW} values of {metric} collected")
             }
             HoldReason::BelowMin { value, min } => {
                 write!(f, "{metric} {} is below min {}", self.amount(value), self.amount(min))
@@ -275,7 +275,7 @@ impl StateExplanation<'_> {
                 self.amount(max),
             ),
             HoldReason::WithinLimits { value: f64::INFINITY, .. } => {
-                write!(f, "{metric} is endless: no limit is in sight")
+                write!(f, "{metric} is infinite: the limit is not reached within a day")
             }
             HoldReason::WithinLimits { value, abs, average } => {
                 if let Some(below) = self.rule.below {
@@ -290,7 +290,7 @@ impl StateExplanation<'_> {
             }
             HoldReason::NotClear { value, clear } => write!(
                 f,
-                "{metric} {} is within limits, but the incident is open until {}",
+                "{metric} {} is within limits, but the incident stays open until clear {}",
                 self.amount(value),
                 self.amount(clear),
             ),
@@ -314,8 +314,8 @@ impl StateExplanation<'_> {
                 self.write_crossing(f, crossing)?;
                 write!(
                     f,
-                    ", but no worse than what was captured in the last 24 hours, {repeats} of those \
-                     incidents being repeats: held back for another {:?}",
+                    ", but it is no worse than the captures of the last 24 hours ({repeats} of \
+                     those incidents are repeats): delayed for another {:?}",
                     truncate_to_millis(until.since(self.now))
                 )?;
                 match sooner {
@@ -334,25 +334,25 @@ impl StateExplanation<'_> {
             ),
             HoldReason::NotWorse { crossing, headroom: room } => {
                 self.write_crossing(f, crossing)?;
-                f.write_str(", but it was captured and has not become worse")?;
+                f.write_str(", but it is already captured and no worse")?;
                 match room {
-                    Some(room) => write!(f, ": {} are left", self.amount(room)),
+                    Some(room) => write!(f, ": headroom is {}", self.amount(room)),
                     None => Ok(()),
                 }
             }
             HoldReason::TooSoon { crossing, until } => {
                 self.write_crossing(f, crossing)?;
                 let remaining = truncate_to_millis(until.since(self.now));
-                write!(f, ", but min_between_incidents has {remaining:?} to go")
+                write!(f, ", but min_between_incidents lasts another {remaining:?}")
             }
             HoldReason::DailyBudgetSpent { crossing, until } => {
                 self.write_crossing(f, crossing)?;
                 let remaining = truncate_to_millis(until.since(self.now));
-                write!(f, ", but incidents_per_day are spent for another {remaining:?}")
+                write!(f, ", but incidents_per_day is used up for another {remaining:?}")
             }
             HoldReason::CaptureLimitReached { crossing } => {
                 self.write_crossing(f, crossing)?;
-                f.write_str(", but captures_per_incident are spent")
+                f.write_str(", but captures_per_incident is used up")
             }
         }
     }

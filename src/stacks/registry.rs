@@ -157,7 +157,7 @@ pub(super) struct SlotCursor {
 
 /// The registration of a task. Dropping it unregisters the task.
 #[derive(Debug)]
-#[must_use = "dropping the ticket takes the task off the list"]
+#[must_use = "dropping the registration removes the task from the list"]
 pub struct TaskRegistration {
     slot: Option<&'static Slot>,
     /// Addresses of the stored waker's data and vtable; compared, never dereferenced. The stored
@@ -285,6 +285,6 @@ mod tests {
         numbers.sort_unstable();
         numbers.dedup();
         assert_eq!(numbers.len(), 4 * 3000);
-        assert!(!numbers.contains(&0), "which is nobody");
+        assert!(!numbers.contains(&0), "0 is not the number of a task");
     }
 }

@@ -324,8 +324,8 @@ impl Dump {
         self.rows.sort_unstable_by_key(|row| row.number);
         self.sampling.set_weights(&mut self.rows);
         self.add_samples();
-        self.profile.losses.add("task stacks cut or not walked", self.incomplete_stacks);
-        let places = "task places beyond the 4,096 that are told apart";
+        self.profile.losses.add("task stacks truncated or not captured", self.incomplete_stacks);
+        let places = "tasks without a spawn location: more than 4,096 locations";
         self.profile.losses.add(places, self.without_site);
         self.profile.attach_mappings(images::loaded()?);
         Ok(TaskDump {

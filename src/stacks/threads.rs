@@ -77,7 +77,7 @@ fn dump_threads(
 ) -> Result<ThreadDump, Error> {
     let mut profile = Profile::new(&SAMPLE_TYPES, SAMPLE_TYPES[0], 1, anchor.wall);
     let excess = threads.tids.len().saturating_sub(MAX_THREADS);
-    profile.losses.add("threads beyond the 8192 that a dump shows", excess as u64);
+    profile.losses.add("threads not dumped: more than 8192", excess as u64);
     threads.tids.truncate(MAX_THREADS);
     let sampled = if signals {
         sample_threads(clock, &threads)?
@@ -112,7 +112,7 @@ fn dump_threads(
         profile.samples.push(Sample { stack: row.stack, values: vec![1, cpu], labels });
     }
     let without_stack = rows.iter().filter(|row| !row.remark.is_empty()).count();
-    profile.losses.add("threads without a whole stack", without_stack as u64);
+    profile.losses.add("threads without a complete stack", without_stack as u64);
     let files = images::loaded_at(profile.frames.iter().map(|frame| frame.address))?;
     profile.attach_mappings(files);
     Ok(ThreadDump { profile, threads: rows })
@@ -202,15 +202,13 @@ fn blocks_signal(thread: &Thread, signal: i32) -> bool {
 fn remark(thread: &Thread, signals: bool, signal: i32, stack: Option<&Stack>) -> &'static str {
     match stack.map(|stack| stack.end) {
         Some(WalkEnd::Complete) => "",
-        Some(WalkEnd::CopyTooShort) => "the outer end is missing: deeper than 256 KiB",
-        Some(WalkEnd::TooManyFrames) => "the outer end is missing: deeper than 4096 frames",
-        Some(WalkEnd::NoUnwindInfo) => "the outer end is missing: code without unwind information",
-        Some(WalkEnd::OtherStack) => {
-            "the outer end is missing: in a signal handler with a stack of its own"
-        }
+        Some(WalkEnd::CopyTooShort) => "stack truncated: deeper than 256 KiB",
+        Some(WalkEnd::TooManyFrames) => "stack truncated: deeper than 4096 frames",
+        Some(WalkEnd::NoUnwindInfo) => "stack truncated: code without unwind information",
+        Some(WalkEnd::OtherStack) => "stack truncated: signal handler on an alternate stack",
         None if !signals => "no stack: threads are not signalled",
-        None if signal == 0 => "no stack: no handler",
+        None if signal == 0 => "no stack: no handler for SIGURG",
         None if blocks_signal(thread, signal) => "no stack: blocks SIGURG",
-        None => "no stack: did not answer within 100 ms",
+        None => "no stack: no reply to SIGURG within 100 ms",
     }
 }

@@ -242,7 +242,10 @@ mod tests {
         assert_eq!(woken.0.load(Ordering::Relaxed), 2);
         assert_eq!(Arc::strong_count(&woken), 2);
         let captured = capture.into_captured();
-        assert!(!captured.stacks.is_empty() || captured.incomplete_stacks > 0, "yielding is seen");
+        assert!(
+            !captured.stacks.is_empty() || captured.incomplete_stacks > 0,
+            "the yield is captured"
+        );
     }
 
     #[test]

@@ -234,8 +234,8 @@ impl Stalls {
             let StarvedPolls { polls, longest_wait: longest } = std::mem::take(&mut self.starved);
             self.starved_logged_at = Some(now);
             log::info(format!(
-                "{polls} polls took too long only because their threads waited for a core (CPU contention), the \
-                 longest for {} ms",
+                "{polls} polls exceeded the stall threshold only because their threads waited for \
+                 a core (CPU contention), the longest for {} ms",
                 longest.as_millis()
             ));
         }
@@ -332,11 +332,11 @@ fn examine_poll(mut poll: LongPoll, signals: bool, may_dump: bool) -> DetectedSt
     let mut remark = "";
     let mut dump = None;
     if !poll.is_running {
-        remark = "it ended before it was looked at";
+        remark = "it ended before it was sampled";
     } else if !signals {
         remark = "no stack: threads are not signalled";
     } else if !may_dump {
-        remark = "no stack: those of other stalls took the CPU time there is for that";
+        remark = "no stack: the CPU budget for stall stacks is used up by other stalls";
     } else {
         match catch_panic(|| Ok(threads::dump_one(&SystemClock, anchor, poll.tid)?)) {
             Ok(taken) if poll.is_still_running() => dump = Some(Box::new(taken)),
@@ -344,7 +344,7 @@ fn examine_poll(mut poll: LongPoll, signals: bool, may_dump: bool) -> DetectedSt
                 poll.is_running = false;
                 remark = "it ended before its stack was taken";
             }
-            Err(_) => remark = "no stack: its thread could not be asked",
+            Err(_) => remark = "no stack: its thread could not be sampled",
         }
     }
     let (mut function, mut via) = (None, None);

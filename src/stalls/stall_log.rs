@@ -94,8 +94,7 @@ fn summary_line(group: &StallGroup, summary: &GroupSummary, passed: Duration) ->
     let _ = write!(line, " in the last {seconds} s, the longest {millis} ms so far");
     if *waited >= MIN_REPORTED_WAIT {
         let waited = waited.as_millis();
-        let _ =
-            write!(line, "; besides, they waited for a core (CPU contention), up to {waited} ms");
+        let _ = write!(line, "; they also waited for a core (CPU contention), up to {waited} ms");
     }
     line
 }

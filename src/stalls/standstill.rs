@@ -134,10 +134,10 @@ impl StandstillDetector {
             Ok(reader) => Some(reader),
             Err(why) => {
                 let text = format!(
-                    "a stopped or starved process cannot be told from a stall: {why}; stalls may be reported that \
-                     are none"
+                    "a stopped or starved process cannot be distinguished from a stall: {why}; \
+                     false stalls may be reported"
                 );
-                warnings::set("trace.stall", text);
+                warnings::set("trace.stall_threshold", text);
                 None
             }
         };
@@ -190,7 +190,8 @@ impl StandstillDetector {
         {
             let (times, time) = (self.unlogged_count, self.unlogged_time.as_secs_f64());
             log::warn(format!(
-                "the process stood still {times} more times, for {time:.1} s together (stopped, frozen or suspended)"
+                "the process did not run {times} more times, for {time:.1} s in total (stopped, \
+                 frozen or suspended)"
             ));
             (self.logged_at, self.unlogged_count, self.unlogged_time) =
                 (Some(now), 0, Duration::ZERO);
@@ -210,7 +211,7 @@ impl StandstillDetector {
         }
         self.logged_at = Some(now);
         log::warn(format!(
-            "the process stood still for {:.1} s (stopped, frozen or suspended)",
+            "the process did not run for {:.1} s (stopped, frozen or suspended)",
             duration.as_secs_f64()
         ));
     }

@@ -40,7 +40,7 @@ impl ThreadProbe {
     /// A description of why threads cannot be sampled.
     pub(crate) fn new() -> Result<Self, String> {
         let thread_list =
-            ThreadList::open().map_err(|error| format!("threads are unknown: {error}"))?;
+            ThreadList::open().map_err(|error| format!("cannot list threads: {error}"))?;
         let walker = StackWalker::new().map_err(|error| error.to_string())?;
         Ok(Self { thread_reader: ProcThreadReader::open()?, thread_list, walker })
     }
@@ -143,7 +143,11 @@ mod tests {
         assert_eq!(before.len(), 3);
         assert!(before[0] != inner[0] && before[1] == inner[1]);
         assert!(before[0] == outer[0] && before[1] != outer[1]);
-        assert_eq!(before, hashes([1, 2, 3, 4, 5, 9]), "of the outermost frame no end is known");
-        assert_eq!(hash_frames(&copied([0; 6]), &[800, 8000, 16])[..], [0, 0, 0], "off the copy");
+        assert_eq!(before, hashes([1, 2, 3, 4, 5, 9]), "the end of the outermost frame is unknown");
+        assert_eq!(
+            hash_frames(&copied([0; 6]), &[800, 8000, 16])[..],
+            [0, 0, 0],
+            "outside the copy"
+        );
     }
 }

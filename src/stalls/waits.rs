@@ -239,7 +239,7 @@ mod tests {
     #[test]
     fn run_delay_is_counter_growth_since_before_the_poll() {
         for (name, readings, from, until, expected) in [
-            ("nothing is known", readings(&[]), 100, 200, 0),
+            ("no reading", readings(&[]), 100, 200, 0),
             ("one reading", readings(&[(200, 70)]), 100, 200, 0),
             ("one before and one after", readings(&[(50, 10), (200, 90)]), 100, 200, 80),
             ("no longer than the poll", readings(&[(50, 10), (200, 150)]), 100, 200, 100),
@@ -250,9 +250,9 @@ mod tests {
                 200,
                 10,
             ),
-            ("half of it is known", readings(&[(150, 10), (200, 50)]), 100, 200, 80),
+            ("one reading within the poll", readings(&[(150, 10), (200, 50)]), 100, 200, 80),
             (
-                "an old one says nothing",
+                "an old reading is ignored",
                 readings(&[(100, 0), (950, 600), (1000, 600)]),
                 900,
                 1000,
@@ -274,7 +274,7 @@ mod tests {
         assert_eq!(recent[0].at, at(50));
         assert!(recent.len() <= MAX_READINGS);
         trim(&mut recent, at(10_000));
-        assert_eq!(recent.len(), 1, "of an earlier poll nothing is kept");
+        assert_eq!(recent.len(), 1, "readings of earlier polls are removed");
     }
 
     #[test]

@@ -153,7 +153,7 @@ impl StallCandidates {
             }
             Err(why) => {
                 self.sampling_denied = true;
-                let text = format!("stalls of tasks that are not recorded are not seen: {why}");
+                let text = format!("stalls of unrecorded tasks are not detected: {why}");
                 warnings::set("stacks.threads", text);
             }
         }

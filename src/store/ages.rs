@@ -111,7 +111,7 @@ impl IncidentAges {
             }
             Err(error) => warnings::set(
                 "store.max_age",
-                format!("{error}; after a restart incidents stay longer than max_age"),
+                format!("{error}; after a restart, incidents are kept longer than max_age"),
             ),
         }
     }

@@ -55,7 +55,7 @@ impl Dir {
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         let path = normalize_path(path);
         let fd = open_directory(&path)?;
-        let stat = fs::fstat(&fd).map_err(|errno| io_error("look at", path.clone(), errno))?;
+        let stat = fs::fstat(&fd).map_err(|errno| io_error("stat", path.clone(), errno))?;
         let user = geteuid().as_raw();
         let file_system = FileSystem::new(&path, user, stat.st_gid, stat.st_nlink > 0);
         Ok(Self::new(fd, path, Arc::new(file_system)))
@@ -67,14 +67,14 @@ impl Dir {
         let file_system = Arc::clone(&self.file_system);
         open_at(&self.fd, name, flags, Mode::empty())
             .map(|fd| Self { fd, path: self.path_of(name), pid: self.pid, file_system })
-            .map_err(|errno| self.error("open the directory", name, errno))
+            .map_err(|errno| self.error("open directory", name, errno))
     }
 
     /// Creates the directory `name` in this one.
     pub(super) fn make_subdir(&self, name: &str) -> Result<Self, Error> {
         self.check_process()?;
         fs::mkdirat(&self.fd, name, self.modes().dir)
-            .map_err(|errno| self.error("make the directory", name, errno))?;
+            .map_err(|errno| self.error("create directory", name, errno))?;
         let dir = match self.subdir(name) {
             // The umask removed the permissions of the owner.
             Err(Error::Io { .. }) if self.modes().restore_owner_access(&self.fd, name) => {
@@ -156,7 +156,7 @@ impl Dir {
         match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(stat)),
             Err(Errno::NOENT) => Ok(None),
-            Err(errno) => Err(self.error("look at", name, errno)),
+            Err(errno) => Err(self.error("stat", name, errno)),
         }
     }
 
@@ -243,8 +243,9 @@ impl Dir {
     fn report_no_unnamed_files(&self, call: &str, errno: Errno) {
         self.file_system.report_missing(FsFeature::UnnamedFiles, |path| {
             format!(
-                "no files without a name in {path} ({call}: {errno}): artifacts are written to files that end in \
-                 `{PART_SUFFIX}` and renamed; after a kill such a file stays until the next start"
+                "unnamed files are not supported in {path} ({call}: {errno}): artifacts are written to \
+                 files that end in `{PART_SUFFIX}` and renamed; after a kill, such a file remains until \
+                 the next start"
             )
         });
     }
@@ -261,7 +262,7 @@ impl Dir {
             }
             Err(errno) => return Err(self.error("open", name, errno)),
         };
-        let stat = fs::fstat(&fd).map_err(|errno| self.error("look at", name, errno))?;
+        let stat = fs::fstat(&fd).map_err(|errno| self.error("stat", name, errno))?;
         if !is_file(&stat) {
             return Err(Error::NoArtifact { path: self.path_of(name) });
         }
@@ -318,7 +319,7 @@ pub(super) fn open_directory(path: &Path) -> Result<OwnedFd, Error> {
             let file_type = if is_link { "a symbolic link" } else { "a file" };
             Err(Error::NotADirectory { path: path.to_owned(), file_type })
         }
-        Err(errno) => Err(io_error("open the directory", path.to_owned(), errno)),
+        Err(errno) => Err(io_error("open directory", path.to_owned(), errno)),
     }
 }
 

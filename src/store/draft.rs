@@ -148,7 +148,7 @@ impl ArtifactDraft {
             bytes: Bytes(self.bytes_written),
             sha256: hex(std::mem::take(&mut self.hash)),
             taken: self.taken_at,
-            part: None,
+            phase: None,
             note: None,
         })
     }
@@ -176,16 +176,12 @@ impl ArtifactDraft {
                 }
                 NamingResult::NameTooLong => {
                     let source = rustix::io::Errno::NAMETOOLONG.into();
-                    return Err(Error::io("name the file", incident.dir.path_of(&name), source));
+                    return Err(Error::io("create", incident.dir.path_of(&name), source));
                 }
             }
         }
         let name_exists = rustix::io::Errno::EXIST.into();
-        Err(Error::io(
-            "name the file",
-            artifact_path(&incident, *seq, &self.extension),
-            name_exists,
-        ))
+        Err(Error::io("create", artifact_path(&incident, *seq, &self.extension), name_exists))
     }
 
     fn flush_buffer(&mut self) -> Result<(), Error> {

@@ -19,9 +19,9 @@ pub enum StoreLimit {
     RuleIncidents,
     /// `max_bytes` of the incident's rule.
     RuleBytes,
-    /// `max_incident_bytes`.
+    /// `max_bytes_per_incident`.
     IncidentBytes,
-    /// `keep_free`.
+    /// `min_free_space`.
     MinFreeSpace,
     /// The memory left below the process's limit, of which a file system in memory takes part.
     Memory,
@@ -43,12 +43,12 @@ impl StoreLimit {
             Self::Bytes => "max_bytes",
             Self::RuleIncidents => "max_incidents of its rule",
             Self::RuleBytes => "max_bytes of its rule",
-            Self::IncidentBytes => "max_incident_bytes",
-            Self::MinFreeSpace => "keep_free",
-            Self::Memory => "the memory left, of which a tmpfs takes",
+            Self::IncidentBytes => "max_bytes_per_incident",
+            Self::MinFreeSpace => "min_free_space",
+            Self::Memory => "memory available to tmpfs",
             Self::Device => "the file system is full",
-            Self::Quota => "the disk quota is used up",
-            Self::FileSize => "the process's limit on the size of a file",
+            Self::Quota => "the disk quota is exceeded",
+            Self::FileSize => "the file size limit of the process",
         }
     }
 
@@ -56,17 +56,18 @@ impl StoreLimit {
     const fn advice(self) -> &'static str {
         match self {
             Self::Age | Self::Incidents | Self::Bytes => {
-                "raise it under [store], or remove incidents that are kept by files of your own"
+                "raise it in [store], or remove incidents that contain files not written by marple"
             }
             Self::RuleIncidents | Self::RuleBytes => {
-                "raise it under [store.rule], or remove incidents that are kept by files of your own"
+                "raise it in [store.rule], or remove incidents that contain files not written by \
+                 marple"
             }
-            Self::IncidentBytes => "raise it under [store]",
+            Self::IncidentBytes => "raise it in [store]",
             Self::MinFreeSpace => {
-                "make room on the file system, lower it, or set `dir` to another one"
+                "free space on the file system, lower it, or set `dir` to another file system"
             }
             Self::Memory => "set `dir` to a directory on a disk",
-            Self::Device => "make room on the file system, or set `dir` to another one",
+            Self::Device => "free space on the file system, or set `dir` to another one",
             Self::Quota => "raise the quota, or set `dir` to another file system",
             Self::FileSize => "raise it (`ulimit -f`, LimitFSIZE=)",
         }
@@ -88,8 +89,8 @@ pub enum Error {
     },
     /// The directory in use was deleted.
     #[error(
-        "{} was removed while it was in use: what was in it is lost; the directory of incidents is \
-         made again for the next one",
+        "{} was removed while in use: its contents are lost; the incident directory is recreated for \
+         the next incident",
         path.display()
     )]
     Removed {
@@ -98,7 +99,8 @@ pub enum Error {
     },
     /// The incident directory is a link or not a directory.
     #[error(
-        "{} is {file_type}, not a directory: set `dir` to the directory itself, or remove what is there",
+        "{} is {file_type}, not a directory: set `dir` to the directory itself, or remove the \
+         existing entry",
         path.display()
     )]
     NotADirectory {
@@ -109,8 +111,8 @@ pub enum Error {
     },
     /// The incident directory belongs to another user.
     #[error(
-        "{} belongs to user {owner} and this process runs as user {user}: captures hold secrets, so \
-         `chown {user}` it or set `dir` to a directory of your own below it",
+        "{} belongs to user {owner}, but this process runs as user {user}, and captures contain \
+         secrets: run `chown {user}` on it, or set `dir` to a subdirectory owned by this user",
         path.display()
     )]
     WrongOwner {
@@ -124,8 +126,8 @@ pub enum Error {
     /// Other users can write to the incident directory and occupy every name for a private
     /// directory in it.
     #[error(
-        "{} can be written by other users (mode {mode:04o}), who hold every name of a directory for us in it: \
-         `chmod go-w` it, or set `dir` to a directory below it",
+        "{} is writable by other users (mode {mode:04o}), and every name for a private directory in \
+         it is in use: run `chmod go-w` on it, or set `dir` to a directory below it",
         path.display()
     )]
     WritableByOthers {
@@ -136,7 +138,8 @@ pub enum Error {
     },
     /// Another process, or another agent of this process, writes to the directory.
     #[error(
-        "{} is in use by {}: one writer per directory; stop that one or set another `dir`",
+        "{} is in use by {}: a directory can have one writer only; stop the other writer or set \
+         another `dir`",
         path.display(),
         holder(*pid)
     )]
@@ -148,8 +151,8 @@ pub enum Error {
     },
     /// This process was forked from the one that opened the directory.
     #[error(
-        "{} was opened by process {opener}, of which this one is a fork: only that one writes there; open \
-         a directory of its own in the child",
+        "{} was opened by process {opener}, from which this process was forked: only the process that \
+         opened it can write to it; open a separate directory in the child",
         path.display()
     )]
     Forked {
@@ -159,7 +162,7 @@ pub enum Error {
         opener: u32,
     },
     /// There is no space for the write, and nothing more can be evicted.
-    #[error("no room for {} ({}): {}", path.display(), limit.name(), limit.advice())]
+    #[error("no space for {} ({}): {}", path.display(), limit.name(), limit.advice())]
     Full {
         /// The file being written.
         path: PathBuf,
@@ -167,14 +170,15 @@ pub enum Error {
         limit: StoreLimit,
     },
     /// The artifact was discarded after an earlier write failed.
-    #[error("an earlier write to {} failed, so it is incomplete and not kept", path.display())]
+    #[error("{} is incomplete and not kept: an earlier write to it failed", path.display())]
     Incomplete {
         /// The file being written.
         path: PathBuf,
     },
     /// A manifest cannot be read.
     #[error(
-        "{} is not a manifest: {source}; its artifacts can be opened without it", path.display()
+        "{} is not a valid manifest: {source}; its artifacts can be opened without it",
+        path.display()
     )]
     Manifest {
         /// The file.
@@ -183,7 +187,7 @@ pub enum Error {
         source: manifest::Error,
     },
     /// `state.json` cannot be parsed or serialized.
-    #[error("{} does not hold the agent's state: {source}; remove it to start anew", path.display())]
+    #[error("{} is not a valid state file: {source}; remove it to reset the state", path.display())]
     State {
         /// The file.
         path: PathBuf,
@@ -191,7 +195,7 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// A file is larger than any that marple writes.
-    #[error("{} is larger than {limit}, which none of marple's is: remove it", path.display())]
+    #[error("{} is larger than {limit}, the maximum for a file written by marple: remove it", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
@@ -199,7 +203,7 @@ pub enum Error {
         limit: Bytes,
     },
     /// The incident does not exist.
-    #[error("there is no incident {id} in {}: it may have made room for a later one", dir.display())]
+    #[error("incident {id} does not exist in {}: it may have been evicted", dir.display())]
     NoIncident {
         /// The requested incident.
         id: IncidentId,
@@ -207,7 +211,7 @@ pub enum Error {
         dir: PathBuf,
     },
     /// The incident has no such file.
-    #[error("{} is not a file of an incident: ask for one its manifest lists", path.display())]
+    #[error("{} is not a file of an incident: use a file listed in the manifest", path.display())]
     NoArtifact {
         /// The requested file.
         path: PathBuf,
@@ -288,7 +292,7 @@ impl From<Error> for io::Error {
 fn advice(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::PermissionDenied => {
-            "; let this process's user write there, or set `dir` to another place"
+            "; give this process's user write permission, or set `dir` to another directory"
         }
         io::ErrorKind::ReadOnlyFilesystem => {
             "; mount it writable, or set `dir` to another file system"

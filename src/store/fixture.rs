@@ -27,7 +27,7 @@ pub(super) fn manifest_at(opened: Timestamp) -> Manifest {
         schema: 1,
         id: IncidentId::new(opened),
         service: "orders".into(),
-        domain: "eu-1".into(),
+        instance: "eu-1".into(),
         state: IncidentState::Open,
         opened,
         closed: None,

@@ -67,7 +67,7 @@ impl IncidentDir {
         let (id, opened) = (manifest.id, manifest.opened);
         let text = IncidentName { opened, name: name.to_owned(), id }.format();
         let registration = Registration::new(store, id, name).ok_or_else(|| {
-            Error::io("make the directory", store.root.path_of(&text), Errno::EXIST.into())
+            Error::io("create directory", store.root.path_of(&text), Errno::EXIST.into())
         })?;
         store.lock.detect_other_writer(&store.root);
         store.free_space(
@@ -101,7 +101,7 @@ impl IncidentDir {
         store.lock_usage().resize(id, 0, size);
         let inner = IncidentInner {
             dir: dir.with_path(store.root.path_of(&text)),
-            stem: artifact_stem(&manifest.service, &manifest.domain),
+            stem: artifact_stem(&manifest.service, &manifest.instance),
             seq: Mutex::new(0),
             named_drafts: AtomicU32::new(0),
             registration,

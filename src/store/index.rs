@@ -194,7 +194,9 @@ mod tests {
         large.set_len(MAX_MANIFEST_BYTES.get() + 1).unwrap();
         let listed = list(fixture.dir()).unwrap();
         assert_eq!(listed.len(), 3);
-        for (entry, message) in listed.iter().zip(["is larger than", "not a manifest", "No such"]) {
+        for (entry, message) in
+            listed.iter().zip(["is larger than", "not a valid manifest", "No such"])
+        {
             let error = entry.manifest.as_ref().unwrap_err().to_string();
             assert!(error.contains(message) && error.contains(MANIFEST_FILE), "{error}");
         }

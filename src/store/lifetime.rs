@@ -57,13 +57,13 @@ fn lifetime_warning(dir: &Path, mount: &Mount<'_>, surroundings: &Surroundings) 
     let is_private = |part: &OsStr| part.to_string_lossy().starts_with("systemd-private-");
     if runtime_directories.into_iter().any(is_below) {
         Some(format!(
-            "incidents in {shown} are lost when the service stops: it is in RuntimeDirectory=; set `dir` to a \
-             directory of StateDirectory="
+            "incidents in {shown} are lost when the service stops: the directory is in \
+             RuntimeDirectory=; set `dir` to a directory in StateDirectory="
         ))
     } else if mount.root.iter().any(is_private) {
         Some(format!(
-            "incidents in {shown} are lost when the service stops: it is in a private /tmp (PrivateTmp=); set `dir` \
-             to a directory of StateDirectory="
+            "incidents in {shown} are lost when the service stops: the directory is in a private /tmp \
+             (PrivateTmp=); set `dir` to a directory in StateDirectory="
         ))
     } else if MEMORY_FILE_SYSTEMS.contains(&mount.kind) {
         Some(in_memory_warning(dir))
@@ -71,8 +71,8 @@ fn lifetime_warning(dir: &Path, mount: &Mount<'_>, surroundings: &Surroundings) 
         && (LAYERED_FILE_SYSTEMS.contains(&mount.kind) || surroundings.is_container)
     {
         Some(format!(
-            "incidents in {shown} are lost with the container: it is in the container's own layer ({}); mount a \
-             volume and set `dir` to a directory in it",
+            "incidents in {shown} are lost when the container is removed: the directory is in the \
+             container's own layer ({}); mount a volume and set `dir` to a directory in it",
             String::from_utf8_lossy(mount.kind)
         ))
     } else {
@@ -82,8 +82,9 @@ fn lifetime_warning(dir: &Path, mount: &Mount<'_>, surroundings: &Surroundings) 
 
 fn in_memory_warning(dir: &Path) -> String {
     format!(
-        "incidents in {} are lost at the next boot, or with the container or pod: it is in memory, where they count \
-         against the memory limit and take at most half of what is left below it; set `dir` to a directory on a disk",
+        "incidents in {} are lost at the next boot, or when the container or pod is removed: the \
+         directory is in memory, where incidents count against the memory limit and use at most \
+         half of the memory left below it; set `dir` to a directory on a disk",
         dir.display()
     )
 }

@@ -67,7 +67,7 @@ impl WriterLock {
         let mut file = match root.open_or_create(LOCK_FILE) {
             Ok(file) => file,
             Err(Error::Io { source, .. }) if is_open_unsupported(&source) => {
-                warn_unlocked(root, &format!("opening .lock: {source}"));
+                warn_unlocked(root, &format!("cannot open .lock: {source}"));
                 return Ok(Self {
                     file: None,
                     method: LockMethod::RecordOnly,
@@ -114,8 +114,8 @@ impl WriterLock {
         warnings::set(
             TOPIC,
             format!(
-                "process {pid} of host {} writes to {} too, and no lock keeps the two apart: each counts and removes \
-                 incidents of the other; set another `dir` for one of them",
+                "process {pid} on host {} also writes to {}, and no lock prevents it: each process counts \
+                 and removes incidents of the other; set another `dir` for one of them",
                 found.host,
                 root.path().display()
             ),
@@ -173,8 +173,9 @@ fn try_lock(root: &Dir, file: &File) -> Option<LockMethod> {
         Ok(()) => {
             root.file_system().report_missing(FsFeature::Lock, |path| {
                 format!(
-                    "flock fails in {path} ({flock_error}); an fcntl lock is held instead, which does not keep out a \
-                     process that can call flock or is on another machine: make sure that one process writes there"
+                    "flock fails in {path} ({flock_error}): an fcntl lock is used instead, which does not \
+                     exclude a process that can call flock or runs on another machine; make sure that only \
+                     one process writes there"
                 )
             });
             Some(LockMethod::OpenFileDescription)
@@ -190,7 +191,8 @@ fn try_lock(root: &Dir, file: &File) -> Option<LockMethod> {
 fn warn_unlocked(root: &Dir, reason: &str) {
     root.file_system().report_missing(FsFeature::Lock, |path| {
         format!(
-            "{path} cannot be locked ({reason}): one writer is not assured; give each process a `dir` of its own"
+            "{path} cannot be locked ({reason}): concurrent writers are not excluded; give each process \
+             a separate `dir`"
         )
     });
 }
@@ -273,11 +275,11 @@ mod tests {
             change(&mut other);
             other.may_be_alive(&ours)
         };
-        assert!(!other(|_| ()), "the same process number, and it is ours");
-        assert!(other(|record| record.pid = Some(1)), "it runs");
-        assert!(!other(|record| record.pid = Some(i32::MAX as u32)), "there is no such process");
+        assert!(!other(|_| ()), "same pid, this process");
+        assert!(other(|record| record.pid = Some(1)), "running process");
+        assert!(!other(|record| record.pid = Some(i32::MAX as u32)), "process does not exist");
         assert!(other(|record| record.host = "elsewhere".to_owned()));
         assert!(other(|record| record.pid_namespace = "pid:[1]".to_owned()));
-        assert!(!other(|record| record.writer_id.clear()), "it stopped");
+        assert!(!other(|record| record.writer_id.clear()), "no record");
     }
 }

@@ -37,7 +37,8 @@ pub enum Error {
     Malformed(#[from] serde_json::Error),
     /// A later version wrote the manifest.
     #[error(
-        "it has schema {found}; this version of marple reads up to {supported}: use a later one"
+        "unsupported schema {found}: this version of marple reads up to {supported}; use a later \
+         version"
     )]
     UnsupportedSchema {
         /// The schema of the manifest.
@@ -46,7 +47,7 @@ pub enum Error {
         supported: u32,
     },
     /// The manifest is longer than any that marple writes.
-    #[error("its vitals do not begin within {limit}, as those of each manifest of marple do")]
+    #[error("`vitals` does not start within {limit}, unlike in manifests written by marple")]
     TooLong {
         /// The maximum size that is read.
         limit: Bytes,

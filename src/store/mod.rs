@@ -22,7 +22,7 @@
 //! - Drafts of an open incident count against the limits while they are written. Closed incidents
 //!   are evicted to free space for them; the header of `retention` defines the order. If no
 //!   incident can be evicted, the write fails and the artifact is discarded.
-//! - Manifests and `state.json` are written regardless of `max_bytes` and `keep_free`. They are
+//! - Manifests and `state.json` are written regardless of `max_bytes` and `min_free_space`. They are
 //!   small, and they record that space ran out. Only a full device prevents the write.
 //! - A file pruned from an incident that stays is moved from `artifacts` to `removed` in the
 //!   manifest before it is deleted. So a manifest never lists a missing file. The first, the last
@@ -102,7 +102,7 @@ pub struct StoreUsage {
     pub bytes: Bytes,
     /// The limit on `bytes` (`store.max_bytes`).
     pub max_bytes: Bytes,
-    /// Free bytes of the file system beyond `store.keep_free`, or `None` if it does not report
+    /// Free bytes of the file system beyond `store.min_free_space`, or `None` if it does not report
     /// them.
     pub free: Option<Bytes>,
     /// `true` if the directory is in memory (tmpfs, ramfs), where files count against the memory

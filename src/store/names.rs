@@ -86,7 +86,7 @@ impl IncidentName {
 
 /// Returns `{service}_{domain}`, the part of an artifact's name that identifies its origin.
 pub(super) fn artifact_stem(service: &str, instance: &str) -> String {
-    format!("{}_{}", sanitize(service, "-", "service"), sanitize(instance, "-", "domain"))
+    format!("{}_{}", sanitize(service, "-", "service"), sanitize(instance, "-", "instance"))
 }
 
 /// Returns a shorter stem, for file systems with names of at most 143 bytes (eCryptfs) or less.

@@ -116,8 +116,9 @@ pub(super) fn open_or_create(path: &Path, group_read: bool) -> Result<ChosenDire
     }
     let warning_for = |private_dir: &Dir| {
         format!(
-            "{} can be written by others (mode {:04o}, user {}): incidents are in {}, which only this user can write; \
-             set `dir` to a directory of this user's alone to choose the place",
+            "{} is writable by other users (mode {:04o}, owner {}): incidents are stored in {}, which \
+             only this user can write to; to choose the path, set `dir` to a directory that only this \
+             user can write to",
             path.display(),
             mode(&stat),
             stat.st_uid,
@@ -140,8 +141,9 @@ pub(super) fn open_or_create(path: &Path, group_read: bool) -> Result<ChosenDire
         let dir = new_dir(fd, path, probe.owner, &stat);
         dir.file_system().report_missing(FsFeature::Modes, |path| {
             format!(
-                "the file system of {path} keeps no modes: other users may read captures, which hold secrets, and \
-                 remove them; mount it with a umask of 077 and this user's ID, or set `dir` to another one"
+                "the file system of {path} does not store file modes: other users may read captures, which \
+                 contain secrets, and remove them; mount it with a umask of 077 and this user's ID, or set \
+                 `dir` to another file system"
             )
         });
         return Ok(ChosenDirectory { dir, warning: None });
@@ -151,7 +153,7 @@ pub(super) fn open_or_create(path: &Path, group_read: bool) -> Result<ChosenDire
         match fs::mkdirat(&fd, name.as_str(), dir_mode) {
             Ok(()) if group_read => set_group(&fd, &name, stat.st_gid),
             Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(io_error("make the directory", path.join(name), errno)),
+            Err(errno) => return Err(io_error("create directory", path.join(name), errno)),
         }
         if let Some(dir) = open_private(&fd, &path.join(&name), &name, probe.owner) {
             let warning = Some(warning_for(&dir));
@@ -185,7 +187,7 @@ fn mode(stat: &Stat) -> u32 {
 }
 
 fn read_stat(fd: &OwnedFd, path: &Path) -> Result<Stat, Error> {
-    fs::fstat(fd).map_err(|errno| io_error("look at", path.to_owned(), errno))
+    fs::fstat(fd).map_err(|errno| io_error("stat", path.to_owned(), errno))
 }
 
 fn new_dir(fd: OwnedFd, path: PathBuf, owner: u32, stat: &Stat) -> Dir {
@@ -263,7 +265,7 @@ fn make_directories(path: &Path, group_read: bool) -> Result<(), Error> {
             }
             // An existing entry is checked when it is opened, which gives a more specific error.
             Err(Errno::EXIST) => {}
-            Err(errno) => return Err(io_error("make the directory", path.to_owned(), errno)),
+            Err(errno) => return Err(io_error("create directory", path.to_owned(), errno)),
         }
     }
     Ok(())

@@ -112,7 +112,7 @@ pub(super) fn discard(
     manifest.removed.extend(discarded.into_iter().map(|artifact| RemovedArtifact {
         artifact,
         removed: now,
-        why: format!("to make room ({})", limit.name()),
+        why: format!("to free space ({})", limit.name()),
     }));
 }
 

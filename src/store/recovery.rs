@@ -58,14 +58,14 @@ impl fmt::Display for Recovery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} incidents interrupted, {} unlisted artifacts, {} leftovers swept",
+            "{} incidents marked interrupted, {} unlisted artifacts added, {} leftovers deleted",
             self.interrupted.len(),
             self.added_artifacts.len(),
             self.deleted.len(),
         )?;
         if let Some(blocked) = self.blocked.first() {
             let (count, path) = (self.blocked.len(), blocked.path.display());
-            write!(f, ", {count} leftovers kept because of {path}")?;
+            write!(f, ", {count} leftovers kept because of foreign files, such as {path}")?;
         }
         match self.errors.first() {
             Some(error) => write!(f, ", {} failures: {error}", self.errors.len()),
@@ -221,7 +221,7 @@ fn describe_artifact(dir: &Dir, file: String, kind: CaptureKind) -> Result<Artif
     let bytes = Bytes(io::copy(&mut content, &mut hash).map_err(read_error)?);
     let modified = content.metadata().and_then(|meta| meta.modified()).map_err(read_error)?;
     let taken = Timestamp::try_from(modified).unwrap_or_default();
-    Ok(Artifact { file, kind, bytes, sha256: hex(hash.0), taken, part: None, note: None })
+    Ok(Artifact { file, kind, bytes, sha256: hex(hash.0), taken, phase: None, note: None })
 }
 
 /// A writer that hashes its input.

@@ -262,7 +262,7 @@ impl Drop for StoreInner {
 
 impl std::fmt::Debug for StoreInner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("dir", &self.root.path()).finish_non_exhaustive()
+        f.debug_struct("StoreInner").field("dir", &self.root.path()).finish_non_exhaustive()
     }
 }
 

@@ -35,7 +35,8 @@ impl fmt::Display for UnverifiedFile<'_> {
         let path = self.0.display();
         write!(
             f,
-            "{path}: has no build id: its names are those of the file at this path, unchecked"
+            "{path}: has no build ID, so the function names may be those of a different file at \
+             this path"
         )
     }
 }

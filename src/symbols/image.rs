@@ -110,7 +110,7 @@ impl ElfImage {
         image.class = match ident.strip_prefix(&elf::ELFMAG) {
             Some(&[class]) if class == elf::ELFCLASS64.0 => Class::Elf64,
             Some(&[class]) if class == elf::ELFCLASS32.0 => Class::Elf32,
-            _ => return Err(image.malformed("it does not begin as one")),
+            _ => return Err(image.malformed("the first bytes are not those of an ELF file")),
         };
         match image.class {
             Class::Elf64 => image.read_headers::<elf::FileHeader64<Endianness>>()?,
@@ -195,7 +195,7 @@ impl ElfImage {
             let mut piece = [0; 256];
             let available = strings.end.saturating_sub(at).min(piece.len() as u64) as usize;
             let Some(piece) = piece.get_mut(..available).filter(|piece| !piece.is_empty()) else {
-                return Err(self.malformed("a symbol's name lies outside its string table"));
+                return Err(self.malformed("the name of a symbol is outside the string table"));
             };
             self.read_exact(piece, at)?;
             if let Some(end) = piece.iter().position(|&byte| byte == 0) {
@@ -228,7 +228,7 @@ impl ElfImage {
     fn read_headers<Elf: FileHeader<Endian = Endianness>>(&mut self) -> Result<(), Error> {
         let malformed = |_| Error::Malformed {
             path: self.path.clone(),
-            reason: "its headers contradict each other or the file's size",
+            reason: "the headers are inconsistent with each other or with the file size",
         };
         let length =
             self.file.size().map_err(|source| Error::Read { path: self.path.clone(), source })?;
@@ -236,10 +236,10 @@ impl ElfImage {
         let header = Elf::parse(&data).map_err(malformed)?;
         let endian = header.endian().map_err(malformed)?;
         if header.phnum(endian, &data).map_err(malformed)? > MAX_SEGMENTS {
-            return Err(self.too_large("its number of segments", MAX_SEGMENTS.into()));
+            return Err(self.too_large("the number of segments", MAX_SEGMENTS.into()));
         }
         if header.shnum(endian, &data).map_err(malformed)? > MAX_SECTIONS {
-            return Err(self.too_large("its number of sections", MAX_SECTIONS.into()));
+            return Err(self.too_large("the number of sections", MAX_SECTIONS.into()));
         }
         let (mut build_id, mut segments) = (String::new(), Vec::new());
         for segment in header.program_headers(endian, &data).map_err(malformed)? {

@@ -65,7 +65,7 @@ pub use owner::{ApplicationFunction, application_function, is_application};
 #[non_exhaustive]
 pub enum Error {
     /// The file could not be opened or read.
-    #[error("{path}: cannot be read for function names: {source}")]
+    #[error("{path}: cannot read function names: {source}")]
     Read {
         /// The file.
         path: PathBuf,
@@ -73,13 +73,13 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The path does not name a regular file.
-    #[error("{path}: is not a regular file, so it is not read for function names")]
+    #[error("{path}: not a regular file, so function names are not read from it")]
     NotRegularFile {
         /// The path.
         path: PathBuf,
     },
     /// The file's tables contradict each other, or it is not an ELF file.
-    #[error("{path}: is not a well-formed ELF file: {reason}")]
+    #[error("{path}: not a valid ELF file: {reason}")]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -88,8 +88,8 @@ pub enum Error {
     },
     /// The file is not the one that was mapped.
     #[error(
-        "{path}: has build id `{found}`, but the code that ran has `{mapped}`: \
-         the file was replaced; give the reader the old one"
+        "{path}: has build ID `{found}`, but the code that ran has `{mapped}`: \
+         the file was replaced; symbolize with the old file"
     )]
     BuildIdMismatch {
         /// The file.
@@ -100,14 +100,14 @@ pub enum Error {
         found: String,
     },
     /// The file was modified while it was mapped, and has no build ID to check its content by.
-    #[error("{path}: was written to since it was loaded, so function names are not read from it")]
+    #[error("{path}: modified after it was loaded, so function names are not read from it")]
     Modified {
         /// The file.
         path: PathBuf,
     },
     /// The file has debug information but no code, so file offsets cannot be mapped to addresses.
     #[cfg(feature = "cli")]
-    #[error("{path}: holds debug information alone; give the binary it was taken from, too")]
+    #[error("{path}: contains debug information only; also pass the binary it was split from")]
     NoCode {
         /// The file.
         path: PathBuf,
@@ -115,8 +115,9 @@ pub enum Error {
     /// Neither the file nor a debug file of it has DWARF.
     #[cfg(feature = "cli")]
     #[error(
-        "{path}: has no debug information, and no debug file of its build lies below /usr/lib/debug \
-         or beside it; build with `debug = \"line-tables-only\"`, or give the unstripped file"
+        "{path}: has no debug information, and no debug file with its build ID is below \
+         /usr/lib/debug or beside it; build with `debug = \"line-tables-only\"`, or pass the \
+         unstripped file"
     )]
     NoDwarf {
         /// The file.
@@ -124,7 +125,7 @@ pub enum Error {
     },
     /// The file's DWARF cannot be used.
     #[cfg(feature = "cli")]
-    #[error("{path}: its debug information cannot be read: {reason}")]
+    #[error("{path}: cannot read debug information: {reason}")]
     Dwarf {
         /// The file with the DWARF.
         path: PathBuf,
@@ -132,7 +133,7 @@ pub enum Error {
         reason: String,
     },
     /// Reading the file would exceed a limit on the cost of a capture.
-    #[error("{path}: {what} is beyond the limit of {limit}; symbolize this profile offline")]
+    #[error("{path}: {what} exceeds the limit of {limit}; symbolize this profile offline")]
     TooLarge {
         /// The file.
         path: PathBuf,
@@ -286,8 +287,8 @@ pub fn missing_symbols_reason(mapping: &Mapping) -> Option<String> {
         Err(error) => Some(error.to_string()),
         Ok(image) if image.has_all_symbols() || debug_file::with_symbols(&image).is_some() => None,
         Ok(_) => Some(format!(
-            "{} has no symbol table (it was stripped), and there is no debug file of it beside it or below \
-             /usr/lib/debug; build with `strip = \"debuginfo\"` or keep the debug file there",
+            "{} has no symbol table (it was stripped), and no debug file of it is beside it or \
+             below /usr/lib/debug; build with `strip = \"debuginfo\"` or keep the debug file there",
             mapping.path.display()
         )),
     }

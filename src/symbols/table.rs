@@ -48,7 +48,7 @@ impl SymbolTable {
             return Ok(());
         }
         if self.entries.end - self.entries.start > MAX_TABLE_BYTES {
-            return Err(image.too_large("its symbol table in bytes", MAX_TABLE_BYTES));
+            return Err(image.too_large("the size of the symbol table in bytes", MAX_TABLE_BYTES));
         }
         let mut buffer = std::mem::take(&mut lookup.buffer);
         buffer.resize(CHUNK_BYTES, 0);
@@ -71,12 +71,14 @@ impl SymbolTable {
             image.read_exact(chunk, at)?;
             let count = chunk.len() / size_of::<S>();
             let (symbols, _) = pod::slice_from_bytes::<S>(chunk, count)
-                .map_err(|()| image.malformed("its symbol table is cut"))?;
+                .map_err(|()| image.malformed("the symbol table is truncated"))?;
             for symbol in symbols {
                 lookup.add_symbol(symbol, endian);
             }
             if lookup.steps > MAX_STEPS {
-                return Err(image.too_large("the work its symbol table asks for", MAX_STEPS));
+                return Err(
+                    image.too_large("the number of steps to search the symbol table", MAX_STEPS)
+                );
             }
             at += size;
         }

@@ -103,10 +103,10 @@ impl FieldVisitor {
         match catch_unwind(AssertUnwindSafe(|| write(&mut out))) {
             Ok(Ok(())) => {}
             Ok(Err(fmt::Error)) if out.is_truncated => {}
-            Ok(Err(fmt::Error)) => text.push_str("(its formatting failed)"),
+            Ok(Err(fmt::Error)) => text.push_str("(formatting failed)"),
             Err(_) => {
                 text.truncate(start);
-                text.push_str("(its formatting panicked)");
+                text.push_str("(formatting panicked)");
             }
         }
         parts.push((name, text.len()));
@@ -198,7 +198,7 @@ mod tests {
         });
         visitor.push("after", |out| out.write_str("2"));
         let fields: Vec<_> = visitor.fields.iter().collect();
-        assert_eq!(fields, [("before", "1"), ("bad", "(its formatting panicked)"), ("after", "2")]);
+        assert_eq!(fields, [("before", "1"), ("bad", "(formatting panicked)"), ("after", "2")]);
     }
 
     #[test]

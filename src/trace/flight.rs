@@ -199,13 +199,13 @@ pub(super) fn end(window: Window, strings: &mut StringTable) -> FlightSnapshot {
     let mut losses = Losses::default();
     let overwritten = append_new(&mut threads, from);
     let pairs = unregister_capture();
-    losses.add("polls and parks dropped: written over before they were read", overwritten);
+    losses.add("polls and parks dropped: overwritten before they were read", overwritten);
     losses.add(
         "polls and parks dropped: no memory for another thread's ring",
         lost_records().saturating_sub(lost_before),
     );
     if !cycle_clock::is_trusted() {
-        losses.add("times that may be wrong: the kernel has turned from the CPU's counter", 1);
+        losses.add("times may be wrong: the kernel stopped using the CPU's timestamp counter", 1);
     }
 
     let calibration = Calibration::new(pairs);

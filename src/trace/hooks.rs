@@ -45,11 +45,17 @@ pub(super) fn has_task_hooks() -> bool {
 ///
 /// ```
 /// let mut builder = tokio::runtime::Builder::new_multi_thread();
-/// let runtime = marple::instrument(&mut builder).enable_all().build()?;
+/// let runtime = marple::instrument_runtime(&mut builder).enable_all().build()?;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub fn instrument_runtime(builder: &mut Builder) -> &mut Builder {
     Hooks::new().apply(builder)
+}
+
+/// The name of [`instrument_runtime`] in early versions.
+#[doc(hidden)]
+pub fn instrument(builder: &mut Builder) -> &mut Builder {
+    instrument_runtime(builder)
 }
 
 /// A closure for one of a runtime's hooks.

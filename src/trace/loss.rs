@@ -39,18 +39,18 @@ impl LossCause {
     /// Returns the description in a timeline.
     const fn description(self) -> &'static str {
         match self {
-            Self::OutOfBudget => "trace events dropped: trace.max_bytes used up",
+            Self::OutOfBudget => "trace events dropped: trace.max_bytes is used up",
             Self::TooDeep => "trace events dropped: slices nested too deep",
             Self::OutOfMemory => "trace events dropped: no memory",
             Self::ThreadLocalDestroyed => {
-                "trace events dropped: emitted after the thread's local storage was gone"
+                "trace events dropped: emitted after the thread's local storage was destroyed"
             }
             Self::Reentrant => "trace events dropped: emitted by the allocator during recording",
-            Self::Fields => "trace fields left out: too many or no room for their texts",
+            Self::Fields => "trace fields omitted: too many fields, or no space for their text",
             Self::ProcessEventsFull => {
-                "vitals and instants dropped: their share of trace.max_bytes used up"
+                "vitals and instants dropped: their part of trace.max_bytes is used up"
             }
-            Self::NotFinite => "counter values left out: not a finite number",
+            Self::NotFinite => "counter values omitted: not a finite number",
         }
     }
 }

@@ -67,10 +67,28 @@ mod task;
 mod thread;
 mod unstable;
 
+#[cfg(not(feature = "internals"))]
+pub(crate) use flight::configure;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub use flight::configure;
+#[doc(hidden)]
+pub use hooks::instrument;
 pub use hooks::{Hooks, instrument_runtime};
 pub use layer::{Layer, layer};
+#[cfg(not(feature = "internals"))]
+pub(crate) use process_events::{record_instant, record_vitals};
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub use process_events::{record_instant, record_vitals};
+#[cfg(not(feature = "internals"))]
+pub(crate) use recorder::recorded_sources;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub use recorder::recorded_sources;
+#[cfg(not(feature = "internals"))]
+pub(crate) use session::{Error, TraceSession};
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub use session::{Error, TraceSession};
 pub(crate) use task::PollNode;

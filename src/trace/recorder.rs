@@ -88,8 +88,8 @@ pub fn recorded_sources() -> &'static str {
     let [spans, parks, tasks] = [&LAYER_INSTALLED, &HOOKS_INSTALLED, &TASKS_WRAPPED]
         .map(|flag| flag.load(Ordering::Relaxed));
     match (hooks::has_task_hooks(), tasks, parks, spans) {
-        (true, _, _, true) => "polls by tokio's hooks, parks, spans",
-        (true, _, _, false) => "polls by tokio's hooks, parks",
+        (true, _, _, true) => "polls from tokio's hooks, parks, spans",
+        (true, _, _, false) => "polls from tokio's hooks, parks",
         (false, true, true, true) => "polls of wrapped tasks, parks, spans",
         (false, true, true, false) => "polls of wrapped tasks, parks",
         (false, true, false, true) => "polls of wrapped tasks, spans",

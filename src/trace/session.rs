@@ -13,10 +13,10 @@ use crate::trace::process_events;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// Another session is recording.
-    #[error("a runtime trace is being recorded already: stop that session first")]
+    #[error("a runtime trace is already being recorded; stop that session first")]
     Busy,
     /// `max_bytes` is too small for a useful recording.
-    #[error("trace.max_bytes of {given} is too small for a recording: give it at least {minimum}")]
+    #[error("trace.max_bytes {given} is too small for a recording; set it to at least {minimum}")]
     TooSmall {
         /// The given `max_bytes`.
         given: Bytes,

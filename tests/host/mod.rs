@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use marple::base::Bytes;
 use marple::config::{DiskReserve, Settings, StoreSettings, ToggleSettings};
 use marple::model::{Manifest, Metric, Rule};
-use marple::{Agent, AgentHandle, CaptureSet};
+use marple::{Agent, AgentHandle, Builder, CaptureSet};
 use tempfile::TempDir;
 
 /// Timeout of every wait, far beyond the time it takes on a busy machine.
@@ -36,7 +36,7 @@ impl Host {
         let serial = serial_guard();
         let dir = TempDir::new().unwrap();
         let settings = Settings { dir: dir.path().join("captures"), ..settings };
-        let agent = Agent::from_settings(settings).start().unwrap();
+        let agent = Builder::from_settings(settings).start().unwrap();
         Self { agent: Some(agent), dir, _serial: serial }
     }
 
@@ -131,7 +131,7 @@ pub(crate) fn wait_for<T>(condition_name: &str, mut condition: impl FnMut() -> O
     }
 }
 
-/// Returns the names of an incident's files without the service and the domain.
+/// Returns the names of an incident's files without the service and the instance.
 pub(crate) fn artifact_names(manifest: &Manifest) -> Vec<String> {
     manifest
         .artifacts

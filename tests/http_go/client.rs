@@ -245,7 +245,7 @@ fn error_response_is_shown_with_reason() {
     let output = peers::go_pprof_command(&["-top", &url]).output().unwrap();
     let error_text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success());
-    assert_contains(&error_text, &["400 Bad Request", "beyond the cap of 300 (http.max_duration)"]);
+    assert_contains(&error_text, &["400 Bad Request", "exceeds 300 (http.max_duration)"]);
 }
 
 /// `go` and the tool it runs, killed together.

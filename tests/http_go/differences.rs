@@ -54,7 +54,7 @@ fn seconds_beyond_cap_are_rejected() {
         let response = get(&ours.pprof_url(&format!("{path}?seconds=86400")));
         assert_eq!((response.status, response.header("x-go-pprof")), (400, Some("1")), "{path}");
         let text = response.text();
-        assert!(text.contains("beyond the cap of 300 (http.max_duration)"), "{path}: {text}");
+        assert!(text.contains("exceeds 300 (http.max_duration)"), "{path}: {text}");
     }
     assert_eq!(status(&ours)["streams"], serde_json::json!([]));
 }
@@ -146,7 +146,7 @@ fn head_request_starts_no_capture() {
             .map(|url| send_request("HEAD", &format!("{url}/debug/pprof/{path}"), &[], ""));
         assert_eq!(shape(&theirs), shape(&answer), "{path}");
     }
-    assert_eq!(status(&ours)["budget"]["streams_in_a_day"], 0);
+    assert_eq!(status(&ours)["budget"]["on_demand_captures_24h"], 0);
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub(crate) fn manifest() -> Manifest {
         schema: 1,
         id: IncidentId::new(opened),
         service: "orders".into(),
-        domain: "eu-1".into(),
+        instance: "eu-1".into(),
         state: IncidentState::Open,
         opened,
         closed: None,

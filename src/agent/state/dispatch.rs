@@ -50,7 +50,8 @@ impl AgentState {
             warnings::set(
                 "captures",
                 format!(
-                    "captures wait: the capture thread has been {description} since {}; see the disk of the directory",
+                    "captures are delayed: the capture thread has been {description} since {}; \
+                     check the disk of the incident directory",
                     since.wall
                 ),
             );
@@ -69,11 +70,11 @@ impl AgentState {
         match self.current_command {
             Some((since, description)) => {
                 format!(
-                    "not there yet: the capture thread has been {description} since {}",
+                    "not created yet: the capture thread has been {description} since {}",
                     since.wall
                 )
             }
-            None => "not there yet: the capture thread has not begun with it".to_owned(),
+            None => "not created yet: the capture thread has not started this command".to_owned(),
         }
     }
 
@@ -84,7 +85,7 @@ impl AgentState {
         match order {
             CaptureCommand::Incident(task) => {
                 let mut stats = TaskStats::default();
-                stats.failures.push(("capture thread gone", why));
+                stats.failures.push(("capture thread ended", why));
                 self.done(IncidentTaskResult {
                     result: task.command.failure_result(),
                     dir: None,
@@ -92,7 +93,7 @@ impl AgentState {
                 });
             }
             CaptureCommand::OnDemand(task) => {
-                self.record_failure("capture thread gone", why.clone());
+                self.record_failure("capture thread ended", why.clone());
                 let result = Err(ProfileError::Failed(why));
                 self.streamed(OnDemandResult::Finished { id: task.command.id(), result });
             }

@@ -36,7 +36,8 @@ fn describe_missing(
         let separator = if text.is_empty() { "" } else { "; " };
         let _ = write!(
             text,
-            "{separator}{what} has no effect, as marple is built without its `{feature}` feature: add it in Cargo.toml"
+            "{separator}{what} has no effect: marple is built without its `{feature}` feature; add \
+             it in Cargo.toml"
         );
     };
     let defaults = Settings::default();
@@ -84,10 +85,10 @@ mod tests {
                 _ => None,
             })
         };
-        assert_eq!(report(&Settings::default()), "", "the default rules capture what there is");
+        assert_eq!(report(&Settings::default()), "", "default rules request no particular kind");
         let mut settings = Settings::default();
         settings.rules.push(Rule { abs: Some(1.0), ..Rule::new(Metric::Fds) });
-        assert_eq!(report(&settings), "", "everything is what there is");
+        assert_eq!(report(&settings), "", "a capture of everything requests no particular kind");
         let rule = Rule {
             abs: Some(1.0),
             capture: [CaptureKind::Cpu, CaptureKind::Heap].into(),

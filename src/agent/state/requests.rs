@@ -69,14 +69,14 @@ impl AgentState {
     ) {
         let max_duration = self.settings.toggle.max_duration;
         if kinds.is_empty() || duration.is_zero() || duration > max_duration {
-            let _ = reply.send(Err(PublicError::new(Error::InvalidCapture {
+            let _ = reply.send(Err(PublicError::from(Error::InvalidCapture {
                 duration,
                 most: max_duration,
             })));
             return;
         }
         let reason =
-            self.manual_reason(Origin::Code, format!("asked for by the service for {duration:?}"));
+            self.manual_reason(Origin::Code, format!("requested by the service for {duration:?}"));
         let now = self.clock.now();
         let claim = (self.with_descriptors(kinds), duration);
         let id = self.decider.incidents.claim_from_code(now, self.new_id(), claim, reason);
@@ -132,7 +132,7 @@ impl AgentState {
         for (_, pending) in replies {
             let missing = || {
                 let why = failure.clone().unwrap_or_else(|| self.missing_directory_reason());
-                PublicError::new(Error::NoDirectory(why))
+                PublicError::from(Error::NoDirectory(why))
             };
             match (pending, &dir, &failure) {
                 (PendingReply::Toggle { reply, .. }, None, Some(_)) => {

@@ -24,12 +24,12 @@ impl AgentState {
             opened: incident.opened_at,
             dir: self.dir(incident.id),
             running: incident.running,
-            held_by: incident.active_rules.to_vec(),
+            active_rules: incident.active_rules.to_vec(),
         });
         Status {
             version: env!("CARGO_PKG_VERSION"),
             service: self.settings.service.clone(),
-            domain: self.settings.instance.clone(),
+            instance: self.settings.instance.clone(),
             dir: self.location.path(),
             started: self.started,
             config: self.config.clone(),

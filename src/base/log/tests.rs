@@ -26,7 +26,7 @@ fn stuck_subscriber_is_reported_until_it_recovers() {
     state.delivery_start = Some(now);
     assert_eq!(state.check(now + STUCK_TIMEOUT - Duration::from_nanos(1)).1, None);
     let problem = state.check(now + STUCK_TIMEOUT).1.unwrap();
-    assert!(problem.contains("does not take them"), "{problem}");
+    assert!(problem.contains("does not accept them in time"), "{problem}");
     // The text is the same while the numbers change, because each text is logged once.
     for _ in 0..MAX_QUEUED_EVENTS * 2 {
         state.push(event("x"));

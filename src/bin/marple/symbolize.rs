@@ -25,7 +25,8 @@ type Failure = Box<dyn std::error::Error>;
 pub(crate) fn run(args: Symbolize) -> Result<(), Vec<String>> {
     if args.output.is_some() && args.profiles.len() > 1 {
         return Err(vec![
-            "--output is for one profile; without it each gets a name of its own".into(),
+            "--output accepts one profile only; omit it to write each result next to its profile"
+                .into(),
         ]);
     }
     let binaries = Binaries::open(&args.binary).map_err(|error| vec![error])?;
@@ -71,14 +72,14 @@ impl Binaries {
             Ok(_) if !files.is_empty() => {}
             Ok(found) => {
                 return Err(format!(
-                    "{} has build id `{found}`, but the code that ran had `{build_id}`: \
-                     give the binary that ran by --binary",
+                    "{} has build ID `{found}`, but the code that ran had `{build_id}`: \
+                     pass the binary that ran with --binary",
                     path.display()
                 )
                 .into());
             }
             Err(_) if !files.is_empty() => {}
-            Err(error) => return Err(format!("{error}; give the binary by --binary").into()),
+            Err(error) => return Err(format!("{error}; pass the binary with --binary").into()),
         }
         Ok(files)
     }
@@ -91,13 +92,15 @@ fn symbolize(
     force: bool,
 ) -> Result<String, Failure> {
     if !force && output.exists() {
-        return Err(format!("{} is there already; --force replaces it", output.display()).into());
+        return Err(
+            format!("{} already exists; use --force to replace it", output.display()).into()
+        );
     }
     let mut bytes = Vec::new();
     File::open(input)?.take(MAX_FILE_BYTES).read_to_end(&mut bytes)?;
     if bytes.len() as u64 == MAX_FILE_BYTES {
         return Err(format!(
-            "it has {MAX_FILE_BYTES} bytes or more; no profile of ours is so large"
+            "the file has {MAX_FILE_BYTES} bytes or more; profiles of marple are smaller"
         )
         .into());
     }

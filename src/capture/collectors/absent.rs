@@ -29,7 +29,7 @@ pub(super) fn start(
 }
 
 fn missing_feature_error(kind: CaptureKind) -> CaptureFailure {
-    Absent(format!("marple is built without its `{kind}` feature: add it in Cargo.toml")).into()
+    Absent(format!("marple is built without its `{kind}` feature; add it in Cargo.toml")).into()
 }
 
 /// Stub of a guard.

@@ -10,8 +10,9 @@ use crate::model::{CaptureKind, CpuEngine, CpuMode};
 /// Returns the reason CPU captures are disabled, or `None` if they are not.
 pub(super) fn disabled_reason(settings: &Settings) -> Option<&'static str> {
     let wall = settings.cpu.mode == CpuMode::Wall;
-    (wall && settings.stacks.threads == ThreadsMode::Off)
-        .then_some("`cpu.mode` is \"wall\", which shows threads, and `stacks.threads` is \"off\"")
+    (wall && settings.stacks.threads == ThreadsMode::Off).then_some(
+        "`cpu.mode` is \"wall\", which samples all threads, but `stacks.threads` is \"off\"",
+    )
 }
 
 /// Returns the maximum memory of an engine.
@@ -69,10 +70,7 @@ pub(crate) fn start_lookback(settings: &Settings) -> LookbackState {
     let started = Lookback::start(&options(settings));
     match &started {
         Err(error) => {
-            warnings::set(
-                LOOKBACK_WARNING_TOPIC,
-                format!("no CPU samples from before a capture: {error}"),
-            );
+            warnings::set(LOOKBACK_WARNING_TOPIC, format!("CPU look-back is unavailable: {error}"));
         }
         Ok(_) => warnings::clear(LOOKBACK_WARNING_TOPIC),
     }
@@ -85,7 +83,7 @@ impl LookbackState {
         match &self.0 {
             Ok(Some(lookback)) => lookback.engine(),
             Ok(None) if settings.cpu.lookback_frequency_hz == Hertz(0) => {
-                format!("{}: chosen when a capture starts; no look-back", settings.cpu.engine)
+                format!("{}: selected when a capture starts; no look-back", settings.cpu.engine)
             }
             Ok(None) => "pprof: no look-back with this engine".to_owned(),
             Err(error) => error.to_string(),

@@ -162,8 +162,8 @@ fn check_address_space() -> Result<(), CaptureFailure> {
     match remaining_address_space() {
         Some(left) if left.get() < HeapWriter::RESERVED.get() * ADDRESS_SPACE_DIVISOR => {
             Err(Absent(format!(
-                "a heap profile needs {} of address space, and {left} are left below RLIMIT_AS (ulimit -v); at \
-                 most an eighth of it is taken",
+                "a heap profile needs {} of address space, and only {left} are left below \
+                 RLIMIT_AS (ulimit -v), of which it may use an eighth",
                 HeapWriter::RESERVED,
             ))
             .into())
@@ -242,7 +242,7 @@ impl ThresholdEvents {
     /// evaluated at ticks only.
     pub(crate) fn subscribe() -> Self {
         let listener = heap::threshold_events().inspect_err(|error| {
-            log::error(format!("heap rules are asked at ticks only: {error}"));
+            log::error(format!("heap rules are evaluated at ticks only: {error}"));
         });
         Self(listener.ok())
     }

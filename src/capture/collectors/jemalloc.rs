@@ -75,13 +75,13 @@ fn dump(
     MemorySummary::prepend_to(&mut profile);
     if let Some(since) = sampling_since {
         profile.comments.push(format!(
-            "heap: jemalloc sampled nothing before this capture (prof_active:false); what was allocated \
-             before {since} is not in it"
+            "heap: jemalloc sampled nothing before this capture (prof_active:false); allocations \
+             before {since} are missing"
         ));
     } else if !profiler.is_active()? {
         profile.comments.push(
-            "heap: jemalloc samples nothing at present (prof_active:false); what is shown is what is \
-             left of earlier captures"
+            "heap: jemalloc sampling is off (prof_active:false); only samples of earlier captures \
+             are shown"
                 .to_owned(),
         );
     }

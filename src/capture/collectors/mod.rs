@@ -158,7 +158,7 @@ pub(crate) fn start(
         CaptureKind::Tasks => tasks::start(settings, anchor),
         CaptureKind::Descriptors => descriptors::start(anchor),
         CaptureKind::Panics => panics::start(anchor),
-        CaptureKind::Custom => Err("it is in no set of captures".into()),
+        CaptureKind::Custom => Err("a custom collector is not started as a capture".into()),
     }
 }
 

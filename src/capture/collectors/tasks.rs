@@ -39,7 +39,7 @@ pub(super) fn start(
     let mut dump = tasks::dump(&SystemClock, anchor, options)?;
     let on_runtimes = RUNTIME_TASK_COUNT.load(Ordering::Relaxed).checked_sub(1);
     dump.unwrapped_tasks = on_runtimes.map(|tasks| tasks.saturating_sub(dump.runtime_tasks));
-    let engine = if capture_stacks { "capturing waker" } else { "list" };
+    let engine = if capture_stacks { "async backtrace" } else { "list" };
     Ok(StartedCapture {
         collector: Box::new(Snapshot { engine }),
         initial_evidence: Some(Evidence::Tasks(Box::new(dump))),

@@ -96,7 +96,7 @@ impl Directory {
         let reopened = self.try_open(settings);
         if reopened.is_ok() {
             let path = self.location.path();
-            log::warn(format!("{} was removed and is made again", path.display()));
+            log::warn(format!("{} was removed and has been recreated", path.display()));
         }
         // The saved state is that of this process and already in memory.
         Some(reopened.map(|opened| OpenedStore { saved: None, ..opened }))
@@ -119,7 +119,7 @@ impl Directory {
                 warnings::set(
                     DIRECTORY_WARNING_TOPIC,
                     format!(
-                        "no incident is stored, and rules go on without: {why}; tried again every few seconds"
+                        "incidents are not stored, rules continue: {why}; retried every few seconds"
                     ),
                 );
                 let mut backoff = match &self.state {
@@ -139,7 +139,7 @@ fn load_saved_state(store: &Store) -> Option<Saved> {
     let saved = store.load_state::<Saved>();
     let is_known = |saved: &Saved| saved.schema == Saved::SCHEMA;
     saved.map(|saved| saved.filter(is_known)).unwrap_or_else(|error| {
-        log::error(format!("budgets begin anew: {error}"));
+        log::error(format!("cannot load saved budgets, resetting them: {error}"));
         None
     })
 }
@@ -147,12 +147,14 @@ fn load_saved_state(store: &Store) -> Option<Saved> {
 /// Logs the remains of an earlier process.
 fn log_recovery(recovery: &Recovery) {
     for id in &recovery.interrupted {
-        log::warn(format!("the process ended during incident {id}; its files are kept"));
+        log::warn(format!(
+            "incident {id} was interrupted by the end of its process; its files are kept"
+        ));
     }
     for error in &recovery.errors {
-        log::error(format!("an earlier incident stays as it was found: {error}"));
+        log::error(format!("cannot recover an earlier incident, left unchanged: {error}"));
     }
     if !recovery.deleted.is_empty() {
-        log::info(format!("unfinished files swept: {}", recovery.deleted.join(", ")));
+        log::info(format!("removed partial files: {}", recovery.deleted.join(", ")));
     }
 }

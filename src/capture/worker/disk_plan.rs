@@ -97,7 +97,8 @@ impl CaptureWorker {
         let size = |kind| self.artifact_sizes.expected_size(kind);
         let skip_reason = |kind: CaptureKind| {
             format!(
-                "no room: {available} left ({}), and it takes at least {}; smaller captures were taken first",
+                "no space: {available} left ({}), at least {} needed; smaller captures were taken \
+                 first",
                 limit.name(),
                 self.artifact_sizes.min_size(kind)
             )

@@ -53,7 +53,7 @@ impl CaptureWorker {
                 record.outcome = outcome;
                 record.error = Some(chain(&*error));
                 stats.captures_failed += u64::from(outcome == Outcome::Failed);
-                stats.fail("file of the service's own not collected", &*error);
+                stats.fail("custom collector not started", &*error);
             }
             records.push(record);
         }
@@ -97,7 +97,7 @@ impl CaptureWorker {
                 None => stats.captures += 1,
                 Some(error) => {
                     stats.captures_failed += 1;
-                    let cause = "file of the service's own not whole";
+                    let cause = "custom collector output incomplete";
                     stats.failures.push((cause, format!("{name}: {error}")));
                 }
             }

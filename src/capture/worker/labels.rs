@@ -23,7 +23,7 @@ use crate::base::{IncidentId, Moment};
 use crate::capture::collectors::Evidence;
 use crate::capture::messages::TaskStats;
 use crate::capture::worker::CaptureWorker;
-use crate::capture::worker::take::LOOKBACK_PART;
+use crate::capture::worker::take::LOOKBACK_PHASE;
 use crate::capture::worker::write::PendingArtifact;
 use crate::model::{
     CaptureKind, EventKind, Profile, RawKind, Sample, StringHandle, TimedSample, Timeline,
@@ -39,19 +39,19 @@ impl CaptureWorker {
         stats: &mut TaskStats,
     ) {
         let (mut profiles, mut timeline) = (Vec::new(), None);
-        for PendingArtifact { part, evidence, .. } in artifacts {
+        for PendingArtifact { phase, evidence, .. } in artifacts {
             match evidence {
                 Evidence::Profile(profile) if !profile.timed_samples.is_empty() => {
-                    profiles.push((*part, profile));
+                    profiles.push((*phase, profile));
                 }
                 Evidence::Timeline(traced) => timeline = Some(&**traced),
                 _ => {}
             }
         }
-        for (part, profile) in profiles {
+        for (phase, profile) in profiles {
             let labelled = catch_panic(|| {
-                let polls_so_far = match part {
-                    Some(LOOKBACK_PART) => self.recorded_polls(id),
+                let polls_so_far = match phase {
+                    Some(LOOKBACK_PHASE) => self.recorded_polls(id),
                     _ => None,
                 };
                 if let Some(timeline) = timeline.or(polls_so_far.as_ref()) {
@@ -60,7 +60,7 @@ impl CaptureWorker {
                 Ok(())
             });
             if let Err(error) = labelled {
-                stats.fail("CPU profile left without labels", &*error);
+                stats.fail("CPU profile not labelled", &*error);
             }
         }
     }

@@ -7,8 +7,8 @@ use crate::capture::worker::CaptureWorker;
 use crate::capture::worker::write::PendingArtifact;
 use crate::model::{CaptureKind, CaptureRecord, Losses, Outcome, ThreadDump};
 
-/// Value of the artifact's `part` for the dump of a stalled thread.
-const STALL_PART: &str = "stall";
+/// Value of the artifact's `phase` for the dump of a stalled thread.
+const STALL_PHASE: &str = "stall";
 
 impl CaptureWorker {
     /// Writes the dump of the stalled thread.
@@ -30,7 +30,7 @@ impl CaptureWorker {
         let now = self.clock.wall();
         CaptureRecord {
             kind: CaptureKind::Threads,
-            engine: "signal to the stuck thread".to_owned(),
+            engine: "signal to the stalled thread".to_owned(),
             started: now,
             stopped: Some(now),
             outcome: Outcome::Done,
@@ -45,7 +45,7 @@ pub(super) fn stall_dump_artifact(record: usize, dump: Box<ThreadDump>) -> Pendi
     PendingArtifact {
         kind: CaptureKind::Threads,
         record_index: record,
-        part: Some(STALL_PART),
+        phase: Some(STALL_PHASE),
         evidence: Evidence::Threads(dump),
     }
 }

@@ -10,11 +10,11 @@ use crate::capture::worker::write::{PendingArtifact, mark_capture_failed};
 use crate::capture::worker::{CaptureWorker, RunningCapture};
 use crate::model::{CaptureRecord, CaptureSet, Losses, Outcome, ThreadDump};
 
-/// Value of an artifact's `part` for look-back data, taken at the start of the capture.
-pub(super) const LOOKBACK_PART: &str = "before";
+/// Value of an artifact's `phase` for look-back data, taken at the start of the capture.
+pub(super) const LOOKBACK_PHASE: &str = "lookback";
 
-/// Value of an artifact's `part` for a snapshot taken while the capture is running.
-const DURING_PART: &str = "meanwhile";
+/// Value of an artifact's `phase` for a snapshot taken while the capture is running.
+const DURING_PHASE: &str = "during";
 
 impl CaptureWorker {
     /// Starts all of `kinds`, phase by phase, and writes the evidence available at the start.
@@ -95,7 +95,7 @@ impl CaptureWorker {
                     artifacts.extend(started.initial_evidence.map(|evidence| PendingArtifact {
                         kind,
                         record_index: index,
-                        part: evidence.is_lookback().then_some(LOOKBACK_PART),
+                        phase: evidence.is_lookback().then_some(LOOKBACK_PHASE),
                         evidence,
                     }));
                     running.insert(kind);
@@ -137,11 +137,11 @@ impl CaptureWorker {
                     artifacts.extend(evidence.map(|evidence| PendingArtifact {
                         kind,
                         record_index: record,
-                        part: Some(DURING_PART),
+                        phase: Some(DURING_PHASE),
                         evidence,
                     }));
                 }
-                Err(error) => stats.fail("capture not taken again", &*error),
+                Err(error) => stats.fail("capture not repeated", &*error),
             }
         }
         self.write(id, artifacts, stats);
@@ -181,13 +181,13 @@ impl CaptureWorker {
                     artifacts.extend(evidence.map(|evidence| PendingArtifact {
                         kind,
                         record_index: record,
-                        part: None,
+                        phase: None,
                         evidence,
                     }));
                 }
                 Err(error) => {
                     stats.captures_failed += 1;
-                    stats.fail("capture lost at its stop", &*error);
+                    stats.fail("capture failed to stop", &*error);
                     ended.push((record, wall, Some(chain(&*error))));
                 }
             }

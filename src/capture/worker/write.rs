@@ -21,7 +21,7 @@ pub(super) struct PendingArtifact {
     pub(super) kind: CaptureKind,
     pub(super) record_index: usize,
     /// Part of the capture it belongs to.
-    pub(super) part: Option<&'static str>,
+    pub(super) phase: Option<&'static str>,
     pub(super) evidence: Evidence,
 }
 
@@ -42,7 +42,7 @@ impl CaptureWorker {
             pending.iter_mut().for_each(|taken| symbolize_evidence(&mut taken.evidence, stats));
         }
         let mut queue = VecDeque::from(pending);
-        while let Some(PendingArtifact { kind, record_index: record, part, mut evidence }) =
+        while let Some(PendingArtifact { kind, record_index: record, phase, mut evidence }) =
             queue.pop_front()
         {
             if !has_trace {
@@ -61,7 +61,7 @@ impl CaptureWorker {
                     write_artifact(&mut self.incident_dirs, id, form, (&evidence, &stacks))
                 }) {
                     Ok(mut artifact) => {
-                        artifact.part = part.map(str::to_owned);
+                        artifact.phase = phase.map(str::to_owned);
                         artifact.note = evidence.note();
                         stats.artifacts += 1;
                         stats.artifact_bytes += artifact.bytes.get();
@@ -103,7 +103,7 @@ fn symbolize_evidence(evidence: &mut Evidence, stats: &mut TaskStats) {
         Ok(())
     });
     if let Err(error) = named {
-        stats.fail("evidence left without names", &*error);
+        stats.fail("evidence not symbolized", &*error);
     }
 }
 
@@ -116,7 +116,7 @@ fn write_artifact(
     (evidence, stacks): (&Evidence, &[Stacks<'_>]),
 ) -> Result<Artifact, CaptureFailure> {
     let Some((_, dir)) = dirs.iter_mut().find(|(open, _)| *open == id) else {
-        return Err("its incident is not open".into());
+        return Err("the incident is not open".into());
     };
     let mut attempts = 0;
     loop {

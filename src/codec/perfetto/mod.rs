@@ -199,32 +199,33 @@ impl<W: Write> TraceWriter<'_, W> {
         track_event: &mut TrackEvent,
     ) -> Result<(), &'static str> {
         let index = event.track.index();
-        let track = self.timeline.tracks.get(index).ok_or("events on a track that is not there")?;
+        let track = self.timeline.tracks.get(index).ok_or("events on an unknown track")?;
         let is_counter = matches!(track.kind, TrackKind::Counter(_));
-        let open = self.open_slices.get_mut(index).ok_or("events on a track that is not there")?;
+        let open = self.open_slices.get_mut(index).ok_or("events on an unknown track")?;
         track_event.clear();
         track_event.track_uuid = track_uuid(self.timeline, index);
         match event.kind {
             EventKind::Counter(value) => {
                 if !is_counter {
-                    return Err("counter values on a track of slices");
+                    return Err("counter values on a slice track");
                 }
                 if !value.is_finite() {
-                    return Err("counter values that are not numbers");
+                    return Err("counter values that are not finite");
                 }
                 track_event.set_type(EventType::Counter);
                 track_event.double_counter_value = Some(value);
                 return Ok(());
             }
-            _ if is_counter => return Err("slices on a track of counter values"),
+            _ if is_counter => return Err("slices on a counter track"),
             EventKind::Begin(name) => {
                 *open += 1;
                 track_event.set_type(EventType::SliceBegin);
                 track_event.name_iid = self.interner.name(name);
             }
             EventKind::End => {
-                *open =
-                    open.checked_sub(1).ok_or("ends of slices that began before the recording")?;
+                *open = open
+                    .checked_sub(1)
+                    .ok_or("ends of slices that started before the recording")?;
                 track_event.set_type(EventType::SliceEnd);
             }
             EventKind::Instant(name) => {

@@ -267,7 +267,7 @@ fn write_comments<W: Write>(
     out: &mut GzipMessageWriter<W>,
 ) -> io::Result<()> {
     let mut losses = profile.losses.clone();
-    losses.add("samples left out: not one value for each type", skipped);
+    losses.add("samples omitted: number of values differs from number of types", skipped);
     let mut comment: Vec<i64> = profile.comments.iter().map(|text| texts.add(text)).collect();
     comment.extend(
         losses.iter().map(|loss| texts.add(&format!("lost: {} {}", loss.count, loss.cause))),

@@ -58,7 +58,7 @@ pub fn write_proto(profile: &Profile, out: impl Write) -> io::Result<()> {
 
 fn check(profile: &Profile) -> Result<(), String> {
     if profile.string_table.first().is_some_and(|first| !first.is_empty()) {
-        return Err("its first text is not the empty one".to_owned());
+        return Err("the first string is not empty".to_owned());
     }
     let check_text = |index: i64, referrer: &str| {
         // The default of an absent field is 0, and the text there is empty even in an empty table.
@@ -66,14 +66,15 @@ fn check(profile: &Profile) -> Result<(), String> {
             || usize::try_from(index).is_ok_and(|index| index < profile.string_table.len());
         exists
             .then_some(())
-            .ok_or_else(|| format!("{referrer} refers to text {index}, which is not there"))
+            .ok_or_else(|| format!("{referrer} refers to string {index}, which does not exist"))
     };
     let mappings = collect_ids("mapping", profile.mapping.iter().map(|mapping| mapping.id))?;
     let functions = collect_ids("function", profile.function.iter().map(|function| function.id))?;
     let locations = collect_ids("location", profile.location.iter().map(|location| location.id))?;
 
     let types = profile.sample_type.iter().chain(&profile.period_type);
-    for (kind, referrer) in types.flat_map(|kind| [(kind.r#type, "a type"), (kind.unit, "a type")])
+    for (kind, referrer) in
+        types.flat_map(|kind| [(kind.r#type, "a value type"), (kind.unit, "a value type")])
     {
         check_text(kind, referrer)?;
     }
@@ -123,7 +124,7 @@ fn collect_ids(
     let mut seen = HashSet::with_capacity(ids.len());
     for id in ids {
         if id == 0 || !seen.insert(id) {
-            return Err(format!("{kind} id {id} is given twice, or is 0, which stands for none"));
+            return Err(format!("{kind} id {id} is a duplicate, or is 0, which is reserved"));
         }
     }
     Ok(seen)
@@ -131,5 +132,7 @@ fn collect_ids(
 
 fn check_reference(ids: &HashSet<u64>, id: u64, from: &str, to: &str) -> Result<(), String> {
     let exists = ids.contains(&id);
-    exists.then_some(()).ok_or_else(|| format!("a {from} refers to {to} {id}, which is not there"))
+    exists
+        .then_some(())
+        .ok_or_else(|| format!("a {from} refers to {to} {id}, which does not exist"))
 }

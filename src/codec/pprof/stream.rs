@@ -66,7 +66,7 @@ pub struct Text(i64);
 pub struct FunctionId(u64);
 
 /// A profile being written. Without [`Self::finish`] the file is truncated.
-#[must_use = "without `finish` the file is cut short"]
+#[must_use = "without `finish` the file is truncated"]
 pub struct ProfileStream<'a, W: Write> {
     buffers: &'a mut WriterBuffers,
     out: W,

@@ -14,7 +14,7 @@ pub fn write(dump: &DescriptorDump, mut out: impl Write) -> io::Result<()> {
     for (title, counts) in [
         ("by kind", &dump.kinds),
         ("by target", &dump.targets),
-        ("files by path, digits as #", &dump.patterns),
+        ("files by path, digits replaced by #", &dump.patterns),
         ("files by directory", &dump.directories),
     ] {
         write_counts(out, title, counts)?;

@@ -10,7 +10,7 @@ use crate::model::PanicDump;
 pub fn write(dump: &PanicDump, mut out: impl Write) -> io::Result<()> {
     let out = &mut out;
     let panics = super::plural(usize::try_from(dump.total).unwrap_or(usize::MAX), "panic");
-    writeln!(out, "# {panics} up to {}, by place", dump.taken_at)?;
+    writeln!(out, "# {panics} until {}, by location", dump.taken_at)?;
     write_losses(out, &dump.losses)?;
     for place in &dump.locations {
         let count = super::plural(usize::try_from(place.count).unwrap_or(usize::MAX), "panic");
@@ -53,8 +53,8 @@ mod tests {
         write(&PanicDump::new(at, recorded), &mut text).unwrap();
         let text = String::from_utf8(text).unwrap();
         let expected = "\
-# 5 panics up to 1970-01-01T00:00:00Z, by place
-# panics counted without their place: 2
+# 5 panics until 1970-01-01T00:00:00Z, by location
+# panics without a recorded location: 2
 
 3 panics at src/orders.rs:17:9
     message: order 3\\nis empty

@@ -14,7 +14,7 @@ pub fn write(dump: &TaskDump, mut out: impl Write) -> io::Result<()> {
     let total = plural(usize::try_from(dump.total()).unwrap_or(usize::MAX), "task");
     writeln!(
         out,
-        "# {total} at {}, asked within {}",
+        "# {total} at {}, dumped within {}",
         dump.taken_at(),
         format_duration(dump.duration)
     )?;
@@ -22,14 +22,15 @@ pub fn write(dump: &TaskDump, mut out: impl Write) -> io::Result<()> {
         let listed = dump.tasks.len();
         writeln!(
             out,
-            "# a sample: {listed} were asked; counts by spawn site are exact, those by state and stack are estimates"
+            "# a sample of {listed} tasks: counts by spawn site are exact, counts by state and \
+             stack are estimates"
         )?;
     }
     for (state, count) in count_by_state(dump) {
         writeln!(out, "# {count} {state}")?;
     }
     if let Some(unwrapped) = dump.unwrapped_tasks {
-        writeln!(out, "# {unwrapped} more, not spawned through marple::task: not listed")?;
+        writeln!(out, "# {unwrapped} more not listed: not spawned by marple::task")?;
     }
     write_losses(out, dump.losses())?;
     if dump.is_sample() {
@@ -87,7 +88,13 @@ fn write_group(out: &mut impl Write, dump: &TaskDump, group: &TaskGroup<'_>) -> 
     if !first.name.is_empty() {
         write!(out, " {:?}", first.name)?;
     }
-    write!(out, " of {}:{}, {}", first.location.file, first.location.line, first.state.name())?;
+    write!(
+        out,
+        " spawned at {}:{}, {}",
+        first.location.file,
+        first.location.line,
+        first.state.name()
+    )?;
     if let TaskState::Running { tid } = first.state {
         write!(out, " on thread {tid}")?;
     }
@@ -95,7 +102,7 @@ fn write_group(out: &mut impl Write, dump: &TaskDump, group: &TaskGroup<'_>) -> 
     if let (Some(shortest), Some(longest)) = (ages.clone().min(), ages.max()) {
         let label = match first.state {
             TaskState::Running { .. } => "for",
-            _ => "last polled before",
+            _ => "time since last poll",
         };
         let (shortest, longest) = (format_duration(shortest), format_duration(longest));
         if shortest == longest {
@@ -118,7 +125,7 @@ fn write_group(out: &mut impl Write, dump: &TaskDump, group: &TaskGroup<'_>) -> 
         visible_frames(&dump.profile, *stack).try_for_each(|frame| writeln!(out, "    {frame}"))?;
     }
     if first.omitted_stacks > 0 {
-        writeln!(out, "  and {} more leaves, not shown", first.omitted_stacks)?;
+        writeln!(out, "  and {} more leaf futures, not shown", first.omitted_stacks)?;
     }
     if let TaskState::Running { tid } = first.state
         && let Some(stack) = dump.threads.get(&tid)

@@ -16,9 +16,13 @@ pub(super) fn check_store(check: &mut Validator, settings: &Settings) {
     let store = &settings.store;
     check.in_section("store.", |check| {
         check_limits(check, Some(store.max_bytes), Some(store.max_incidents), Some(store.max_age));
-        check.require_at_least("max_incident_bytes", store.max_bytes_per_incident, MIN_STORE_BYTES);
+        check.require_at_least(
+            "max_bytes_per_incident",
+            store.max_bytes_per_incident,
+            MIN_STORE_BYTES,
+        );
         if let DiskReserve::Percent(Percent(share)) = store.min_free_space {
-            check.require((0.0..100.0).contains(&share), &["keep_free"], || {
+            check.require((0.0..100.0).contains(&share), &["min_free_space"], || {
                 format!("{share} % is no share that leaves room: write \"0%\" to \"99%\"")
             });
         }

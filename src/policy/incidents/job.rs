@@ -54,13 +54,13 @@ impl IncidentCommand {
     /// Returns a description of the command for use within a sentence.
     pub(crate) fn description(&self) -> &'static str {
         match self {
-            Self::Open { .. } => "making an incident's directory",
+            Self::Open { .. } => "creating an incident directory",
             Self::Start { .. } => "starting captures",
-            Self::StartCollectors { .. } => "starting the service's collectors",
-            Self::FinishCollectors { .. } => "writing what the service's collectors left",
+            Self::StartCollectors { .. } => "starting custom collectors",
+            Self::FinishCollectors { .. } => "storing the output of custom collectors",
             Self::Stop { .. } => "stopping and writing captures",
-            Self::Recapture { .. } => "taking a capture once more",
-            Self::UpdateManifest { .. } => "writing an incident's manifest",
+            Self::Recapture { .. } => "repeating a capture",
+            Self::UpdateManifest { .. } => "writing an incident manifest",
             Self::Close { .. } => "closing an incident",
         }
     }

@@ -55,7 +55,7 @@ fn run_all_commands(incidents: &mut Incidents, now: Moment) -> Vec<IncidentComma
         };
         incidents.apply_result(now, result);
         commands.push(command);
-        assert!(commands.len() < 100, "the jobs do not come to an end: {commands:?}");
+        assert!(commands.len() < 100, "the commands do not end: {commands:?}");
     }
     commands
 }
@@ -121,7 +121,7 @@ fn rule_firing_during_a_capture_joins_the_incident() {
         [IncidentCommand::Stop { id: first, kinds: heap }]
     );
     incidents.clear("tasks");
-    assert_eq!(run_all_commands(&mut incidents, at(7)), [], "memory still holds it");
+    assert_eq!(run_all_commands(&mut incidents, at(7)), [], "rule `memory` is still active");
     incidents.clear("memory");
     assert_eq!(command_names(&run_all_commands(&mut incidents, at(8))), ["close"]);
 }
@@ -141,7 +141,7 @@ fn rule_does_not_join_incident_waiting_to_clear() {
     run_all_commands(&mut incidents, at(61));
     let again =
         incidents.claim_for_rule(at(90), id, "memory", (cpu(), SECOND), reason(Origin::Rule));
-    assert_eq!(again, first, "a rule captures again into its own incident");
+    assert_eq!(again, first, "a rule captures again within its incident");
 }
 
 #[test]
@@ -294,14 +294,17 @@ impl Thread {
             }
             IncidentCommand::Stop { id, kinds } => {
                 let running = self.running_in(id);
-                assert!(kinds.difference(running).is_empty(), "stopped what does not run");
+                assert!(
+                    kinds.difference(running).is_empty(),
+                    "stopped a capture that is not running"
+                );
                 self.set_running(id, running.difference(kinds));
                 CommandResult::Stopped { id, kinds }
             }
             IncidentCommand::Recapture { id, kinds, .. } => {
                 assert!(
                     kinds.difference(self.running_in(id)).is_empty(),
-                    "taken while it does not run"
+                    "snapshot of a capture that is not running"
                 );
                 CommandResult::Recaptured { id }
             }
@@ -365,7 +368,7 @@ proptest! {
                 }
                 Step::RunCommand { fail } => { thread.run_next_command(&mut incidents, now, fail); }
             }
-            prop_assert!(incidents.open.len() <= 3 + 2, "at most one a rule, and two besides");
+            prop_assert!(incidents.open.len() <= 3 + 2, "at most one per rule, and two others");
             if let Some(state) = incidents.toggle_state() {
                 prop_assert!(incidents.iter().any(|incident| incident.id == state.incident));
             }

@@ -25,7 +25,7 @@ pub(crate) enum ProfileError {
         wait: Option<Duration>,
     },
     /// The quota of the last 24 hours is used up.
-    #[error("budget.streams_per_day ({limit}) is spent until {until}")]
+    #[error("budget.on_demand_captures_per_day ({limit}) is exhausted until {until}")]
     Spent { limit: u64, until: String, wait: Duration },
     /// Disabled by the settings or the build.
     #[error("{0}")]

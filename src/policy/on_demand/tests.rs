@@ -45,13 +45,13 @@ fn next_command_text(streams: &mut OnDemandCaptures, now: u64, taken: &[EngineIn
     let job = streams.urgent_command(taken).or_else(|| streams.next_command(anchor(now), taken));
     match job {
         None => "none".into(),
-        Some(OnDemandCommand::Snapshot { id, .. }) => format!("look {id}"),
+        Some(OnDemandCommand::Snapshot { id, .. }) => format!("snapshot {id}"),
         Some(OnDemandCommand::Start { id, .. }) => format!("start {id}"),
         Some(OnDemandCommand::Stop { id, cut_short }) => {
             format!("stop {id}{}", cut_short.map(|why| format!(": {why}")).unwrap_or_default())
         }
         Some(OnDemandCommand::Encode { id }) => format!("encode {id}"),
-        Some(OnDemandCommand::Cancel { id }) => format!("drop {id}"),
+        Some(OnDemandCommand::Cancel { id }) => format!("cancel {id}"),
     }
 }
 
@@ -77,7 +77,7 @@ fn timed_capture_runs_for_its_duration_and_is_returned() {
     assert_eq!(next_command_text(&mut streams, 9, &[]), "none");
     assert_eq!(streams.next_expiry(), Some(anchor(10).moment));
     assert_eq!(next_command_text(&mut streams, 10, &[]), "stop 1");
-    assert_eq!(streams.next_expiry(), None, "it is under way");
+    assert_eq!(streams.next_expiry(), None, "the stop command is in flight");
     streams.apply_result(anchor(10).moment, OnDemandResult::Stopped { id: 1 });
     assert_eq!(next_command_text(&mut streams, 10, &[]), "encode 1");
     let result = Ok(ProfileResponse { bytes: vec![1, 2, 3], cut_short: None });
@@ -96,11 +96,7 @@ fn encoding_blocks_neither_other_captures_nor_shutdown() {
     streams.apply_result(anchor(10).moment, OnDemandResult::Stopped { id: 1 });
     assert_eq!(next_command_text(&mut streams, 10, &[]), "encode 1");
     streams.apply_result(anchor(10).moment, OnDemandResult::Encoding { id: 1 });
-    assert_eq!(
-        next_command_text(&mut streams, 10, &[]),
-        "none",
-        "it is no longer the capture thread's"
-    );
+    assert_eq!(next_command_text(&mut streams, 10, &[]), "none", "the encoder thread has the data");
     assert_eq!((streams.next_expiry(), streams.is_empty()), (None, false));
     // The engine is free in the meantime.
     let _second = submit(&mut streams, 11, cpu(5), &[]);
@@ -108,7 +104,7 @@ fn encoding_blocks_neither_other_captures_nor_shutdown() {
     streams.apply_result(anchor(11).moment, OnDemandResult::Started { id: 2, engine: None });
 
     streams.shut_down();
-    assert_eq!(next_command_text(&mut streams, 12, &[]), "drop 2");
+    assert_eq!(next_command_text(&mut streams, 12, &[]), "cancel 2");
     streams.apply_result(anchor(12).moment, OnDemandResult::Canceled { id: 2 });
     assert!(streams.is_empty());
     assert!(matches!(answer.try_recv(), Ok(Err(ProfileError::Failed(_)))));
@@ -127,7 +123,7 @@ fn second_cpu_capture_is_refused_with_owner_and_end_time() {
     assert_eq!(busy_error(second), expected);
     // Captures without an engine run beside it.
     let mut snapshot = submit(&mut streams, 4, heap(), &[]);
-    assert_eq!(next_command_text(&mut streams, 4, &[]), "look 2");
+    assert_eq!(next_command_text(&mut streams, 4, &[]), "snapshot 2");
     assert!(snapshot.try_recv().is_err() && !first.is_terminated());
 }
 
@@ -135,7 +131,7 @@ fn second_cpu_capture_is_refused_with_owner_and_end_time() {
 fn disconnecting_client_frees_the_engine_at_once() {
     let (mut streams, answer) = start_cpu_capture();
     drop(answer);
-    assert_eq!(next_command_text(&mut streams, 1, &[]), "drop 1");
+    assert_eq!(next_command_text(&mut streams, 1, &[]), "cancel 1");
     streams.apply_result(anchor(1).moment, OnDemandResult::Canceled { id: 1 });
     let _second = submit(&mut streams, 1, cpu(1), &[]);
     assert_eq!(next_command_text(&mut streams, 1, &[]), "start 2");
@@ -153,7 +149,7 @@ fn disconnect_before_start_removes_request() {
 fn incident_stops_capture_and_client_gets_partial_data() {
     let (mut streams, _answer) = start_cpu_capture();
     let taken = incident([CaptureKind::Cpu]);
-    let stop = "stop 1: the engine went to incident X (memory)";
+    let stop = "stop 1: the engine was needed by incident X (memory)";
     assert_eq!(next_command_text(&mut streams, 3, &taken), stop);
     streams.apply_result(anchor(3).moment, OnDemandResult::Stopped { id: 1 });
     assert!(
@@ -171,7 +167,7 @@ fn incident_with_other_engines_does_not_block_captures() {
     let taken = incident([CaptureKind::Trace, CaptureKind::Heap]);
     assert!(streams.urgent_command(&taken).is_none());
     let _heap = submit(&mut streams, 1, heap(), &taken);
-    assert_eq!(next_command_text(&mut streams, 1, &taken), "look 2");
+    assert_eq!(next_command_text(&mut streams, 1, &taken), "snapshot 2");
 }
 
 #[test]
@@ -189,7 +185,7 @@ fn snapshots_beyond_queue_limit_are_refused() {
         .map(|_| submit(&mut streams, 0, heap(), &[]))
         .collect();
     assert_eq!(busy_error(submit(&mut streams, 0, heap(), &[])).1, None);
-    assert_eq!(next_command_text(&mut streams, 0, &[]), "look 1");
+    assert_eq!(next_command_text(&mut streams, 0, &[]), "snapshot 1");
     drop(answers);
 }
 
@@ -246,7 +242,7 @@ fn shutdown_cancels_captures_and_replies_to_all_clients() {
     let (mut streams, mut answer) = start_cpu_capture();
     let mut waiting = submit(&mut streams, 1, heap(), &[]);
     streams.shut_down();
-    assert_eq!(next_command_text(&mut streams, 1, &[]), "drop 1");
+    assert_eq!(next_command_text(&mut streams, 1, &[]), "cancel 1");
     streams.apply_result(anchor(1).moment, OnDemandResult::Canceled { id: 1 });
     assert!(streams.is_empty());
     for answer in [&mut answer, &mut waiting] {
@@ -268,7 +264,7 @@ fn daily_quota_limits_captures_but_not_symbol_requests() {
         other => panic!("{other:?}"),
     }
     let mut names = submit(&mut streams, 900, ProfileKind::Symbols(vec![1]), &[]);
-    assert!(names.try_recv().is_err(), "it is taken on");
+    assert!(names.try_recv().is_err(), "the request is accepted");
     assert_eq!(streams.quota.used_count(anchor(900).moment), 2);
 }
 
@@ -278,15 +274,15 @@ fn failed_captures_are_refunded_and_canceled_ones_are_counted() {
     let spent = |streams: &OnDemandCaptures| streams.quota.used_count(anchor(0).moment);
     drop(submit(&mut streams, 0, cpu(1), &[]));
     assert_eq!(next_command_text(&mut streams, 0, &[]), "none");
-    assert_eq!(spent(&streams), 0, "he went before his turn");
+    assert_eq!(spent(&streams), 0, "the client disconnected before the start");
     let _failed = submit(&mut streams, 0, heap(), &[]);
-    assert_eq!(next_command_text(&mut streams, 0, &[]), "look 2");
+    assert_eq!(next_command_text(&mut streams, 0, &[]), "snapshot 2");
     let result = Err(ProfileError::Absent("no allocator".into()));
     streams.apply_result(anchor(0).moment, OnDemandResult::Finished { id: 2, result });
     assert_eq!(spent(&streams), 0, "it failed");
     let (mut streams, answer) = start_cpu_capture();
     drop(answer);
-    assert_eq!(next_command_text(&mut streams, 1, &[]), "drop 1");
+    assert_eq!(next_command_text(&mut streams, 1, &[]), "cancel 1");
     streams.apply_result(anchor(1).moment, OnDemandResult::Canceled { id: 1 });
     assert_eq!(spent(&streams), 1, "it ran");
 }

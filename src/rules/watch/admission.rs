@@ -131,7 +131,7 @@ impl WatchedRule {
     }
 
     /// Returns the reason to wait after the last capture, or `None` if the wait is over. The wait
-    /// doubles with each repeat. With `again = "cooldown"` it is constant, as in holmes.
+    /// doubles with each repeat. With `refire = "after-cooldown"` it is constant, as in holmes.
     fn cooldown_reason(
         &self,
         now: Moment,

@@ -52,8 +52,9 @@ impl Modes {
             file_system.report_missing(FsFeature::Modes, |path| {
                 let cause = changed.err().map_or(String::new(), |errno| format!(" (fchmod: {errno})"));
                 format!(
-                    "the file system of {path} keeps no modes{cause}: files there have mode {:04o}, so other users may \
-                     read captures, which hold secrets; mount it with a umask of 077, or set `dir` to another one",
+                    "the file system of {path} does not store file modes{cause}: files there have mode \
+                     {:04o}, so other users may read captures, which contain secrets; mount it with a \
+                     umask of 077, or set `dir` to another file system",
                     actual.bits()
                 )
             });
@@ -80,8 +81,8 @@ fn report_no_group_access(file_system: &FileSystem, call: &str, errno: rustix::i
     let group = file_system.group;
     file_system.report_missing(FsFeature::GroupRead, |path| {
         format!(
-            "members of group {group} cannot read all of {path} ({call}: {errno}): store.group_read needs this \
-             process in that group (fsGroup, supplementalGroups)"
+            "members of group {group} cannot read all files in {path} ({call}: {errno}): \
+             store.group_read requires this process to be in that group (fsGroup, supplementalGroups)"
         )
     });
 }

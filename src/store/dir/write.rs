@@ -91,7 +91,7 @@ impl Dir {
                 self.report_no_unnamed_files("linkat", errno);
                 Ok(None)
             }
-            linked => self.naming_result(linked, "name the file", name).map(Some),
+            linked => self.naming_result(linked, "create", name).map(Some),
         }
     }
 
@@ -138,8 +138,9 @@ impl Dir {
                 {
                     self.file_system.report_missing(FsFeature::HardLinks, |path| {
                         format!(
-                            "no hard links in {path} (linkat: {errno}): that a name is free is checked before each \
-                             rename, which does not keep out another process that makes files there"
+                            "hard links are not supported in {path} (linkat: {errno}): each rename first checks \
+                             that the name is free, which does not exclude another process that creates files \
+                             there"
                         )
                     });
                 }
@@ -173,8 +174,8 @@ impl Dir {
             Err(errno) if is_plain && is_refusal(errno) => {
                 self.file_system.report_missing(FsFeature::RenameDir, |path| {
                     format!(
-                        "directories in {path} cannot be renamed (renameat: {errno}): incidents are made and removed \
-                         in place, so that a kill at that moment leaves one without all of its files"
+                        "directories in {path} cannot be renamed (renameat: {errno}): incidents are created and \
+                         removed in place, so a kill at that moment leaves an incident with missing files"
                     )
                 });
                 Ok(false)
@@ -212,8 +213,8 @@ impl Dir {
             Err(error) if Errno::from_io_error(&error).is_some_and(is_sync_unsupported) => {
                 self.file_system.report_missing(FsFeature::Sync, |path| {
                     format!(
-                        "files in {path} cannot be synced (fsync: {fsync_error}): after a power cut or a crash of the \
-                         machine the last incident may be missing or cut; set `dir` to a local disk"
+                        "files in {path} cannot be synced (fsync: {fsync_error}): after a power failure or a \
+                         system crash, the last incident may be missing or truncated; set `dir` to a local disk"
                     )
                 });
                 Ok(())
@@ -232,8 +233,8 @@ impl Dir {
             Err(errno) if is_refusal(errno) => {
                 self.file_system.report_missing(FsFeature::DirSync, |path| {
                     format!(
-                        "directories in {path} cannot be synced (fsync: {errno}): after a power cut the last \
-                         incident may be missing"
+                        "directories in {path} cannot be synced (fsync: {errno}): after a power failure, the \
+                         last incident may be missing"
                     )
                 });
                 Ok(())
@@ -255,8 +256,8 @@ impl Dir {
     fn report_no_rename_no_replace(&self, errno: Errno) {
         self.file_system.report_missing(FsFeature::RenameNoReplace, |path| {
             format!(
-                "no rename in {path} that never replaces (renameat2: {errno}): hard links are used instead, where \
-                 there are any"
+                "rename without replacement is not supported in {path} (renameat2: {errno}): hard links \
+                 are used instead, if supported"
             )
         });
     }

@@ -29,7 +29,7 @@ fn device_failure_discards_only_that_artifact() {
         assert_eq!(
             draft.rejected_size(),
             None,
-            "it is no bound of ours: nothing makes room for it"
+            "not a limit of the store: eviction does not free space for it"
         );
         assert!(draft.write(b"more").is_err());
         assert!(matches!(draft.commit(), Err(Error::Incomplete { .. })));
@@ -49,6 +49,6 @@ fn exhausted_quota_is_reported_as_quota() {
     let error = Error::io("write", "/captures/x".into(), quota());
     assert!(matches!(error, Error::Full { limit: StoreLimit::Quota, .. }), "{error}");
     assert!(error.to_string().contains("raise the quota"), "{error}");
-    assert!(!error.is_store_limit(), "nothing of ours makes room for it");
+    assert!(!error.is_store_limit(), "eviction does not free space for it");
     assert_eq!(io::Error::from(error).kind(), ErrorKind::QuotaExceeded);
 }

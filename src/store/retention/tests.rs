@@ -354,7 +354,7 @@ fn profile_numbers(fixture: &Fixture, id: IncidentId) -> (Vec<u32>, Vec<u32>) {
         .map(|name| number(&name))
         .collect();
     present.sort_unstable();
-    assert_eq!(listed, present, "the manifest lists what is there");
+    assert_eq!(listed, present, "the manifest lists the existing files");
     let removed = manifest.removed.iter().map(|removed| number(&removed.artifact.file)).collect();
     (listed, removed)
 }
@@ -376,7 +376,7 @@ fn prunes_middle_files_before_evicting_incident() {
     let usage = fixture.store.usage();
     assert_eq!((usage.artifacts_removed, usage.incidents_removed), (1, 0));
     let reason = fixture.store.find(long).unwrap().manifest.unwrap().removed[0].why.clone();
-    assert_eq!(reason, "to make room (max_bytes)");
+    assert_eq!(reason, "to free space (max_bytes)");
     fixture
         .store
         .set_settings(StoreSettings { max_bytes: Bytes(all - 125_000), ..generous_settings() });
@@ -404,7 +404,7 @@ fn full_incident_prunes_its_middle_files() {
     assert!(stored <= settings.max_bytes_per_incident, "{stored}");
     // A write that does not fit even after every possible eviction deletes nothing.
     let error = write_profile(&fixture, &mut incident, 390_000).unwrap_err();
-    assert!(error.to_string().contains("max_incident_bytes"), "{error}");
+    assert!(error.to_string().contains("max_bytes_per_incident"), "{error}");
     assert_eq!(profile_numbers(&fixture, id).0, [1, 6, 7, 8]);
     // The limit applies to one incident, not to all of them together.
     let mut other = fixture.store.create_incident("memory", fixture.manifest()).unwrap();
@@ -534,14 +534,14 @@ fn directory_in_memory_uses_half_of_memory_left() {
     write_profile(&fixture, &mut incident, 100_000).unwrap();
     assert!(fixture.store.find(old).is_ok());
     write_profile(&fixture, &mut incident, 60_000).unwrap();
-    assert!(fixture.store.find(old).is_err(), "what is removed is memory again");
+    assert!(fixture.store.find(old).is_err(), "removed files free memory");
     let error = {
         use std::io::Write;
         let mut draft =
             incident.draft(crate::model::CaptureKind::Cpu, fixture.manifest().opened).unwrap();
         draft.write_all(&[0; 60_000]).unwrap_err()
     };
-    assert!(error.to_string().contains("the memory left"), "{error}");
+    assert!(error.to_string().contains("memory available to tmpfs"), "{error}");
     fixture.store.set_memory_left(None);
     write_profile(&fixture, &mut incident, 400_000).unwrap();
 }
