@@ -84,7 +84,8 @@ struct RunObservations {
 }
 
 /// Part of each error about a system call that would make a filter end the process.
-const NOT_TRIED_TEXT: &str = "is not tried: a system call filter (seccomp) ends the process for it";
+const NOT_TRIED_TEXT: &str =
+    "is not called: a system call filter (seccomp) kills the process for this call";
 
 /// Starts the agent and exercises everything: look-back, all captures, HTTP requests, a stall,
 /// shutdown.
@@ -157,7 +158,7 @@ fn agent_runs_with_needed_syscalls_only_and_reports_missing_ones() {
         let calls = ["perf_event_open", "setpriority", "timer_create", "rt_tgsigqueueinfo"];
         let observations = run_agent(&calls);
         assert!(
-            observations.engine.contains("timer_create is not tried"),
+            observations.engine.contains("timer_create is not called"),
             "{}",
             observations.engine
         );
@@ -171,10 +172,10 @@ fn agent_runs_under_killing_system_service_filter() {
         let is_in_set = |class| class != Class::Optional { in_system_service: false };
         allow_only(is_in_set, seccomp::kill());
         let observations = run_agent(&[]);
-        let engine = "timer: perf_event_open is not tried: a system call filter";
+        let engine = "timer: perf_event_open is not called: a system call filter";
         assert!(observations.engine.starts_with(engine), "{}", observations.engine);
         let warned =
-            "system calls: a system call filter (seccomp) ends the process for perf_event_open";
+            "system calls: a system call filter (seccomp) kills the process for perf_event_open";
         assert!(observations.warnings.contains(warned), "{}", observations.warnings);
         assert!(!observations.warnings.contains("setpriority"), "{}", observations.warnings);
     });
@@ -225,7 +226,7 @@ fn syscall_probe_does_not_call_service_sigsys_handler() {
         allow_only(is_in_set, seccomp::trap());
         let host = Host::start(settings());
         let status = host.handle().status().wait(WAIT_TIMEOUT).unwrap();
-        assert!(status.cpu.contains("ends the process for it"), "{}", status.cpu);
+        assert!(status.cpu.contains("kills the process for this call"), "{}", status.cpu);
     });
 }
 

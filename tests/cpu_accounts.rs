@@ -71,7 +71,8 @@ fn many_mostly_idle_threads_have_all_their_cpu_time() {
             let (expected, got, lost) = stated_periods(&profile);
             assert!(((got + lost) as f64 / expected as f64 - 1.0).abs() <= 0.02, "{context}");
             // The profile states how the time was determined.
-            let expected_text = format!("{} samples were taken", profile.total("samples").unwrap());
+            let expected_text =
+                format!("{} samples were recorded", profile.total("samples").unwrap());
             assert!(
                 profile.comments.iter().any(|comment| comment.ends_with(&expected_text)),
                 "{context}"
@@ -169,20 +170,20 @@ impl GoProfile {
 
 /// Causes of samples that are missing from the sums, counted in periods.
 const MISSING_CAUSES: [&str; 3] =
-    ["CPU samples that found no room", "CPU time without a sample", "CPU samples missing"];
+    ["CPU samples dropped", "CPU time without a sample", "CPU samples missing"];
 
 /// Causes of samples that are incomplete and included in the sums.
 const INCLUDED_CAUSES: [&str; 12] = [
-    "CPU samples without their time",
-    "CPU samples counted without a stack",
-    "CPU samples with frames left out",
-    "CPU samples deeper than their copy",
-    "CPU samples cut at the outer end",
-    "CPU samples cut where unwind information ends",
+    "CPU samples without a timestamp",
+    "CPU samples without a stack",
+    "CPU samples with frames omitted",
+    "CPU samples deeper than their stack copy",
+    "CPU samples truncated at the outer end",
+    "CPU samples truncated where unwind information ends",
     "CPU samples on a signal's alternate stack",
-    "CPU samples walked through code without unwind tables",
+    "CPU samples unwound through code without unwind tables",
     "CPU samples with the profiler's own frames on top",
-    "outermost frames of CPU samples",
+    "CPU samples truncated: deeper than 126 frames",
     "threads without CPU samples",
     "CPU profile ended early",
 ];
@@ -382,7 +383,7 @@ const CASES: &[Case] = &[
         name: "more stacks than fit",
         frequency: 1000,
         run: many_stacks,
-        lost: &[(CpuEngine::Perf, "table of stacks is full")],
+        lost: &[(CpuEngine::Perf, "stack table full")],
     },
     Case {
         name: "a signal's stack",
@@ -511,10 +512,11 @@ fn wall_time_of_threads_that_end() -> [(f64, Duration, Duration); 2] {
         staying.join().unwrap();
         let [ended, stayed] = ["ends", "stays"].map(|name| GoProfile::read(&profile, Some(name)));
         let mut losses = stayed.stated_losses();
-        let counted = losses.find(|(_, cause)| cause.starts_with("threads that ended, short of"));
+        let counted =
+            losses.find(|(_, cause)| cause.starts_with("threads that ended, each short of"));
         assert!(counted.is_some_and(|(count, _)| count >= 4.0), "{}", stayed.comments);
         // An ended thread may lack the time of one reading.
-        let rate = stayed.comments.split(", got ").nth(1).unwrap().split(' ').next().unwrap();
+        let rate = stayed.comments.split(" requested, ").nth(1).unwrap().split(' ').next().unwrap();
         let look = Duration::from_secs_f64(1.0 / rate.parse::<f64>().unwrap());
         // Readings come at irregular times, and are truncated to whole microseconds.
         let least_of_ended = least_of_ended.saturating_sub(look * 3);

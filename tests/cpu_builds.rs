@@ -283,7 +283,7 @@ fn build_without_unwind_tables_reports_truncated_stacks() {
         let truncated_remarks = output
             .remarks
             .iter()
-            .filter(|remark| remark.starts_with("CPU samples cut where unwind"));
+            .filter(|remark| remark.starts_with("CPU samples truncated where unwind"));
         let truncated: u64 = truncated_remarks
             .filter_map(|remark| remark.rsplit_once(' ')?.1.parse::<u64>().ok())
             .sum();

@@ -65,7 +65,7 @@ fn profile_declares_sample_types_and_units() {
         assert_eq!(profile.default_sample_type, "cpu");
         assert_eq!((profile.period_type.name, profile.period), ("cpu", 10_000_000));
         assert!(profile.duration > Duration::ZERO);
-        for expected in ["recorded by the engine", "standard error of a share", "part: "] {
+        for expected in ["recorded by the engine", "standard error of a share", "phase: "] {
             assert!(
                 profile.comments.iter().any(|c| c.contains(expected)),
                 "{:?}",

@@ -85,7 +85,7 @@ fn incident_has_lookback_profile() {
     assert_eq!(phases, [Some("lookback"), None]);
     assert!(manifest.artifacts[0].taken < manifest.artifacts[1].taken);
     for (artifact, expected) in
-        manifest.artifacts.iter().zip(["s before the capture", "the capture itself"])
+        manifest.artifacts.iter().zip(["s before the capture", "during the capture"])
     {
         assert_eq!(artifact.kind, CaptureKind::Cpu);
         let read = pprof::read(&fs::read(dir.join(&artifact.file)).unwrap()).unwrap();

@@ -206,11 +206,11 @@ fn thread_blocking_signal_is_shown_with_time_and_counted() {
         let of_it: Vec<_> = profile.samples.iter().filter(is_it).collect();
         assert!(!of_it.is_empty(), "{:?}", profile.comments);
         for sample in &of_it {
-            assert_eq!(function_names(&profile, sample), ["[no answer: it blocks SIGURG]"]);
+            assert_eq!(function_names(&profile, sample), ["[no stack: blocks SIGURG]"]);
         }
         let looks: i64 = of_it.iter().map(|sample| sample.values[0]).sum();
         let mut lost = profile.losses.iter();
-        let lost = lost.find(|loss| loss.cause == "looks at threads that showed no stack");
+        let lost = lost.find(|loss| loss.cause == "wall-clock samples without a stack");
         assert!(lost.is_some_and(|loss| loss.count >= looks as u64), "{looks}: {lost:?}");
     });
 }
@@ -234,9 +234,9 @@ fn without_signals_running_threads_have_time_but_no_stack() {
     let profile = pprof::read(&fs::read(file).unwrap()).unwrap();
     let comments: Vec<_> = profile.comment.iter().map(|text| profile.text(*text)).collect();
     for part in [
-        " 0 by signal (0.0 signals a second)",
-        "threads that run have no stack: they are not signalled",
-        "looks at threads that showed no stack",
+        " 0 by signal (0.0 signals per second)",
+        "running threads have no stack: they are not signalled",
+        "wall-clock samples without a stack",
     ] {
         assert!(comments.iter().any(|text| text.contains(part)), "{part}: {comments:?}");
     }

@@ -327,11 +327,11 @@ fn unreadable_limits_are_warned_about() {
     };
     let host = create_service("max\n", "max\n", "max\n", "max\n");
     // The root of the hierarchy is visible, and has no limit.
-    assert!(read(host.path()).1.is_none_or(|text| !text.contains("cannot be seen")));
+    assert!(read(host.path()).1.is_none_or(|text| !text.contains("are hidden")));
     let top = host.path().join("sys/fs/cgroup/memory.max");
     std::fs::write(&top, "max\n").unwrap();
     let (_, text) = read(host.path());
-    assert!(text.unwrap().contains("those above them cannot be seen"));
+    assert!(text.unwrap().contains("their ancestors are hidden"));
 
     std::fs::write(&top, "536870912\n").unwrap();
     let (vitals, text) = read(host.path());

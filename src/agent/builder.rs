@@ -49,6 +49,20 @@ pub struct Builder {
     strict: bool,
 }
 
+impl Agent {
+    /// Creates a builder with the default settings: the default rules and no endpoint. See
+    /// [`Builder::from_file`] for settings from a file.
+    pub fn builder() -> Builder {
+        Builder::from_settings(Settings::default())
+    }
+
+    /// The name of [`Builder::from_file`] in early versions.
+    #[doc(hidden)]
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Builder, Error> {
+        Builder::from_file(path)
+    }
+}
+
 /// A collector to register at the start.
 type CollectorRegistration =
     (String, CollectorOptions, Box<dyn FnMut(&mut CollectorOutput) -> CollectorResult + Send>);

@@ -1,6 +1,5 @@
 //! The guard of a running agent, and its shutdown.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
@@ -9,14 +8,12 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::Error as AgentError;
-use super::builder::Builder;
 use super::event::AgentEvent;
 use super::handle::AgentHandle;
 use super::pending::AgentThreads;
 use super::run::SHUTDOWN_TIMEOUT;
 use crate::base::{Error, log};
 use crate::capture::own_thread::side_thread;
-use crate::config::Settings;
 
 /// A running marple agent. Dropping it stops everything: running captures are stopped and written,
 /// open incidents are closed.
@@ -34,18 +31,6 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Creates a builder with the default settings: the default rules and no endpoint. See
-    /// [`Builder::from_file`] for settings from a file.
-    pub fn builder() -> Builder {
-        Builder::from_settings(Settings::default())
-    }
-
-    /// The name of [`Builder::from_file`] in early versions.
-    #[doc(hidden)]
-    pub fn from_file(path: impl AsRef<Path>) -> Result<Builder, Error> {
-        Builder::from_file(path)
-    }
-
     /// Returns a handle for requests to the agent.
     pub fn handle(&self) -> AgentHandle {
         self.handle.clone()

@@ -187,8 +187,9 @@ impl LogState {
             Some(format!("events are not logged: cannot start the thread `marple-log`: {why}"))
         } else if is_stuck || self.events.len() >= MAX_QUEUED_EVENTS / 2 {
             Some(
-                "events are queued or dropped: the tracing subscriber of the service does not accept them \
-                 in time; see `log` for counters, and check the reader of the subscriber's output"
+                "events are queued or dropped: the tracing subscriber of the service does not \
+                 accept them in time; see `log` for counters, and check the reader of the \
+                 subscriber's output"
                     .to_owned(),
             )
         } else {
@@ -255,8 +256,8 @@ impl LogQueue {
                 event.deliver(queued.elapsed());
                 if dropped > 0 {
                     let text = format!(
-                        "{dropped} events of marple were not logged: the tracing subscriber did not accept \
-                         them in time"
+                        "{dropped} events of marple were not logged: the tracing subscriber did \
+                         not accept them in time"
                     );
                     LogEvent::new(LogLevel::Warn, text).deliver(Duration::ZERO);
                 }

@@ -22,5 +22,6 @@ pub(crate) mod messages;
 pub(crate) mod on_demand;
 mod on_demand_encoder;
 pub(crate) mod own_thread;
+mod profile_response;
 pub(crate) mod thread;
 pub(crate) mod worker;

@@ -1,7 +1,10 @@
 //! On-demand captures on the capture thread: running collectors, and their data until it is
 //! encoded.
 
-use std::io::{self, Write};
+use crate::capture::profile_response::BoundedBuffer;
+use crate::capture::profile_response::encode;
+use crate::capture::profile_response::profile_error;
+use std::io::Write;
 
 use crate::base::failure::{catch_panic, chain, panic_message};
 use crate::base::{Bytes, Clock, TimeAnchor, panics};
@@ -18,14 +21,8 @@ use crate::policy::on_demand::{
 };
 use crate::{model, os, symbols};
 
-/// Maximum encoded size. A trace of 16 MiB of memory takes some 3 MiB encoded, a heap profile of
-/// 100,000 stacks 5. Anything larger would take memory that the service needs.
-const MAX_RESPONSE_BYTES: Bytes = Bytes::mib(64);
 /// Maximum size of a symbol reply: 335 bytes each for 50,000 addresses, the maximum of a request.
 const MAX_SYMBOL_RESPONSE_BYTES: Bytes = Bytes::mib(16);
-
-/// Minimum growth of an output buffer.
-const MIN_BUFFER_GROWTH: usize = 16 << 10;
 
 /// The on-demand captures held by the capture thread.
 pub(crate) struct OnDemandWorker {
@@ -143,13 +140,6 @@ impl OnDemandWorker {
     }
 }
 
-pub(crate) fn profile_error(error: CaptureFailure) -> ProfileError {
-    if error.is::<Absent>() {
-        return ProfileError::Absent(error.to_string());
-    }
-    ProfileError::Failed(chain(&*error))
-}
-
 fn start_recording(
     kind: &ProfileKind,
     settings: &Settings,
@@ -222,20 +212,6 @@ fn stop_recording(
         profile.comments.extend(cut_short.iter().map(|why| format!("cut short: {why}")));
     }
     Ok(ActiveRequest::Stopped(RawProfile { evidence, view, cut_short }))
-}
-
-/// Encodes `evidence` in the binary format.
-pub(crate) fn encode(
-    mut evidence: Evidence,
-    view: Option<HeapView>,
-) -> Result<Vec<u8>, CaptureFailure> {
-    evidence.symbolize();
-    if let (Evidence::Profile(profile), Some(HeapView::Allocated)) = (&mut evidence, view) {
-        profile.default_sample_type = "alloc_space";
-    }
-    let mut out = BoundedBuffer::default();
-    evidence.write_binary(&mut out)?;
-    Ok(out.bytes)
 }
 
 fn take_snapshot(
@@ -386,38 +362,4 @@ fn symbolize(addresses: &[u64], anchor: TimeAnchor) -> Result<Vec<u8>, CaptureFa
         }
     }
     Ok(out.bytes)
-}
-
-/// A buffer with a maximum size.
-struct BoundedBuffer {
-    bytes: Vec<u8>,
-    max_bytes: Bytes,
-}
-
-impl Default for BoundedBuffer {
-    fn default() -> Self {
-        Self { bytes: Vec::new(), max_bytes: MAX_RESPONSE_BYTES }
-    }
-}
-
-impl Write for BoundedBuffer {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let length = self.bytes.len() + bytes.len();
-        if length as u64 > self.max_bytes.get() {
-            return Err(io::Error::other(format!(
-                "the response is larger than {}",
-                self.max_bytes
-            )));
-        }
-        if length > self.bytes.capacity() {
-            // Doubling would keep three times the bytes in memory while they are copied.
-            self.bytes.reserve_exact(bytes.len().max(self.bytes.len() / 4).max(MIN_BUFFER_GROWTH));
-        }
-        self.bytes.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

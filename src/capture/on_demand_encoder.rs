@@ -17,7 +17,7 @@ use crate::base::{panics, warnings};
 use crate::capture::collectors;
 use crate::capture::collectors::Evidence;
 use crate::capture::messages::{CaptureResult, ResultSender};
-use crate::capture::on_demand::{encode, profile_error};
+use crate::capture::profile_response::{encode, profile_error};
 use crate::os;
 use crate::policy::on_demand::{
     HeapView, MAX_REQUESTS, OnDemandResult, ProfileError, ProfileResponse,

@@ -11,6 +11,7 @@ mod gather;
 mod give_up;
 mod labels;
 mod low_memory;
+mod pending_artifact;
 mod stuck;
 mod take;
 mod trace_overlays;

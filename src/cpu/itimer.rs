@@ -87,7 +87,7 @@ const SAMPLES_TYPE: ValueType = ValueType { name: "samples", unit: "count" };
 const CPU_TYPE: ValueType = ValueType { name: "cpu", unit: "nanoseconds" };
 
 const MISSING_SAMPLES_CAUSE: &str =
-    "CPU samples missing: signals merged, or in code the engine skips";
+    "CPU samples missing: merged signals, or code that the engine does not sample";
 
 /// Free memory that makes a session harmless: two tables and the warm-up.
 pub(super) const REQUIRED_MEMORY: Bytes = Bytes::mib(192);
@@ -149,8 +149,8 @@ impl ItimerEngine {
         profile.default_sample_type = CPU_TYPE.name;
         profile.duration = now.since(self.started);
         profile.comments.push(format!(
-            "recorded by the engine `{ENGINE_NAME}`, ITIMER_PROF at {}; addresses are true to the function, \
-             not to the line",
+            "recorded by the engine `{ENGINE_NAME}`, ITIMER_PROF at {}; addresses are exact to the \
+             function, not to the line",
             self.frequency
         ));
         let recorded = add_samples(&mut profile, &report);
@@ -164,7 +164,9 @@ impl ItimerEngine {
         );
         match os::images::loaded_and_unloaded() {
             Ok(images) => profile.attach_mappings(images),
-            Err(error) => profile.comments.push(format!("addresses without files: {error}")),
+            Err(error) => {
+                profile.comments.push(format!("addresses are not mapped to files: {error}"));
+            }
         }
         Ok(profile)
     }
@@ -186,7 +188,7 @@ fn add_samples(profile: &mut Profile, report: &UnresolvedReport) -> u64 {
             .map(|frame| (frame.ip() as u64, frame.symbol_address() as u64));
         let stack = Stack::from_frames(frames, handler);
         if unresolved.frames.len() >= MAX_DEPTH {
-            profile.losses.add("outermost frames of CPU samples deeper than 126", count as u64);
+            profile.losses.add("CPU samples truncated: deeper than 126 frames", count as u64);
         }
         if !stack.handler_removed {
             profile.losses.add("CPU samples with the profiler's own frames on top", count as u64);

@@ -86,10 +86,10 @@ use sampling::{CpuRecorder, WallRecorder};
 #[non_exhaustive]
 pub enum Error {
     /// Another session is running.
-    #[error("a CPU profile is being taken already; stop it or wait until it ends")]
+    #[error("a CPU profile is already being recorded; stop it or wait until it ends")]
     Busy,
     /// The frequency is outside the supported range.
-    #[error("cannot sample at {asked}: choose from {lowest} to {highest}")]
+    #[error("cannot sample at {asked}; choose a frequency from {lowest} to {highest}")]
     Frequency {
         /// Requested frequency.
         asked: Hertz,
@@ -99,7 +99,7 @@ pub enum Error {
         highest: Hertz,
     },
     /// The system does not allow this engine.
-    #[error("the CPU engine `{engine}` cannot run here: {why}")]
+    #[error("CPU engine `{engine}` is unavailable: {why}")]
     EngineUnavailable {
         /// Name of the engine.
         engine: &'static str,
@@ -113,7 +113,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The recording thread cannot be started.
-    #[error("cannot start the thread `marple-cpu`: {source}")]
+    #[error("cannot start the CPU profiler's thread: {source}")]
     SpawnThread {
         /// Cause.
         source: std::io::Error,
@@ -123,18 +123,18 @@ pub enum Error {
     Images(#[from] os::images::Error),
     /// The process handles SIGPROF itself.
     #[error(
-        "this process handles SIGPROF itself (another profiler?); \
-         its handler would be lost, so no CPU profile is taken"
+        "this process already has a SIGPROF handler (another profiler?); a CPU profile would \
+         replace the handler and is not taken"
     )]
     SigprofInUse,
     /// Unwinding in a signal handler could deadlock the process.
     #[error(
-        "the unwinder of this process takes locks, so that a profile could hang it; \
+        "the unwinder of this process takes locks, so a CPU profile could deadlock the process; \
          CPU profiles need glibc 2.35 or later and a dynamically linked libgcc_s"
     )]
     UnsafeUnwinder,
     /// The engine's scratch file cannot be created.
-    #[error("{path}: the CPU profiler cannot make its scratch file here: {source}; set TMPDIR")]
+    #[error("cannot create the CPU profiler's scratch file in {path}: {source}; set TMPDIR")]
     ScratchFile {
         /// Directory of the scratch file.
         path: PathBuf,
@@ -145,10 +145,13 @@ pub enum Error {
     #[error(transparent)]
     Process(#[from] os::sigprof::Error),
     /// The recording belongs to the parent process of this fork.
-    #[error("this process was forked from the one that records; start another session in it")]
+    #[error(
+        "the recording belongs to the parent of this forked process; start another session in \
+        this process"
+    )]
     Forked,
     /// The engine failed.
-    #[error("the CPU profiler `{engine}` failed: {source}")]
+    #[error("CPU engine `{engine}` failed: {source}")]
     Engine {
         /// Name of the engine.
         engine: &'static str,
@@ -263,7 +266,7 @@ impl Drop for RecorderHandle {
 }
 
 /// A low-rate CPU profile of the last seconds. Dropping it stops the sampling.
-#[must_use = "a look-back that is dropped sees nothing"]
+#[must_use = "a dropped look-back records nothing"]
 pub struct Lookback(RecorderHandle);
 
 impl Lookback {
@@ -292,7 +295,7 @@ impl Lookback {
 }
 
 /// A running CPU profile. Dropping it stops the recording and discards the samples.
-#[must_use = "a session that is dropped records nothing"]
+#[must_use = "a dropped session records nothing"]
 pub struct CpuSession {
     running: ProcessBound<RunningSampler>,
     engine: String,

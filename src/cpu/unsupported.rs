@@ -10,7 +10,7 @@ impl CpuRecorder {
     pub(super) fn start(_: &Options) -> Result<Self, Error> {
         Err(Error::EngineUnavailable {
             engine: "perf and timer",
-            why: "they are Linux's".to_owned(),
+            why: "they require Linux".to_owned(),
         })
     }
 
@@ -39,7 +39,7 @@ pub(super) enum WallRecorder {}
 
 impl WallRecorder {
     pub(super) fn start(_: &Options, _: TimeAnchor) -> Result<Self, Error> {
-        Err(Error::EngineUnavailable { engine: "wall", why: "it is Linux's".to_owned() })
+        Err(Error::EngineUnavailable { engine: "wall", why: "it requires Linux".to_owned() })
     }
 
     pub(super) fn engine(_: &Options) -> String {

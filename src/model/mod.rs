@@ -33,6 +33,7 @@ mod timeline;
 mod trace_mode;
 mod vitals;
 
+pub use crate::model::stacks::FunctionHandle;
 pub use amount::Amount;
 pub use capture::{ArtifactFormat, CaptureKind, CaptureSet, ParseCaptureKindError};
 pub use collect::{CollectorSelection, FileName, ParseFileNameError};
@@ -52,9 +53,7 @@ pub use manifest::{
 pub use marker::Marker;
 pub use metric::{Metric, ParseMetricError, Unit};
 pub use panics::PanicDump;
-pub use profile::{
-    Function, FunctionHandle, Label, LabelValue, Profile, Sample, TimedSample, ValueType,
-};
+pub use profile::{Function, Label, LabelValue, Profile, Sample, TimedSample, ValueType};
 pub use rule::{HoldDurations, Mode, Refire, Rule};
 pub use slices::{
     Activity, Calibration, OpenSlice, RawKind, RawSlice, RawTask, TaskKey, ThreadSlices,

@@ -1,5 +1,6 @@
 //! A profile: stacks with values, and the tables needed to read them.
 
+use crate::model::stacks::FunctionHandle;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -19,17 +20,6 @@ pub struct ValueType {
     pub name: &'static str,
     /// Unit of the quantity.
     pub unit: &'static str,
-}
-
-/// A row of [`Profile::functions`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct FunctionHandle(pub u32);
-
-impl FunctionHandle {
-    /// Returns the index in [`Profile::functions`].
-    pub const fn index(self) -> usize {
-        self.0 as usize
-    }
 }
 
 /// A function.

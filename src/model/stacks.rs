@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::profile::FunctionHandle;
 use crate::base::CodeFile;
 
 /// A row of a profile's mappings.
@@ -163,6 +162,17 @@ impl StackTable {
             next = parent;
             Some(frame)
         })
+    }
+}
+
+/// A row of [`Profile::functions`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FunctionHandle(pub u32);
+
+impl FunctionHandle {
+    /// Returns the index in [`Profile::functions`].
+    pub const fn index(self) -> usize {
+        self.0 as usize
     }
 }
 

@@ -87,20 +87,22 @@ fn describe_limits(call: &'static str, error: &io::Error) -> String {
     let count =
         |count: Option<u64>| count.map_or("unlimited".to_owned(), |count| count.to_string());
     match (call, error.raw_os_error()) {
-        ("perf_event_open", Some(libc::EACCES | libc::EPERM)) => super::perf::paranoid_level()
-            .map(|level| format!("perf_event_paranoid {level}"))
-            .unwrap_or_default(),
+        ("perf_event_open", Some(libc::EACCES | libc::EPERM)) => {
+            crate::os::perf_limits::paranoid_level()
+                .map(|level| format!("perf_event_paranoid {level}"))
+                .unwrap_or_default()
+        }
         // perf_mmap returns EPERM if the locked memory would exceed both limits together.
         (RING_MMAP, Some(libc::EPERM)) => format!(
             "locked memory: RLIMIT_MEMLOCK {}, perf_event_mlock_kb {} for each CPU",
             kib(limit(Resource::Memlock)),
-            count(super::perf::locked_kib_per_cpu())
+            count(crate::os::perf_limits::locked_kib_per_cpu())
         ),
         ("timer_create", Some(libc::EAGAIN)) => {
             format!("RLIMIT_SIGPENDING {}", count(limit(Resource::Sigpending)))
         }
         (_, Some(libc::EMFILE)) => format!("RLIMIT_NOFILE {}", count(limit(Resource::Nofile))),
-        (_, Some(libc::ENFILE)) => "fs.file-max of the machine".to_owned(),
+        (_, Some(libc::ENFILE)) => "limit fs.file-max".to_owned(),
         (RING_MMAP, Some(libc::ENOMEM)) => format!("RLIMIT_AS {}", kib(limit(Resource::As))),
         _ => String::new(),
     }

@@ -303,8 +303,8 @@ fn warn_unwatched() {
         let own = std::process::id();
         tracing::warn!(
             target: "marple",
-            "process {own} is not watched: it is a fork of process {parent}, and the threads of an agent do not \
-             survive a fork; start the agent after forking, in each process that is to be watched"
+            "process {own} is not watched: it was forked from process {parent}, and the agent's \
+             threads do not survive a fork; start an agent in each process after forking"
         );
     }
 }
@@ -333,7 +333,8 @@ fn warn_unwatched_on_stderr() {
     // Formatting integers into a slice does not allocate.
     let _ = writeln!(
         rest,
-        "marple: process {own} is not watched: it is a fork of process {parent}; start the agent after forking"
+        "marple: process {own} is not watched: it was forked from process {parent}; start the \
+         agent after forking"
     );
     let remaining = rest.len();
     let mut ready = libc::pollfd { fd: 2, events: libc::POLLOUT, revents: 0 };

@@ -84,9 +84,9 @@ pub(super) fn limit_descriptors(open: Option<u64>, limit: Option<u64>) {
         (files @ 1.., Some(limit)) => warnings::set(
             TOPIC,
             format!(
-                "function names of {files} files of the service will be missing once a deployment replaces them: their \
-                 descriptors are not held, because the process is short of them (RLIMIT_NOFILE {limit}); raise \
-                 the limit"
+                "function names of {files} loaded files will be missing after a deployment \
+                 replaces the files: marple does not keep them open, because the process has few \
+                 free descriptors (RLIMIT_NOFILE {limit}); raise the limit"
             ),
         ),
         _ => warnings::clear(TOPIC),

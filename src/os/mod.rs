@@ -23,6 +23,8 @@ pub(crate) mod own_stack;
 pub mod own_thread;
 #[cfg(target_os = "linux")]
 pub mod perf;
+#[cfg(target_os = "linux")]
+pub mod perf_limits;
 pub mod proc;
 #[cfg(target_os = "linux")]
 pub mod quota;

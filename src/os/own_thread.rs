@@ -168,8 +168,9 @@ fn report(problems: &[String]) {
         warnings::set(
             TOPIC,
             format!(
-                "marple's threads run as the thread that started the agent does: {}; start the agent from an ordinary \
-                 thread, before it is pinned or made a real-time one",
+                "marple's threads inherit the scheduling of the thread that started the agent: {}; \
+                 start the agent from an ordinary thread, before it is pinned or given a real-time \
+                 policy",
                 problems.join("; ")
             ),
         );

@@ -13,7 +13,6 @@
 
 #![allow(unsafe_code)]
 
-use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -110,17 +109,6 @@ struct EventAttributes {
     aux_watermark: u32,
     sample_max_stack: u16,
     reserved: u16,
-}
-
-/// Returns the level of `kernel.perf_event_paranoid`, or `None` if it does not exist.
-pub fn paranoid_level() -> Option<i32> {
-    fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").ok()?.trim().parse().ok()
-}
-
-/// Returns `kernel.perf_event_mlock_kb`: KiB that a user's rings may lock for each CPU in addition
-/// to `RLIMIT_MEMLOCK`.
-pub(super) fn locked_kib_per_cpu() -> Option<u64> {
-    fs::read_to_string("/proc/sys/kernel/perf_event_mlock_kb").ok()?.trim().parse().ok()
 }
 
 /// A perf event of a thread, with its ring buffer.

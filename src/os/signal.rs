@@ -159,7 +159,7 @@ fn map_slots(signal: c_int, slots: usize, stack_bytes: usize) -> io::Result<Snap
     let mapped = mapped.ok_or_else(|| out_of_memory(slots, stack_bytes))?;
     let topic = if signal == libc::SIGPROF { "cpu.slots" } else { "dump.slots" };
     if mapped.count() < slots {
-        let text = format!("{} of {slots} places for stacks", mapped.count());
+        let text = format!("only {} of {slots} stack slots are allocated", mapped.count());
         warnings::set(topic, format!("{text}: {}", out_of_memory(slots, stack_bytes)));
     } else {
         warnings::clear(topic);

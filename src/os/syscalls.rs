@@ -60,21 +60,21 @@ pub enum OptionalCall {
 
 /// All optional calls in probing order, each with its name and the loss without it.
 const OPTIONAL_CALLS: [(OptionalCall, &str, &str); 8] = [
-    (OptionalCall::PerfEventOpen, "perf_event_open", "CPU samples come by timers and SIGPROF"),
-    (OptionalCall::SetPriority, "setpriority", "profiles for HTTP are packed at ordinary priority"),
-    (OptionalCall::ThreadTimers, "timer_create", "no CPU samples by timers"),
+    (OptionalCall::PerfEventOpen, "perf_event_open", "CPU samples use timers and SIGPROF"),
+    (OptionalCall::SetPriority, "setpriority", "HTTP profiles are encoded at normal priority"),
+    (OptionalCall::ThreadTimers, "timer_create", "CPU samples cannot use timers"),
     (OptionalCall::QueueSignal, "rt_tgsigqueueinfo", "no stacks of running threads"),
-    (OptionalCall::RobustList, "get_robust_list", "stacks of threads are cut at their outer end"),
-    (OptionalCall::Ioctl, "ioctl", "/proc/self/maps is read whole, and perf events are not used"),
+    (OptionalCall::RobustList, "get_robust_list", "thread stacks are truncated at the outer end"),
+    (OptionalCall::Ioctl, "ioctl", "/proc/self/maps is read in full, and perf events are not used"),
     (
         OptionalCall::SetAffinity,
         "sched_setaffinity",
-        "threads may run where the one that starts them may",
+        "marple's threads inherit the CPU mask of the starting thread",
     ),
     (
         OptionalCall::SetScheduler,
         "sched_setscheduler",
-        "threads have the policy of the one that starts them",
+        "marple's threads inherit the scheduling policy of the starting thread",
     ),
 ];
 
@@ -115,13 +115,17 @@ impl fmt::Display for ProbeFailure {
             Self::NoStatus => f.write_str("/proc/thread-self/status cannot be read"),
             Self::TooLarge(mib) => write!(
                 f,
-                "the process is too large to be copied for a try ({mib} MiB resident, {} at most)",
+                "the process is too large to be copied for a probe ({mib} MiB resident, {} at \
+                 most)",
                 probe::MAX_RESIDENT_BYTES >> 20
             ),
-            Self::CopyFailed(0) => f.write_str("a copy of the process for a try did not answer"),
+            Self::CopyFailed(0) => f.write_str(
+                "the copy of the process for the probe did not \
+                respond",
+            ),
             Self::CopyFailed(errno) => {
                 let error = std::io::Error::from_raw_os_error(*errno);
-                write!(f, "no copy of the process for a try could be made: {error}")
+                write!(f, "the process cannot be copied for a probe: {error}")
             }
         }
     }
@@ -147,11 +151,13 @@ impl fmt::Display for SyscallDenied {
         match self.verdict {
             SyscallVerdict::Unknown(why) => write!(
                 f,
-                "{name} is not tried: a system call filter may end the process for it, and {why}"
+                "{name} is not called: a system call filter (seccomp) may kill the process, and \
+                 {why}"
             ),
             _ => write!(
                 f,
-                "{name} is not tried: a system call filter (seccomp) ends the process for it"
+                "{name} is not called: a system call filter (seccomp) kills the process for this \
+                 call"
             ),
         }
     }
@@ -259,7 +265,7 @@ fn describe(verdicts: &SyscallVerdicts) -> Option<String> {
     let killed = with(|verdict| *verdict == SyscallVerdict::Kills);
     if !killed.is_empty() {
         parts.push(format!(
-            "a system call filter (seccomp) ends the process for {}",
+            "a system call filter (seccomp) kills the process for {}",
             killed.join(", ")
         ));
     }
@@ -272,13 +278,14 @@ fn describe(verdicts: &SyscallVerdicts) -> Option<String> {
     }
     if let Some(why) = untried {
         parts.push(format!(
-            "a system call filter (seccomp) may end the process for {}, and {why}",
+            "a system call filter (seccomp) may kill the process for {}, and {why}",
             with(|verdict| matches!(verdict, SyscallVerdict::Unknown(_))).join(", ")
         ));
     }
     (!parts.is_empty()).then(|| {
         format!(
-            "{}; these calls are not made; to have what they give, allow them (systemd: SystemCallFilter=)",
+            "{}; these calls are not made; allow them to enable these features (systemd: \
+             SystemCallFilter=)",
             parts.join("; ")
         )
     })
@@ -345,11 +352,11 @@ mod tests {
         let mut verdicts = [SyscallVerdict::Allowed; OPTIONAL_CALLS.len()];
         assert_eq!(describe(&verdicts), None);
         verdicts[OptionalCall::PerfEventOpen as usize] = SyscallVerdict::Refused(libc::EPERM);
-        assert_eq!(describe(&verdicts), None, "the engine tells of it");
+        assert_eq!(describe(&verdicts), None, "the engine reports it");
         verdicts[OptionalCall::SetPriority as usize] = SyscallVerdict::Kills;
         verdicts[OptionalCall::Ioctl as usize] = SyscallVerdict::Refused(libc::EPERM);
         let text = describe(&verdicts).unwrap();
-        assert!(text.contains("ends the process for setpriority (profiles for HTTP"), "{text}");
+        assert!(text.contains("kills the process for setpriority (HTTP profiles"), "{text}");
         assert!(text.contains("refuses ioctl"), "{text}");
         let text = describe(
             &[SyscallVerdict::Unknown(ProbeFailure::TooLarge(2048)); OPTIONAL_CALLS.len()],

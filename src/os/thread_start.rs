@@ -51,7 +51,7 @@ pub fn subscribe(listener: impl Fn() + Send + 'static) -> Subscription {
 /// A registration of a listener. Dropping it removes the listener, unless another one has replaced
 /// it.
 #[derive(Debug)]
-#[must_use = "nobody listens once it is dropped"]
+#[must_use = "dropping it removes the listener"]
 pub struct Subscription(u64);
 
 impl Drop for Subscription {
@@ -77,14 +77,14 @@ mod tests {
             action();
             notifications.load(Ordering::Relaxed) - before
         };
-        let earlier = subscribe(|| panic!("another has taken the place"));
+        let earlier = subscribe(|| panic!("another listener has replaced this one"));
         let listening = subscribe({
             let notifications = Arc::clone(&notifications);
             move || _ = notifications.fetch_add(1, Ordering::Relaxed)
         });
         // A recorder may end while its successor is starting.
         drop(earlier);
-        assert_eq!(count_notifications(&notify_thread_started), 0, "nobody has asked");
+        assert_eq!(count_notifications(&notify_thread_started), 0, "not armed");
         arm();
         assert_eq!(count_notifications(&|| (0..3).for_each(|_| notify_thread_started())), 1);
         arm();
@@ -92,6 +92,6 @@ mod tests {
         arm();
         drop(listening);
         arm();
-        assert_eq!(count_notifications(&notify_thread_started), 0, "nobody listens");
+        assert_eq!(count_notifications(&notify_thread_started), 0, "no listener");
     }
 }

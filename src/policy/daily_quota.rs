@@ -15,10 +15,9 @@
 //! thus written once for many captures, before the first of them. A process that is killed has used
 //! up its whole lease, so a process in a crash loop stays within the quota.
 
+use crate::policy::saved_state::SavedQuarterHour;
 use std::time::Duration;
 
-use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 
 use crate::base::{Moment, TimeAnchor};
 use crate::policy::incident_budget::DAY;
@@ -27,22 +26,6 @@ use crate::policy::saved_state::to_moment;
 const QUARTER_HOUR: Duration = Duration::from_secs(15 * 60);
 /// Maximum lease: the captures of a continuous profiler in five minutes.
 const MAX_LEASE: u64 = 64;
-
-/// A quarter hour in `state.json`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct SavedQuarterHour {
-    /// Start time.
-    from: Timestamp,
-    /// Upper bound of the number of captures.
-    captures: u64,
-}
-
-impl SavedQuarterHour {
-    /// Returns the time field, for rebasing.
-    pub(crate) fn time_mut(&mut self) -> &mut Timestamp {
-        &mut self.from
-    }
-}
 
 /// On-demand captures of the last 24 hours.
 #[derive(Debug)]

@@ -15,7 +15,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::{ClockReading, Elapsed, EventTime, Moment, TimeAnchor};
 use crate::model::{Metric, Rule};
-use crate::policy::daily_quota::SavedQuarterHour;
 use crate::rules::{FireKind, FireRecord, LastFire};
 
 /// Maximum downtime assumed between two boots. Only the wall clock is available then, and one that
@@ -241,6 +240,22 @@ impl TryFrom<AnyState> for SavedState {
             rules: any.rules.into_iter().map(|(name, any)| (name, rule(any))).collect(),
             streams: any.streams,
         })
+    }
+}
+
+/// A quarter hour in `state.json`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SavedQuarterHour {
+    /// Start time.
+    pub(crate) from: Timestamp,
+    /// Upper bound of the number of captures.
+    pub(crate) captures: u64,
+}
+
+impl SavedQuarterHour {
+    /// Returns the time field, for rebasing.
+    pub(crate) fn time_mut(&mut self) -> &mut Timestamp {
+        &mut self.from
     }
 }
 

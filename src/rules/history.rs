@@ -16,8 +16,17 @@
 use std::time::Duration;
 
 use super::LastFire;
-use super::watch::admission::{MIN_HEADROOM_FRACTION, WORSE_HEADROOM_FRACTION, WORSE_VALUE_FACTOR};
 use crate::base::{EventTime, Moment};
+
+/// A value is worse if `headroom <= WORSE_HEADROOM_FRACTION * headroom at the last capture`.
+pub(crate) const WORSE_HEADROOM_FRACTION: f64 = 2.0 / 3.0;
+
+/// Without a limit, a value is worse if `value >= WORSE_VALUE_FACTOR * value at the last capture`.
+pub(crate) const WORSE_VALUE_FACTOR: f64 = 1.5;
+
+/// Share of the limit. With less headroom a value does not count as worse. There are eight captures
+/// between 80 % and this point, and another would not finish in time.
+pub(crate) const MIN_HEADROOM_FRACTION: f64 = 0.01;
 
 /// Length of the history.
 pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);

@@ -243,9 +243,9 @@ impl Dir {
     fn report_no_unnamed_files(&self, call: &str, errno: Errno) {
         self.file_system.report_missing(FsFeature::UnnamedFiles, |path| {
             format!(
-                "unnamed files are not supported in {path} ({call}: {errno}): artifacts are written to \
-                 files that end in `{PART_SUFFIX}` and renamed; after a kill, such a file remains until \
-                 the next start"
+                "unnamed files are not supported in {path} ({call}: {errno}): artifacts are \
+                 written to files that end in `{PART_SUFFIX}` and renamed; after a kill, such a \
+                 file remains until the next start"
             )
         });
     }

@@ -67,7 +67,7 @@ impl StoreLimit {
                 "free space on the file system, lower it, or set `dir` to another file system"
             }
             Self::Memory => "set `dir` to a directory on a disk",
-            Self::Device => "free space on the file system, or set `dir` to another one",
+            Self::Device => "free space on the file system, or set `dir` to another file system",
             Self::Quota => "raise the quota, or set `dir` to another file system",
             Self::FileSize => "raise it (`ulimit -f`, LimitFSIZE=)",
         }
@@ -89,8 +89,8 @@ pub enum Error {
     },
     /// The directory in use was deleted.
     #[error(
-        "{} was removed while in use: its contents are lost; the incident directory is recreated for \
-         the next incident",
+        "{} was removed while in use: its contents are lost; the incident directory is recreated \
+         for the next incident",
         path.display()
     )]
     Removed {
@@ -126,8 +126,8 @@ pub enum Error {
     /// Other users can write to the incident directory and occupy every name for a private
     /// directory in it.
     #[error(
-        "{} is writable by other users (mode {mode:04o}), and every name for a private directory in \
-         it is in use: run `chmod go-w` on it, or set `dir` to a directory below it",
+        "{} is writable by other users (mode {mode:04o}), and every name for a private directory \
+         in it is in use: run `chmod go-w` on it, or set `dir` to a directory below it",
         path.display()
     )]
     WritableByOthers {
@@ -151,8 +151,8 @@ pub enum Error {
     },
     /// This process was forked from the one that opened the directory.
     #[error(
-        "{} was opened by process {opener}, from which this process was forked: only the process that \
-         opened it can write to it; open a separate directory in the child",
+        "{} was opened by process {opener}, from which this process was forked: only the process \
+         that opened it can write to it; open a separate directory in the child",
         path.display()
     )]
     Forked {
@@ -195,7 +195,10 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// A file is larger than any that marple writes.
-    #[error("{} is larger than {limit}, the maximum for a file written by marple: remove it", path.display())]
+    #[error(
+        "{} is larger than {limit}, the maximum for a file written by marple: remove it",
+        path.display()
+    )]
     TooLarge {
         /// The file.
         path: PathBuf,

@@ -62,8 +62,8 @@ fn lifetime_warning(dir: &Path, mount: &Mount<'_>, surroundings: &Surroundings) 
         ))
     } else if mount.root.iter().any(is_private) {
         Some(format!(
-            "incidents in {shown} are lost when the service stops: the directory is in a private /tmp \
-             (PrivateTmp=); set `dir` to a directory in StateDirectory="
+            "incidents in {shown} are lost when the service stops: the directory is in a private \
+             /tmp (PrivateTmp=); set `dir` to a directory in StateDirectory="
         ))
     } else if MEMORY_FILE_SYSTEMS.contains(&mount.kind) {
         Some(in_memory_warning(dir))

@@ -114,8 +114,8 @@ impl WriterLock {
         warnings::set(
             TOPIC,
             format!(
-                "process {pid} on host {} also writes to {}, and no lock prevents it: each process counts \
-                 and removes incidents of the other; set another `dir` for one of them",
+                "process {pid} on host {} also writes to {}, and no lock prevents it: each process \
+                 counts and removes incidents of the other; set another `dir` for one of them",
                 found.host,
                 root.path().display()
             ),
@@ -173,9 +173,9 @@ fn try_lock(root: &Dir, file: &File) -> Option<LockMethod> {
         Ok(()) => {
             root.file_system().report_missing(FsFeature::Lock, |path| {
                 format!(
-                    "flock fails in {path} ({flock_error}): an fcntl lock is used instead, which does not \
-                     exclude a process that can call flock or runs on another machine; make sure that only \
-                     one process writes there"
+                    "flock fails in {path} ({flock_error}): an fcntl lock is used instead, which \
+                     does not exclude a process that can call flock or runs on another machine; \
+                     make sure that only one process writes there"
                 )
             });
             Some(LockMethod::OpenFileDescription)
@@ -191,8 +191,8 @@ fn try_lock(root: &Dir, file: &File) -> Option<LockMethod> {
 fn warn_unlocked(root: &Dir, reason: &str) {
     root.file_system().report_missing(FsFeature::Lock, |path| {
         format!(
-            "{path} cannot be locked ({reason}): concurrent writers are not excluded; give each process \
-             a separate `dir`"
+            "{path} cannot be locked ({reason}): concurrent writers are not excluded; give each \
+             process a separate `dir`"
         )
     });
 }

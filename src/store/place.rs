@@ -116,9 +116,9 @@ pub(super) fn open_or_create(path: &Path, group_read: bool) -> Result<ChosenDire
     }
     let warning_for = |private_dir: &Dir| {
         format!(
-            "{} is writable by other users (mode {:04o}, owner {}): incidents are stored in {}, which \
-             only this user can write to; to choose the path, set `dir` to a directory that only this \
-             user can write to",
+            "{} is writable by other users (mode {:04o}, owner {}): incidents are stored in {}, \
+             which only this user can write to; to choose the path, set `dir` to a directory that \
+             only this user can write to",
             path.display(),
             mode(&stat),
             stat.st_uid,
@@ -141,9 +141,9 @@ pub(super) fn open_or_create(path: &Path, group_read: bool) -> Result<ChosenDire
         let dir = new_dir(fd, path, probe.owner, &stat);
         dir.file_system().report_missing(FsFeature::Modes, |path| {
             format!(
-                "the file system of {path} does not store file modes: other users may read captures, which \
-                 contain secrets, and remove them; mount it with a umask of 077 and this user's ID, or set \
-                 `dir` to another file system"
+                "the file system of {path} does not store file modes: other users may read \
+                 captures, which contain secrets, and remove them; mount it with a umask of 077 \
+                 and this user's ID, or set `dir` to another file system"
             )
         });
         return Ok(ChosenDirectory { dir, warning: None });

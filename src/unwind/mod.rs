@@ -226,9 +226,9 @@ fn warn_about_skipped_files(files: usize) {
     warnings::set(
         TOPIC,
         format!(
-            "stacks end at code of {files} loaded files: their unwind tables are damaged, are larger than \
-             the limits, or found no memory (RLIMIT_AS, RLIMIT_MEMLOCK); strip or shrink these files, or raise \
-             the limits"
+            "stacks end in code of {files} loaded files: their unwind tables are damaged, exceed \
+             the limits, or could not be allocated (RLIMIT_AS, RLIMIT_MEMLOCK); strip or shrink \
+             these files, or raise the limits"
         ),
     );
 }

@@ -91,7 +91,7 @@ impl ThreadSampler {
                 Ok(Self { target, max_in_flight, _guard: guard })
             }
             Ok(_) => Err("no stacks: the service handles SIGURG itself".to_owned()),
-            Err(error) => Err(format!("no stacks: no handler for SIGURG: {error}")),
+            Err(error) => Err(format!("no stacks: cannot install a handler for SIGURG: {error}")),
         }
     }
 

@@ -34,7 +34,7 @@ impl Drop for ThreadSampler {
 impl ThreadSampler {
     /// Returns an error: stacks are unavailable on this platform.
     pub fn lock() -> Result<Self, String> {
-        Err("no stacks: threads are asked on Linux only".to_owned())
+        Err("no stacks: threads can be sampled on Linux only".to_owned())
     }
 
     /// Samples nothing.

@@ -83,7 +83,7 @@ fn inferred_caller_must_call_the_current_function() {
 fn return_address_after_unrelated_call_is_rejected() {
     for (call, what) in [
         (2, "a function too far below"),
-        (3, "a function that has a table, so that it is not what we are in"),
+        (3, "a function with a table, which cannot be the current one"),
         (4, "a function above"),
     ] {
         for ip in [(&raw const marple_walk_in_ours), (&raw const marple_walk_in_leaf)] {

@@ -12,23 +12,24 @@ impl Reader {
                 "/proc/self/statm cannot be read; mount /proc"
             }
             Metric::MemoryGrowth | Metric::TimeToLimit | Metric::TaskGrowth => {
-                "it takes 10 values, a second apart, of what grows"
+                "10 values, one second apart, are needed"
             }
             Metric::Heap => {
-                "marple's allocator is not the global one, or the feature `heap` is not enabled"
+                "marple's allocator is not the global allocator, or the feature `heap` is not \
+                 enabled"
             }
             Metric::Cpu | Metric::CpuDemand => "two ticks are needed",
             Metric::Blocked => {
-                "no multi-thread runtime of tokio is observed, or /proc/self/task/*/schedstat cannot be read \
-                 (CONFIG_SCHED_INFO)"
+                "no multi-thread tokio runtime is observed, or /proc/self/task/*/schedstat cannot \
+                 be read (CONFIG_SCHED_INFO)"
             }
             Metric::Tasks | Metric::TaskRise | Metric::Lag | Metric::LagP99 => {
                 "no tokio runtime is observed; start the agent in a runtime, or pass one to `AgentHandle::observe`"
             }
             Metric::Stalled => {
-                "no tokio runtime is observed, or /proc/self/task/*/schedstat cannot be read, without which a stall \
-                 cannot be told from a thread that waits for a core; mount /proc, or pass a runtime to \
-                 `AgentHandle::observe`"
+                "no tokio runtime is observed, or /proc/self/task/*/schedstat cannot be read, \
+                 which distinguishes a stall from a thread that waits for a core; mount /proc, or \
+                 pass a runtime to `AgentHandle::observe`"
             }
             Metric::BlockingLag => {
                 "no tokio runtime is observed, or its blocking pool has no thread yet"
@@ -37,14 +38,15 @@ impl Reader {
                 "/proc/self cannot be read; mount /proc"
             }
             Metric::FdUtilization => {
-                "there is no limit on descriptors, or /proc/self/fd cannot be read"
+                "the process has no descriptor limit, or /proc/self/fd cannot be read"
             }
             Metric::Stall => {
-                "polls are not recorded; enable the feature `trace` and spawn tasks by `marple::task`, or let the agent \
-                 observe the runtime"
+                "polls are not recorded; enable the feature `trace` and spawn tasks with \
+                 `marple::task`, or let the agent observe the runtime"
             }
             Metric::MemoryHigh => {
-                "the cgroup of the process has no memory.events, which cgroup v2 has with the memory controller"
+                "the cgroup of the process has no memory.events; this file requires cgroup v2 with \
+                 the memory controller"
             }
             Metric::MemoryMax => {
                 "the cgroup of the process has no memory.events (v2) or memory.failcnt (v1); enable the memory controller"
@@ -53,15 +55,14 @@ impl Reader {
                 "the cgroup of the process has no memory.events (v2) or memory.oom_control (v1); enable the memory \
                  controller"
             }
-            Metric::Throttled => {
-                "no cpu.stat with periods can be read; it is there with the CPU controller"
-            }
+            Metric::Throttled => "no cpu.stat with periods can be read; enable the CPU controller",
             Metric::MemoryPressure | Metric::CpuPressure | Metric::IoPressure => {
-                "the kernel has no pressure files; it needs CONFIG_PSI, and psi=1 where that is off by default"
+                "the kernel has no pressure files; they require CONFIG_PSI, and psi=1 if PSI is \
+                 off by default"
             }
-            Metric::Panics => "panics are not counted before the first second has passed",
+            Metric::Panics => "the first value is available after one second",
             Metric::Gauge(_) | Metric::Counter(..) | Metric::Histogram(..) => {
-                "the service has not set it; see the spelling"
+                "the service has not set it; check the spelling"
             }
         };
         text.to_owned()

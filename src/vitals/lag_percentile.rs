@@ -65,6 +65,6 @@ mod tests {
             last =
                 percentile.push(Moment::from_nanos((n + 1) * 1_000_000_000), Some(Duration::ZERO));
         }
-        assert_eq!(last, Some(Duration::ZERO), "a minute later they are forgotten");
+        assert_eq!(last, Some(Duration::ZERO), "values older than a minute are dropped");
     }
 }

@@ -38,8 +38,8 @@ pub use runtimes::Runtimes;
 pub enum Error {
     /// The list of runtimes is full.
     #[error(
-        "this runtime is one too many to observe: there are {max} already; runtimes that have shut \
-         down leave the list at the next tick",
+        "{max} runtimes are already observed, which is the limit; runtimes that have shut down are \
+         removed at the next tick",
         max = runtimes::MAX_RUNTIMES
     )]
     TooManyRuntimes,

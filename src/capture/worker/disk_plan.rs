@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::base::{Bytes, IncidentId};
 use crate::capture::worker::CaptureWorker;
-use crate::capture::worker::write::PendingArtifact;
+use crate::capture::worker::pending_artifact::PendingArtifact;
 use crate::model::{CaptureKind, CaptureSet};
 use crate::store::StoreLimit;
 

@@ -4,7 +4,7 @@ use crate::base::IncidentId;
 use crate::capture::collectors::Evidence;
 use crate::capture::messages::TaskStats;
 use crate::capture::worker::CaptureWorker;
-use crate::capture::worker::write::PendingArtifact;
+use crate::capture::worker::pending_artifact::PendingArtifact;
 use crate::model::{CaptureKind, CaptureRecord, Losses, Outcome, ThreadDump};
 
 /// Value of the artifact's `phase` for the dump of a stalled thread.

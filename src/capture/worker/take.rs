@@ -5,8 +5,9 @@ use crate::base::failure::{catch_panic, chain};
 use crate::capture::collectors;
 use crate::capture::messages::{IncidentTask, TaskStats};
 use crate::capture::worker::low_memory::phases;
+use crate::capture::worker::pending_artifact::PendingArtifact;
 use crate::capture::worker::stuck::stall_dump_artifact;
-use crate::capture::worker::write::{PendingArtifact, mark_capture_failed};
+use crate::capture::worker::write::mark_capture_failed;
 use crate::capture::worker::{CaptureWorker, RunningCapture};
 use crate::model::{CaptureRecord, CaptureSet, Losses, Outcome, ThreadDump};
 

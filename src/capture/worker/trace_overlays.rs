@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use crate::base::IncidentId;
 use crate::capture::collectors::Evidence;
 use crate::capture::worker::CaptureWorker;
-use crate::capture::worker::write::PendingArtifact;
+use crate::capture::worker::pending_artifact::PendingArtifact;
 use crate::codec::perfetto::Stacks;
 use crate::model::CaptureKind;
 

@@ -1,5 +1,6 @@
 //! Writing evidence to artifacts.
 
+use crate::capture::worker::pending_artifact::PendingArtifact;
 use std::collections::VecDeque;
 use std::io::Write;
 
@@ -15,15 +16,6 @@ use crate::store::IncidentDir;
 
 /// Maximum attempts to write an artifact; each retry follows freed space.
 const MAX_WRITE_ATTEMPTS: usize = 8;
-
-/// Evidence to be written to an artifact.
-pub(super) struct PendingArtifact {
-    pub(super) kind: CaptureKind,
-    pub(super) record_index: usize,
-    /// Part of the capture it belongs to.
-    pub(super) phase: Option<&'static str>,
-    pub(super) evidence: Evidence,
-}
 
 impl CaptureWorker {
     /// Writes evidence to artifacts. A failed write marks its capture as failed; the others are

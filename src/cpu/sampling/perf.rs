@@ -149,7 +149,7 @@ impl PerfSampler {
         if total as u64 > self.locked_memory_quota.count {
             let QuotaShare { count, limit } = self.locked_memory_quota;
             return Err(NotSampled::Other(format!(
-                "marple locks at most {} KiB for the rings of perf events: {limit}",
+                "marple locks at most {} KiB for the ring buffers of perf events: {limit}",
                 count >> 10
             )));
         }
@@ -204,9 +204,12 @@ impl PerfSampler {
     fn event_quota(&mut self, now: Moment) -> (usize, String) {
         let QuotaShare { count, limit } = self.descriptors.allowance(self.events.len() as u64, now);
         let reason = if count > MAX_EVENTS {
-            format!("there are at most {MAX_EVENTS} perf events, as each has a ring of its own")
+            format!(
+                "marple opens at most {MAX_EVENTS} perf events, because each has its own ring \
+                buffer"
+            )
         } else {
-            format!("marple takes at most {count} descriptors for perf events: {limit}")
+            format!("marple uses at most {count} descriptors for perf events: {limit}")
         };
         (count.min(MAX_EVENTS) as usize, reason)
     }

@@ -191,7 +191,7 @@ impl CpuRecorder {
         let cpu = cpu_time();
         let RecordingSession { anchor, cpu_at_start, table } = state.session.take()?;
         let duration = now.since(anchor.moment);
-        let phase = "part: the capture itself".to_owned();
+        let phase = "phase: during the capture".to_owned();
         let span = (anchor.wall, duration, cpu.saturating_sub(cpu_at_start));
         let profile = state.build_profile(&[&table], span, state.frequency, phase);
         if let Some((frequency, _)) = state.lookback {
@@ -238,9 +238,9 @@ impl RecorderShared {
             }
             panics_in_a_row = if pass_result.is_some() { 0 } else { panics_in_a_row + 1 };
             if panics_in_a_row >= MAX_PANICS {
-                let reason = "the profiler's own thread panicked";
+                let reason = "the profiler's thread panicked";
                 state.failure = Some(reason.to_owned());
-                warnings::set("cpu.engine", format!("no CPU profiles any more: {reason}"));
+                warnings::set("cpu.engine", format!("CPU profiling stopped: {reason}"));
                 return;
             }
             let has_unnamed_threads = pass_result.unwrap_or(false);
@@ -407,7 +407,7 @@ impl DrainState {
             return None;
         }
         let duration = anchor.moment.since(first.started);
-        let phase = format!("part: the {:.1} s before the capture", duration.as_secs_f64());
+        let phase = format!("phase: the {:.1} s before the capture", duration.as_secs_f64());
         let span =
             (anchor.wall_at(first.started), duration, cpu.saturating_sub(first.cpu_at_start));
         Some(self.build_profile(&tables, span, frequency, phase))

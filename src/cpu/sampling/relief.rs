@@ -34,7 +34,7 @@ impl DescriptorRelief {
                 if before.is_none() {
                     warnings::set(
                         WARNING_TOPIC,
-                        format!("not every thread has CPU samples: {}", unsampled.reason),
+                        format!("some threads have no CPU samples: {}", unsampled.reason),
                     );
                 }
                 self.last_shortage = Some(now);

@@ -105,41 +105,42 @@ fn add_comments_and_losses(
     let total = SampleCount { samples: sum(|t| t.total.samples), weight: sum(|t| t.total.weight) };
     profile.comments.push(info.phase.clone());
     profile.comments.push(format!(
-        "recorded by the engine `{}`, each thread at {} of its CPU time",
+        "recorded by the engine `{}`; each thread is sampled at {} of its CPU time",
         info.engine, info.frequency
     ));
     if total.weight > total.samples {
         let rate = total.samples as f64 / info.cpu_time.as_secs_f64().max(f64::EPSILON);
         profile.comments.push(format!(
-            "{} samples stand for {} periods (expirations between two ticks of the kernel come as one): \
-             {rate:.0} samples a second of CPU time",
+            "{} samples represent {} periods (the kernel merges timer expirations between two \
+             ticks): {rate:.0} samples per second of CPU time",
             total.samples, total.weight
         ));
     }
     let losses = [
-        ("CPU samples that found no room in their ring", sum(|t| t.lost)),
-        ("CPU samples counted without a stack: the table of stacks is full", sum(|t| t.table_full)),
+        ("CPU samples dropped: buffer full", sum(|t| t.lost)),
+        ("CPU samples without a stack: stack table full", sum(|t| t.table_full)),
         (
-            "CPU samples with frames left out in the middle: deeper than 128 frames",
+            "CPU samples with frames omitted in the middle: deeper than 128 frames",
             sum(|t| t.omitted),
         ),
         (
-            "CPU samples deeper than their copy, whose outermost frames are those of an earlier sample, \
-             still in place",
+            "CPU samples deeper than their stack copy, completed with the unchanged outermost \
+             frames of an earlier sample",
             sum(|t| t.joined),
         ),
         (
-            "CPU samples cut at the outer end: the stack is deeper than its copy",
+            "CPU samples truncated at the outer end: stack deeper than its copy",
             sum(|t| t.copy_too_short),
         ),
-        ("CPU samples cut at the outer end: more than 4096 frames", sum(|t| t.too_deep)),
-        ("CPU samples cut where unwind information ends", sum(|t| t.no_unwind_info)),
+        ("CPU samples truncated at the outer end: more than 4096 frames", sum(|t| t.too_deep)),
+        ("CPU samples truncated where unwind information ends", sum(|t| t.no_unwind_info)),
         (
-            "CPU samples on a signal's alternate stack, cut where the handler began",
+            "CPU samples on a signal's alternate stack, truncated where the handler began",
             sum(|t| t.on_alternate_stack),
         ),
         (
-            "CPU samples walked through code without unwind tables, by its calls and frame pointers",
+            "CPU samples unwound through code without unwind tables, by call sites and frame \
+             pointers",
             sum(|t| t.used_heuristics),
         ),
     ];
@@ -168,8 +169,8 @@ fn add_accuracy_comments(
     let sum = |of: fn(&SampleTable) -> u64| tables.iter().map(|tally| of(tally)).sum::<u64>();
     if let Some((largest, name)) = factors.largest {
         profile.comments.push(format!(
-            "cpu: samples of threads of one name are scaled to the CPU time the kernel charged to those \
-             threads: by {:.3} on average, by {largest:.3} at most (`{}`); {} samples were taken",
+            "cpu: samples are scaled to the kernel's CPU time of all threads with the same name: \
+             by {:.3} on average, by {largest:.3} at most (`{}`); {} samples were recorded",
             factors.weight / (sum(|t| t.total.weight) as f64).max(1.0),
             thread_table.name(name),
             sum(|t| t.total.samples)
@@ -183,14 +184,16 @@ fn add_accuracy_comments(
         unsampled_periods += periods;
         let cause = match index {
             0..MAX_UNSAMPLED_NAMES => format!("{UNSAMPLED_CAUSE}: `{}`", thread_table.name(name)),
-            _ => format!("{UNSAMPLED_CAUSE}: of other names"),
+            _ => format!("{UNSAMPLED_CAUSE}: other names"),
         };
         profile.losses.add(cause, periods);
     }
     let remaining_cause = if info.user_only {
-        "CPU time without a sample: in the kernel, which is hidden here, or in short-lived threads"
+        "CPU time without a sample: in the kernel, which perf may not sample here, or in \
+         short-lived threads"
     } else {
-        "CPU time without a sample, in periods: threads that ended within one, or unseen"
+        "CPU time without a sample, in periods: threads that ended within one period or were never \
+         listed"
     };
     let lost = sum(|t| t.lost) + unsampled_periods;
     accounting::report_losses(
@@ -203,7 +206,7 @@ fn add_accuracy_comments(
     );
 }
 
-const UNSAMPLED_CAUSE: &str = "CPU time without a sample, in periods: threads called";
+const UNSAMPLED_CAUSE: &str = "CPU time without a sample, in periods, by thread name";
 
 /// Returns the standard error of a function's share. Samples of unequal weight carry less
 /// information than equal ones: `effective = (sum w)^2 / sum w^2` (Kish).

@@ -121,7 +121,8 @@ impl SampleIndex {
         profile.timed_samples.sort_by_key(|sample| sample.at);
         let dropped = tables.iter().map(|tally| tally.log.dropped).sum();
         profile.losses.add(
-            "CPU samples without their time, so not in the trace and without labels: the log is full",
+            "CPU samples without a timestamp, so not in the trace and without labels: sample log \
+             full",
             dropped,
         );
     }

@@ -91,7 +91,7 @@ pub(super) fn select_engine(
     tids: &[u32],
 ) -> Result<SelectedEngine, Error> {
     if requested == CpuEngine::Timer {
-        return start_timer_engine(frequency, tids, "timer: asked for".to_owned());
+        return start_timer_engine(frequency, tids, "timer: requested".to_owned());
     }
     let auto = requested == CpuEngine::Auto;
     let start_perf = || {
@@ -128,7 +128,7 @@ fn start_perf_engine(frequency: Hertz, tids: &[u32], allow_user_only: bool) -> S
         user_only = true;
         sampler = PerfSampler::new(frequency, user_only);
         sampler.attach(tids);
-        description = format!("{description} of user code only{}", perf_paranoid_hint());
+        description = format!("{description}, user code only{}", perf_paranoid_hint());
     }
     SelectedEngine {
         sampler: Box::new(sampler),
@@ -165,7 +165,7 @@ pub(super) fn start_timer_engine(
 }
 
 fn perf_paranoid_hint() -> String {
-    let level = crate::os::perf::paranoid_level();
+    let level = crate::os::perf_limits::paranoid_level();
     level.map(|level| format!(", perf_event_paranoid {level}")).unwrap_or_default()
 }
 

@@ -125,7 +125,7 @@ impl TimerSampler {
 
     fn start_timer(&mut self, tid: u32, bounds: &StackBounds) -> Result<(), NotSampled> {
         let slot = *self.free_slots.last().ok_or_else(|| {
-            NotSampled::Other(format!("the {} places for timers are taken", ThreadSlot::MAX))
+            NotSampled::Other(format!("all {} timer slots are in use", ThreadSlot::MAX))
         })?;
         let stack = bounds.for_thread(tid);
         let mut timer = ThreadTimer::new(tid, self.capture.signal(), self.capture.value(slot))?;
@@ -190,7 +190,7 @@ impl TimerSampler {
     /// Returns the allowed number of timers and the reason for the limit.
     fn timer_quota(&self) -> (usize, String) {
         let QuotaShare { count, limit } = quota::pending_signals(self.threads.len() as u64);
-        let reason = format!("marple takes at most {count} timers: {limit}");
+        let reason = format!("marple uses at most {count} timers: {limit}");
         (usize::try_from(count).unwrap_or(usize::MAX), reason)
     }
 
@@ -219,7 +219,7 @@ impl TimerSampler {
     }
 }
 
-const HANDLER_REPLACED: &str = "this process has put a SIGPROF handler of its own over ours";
+const HANDLER_REPLACED: &str = "the service has replaced marple's SIGPROF handler";
 
 impl CpuSampler for TimerSampler {
     fn attach(&mut self, tids: &[u32]) {

@@ -65,10 +65,8 @@ impl WallRecorder {
     /// Checks all threads once more and returns the profile. Takes up to 0.1 s.
     pub(in crate::cpu) fn stop(mut self, now: Moment) -> Result<Profile, Error> {
         self.stop_sender = None;
-        let panicked = || Error::Engine {
-            engine: "wall",
-            source: "the profiler's own thread panicked".into(),
-        };
+        let panicked =
+            || Error::Engine { engine: "wall", source: "the profiler's thread panicked".into() };
         let sampler = self.thread.take().ok_or_else(panicked)?.join().map_err(|_| panicked())?;
         let info = WallProfileInfo {
             started: self.anchor.wall,

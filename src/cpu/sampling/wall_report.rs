@@ -95,8 +95,8 @@ pub(super) fn build_profile(
     profile
 }
 
-/// Adds a stack of one pseudo-frame that states the reason: `[no answer within 100 ms]`. The lowest
-/// addresses are never mapped, so `address` cannot be code.
+/// Adds a stack of one pseudo-frame that states the reason: `[no stack: no response within 100 ms]`.
+/// The lowest addresses are never mapped, so `address` cannot be code.
 fn intern_reason_stack(
     profile: &mut Profile,
     address: u64,
@@ -116,15 +116,16 @@ fn add_comments_and_losses(
     let seconds = info.duration.as_secs_f64().max(f64::EPSILON);
     let observed_seconds = Duration::from_micros(table.total.weight).as_secs_f64();
     let checks_per_second = counts.checks as f64 / observed_seconds.max(f64::EPSILON);
-    profile.comments.push("part: the capture itself".to_owned());
+    profile.comments.push("phase: during the capture".to_owned());
     profile.comments.push(format!(
-        "wall time of all threads but the one that looks: at {} each, got {checks_per_second:.1} looks a second of a \
-         thread's time; a look stands for the time since the one before",
+        "wall-clock time of all threads except the sampler: {} requested, {checks_per_second:.1} \
+         samples per second of thread time recorded; each sample is weighted by the time since the \
+         previous one",
         info.frequency
     ));
     profile.comments.push(format!(
-        "{} looks: {} at threads that had not run since, {} read from outside, {} by signal \
-         ({:.1} signals a second), {} without a stack",
+        "{} samples: {} of threads that had not run since the previous sample, {} read from /proc, \
+         {} by signal ({:.1} signals per second), {} without a stack",
         counts.checks,
         counts.unchanged,
         counts.read_from_proc,
@@ -133,34 +134,34 @@ fn add_comments_and_losses(
         counts.without_stack
     ));
     profile.comments.push(format!(
-        "the kernel counted {:.3} s of CPU time for these threads and {:.3} s of waiting for a core; \
-         \"running\" holds both",
+        "these threads used {:.3} s of CPU time and waited {:.3} s for a core, by the kernel's \
+         counters; \"running\" includes both",
         counts.cpu_time.as_secs_f64(),
         counts.run_delay.as_secs_f64()
     ));
     let checks_per_thread = (checks_per_second * seconds).max(f64::EPSILON);
     profile.comments.push(format!(
-        "standard error of a share of one thread's time: {:.1} points at 50 %, {:.1} at 10 %; its time \
-         as a whole is short by less than one look's ({:.0} ms)",
+        "standard error of a share of one thread's time: {:.1} points at 50 %, {:.1} at 10 %; the \
+         total time of a thread is low by less than one sample interval ({:.0} ms)",
         100.0 * (0.25 / checks_per_thread).sqrt(),
         100.0 * (0.09 / checks_per_thread).sqrt(),
         1000.0 / checks_per_second.max(f64::EPSILON)
     ));
     if counts.incomplete_ticks > 0 {
         profile.comments.push(format!(
-            "{} of {} ticks were out of looks (2000 a second) or signals (500 a second) before every \
-             thread had its turn",
+            "{} of {} ticks did not sample every thread: limit of 2000 reads or 500 signals per \
+             second reached",
             counts.incomplete_ticks, counts.ticks
         ));
     }
     if !info.allow_signals {
-        profile.comments.push("threads that run have no stack: they are not signalled".to_owned());
+        profile.comments.push("running threads have no stack: they are not signalled".to_owned());
     }
     profile.comments.extend(counts.signal_error.clone());
     let losses = [
-        ("looks at threads that showed no stack", counts.without_stack),
-        ("threads that ended, short of up to one look's time each", counts.ended),
-        ("us of wall time without a stack: the table of stacks is full", table.table_full),
+        ("wall-clock samples without a stack", counts.without_stack),
+        ("threads that ended, each short of up to one sample interval", counts.ended),
+        ("us of wall-clock time without a stack: stack table full", table.table_full),
     ];
     for (cause, count) in losses {
         profile.losses.add(cause, count);

@@ -263,7 +263,7 @@ impl WallSampler {
         }
         match thread.state {
             'Z' | 'X' => {
-                self.record_sample(thread, *checked_at, &[], true, "it has ended");
+                self.record_sample(thread, *checked_at, &[], true, "thread has exited");
                 return None;
             }
             'R' => {}
@@ -281,14 +281,14 @@ impl WallSampler {
                     *checked_at,
                     &[],
                     true,
-                    "no answer: signals do not reach it",
+                    "no stack: uninterruptible or stopped",
                 );
                 return None;
             }
         }
         let reason = match () {
             () if !self.allow_signals => "not signalled",
-            () if thread.blocked >> (SIGNAL - 1) & 1 == 1 => "no answer: it blocks SIGURG",
+            () if thread.blocked >> (SIGNAL - 1) & 1 == 1 => "no stack: blocks SIGURG",
             () => return Some(check),
         };
         self.counts.without_stack += 1;
@@ -341,7 +341,7 @@ impl WallSampler {
                 self.counts.without_stack += pending.len() as u64;
                 self.counts.signal_error = Some(reason);
                 for PendingSignal { thread, checked_at, .. } in &pending {
-                    self.record_sample(thread, *checked_at, &[], true, "no answer: no handler");
+                    self.record_sample(thread, *checked_at, &[], true, "no stack: no handler");
                 }
                 return;
             }
@@ -362,7 +362,13 @@ impl WallSampler {
             let Some((frames, end)) = stacks.remove(&thread.tid) else {
                 if self.threads.contains_key(&thread.tid) {
                     self.counts.without_stack += 1;
-                    self.record_sample(&thread, checked_at, &[], true, "no answer within 100 ms");
+                    self.record_sample(
+                        &thread,
+                        checked_at,
+                        &[],
+                        true,
+                        "no stack: no response within 100 ms",
+                    );
                 }
                 continue;
             };

@@ -225,21 +225,23 @@ impl MemoryLimits {
     pub(super) fn describe(&self, problem: LimitProblem) -> String {
         let dir = |level: usize| self.limit_files.get(level).map(|wall| wall.dir.display());
         match problem {
-            LimitProblem::NoMembership => "limits of cgroups are unknown, as /proc/self/cgroup cannot be read: shares are of \
-                physical memory and of all CPUs; mount /proc"
+            LimitProblem::NoMembership => "cgroup limits are unknown because /proc/self/cgroup \
+                cannot be read: percentages are of physical memory and of all CPUs; mount /proc"
                 .to_owned(),
-            LimitProblem::NotMounted => "limits of cgroups are unknown, as no mounted cgroup file system shows the cgroup of \
-                this process: shares are of physical memory and of all CPUs; mount /sys/fs/cgroup"
+            LimitProblem::NotMounted => "cgroup limits are unknown because no mounted cgroup file \
+                system contains the cgroup of this process: percentages are of physical memory and \
+                of all CPUs; mount /sys/fs/cgroup"
                 .to_owned(),
             LimitProblem::Unreadable => {
-                format!("limits that cannot be read do not count: {}", self.unreadable.join(", "))
+                format!("unreadable limits are ignored: {}", self.unreadable.join(", "))
             }
-            LimitProblem::HiddenAncestors => "the cgroups that can be seen here have no memory limit, and those above them cannot be \
-                seen (cgroup namespace): shares are of physical memory; set the limit at the container"
+            LimitProblem::HiddenAncestors => "the visible cgroups have no memory limit, and their \
+                ancestors are hidden (cgroup namespace): percentages are of physical memory; set \
+                the limit on the container"
                 .to_owned(),
             LimitProblem::UsageUnreadable { level } => format!(
-                "usage or memory.stat of {} cannot be read: the resident set of the process is compared with the \
-                 limit, which is that of all processes in the cgroup",
+                "usage or memory.stat of {} cannot be read: the resident set of this process is \
+                 compared with the limit, which applies to all processes in the cgroup",
                 dir(level).map(|dir| dir.to_string()).unwrap_or_default()
             ),
         }

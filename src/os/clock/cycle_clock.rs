@@ -33,7 +33,7 @@ impl TickSource {
     /// Returns the name of the clock.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Counter if cfg!(target_arch = "aarch64") => "virtual read_counter",
+            Self::Counter if cfg!(target_arch = "aarch64") => "virtual counter",
             Self::Counter => "TSC",
             Self::Monotonic => "CLOCK_MONOTONIC",
         }

@@ -49,8 +49,8 @@ fn open_thread_list() -> Option<ThreadList> {
             warnings::set(
                 TOPIC,
                 format!(
-                    "no thread dumps, no CPU samples by thread, and the CPUs of the main thread are taken for those \
-                     of the process: cannot read /proc/self/task: {error}"
+                    "no thread dumps and no per-thread CPU samples, and the main thread's CPUs \
+                     count as those of the process: cannot read /proc/self/task: {error}"
                 ),
             );
             None

@@ -54,7 +54,7 @@ pub fn dump(taken: Timestamp) -> io::Result<DescriptorDump> {
                 link = target.into_bytes();
             }
             Err(_) => {
-                losses.add("descriptors that were closed meanwhile", 1);
+                losses.add("descriptors closed during the dump", 1);
                 link = Vec::with_capacity(4 << 10);
             }
         }
@@ -80,7 +80,9 @@ impl OpenDescriptor {
     fn add(&mut self, link: &str, is_reserved: bool) {
         if is_reserved {
             self.kinds.add("marple", "");
-            return self.targets.add("marple", "reserved by marple for when there are none left");
+            return self
+                .targets
+                .add("marple", "reserved by marple for use at the descriptor limit");
         }
         if let Some(inode) = bracketed_text(link, "socket:[").and_then(|inode| inode.parse().ok()) {
             self.kinds.add("socket", "");
@@ -132,13 +134,13 @@ impl OpenDescriptor {
     fn resolve_sockets(&mut self, losses: &mut Losses) {
         let unresolved = sockets::resolve(std::mem::take(&mut self.sockets), &mut self.targets);
         if unresolved > 0 {
-            losses.add("sockets of another kind, or not found in /proc/self/net", unresolved);
+            losses.add("sockets of other protocols, or not found in /proc/self/net", unresolved);
         }
     }
 
     fn into_dump(self, taken: Timestamp, mut losses: Losses) -> DescriptorDump {
         if !(self.targets.is_exact() && self.patterns.is_exact() && self.directories.is_exact()) {
-            losses.add("targets left out: too many different ones, counts are lower bounds", 1);
+            losses.add("targets omitted: too many distinct targets, counts are lower bounds", 1);
         }
         let limit = super::process::descriptor_limit();
         let patterns = self.patterns.into_rows(MAX_ROWS);

@@ -31,8 +31,8 @@ impl ThreadList {
         match statat(&directory, DecInt::new(own.get()), AtFlags::empty()) {
             Ok(_) => Ok(Self { directory }),
             Err(Errno::NOENT) => Err(io::Error::other(format!(
-                "thread {own} of this process is not in it: this /proc is of another pid namespace; mount a /proc \
-                 of the process's own"
+                "thread {own} of this process is not listed: /proc belongs to another pid \
+                 namespace; mount the /proc of this process's pid namespace"
             ))),
             Err(error) => Err(error.into()),
         }

@@ -57,11 +57,12 @@ impl ProcThreadReader {
         match reader.sched_stat(threads::current_tid()) {
             Some(sched_stat) if sched_stat.timeslices > 0 => Ok(reader),
             None => Err(format!(
-                "{TASKS}/*/schedstat cannot be read: too many files are open, or /proc does not have it"
+                "cannot read {TASKS}/*/schedstat: too many files are open, or /proc does not have \
+                 the file"
             )),
             _ => Err(format!(
-                "{TASKS}/*/schedstat does not tell whether a thread has run (CONFIG_SCHED_INFO), and \
-                 without it those that sleep would be woken each time"
+                "{TASKS}/*/schedstat does not count timeslices (CONFIG_SCHED_INFO), so each sample \
+                 would wake sleeping threads"
             )),
         }
     }

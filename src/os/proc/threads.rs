@@ -43,7 +43,7 @@ pub struct Error(#[source] std::io::Error);
 impl Error {
     /// Creates the error for a list of threads of which no file can be read.
     pub fn no_readable_thread() -> Self {
-        Self(std::io::Error::other("it lists threads, and none of their files can be read"))
+        Self(std::io::Error::other("threads are listed, but none of their files can be read"))
     }
 }
 

@@ -21,7 +21,7 @@ pub struct ProcThreadReader;
 impl ProcThreadReader {
     /// Returns an error text.
     pub fn open() -> Result<Self, String> {
-        Err("threads can be seen on Linux only".to_owned())
+        Err("threads can be inspected on Linux only".to_owned())
     }
 
     /// Returns `None`.

@@ -1,5 +1,8 @@
 //! Admission of a value that has crossed a threshold long enough: capture or hold.
 
+use crate::rules::history::MIN_HEADROOM_FRACTION;
+use crate::rules::history::WORSE_HEADROOM_FRACTION;
+use crate::rules::history::WORSE_VALUE_FACTOR;
 use std::time::Duration;
 
 use super::{LimitAhead, WatchedRule};
@@ -9,16 +12,8 @@ use crate::rules::history::{DAY, FireCandidate, FireKind};
 use crate::rules::verdict::{Condition, Decision, HoldReason, ThresholdCrossing};
 use crate::rules::{Admission, LastFire};
 
-/// A value is worse if `headroom <= WORSE_HEADROOM_FRACTION * headroom at the last capture`.
-pub(in crate::rules) const WORSE_HEADROOM_FRACTION: f64 = 2.0 / 3.0;
-/// Without a limit, a value is worse if `value >= WORSE_VALUE_FACTOR * value at the last capture`.
-pub(in crate::rules) const WORSE_VALUE_FACTOR: f64 = 1.5;
 /// Maximum time until the retry after an incident could not be opened (for example on a full disk).
 const MAX_OPEN_RETRY_DELAY: Duration = Duration::from_secs(60);
-/// Share of the limit. With less headroom a value does not count as worse. There are eight captures
-/// between 80 % and this point, and another would not finish in time.
-pub(in crate::rules) const MIN_HEADROOM_FRACTION: f64 = 0.01;
-
 impl WatchedRule {
     /// Decides on a value that has crossed a threshold long enough: fire, or hold with a reason.
     pub(super) fn decide_crossing(

@@ -52,9 +52,9 @@ impl Modes {
             file_system.report_missing(FsFeature::Modes, |path| {
                 let cause = changed.err().map_or(String::new(), |errno| format!(" (fchmod: {errno})"));
                 format!(
-                    "the file system of {path} does not store file modes{cause}: files there have mode \
-                     {:04o}, so other users may read captures, which contain secrets; mount it with a \
-                     umask of 077, or set `dir` to another file system",
+                    "the file system of {path} does not store file modes{cause}: files there have \
+                     mode {:04o}, so other users may read captures, which contain secrets; mount \
+                     it with a umask of 077, or set `dir` to another file system",
                     actual.bits()
                 )
             });
@@ -82,7 +82,8 @@ fn report_no_group_access(file_system: &FileSystem, call: &str, errno: rustix::i
     file_system.report_missing(FsFeature::GroupRead, |path| {
         format!(
             "members of group {group} cannot read all files in {path} ({call}: {errno}): \
-             store.group_read requires this process to be in that group (fsGroup, supplementalGroups)"
+             store.group_read requires this process to be in that group (fsGroup, \
+             supplementalGroups)"
         )
     });
 }

@@ -138,9 +138,9 @@ impl Dir {
                 {
                     self.file_system.report_missing(FsFeature::HardLinks, |path| {
                         format!(
-                            "hard links are not supported in {path} (linkat: {errno}): each rename first checks \
-                             that the name is free, which does not exclude another process that creates files \
-                             there"
+                            "hard links are not supported in {path} (linkat: {errno}): each rename \
+                             first checks that the name is free, which does not exclude another \
+                             process that creates files there"
                         )
                     });
                 }
@@ -174,8 +174,9 @@ impl Dir {
             Err(errno) if is_plain && is_refusal(errno) => {
                 self.file_system.report_missing(FsFeature::RenameDir, |path| {
                     format!(
-                        "directories in {path} cannot be renamed (renameat: {errno}): incidents are created and \
-                         removed in place, so a kill at that moment leaves an incident with missing files"
+                        "directories in {path} cannot be renamed (renameat: {errno}): incidents \
+                         are created and removed in place, so a kill at that moment leaves an \
+                         incident with missing files"
                     )
                 });
                 Ok(false)
@@ -213,8 +214,9 @@ impl Dir {
             Err(error) if Errno::from_io_error(&error).is_some_and(is_sync_unsupported) => {
                 self.file_system.report_missing(FsFeature::Sync, |path| {
                     format!(
-                        "files in {path} cannot be synced (fsync: {fsync_error}): after a power failure or a \
-                         system crash, the last incident may be missing or truncated; set `dir` to a local disk"
+                        "files in {path} cannot be synced (fsync: {fsync_error}): after a power \
+                         failure or a system crash, the last incident may be missing or truncated; \
+                         set `dir` to a local disk"
                     )
                 });
                 Ok(())
@@ -233,8 +235,8 @@ impl Dir {
             Err(errno) if is_refusal(errno) => {
                 self.file_system.report_missing(FsFeature::DirSync, |path| {
                     format!(
-                        "directories in {path} cannot be synced (fsync: {errno}): after a power failure, the \
-                         last incident may be missing"
+                        "directories in {path} cannot be synced (fsync: {errno}): after a power \
+                         failure, the last incident may be missing"
                     )
                 });
                 Ok(())
@@ -256,8 +258,8 @@ impl Dir {
     fn report_no_rename_no_replace(&self, errno: Errno) {
         self.file_system.report_missing(FsFeature::RenameNoReplace, |path| {
             format!(
-                "rename without replacement is not supported in {path} (renameat2: {errno}): hard links \
-                 are used instead, if supported"
+                "rename without replacement is not supported in {path} (renameat2: {errno}): hard \
+                 links are used instead, if supported"
             )
         });
     }

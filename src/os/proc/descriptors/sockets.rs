@@ -30,7 +30,7 @@ pub(crate) fn resolve(mut inodes: HashSet<u64>, targets: &mut DescriptorCounts) 
         let mut fields = line.split_ascii_whitespace().skip(6);
         let Some(inode) = fields.next().and_then(|inode| inode.parse().ok()) else { return };
         if inodes.remove(&inode) {
-            let path = fields.next().map_or("without a name".into(), log::escape);
+            let path = fields.next().map_or("unnamed".into(), log::escape);
             targets.add("unix", &path);
         }
     });
@@ -114,11 +114,11 @@ fn state_name(state: u8) -> &'static str {
         1 => "established",
         2 => "connecting",
         3 => "half open",
-        4 | 5 => "closed by us, waiting for the peer",
+        4 | 5 => "closed locally, waiting for the peer (FIN_WAIT)",
         6 => "in TIME_WAIT",
         7 => "closed",
-        8 => "closed by the peer, not by us",
-        9 => "closing, last acknowledgement",
+        8 => "closed by the peer, not locally (CLOSE_WAIT)",
+        9 => "closing, waiting for the last acknowledgement",
         10 => "listening",
         11 => "closing",
         _ => "in an unknown state",
@@ -137,12 +137,13 @@ mod tests {
             assert_eq!(row.inode, 4711);
             let mut listening = HashSet::new();
             let text = row.describe(true, &mut listening);
-            assert_eq!(text, "to 10.0.0.2:5432, closed by the peer, not by us");
+            assert_eq!(text, "to 10.0.0.2:5432, closed by the peer, not locally (CLOSE_WAIT)");
             listening.insert(8080);
             let text = row.describe(true, &mut listening);
             assert_eq!(
                 text,
-                "accepted at 127.0.0.1:8080 from 10.0.0.2, closed by the peer, not by us"
+                "accepted at 127.0.0.1:8080 from 10.0.0.2, closed by the peer, not locally \
+                 (CLOSE_WAIT)"
             );
             let mapped = parse_address("0000000000000000FFFF00000100007F:0050").unwrap();
             assert_eq!(mapped.to_string(), "127.0.0.1:80");
