@@ -53,7 +53,7 @@ fn measure_reloads(mounted: bool, change: Change) -> Vec<f64> {
     let text = |round: usize| {
         let dir = home.path().join("captures");
         format!(
-            "service = \"of-{round}\"\ndir = {dir:?}\nrules = \"own\"\n[toggle]\nsignal = \"off\"\n"
+            "service = \"of-{round}\"\ndir = {dir:?}\ninclude_default_rules = false\n[toggle]\nsignal = \"off\"\n"
         )
     };
     if mounted {

@@ -13,7 +13,7 @@ use marple::{AgentHandle, Builder};
 
 fn write(path: &Path, captures: &Path, body: &str) {
     let text = format!(
-        "dir = {:?}\ninterval = \"20ms\"\nrules = \"own\"\n{body}",
+        "dir = {:?}\ninterval = \"20ms\"\ninclude_default_rules = false\n{body}",
         captures.to_str().unwrap()
     );
     let part = path.with_extension("new");

@@ -67,7 +67,8 @@ fn crash_loop_stays_within_budget() {
     }
     let found = incidents(&dir);
     assert_eq!(found.len(), INCIDENTS_PER_DAY, "{output_lines:#?}");
-    let spent_count = output_lines.iter().filter(|line| line.contains("SAYS spent")).count();
+    let spent_count =
+        output_lines.iter().filter(|line| line.contains("SAYS daily_budget_spent")).count();
     assert_eq!(spent_count, RESTARTS - INCIDENTS_PER_DAY, "{output_lines:#?}");
     assert!(
         output_lines[RESTARTS - 1].contains("incidents_per_day is used up for another"),

@@ -119,8 +119,8 @@ fn unreadable_file_error_names_path() {
     std::fs::write(&latin, b"# one\n#  caf\xe9\n").unwrap();
     for (path, why) in [
         (missing.as_path(), "No such file"),
-        (dir.path(), "it is not a regular file"),
-        (&huge, "it is larger than 1 MiB"),
+        (dir.path(), "not a regular file"),
+        (&huge, "larger than 1 MiB"),
     ] {
         let error = load(path).unwrap_err();
         assert!(matches!(error, Error::Unreadable { .. }));
@@ -133,7 +133,7 @@ fn unreadable_file_error_names_path() {
     std::fs::write(&huge, "#".repeat(1 << 20)).unwrap();
     load(&huge).unwrap();
     let message = load(&latin).unwrap_err().to_string();
-    assert!(message.contains("latin.toml:2:7: the file is not UTF-8"), "{message}");
+    assert!(message.contains("latin.toml:2:7: invalid UTF-8"), "{message}");
 }
 
 /// Every field of a settings struct must be a key of `marple.toml`. The unit test of the parser

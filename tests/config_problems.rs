@@ -24,7 +24,7 @@ fn store_limits_are_set_per_rule_name() {
     let text = "[store.rule.toggle]\nmax_incidents = 3\n[store.rule.\"my rule\"]\nmax_bytes = \"8MiB\"\n\
                 max_age = \"1d\"\n[[rule]]\nname = \"my_rule\"\nmetric = \"tasks\"\nabs = 5\n";
     let error = parse(text, Path::new("orders.toml")).unwrap_err().to_string();
-    assert!(error.contains("store.rule.my rule: no rule is called `my rule`"), "{error}");
+    assert!(error.contains("store.rule.my rule: no rule has the name `my rule`"), "{error}");
     assert_eq!(error.matches("orders.toml:").count(), 1, "{error}");
     let settings =
         parse(&text.replace("\"my rule\"", "my_rule"), Path::new("orders.toml")).unwrap();
@@ -34,8 +34,8 @@ fn store_limits_are_set_per_rule_name() {
     assert_eq!(own.max_age, Some(Duration::from_secs(24 * 60 * 60)));
     for (wrong, why) in [
         ("max_bytes = \"1KiB\"", "store.rule.call.max_bytes: 1.0 KiB is too little"),
-        ("max_incidents = 0", "store.rule.call.max_incidents: 0 would keep no incident"),
-        ("max_age = \"0s\"", "store.rule.call.max_age: no time at all"),
+        ("max_incidents = 0", "store.rule.call.max_incidents: 0 keeps no incidents"),
+        ("max_age = \"0s\"", "store.rule.call.max_age: the duration is 0"),
         ("max_agee = \"1s\"", "did you mean `max_age`?"),
     ] {
         let text = format!("[store.rule.call]\n{wrong}\n");
@@ -87,21 +87,21 @@ max = 50
 "#;
     let refusal = error_message(text);
     let expected = [
-        "orders.toml:2:11: service: `a/b` cannot be part of a file's name",
+        "orders.toml:2:11: service: `a/b` cannot be part of a file name",
         "orders.toml:3:1: intervall: unknown key `intervall`: did you mean `interval`?",
-        "orders.toml:5:1: colour: unknown key `colour`: known here: service, instance, dir, interval",
+        "orders.toml:5:1: colour: unknown key `colour`: valid keys: service, instance, dir, interval",
         "orders.toml:8:13: store.max_bytes: `12 parsecs` is not a size",
-        "orders.toml:9:17: store.max_incidents: 0 would keep no incident: write 1 or more",
-        "orders.toml:10:13: store.min_free_space: 120 % is no share",
+        "orders.toml:9:17: store.max_incidents: 0 keeps no incidents: write 1 or more",
+        "orders.toml:10:13: store.min_free_space: 120 % is not a valid share",
         "orders.toml:13:10: toggle.signal: invalid value: string \"SIGKILL\", expected \"SIGUSR1\"",
         "orders.toml:14:11: toggle.capture: `gpu` is not a capture kind",
         "orders.toml:17:10: http.listen: 0.0.0.0:6060 can be reached from other machines",
         "orders.toml:20:13: cpu.frequency_hz: 0 is out of bounds: write 1 to 1000",
         "orders.toml:25:9: rule[0].clear: 90.0 % is not below abs (80.0 %)",
         "orders.toml:28:10: rule[1].metric: `memroy` is not a metric",
-        "orders.toml:31:1: rule[2].metric: a rule needs one",
+        "orders.toml:31:1: rule[2].metric: missing key: write `metric = \"memory\"`",
         "orders.toml:34:1: rule[3].abs: the rule can never fire",
-        "orders.toml:34:1: rule[3].name: `memory` is the name of another rule too",
+        "orders.toml:34:1: rule[3].name: `memory` is also the name of another rule",
     ];
     let lines: Vec<&str> = refusal.lines().map(str::trim).collect();
     for line in expected {
@@ -140,14 +140,14 @@ fn each_problem_is_one_line() {
             "dir = true",
             "orders.toml:1:7: dir: invalid type: boolean `true`, expected a path in quotes",
         ),
-        ("dir = \"\"", "orders.toml:1:7: dir: no directory"),
+        ("dir = \"\"", "orders.toml:1:7: dir: the path is empty"),
         (
             "store = 1",
-            "orders.toml:1:9: store: a value of type integer where a section must stand: write [store]",
+            "orders.toml:1:9: store: expected a section, found a value of type integer: write [store]",
         ),
         (
             "[rule]\nabs = 1",
-            "rule: a value of type table where a section must stand: write [[rule]] over each",
+            "rule: expected a section, found a value of type table: write [[rule]] above each",
         ),
         (
             "[toggle]\ncapture = [\"gpu\", \"cpu\", \"disk\"]",
@@ -176,7 +176,7 @@ fn each_problem_is_one_line() {
         ),
         (
             "[trace]\nmax_bytes = 1",
-            "trace.max_bytes: 1 B is too little to keep anything: write 64.0 KiB or more",
+            "trace.max_bytes: 1 B is below the minimum: write 64.0 KiB or more",
         ),
         (
             "[http]\nlisten = \"localhost\"",
@@ -189,7 +189,7 @@ fn each_problem_is_one_line() {
         ),
         (
             "[[rule]]\nmetric = \"memory\"\nabs = 8000",
-            "rule[0].abs: 8000 can never be reached by memory: write 0 to 100",
+            "rule[0].abs: memory can never reach 8000: write 0 to 100",
         ),
         ("[[rule]]\nmetric = \"tasks\"\nabs = nan", "expected a number"),
         ("[[rule]]\nmetric = \"tasks\"\ndiff = 0", "rule[0].diff: 0 would fire on a steady value"),
@@ -200,11 +200,11 @@ fn each_problem_is_one_line() {
         ),
         (
             "[[rule]]\nname = \"Mem\"\nmetric = \"memory\"\nabs = 9",
-            "rule[0].name: `Mem` is no name for a rule",
+            "rule[0].name: `Mem` is not a valid rule name",
         ),
         (
             "[[rule]]\nmetric = \"memory\"\nabs = 9\nduration = \"0s\"",
-            "rule[0].duration: no time at all",
+            "rule[0].duration: the duration is 0",
         ),
     ] {
         let message = single_error(text);
@@ -227,13 +227,16 @@ fn implausible_value_is_rejected_with_suggestion() {
         ),
         (
             "metric = \"memory.rss\"\nabs = 80",
-            ":3:7: rule[0].abs: 80 bytes are always exceeded by memory.rss: write \"80MiB\"",
+            ":3:7: rule[0].abs: memory.rss always exceeds 80 bytes: write \"80MiB\"",
         ),
-        ("metric = \"memory.heap\"\nabs = \"2KiB\"", "rule[0].abs: 2048 bytes are always exceeded"),
+        (
+            "metric = \"memory.heap\"\nabs = \"2KiB\"",
+            "rule[0].abs: memory.heap always exceeds 2048 bytes",
+        ),
         ("metric = \"memory\"\nabs = 80\nmin = 90", "rule[0].min: 90.0 % is above abs (80.0 %)"),
         (
             "metric = \"memory\"\nabs = 80\ncritical = 70",
-            "rule[0].critical: 70.0 % is below abs (80.0 %), so that every incident",
+            "rule[0].critical: 70.0 % is below abs (80.0 %), so every incident",
         ),
         (
             "metric = \"memory\"\nforecast = \"10s\"\nmin = 75\ncritical = 70",
@@ -249,32 +252,32 @@ fn implausible_value_is_rejected_with_suggestion() {
         ),
         (
             "metric = \"gauge.free\"\nbelow = 5\ncritical = 7",
-            "rule[0].critical: 7 is above below (5), so that every incident",
+            "rule[0].critical: 7 is above below (5), so every incident",
         ),
         (
             "metric = \"gauge.free\"\nbelow = 5\nmin = 2\ncritical = 1",
             "rule[0].critical: 1 is not above min (2)",
         ),
-        (
-            "metric = \"tasks\"\nabs = 5\nfor = \"25h\"",
-            "rule[0].for: 90000s is longer than anything",
-        ),
+        ("metric = \"tasks\"\nabs = 5\nfor = \"25h\"", "rule[0].for: 90000s is longer than a day"),
         ("metric = \"tasks\"\nabs = 5\nclear_for = \"2d\"", "rule[0].clear_for: 172800s is longer"),
         (
             "metric = \"memory\"\nabs = 80\nforecast = \"10s\"\nfor = \"30s\"",
             "rule[0].for: 30s is not shorter than forecast (10s)",
         ),
-        ("metric = \"memory\"\nforecast = \"0s\"", "rule[0].forecast: no time at all"),
+        ("metric = \"memory\"\nforecast = \"0s\"", "rule[0].forecast: the duration is 0"),
     ] {
         let message = single_error(&rule(text));
         assert!(message.contains(expected), "{text}\n{message}\n{expected}");
     }
     for (text, expected) in [
         (
-            "[budget]\ncpu_ceiling = 0.9",
+            "[budget]\nskip_cpu_profile_above = 0.9",
             "budget.skip_cpu_profile_above: 0.9 would be 0.9 %; did you mean 90 %?",
         ),
-        ("[store]\nkeep_free = 5", "store.min_free_space: 5 would be 5 bytes; did you mean 5 %?"),
+        (
+            "[store]\nmin_free_space = 5",
+            "store.min_free_space: 5 would be 5 bytes; did you mean 5 %?",
+        ),
     ] {
         let message = single_error(text);
         assert!(message.contains(expected), "{text}\n{message}\n{expected}");
@@ -306,7 +309,7 @@ fn values_are_accepted_up_to_their_bounds() {
         ),
         ("[heap]\nrate = 0\nrate_during_incident = 1", "[heap]\nrate_during_incident = 0"),
         ("[store]\nmax_bytes = 1048576", "[store]\nmax_bytes = 1048575"),
-        ("[store]\nkeep_free = \"99%\"", "[store]\nkeep_free = \"100%\""),
+        ("[store]\nmin_free_space = \"99%\"", "[store]\nmin_free_space = \"100%\""),
         ("[http]\nlisten = \"127.9.9.9:1\"", "[http]\nlisten = \"128.0.0.1:1\""),
         ("[http]\nlisten = \"[::1]:1\"", "[http]\nlisten = \"[::]:1\""),
         ("[http]\nlisten = \"[::ffff:127.0.0.1]:1\"", "[http]\nlisten = \"[::ffff:10.0.0.1]:1\""),
@@ -401,7 +404,10 @@ fn token_file_is_trimmed_and_must_be_private() {
             }
             Err(error) => {
                 let message = error.to_string();
-                assert!(!well && message.contains("is open to everybody"), "{mode:o} {message}");
+                assert!(
+                    !well && message.contains("is accessible to all users"),
+                    "{mode:o} {message}"
+                );
                 assert_eq!(message.lines().count(), 1, "{message}");
             }
         }
@@ -487,12 +493,15 @@ proptest::proptest! {
 fn below_must_be_separate_rule() {
     let message_for = |body: &str| error_message(&format!("[[rule]]\nmetric = {body}"));
     for (body, part) in [
-        ("\"gauge.free\"\nbelow = 5\nabs = 9", "make `below` a rule of its own"),
+        ("\"gauge.free\"\nbelow = 5\nabs = 9", "use a separate rule"),
         ("\"gauge.free\"\nbelow = 5\nclear = 5", "5 is not above below (5)"),
         ("\"gauge.free\"\nbelow = -5", "-5 is not above min (0)"),
-        ("\"memory.time_to_limit\"\nabs = \"10m\"", "less of memory.time_to_limit is worse"),
-        ("\"memory.time_to_limit\"", "give it `below`"),
-        ("\"gauge.Free\"\nabs = 5", "no number can be called `Free`"),
+        (
+            "\"memory.time_to_limit\"\nabs = \"10m\"",
+            "lower values of memory.time_to_limit are worse",
+        ),
+        ("\"memory.time_to_limit\"", "can never fire: set `below`"),
+        ("\"gauge.Free\"\nabs = 5", "`Free` is not a valid metric name"),
         ("\"counter.free\"\nabs = 5", "\\\"counter.NAME.rate\\\""),
     ] {
         assert!(message_for(body).contains(&part.replace('\\', "")), "{}", message_for(body));
@@ -509,12 +518,12 @@ fn renamed_keys_and_values_give_an_error_with_the_new_name() {
     for (text, expected) in [
         (
             "domain = \"eu-1\"",
-            "orders.toml:1:1: domain: unknown key `domain`: it is called `instance` now",
+            "orders.toml:1:1: domain: unknown key `domain`: renamed to `instance`",
         ),
-        ("rules = \"own\"", "write `include_default_rules = true` or `false` now"),
+        ("rules = \"own\"", "replaced: write `include_default_rules = true` or `false`"),
         (
             "[budget]\njoin = \"30s\"",
-            "orders.toml:2:1: budget.join: unknown key `join`: it is called `join_window` now",
+            "orders.toml:2:1: budget.join: unknown key `join`: renamed to `join_window`",
         ),
         ("[budget]\nstreams_per_day = 9", "`on_demand_captures_per_day`"),
         ("[budget]\ncpu_ceiling = \"90%\"", "`skip_cpu_profile_above`"),

@@ -54,22 +54,22 @@ fn invalid_value_is_reported_with_position_value_and_expectation() {
         ),
         (
             "[trace]",
-            "stall = \"-1s\"",
+            "stall_threshold = \"-1s\"",
             ["2:9: trace.stall_threshold:", "\"-1s\"", "\"100ms\", or \"off\""],
         ),
         (
             "[trace]",
-            "stall = \"on\"",
+            "stall_threshold = \"on\"",
             ["2:9: trace.stall_threshold:", "\"on\"", "\"100ms\", or \"off\""],
         ),
         (
             "[trace]",
-            "stall = 100",
+            "stall_threshold = 100",
             ["2:9: trace.stall_threshold:", "`100`", "\"100ms\", or \"off\""],
         ),
         (
             "[trace]",
-            "stall = false",
+            "stall_threshold = false",
             ["2:9: trace.stall_threshold:", "`false`", "\"100ms\", or \"off\""],
         ),
         (
@@ -102,16 +102,16 @@ fn invalid_value_is_reported_with_position_value_and_expectation() {
 #[test]
 fn values_at_bounds_are_accepted() {
     for text in [
-        "[cpu]\nmode = \"wall\"\nwall_frequency = 1",
-        "[cpu]\nmode = \"cpu\"\nwall_frequency = 1000",
+        "[cpu]\nmode = \"wall\"\nwall_frequency_hz = 1",
+        "[cpu]\nmode = \"cpu\"\nwall_frequency_hz = 1000",
         "[trace]\nstall_threshold = \"10ms\"",
         "[trace]\nstall_threshold = \"1m\"",
         "[trace]\nstall_threshold = \"off\"",
-        "[budget]\nstreams_per_day = 1",
-        "[budget]\nstreams_per_day = 10000000",
+        "[budget]\non_demand_captures_per_day = 1",
+        "[budget]\non_demand_captures_per_day = 10000000",
         "[[rule]]\nmetric = \"tasks\"\nabs = 1\ncollectors = [\"a.txt\", \"a.txt\"]",
         "[[rule]]\nmetric = \"tasks\"\nabs = 1\ncollectors = []",
-        "[[rule]]\nmetric = \"tasks\"\nabs = 1\ncollect = \"all\"",
+        "[[rule]]\nmetric = \"tasks\"\nabs = 1\ncollectors = \"all\"",
     ] {
         let settings = parse(text, Path::new("orders.toml"));
         assert!(settings.is_ok(), "{text}\n{settings:?}");
@@ -121,7 +121,7 @@ fn values_at_bounds_are_accepted() {
 #[test]
 fn invalid_collector_file_names_are_reported() {
     let list = "\"all\" or a list such as [\"running_queries.txt\"]";
-    let name = "the name of a file in quotes, such as \"running_queries.txt\"";
+    let name = "a file name in quotes, such as \"running_queries.txt\"";
     let letters = "1 to 64 letters, digits, `-`, `_` or `.`";
     for (value, shown, right) in [
         (r#"["/etc/passwd"]"#, "`/etc/passwd`", letters),
@@ -136,7 +136,7 @@ fn invalid_collector_file_names_are_reported() {
         (r#"[["a.txt"]]"#, "sequence", name),
     ] {
         let message =
-            single_error("[[rule]]", &format!("collect = {value}\nmetric = \"tasks\"\nabs = 9"));
+            single_error("[[rule]]", &format!("collectors = {value}\nmetric = \"tasks\"\nabs = 9"));
         assert!(message.starts_with("orders.toml:2:"), "{value}\n{message}");
         assert!(message.contains(": rule[0].collect: "), "{value}\n{message}");
         assert!(message.contains(shown) && message.contains(right), "{value}\n{message}");
@@ -183,17 +183,17 @@ fn invalid_below_is_reported_once() {
         (
             r#""gauge.free""#,
             "below = 5\ndiff = 20",
-            ["2:9: rule[0].below:", "too much or on too little", "a rule of its own"],
+            ["2:9: rule[0].below:", "cannot be combined with", "use a separate rule"],
         ),
         (
             r#""memory""#,
             "below = 5\nforecast = \"10m\"",
-            ["2:9: rule[0].below:", "too much or on too little", "a rule of its own"],
+            ["2:9: rule[0].below:", "cannot be combined with", "use a separate rule"],
         ),
         (
             r#""gauge.free""#,
             "below = 5\nmin = 5",
-            ["2:9: rule[0].below:", "5 is not above min (5)", "write more"],
+            ["2:9: rule[0].below:", "5 is not above min (5)", "write a higher value"],
         ),
     ] {
         let message = with(metric, line);

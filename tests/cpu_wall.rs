@@ -250,8 +250,10 @@ fn without_signals_running_threads_have_time_but_no_stack() {
     for name in ["burns", "locks", "reads", "polls"] {
         assert!(of(name).next().is_some(), "{name}");
     }
-    let unseen =
-        profile.function.iter().filter(|entry| profile.text(entry.name) == "[not signalled]");
+    let unseen = profile
+        .function
+        .iter()
+        .filter(|entry| profile.text(entry.name) == "[no stack: threads are not signalled]");
     let unseen: Vec<u64> = unseen.map(|function| function.id).collect();
     let burns: Vec<_> = of("burns").filter(|sample| is(sample, "state", "running")).collect();
     assert!(!burns.is_empty());

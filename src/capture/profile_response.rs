@@ -1,11 +1,9 @@
 //! The encoded response to an on-demand capture, with a maximum size.
 
-use crate::base::failure::chain;
 use crate::base::Bytes;
+use crate::base::failure::chain;
 use crate::capture::collectors::{Absent, CaptureFailure, Evidence};
-use crate::policy::on_demand::{
-    HeapView, ProfileError,
-};
+use crate::policy::on_demand::{HeapView, ProfileError};
 use std::io::{self, Write};
 
 pub(crate) fn profile_error(error: CaptureFailure) -> ProfileError {

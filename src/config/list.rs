@@ -32,7 +32,7 @@ pub(super) fn collectors<'de, D: Deserializer<'de>>(
             mut list: A,
         ) -> Result<CollectorSelection, A::Error> {
             let mut names = Vec::new();
-            let expected = "the name of a file in quotes, such as \"running_queries.txt\"";
+            let expected = "a file name in quotes, such as \"running_queries.txt\"";
             while let Some(name) = list.next_element_seed(Text(expected))? {
                 names.push(name.parse::<FileName>().map_err(de::Error::custom)?);
             }
@@ -56,7 +56,7 @@ pub(super) fn captures<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cap
 
         fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<CaptureSet, A::Error> {
             let (mut set, mut errors) = (CaptureSet::EMPTY, Vec::new());
-            let expected = "the name of a capture in quotes, such as \"cpu\"";
+            let expected = "a capture kind in quotes, such as \"cpu\"";
             while let Some(name) = list.next_element_seed(Text(expected))? {
                 match name.parse::<CaptureKind>() {
                     Ok(kind) => set.insert(kind),

@@ -86,7 +86,7 @@ fn parse_contents(path: &Path, contents: io::Result<Vec<u8>>) -> Result<Settings
         contents.map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
     let text = str::from_utf8(&contents).map_err(|error| {
         let valid = String::from_utf8_lossy(contents.get(..error.valid_up_to()).unwrap_or(&[]));
-        let message = "the file is not UTF-8 from here on: save it as UTF-8".to_owned();
+        let message = "invalid UTF-8 from this position on: save the file as UTF-8".to_owned();
         Problems::new(
             Some(path),
             vec![Problem::at_offset(&valid, valid.len(), String::new(), message)],
@@ -98,14 +98,14 @@ fn parse_contents(path: &Path, contents: io::Result<Vec<u8>>) -> Result<Settings
 /// Reads the regular file at `path`. A pipe is an error: opening one would wait for a writer.
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     if !std::fs::metadata(path)?.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
+        return Err(io::Error::other("not a regular file"));
     }
     let mut contents = Vec::new();
     spare::open_with_retry(|| File::open(path))?
         .take(MAX_FILE_BYTES + 1)
         .read_to_end(&mut contents)?;
     if contents.len() as u64 > MAX_FILE_BYTES {
-        return Err(io::Error::other("it is larger than 1 MiB"));
+        return Err(io::Error::other("larger than 1 MiB"));
     }
     Ok(contents)
 }

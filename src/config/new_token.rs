@@ -27,8 +27,9 @@ pub(super) fn read_or_create<'de, D: Deserializer<'de>>(
         warnings::set(
             TOPIC,
             format!(
-                "cannot create the token file `{shown}`: {error}; the endpoint refuses all requests; name a file in \
-                 a directory that this user can write, or listen on a Unix socket"
+                "cannot create the token file `{shown}`: {error}; the endpoint rejects all \
+                 requests; choose a file in a directory that this user can write, or listen on a \
+                 Unix socket"
             ),
         );
         return Ok(Secret::new(generate_token()));
@@ -90,6 +91,6 @@ mod tests {
         assert_ne!(read(&path), read(&path));
         let text =
             warnings::list().into_iter().find(|warning| warning.topic == TOPIC).unwrap().text;
-        assert!(text.contains("refuses all requests"), "{text}");
+        assert!(text.contains("rejects all requests"), "{text}");
     }
 }

@@ -62,7 +62,7 @@ fn read_root(root: &mut Section<'_, '_>, settings: &mut Settings) {
     root.read("include_default_rules", bool::deserialize, &mut include_default_rules);
     // The line states the default, so that a service of an early version starts with it.
     if root.accept_old("rules", "default") {
-        log::warn("`rules = \"default\"` is written `include_default_rules = true` now");
+        log::warn("`rules = \"default\"` is deprecated: write `include_default_rules = true`");
     }
     let default = std::mem::take(&mut settings.rules);
     root.sections("rule", |section| settings.rules.push(read_rule(section)));
@@ -147,7 +147,7 @@ fn read_token(
         section.ignore(key);
     }
     if has_both {
-        section.reject(file_key, format!("`{key}` is set too: keep one of the two"));
+        section.reject(file_key, format!("`{key}` is also set: keep only one of them"));
     }
 }
 
@@ -182,7 +182,7 @@ fn read_rule(section: &mut Section<'_, '_>) -> Rule {
     let mut metric = Metric::Memory;
     let is_metric_valid = section.read("metric", Metric::deserialize, &mut metric);
     if !section.has("metric") {
-        let message = "a rule needs one: write `metric = \"memory\"` or another".to_owned();
+        let message = "missing key: write `metric = \"memory\"` or another metric".to_owned();
         section.reject("metric", message);
     }
     let mut rule = Rule::new(metric);

@@ -2,20 +2,20 @@
 
 /// Old key with its section, and the advice that an error about it gives.
 const KEYS: &[(&str, &str)] = &[
-    ("domain", "it is called `instance` now"),
-    ("rules", "write `include_default_rules = true` or `false` now"),
-    ("budget.join", "it is called `join_window` now"),
-    ("budget.streams_per_day", "it is called `on_demand_captures_per_day` now"),
-    ("budget.cpu_ceiling", "it is called `skip_cpu_profile_above` now"),
-    ("store.keep_free", "it is called `min_free_space` now"),
-    ("store.max_incident_bytes", "it is called `max_bytes_per_incident` now"),
-    ("http.hosts", "it is called `allowed_hosts` now"),
-    ("cpu.frequency", "it is called `frequency_hz` now"),
-    ("cpu.wall_frequency", "it is called `wall_frequency_hz` now"),
-    ("cpu.lookback_frequency", "it is called `lookback_frequency_hz` now"),
-    ("trace.stall", "it is called `stall_threshold` now"),
-    ("rule.again", "write `refire = \"on-worsening\"` or `\"after-cooldown\"` now"),
-    ("rule.collect", "it is called `collectors` now"),
+    ("domain", "renamed to `instance`"),
+    ("rules", "replaced: write `include_default_rules = true` or `false`"),
+    ("budget.join", "renamed to `join_window`"),
+    ("budget.streams_per_day", "renamed to `on_demand_captures_per_day`"),
+    ("budget.cpu_ceiling", "renamed to `skip_cpu_profile_above`"),
+    ("store.keep_free", "renamed to `min_free_space`"),
+    ("store.max_incident_bytes", "renamed to `max_bytes_per_incident`"),
+    ("http.hosts", "renamed to `allowed_hosts`"),
+    ("cpu.frequency", "renamed to `frequency_hz`"),
+    ("cpu.wall_frequency", "renamed to `wall_frequency_hz`"),
+    ("cpu.lookback_frequency", "renamed to `lookback_frequency_hz`"),
+    ("trace.stall", "renamed to `stall_threshold`"),
+    ("rule.again", "renamed: write `refire = \"on-worsening\"` or `\"after-cooldown\"`"),
+    ("rule.collect", "renamed to `collectors`"),
 ];
 
 /// Returns the advice for the old `key` of the section with this prefix, if it was renamed.

@@ -225,13 +225,17 @@ impl<'r, 't> Section<'r, 't> {
     ) {
         let Some(value) = self.take_value(key) else { return };
         let DeValue::Array(list) = value.get_ref() else {
-            return self.report_wrong_type(self.path(key), value, &format!("[[{key}]] over each"));
+            return self.report_wrong_type(
+                self.path(key),
+                value,
+                &format!("[[{key}]] above each entry"),
+            );
         };
         for (index, value) in list.iter().enumerate() {
             let path = format!("{}[{index}]", self.path(key));
             match value.get_ref() {
                 DeValue::Table(table) => self.read_nested(path, value, table, &mut read),
-                _ => self.report_wrong_type(path, value, &format!("[[{key}]] over each")),
+                _ => self.report_wrong_type(path, value, &format!("[[{key}]] above each entry")),
             }
         }
     }
@@ -253,7 +257,7 @@ impl<'r, 't> Section<'r, 't> {
             let advice = match (renamed, suggestion) {
                 (Some(advice), _) => advice.to_owned(),
                 (None, Some(suggestion)) => format!("did you mean `{suggestion}`?"),
-                (None, None) => format!("known here: {}", known_keys.join(", ")),
+                (None, None) => format!("valid keys: {}", known_keys.join(", ")),
             };
             if let Some(suggestion) = suggestion {
                 self.context.invalid_keys.insert(self.path(suggestion));
@@ -286,7 +290,7 @@ impl<'r, 't> Section<'r, 't> {
     fn report_wrong_type(&mut self, path: String, value: &Spanned<DeValue<'t>>, header: &str) {
         let kind = value.get_ref().type_str();
         self.context.invalid_keys.insert(path.clone());
-        let message = format!("a value of type {kind} where a section must stand: write {header}");
+        let message = format!("expected a section, found a value of type {kind}: write {header}");
         self.context.add_problem(value.span().start, path, message);
     }
 

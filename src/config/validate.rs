@@ -89,7 +89,10 @@ pub(super) fn findings(settings: &Settings) -> Vec<Finding> {
         if let Some(first) = names.insert(settings.name.as_str(), index) {
             check.add_finding(
                 vec![format!("rule[{index}].name"), format!("rule[{first}].name")],
-                format!("`{}` is the name of another rule too: give each its own", settings.name),
+                format!(
+                    "`{}` is also the name of another rule: use a unique name for each rule",
+                    settings.name
+                ),
             );
         }
     }
@@ -129,21 +132,21 @@ impl Validator {
             && !name.starts_with(['.', '-']);
         self.require(is_valid, &[key], || {
             format!(
-                "`{name}` cannot be part of a file's name: write 1 to {MAX_NAME_LEN} letters, digits, \
-                 `-`, `_` or `.`, beginning with a letter, a digit or `_`"
+                "`{name}` cannot be part of a file name: write 1 to {MAX_NAME_LEN} letters, \
+                 digits, `-`, `_` or `.`, starting with a letter, a digit or `_`"
             )
         });
     }
 
     fn require_positive(&mut self, key: &str, duration: Duration) {
         self.require(!duration.is_zero(), &[key], || {
-            "no time at all: write a duration such as \"10s\"".to_owned()
+            "the duration is 0: write a duration such as \"10s\"".to_owned()
         });
     }
 
     fn require_at_least(&mut self, key: &str, bytes: Bytes, min: Bytes) {
         self.require(bytes >= min, &[key], || {
-            format!("{bytes} is too little to keep anything: write {min} or more")
+            format!("{bytes} is below the minimum: write {min} or more")
         });
     }
 }
@@ -152,7 +155,7 @@ fn check_general(check: &mut Validator, settings: &Settings) {
     check.require_file_name("service", &settings.service);
     check.require_file_name("instance", &settings.instance);
     check.require(!settings.dir.as_os_str().is_empty(), &["dir"], || {
-        "no directory: write where the incidents go, such as \"captures\"".to_owned()
+        "the path is empty: write the directory for incidents, such as \"captures\"".to_owned()
     });
     let (min, max) = INTERVAL_RANGE;
     check.require((min..=max).contains(&settings.interval), &["interval"], || {
@@ -167,7 +170,8 @@ fn check_general(check: &mut Validator, settings: &Settings) {
         format!("{} is out of bounds: write 1 to {max}", budget.incidents_per_day)
     });
     check.require(budget.captures_per_incident > 0, &["budget.captures_per_incident"], || {
-        "0 would let no rule fire: write 1 or more, or mode = \"dry-run\" in each rule".to_owned()
+        "0 prevents every rule from firing: write 1 or more, or mode = \"dry-run\" in all rules"
+            .to_owned()
     });
     let max = MAX_ON_DEMAND_CAPTURES_PER_DAY;
     check.require(
@@ -177,7 +181,7 @@ fn check_general(check: &mut Validator, settings: &Settings) {
     );
     if let Some(Percent(share)) = budget.skip_cpu_profile_above {
         check.require((0.0..=100.0).contains(&share), &["budget.skip_cpu_profile_above"], || {
-            format!("{share} % is no share of the CPU limit: write \"0%\" to \"100%\"")
+            format!("{share} % is not a valid share of the CPU limit: write \"0%\" to \"100%\"")
         });
     }
 
@@ -188,21 +192,23 @@ fn check_general(check: &mut Validator, settings: &Settings) {
     check.require_positive("toggle.max_duration", toggle.max_duration);
     if let Some(path) = &toggle.trigger_file {
         check.require(path.file_name().is_some(), &["toggle.trigger_file"], || {
-            format!("`{}` is not the path of a file", path.display())
+            format!("`{}` is not a file path", path.display())
         });
     }
 
     let (cpu, wall) = (settings.cpu.frequency_hz.get(), settings.cpu.wall_frequency_hz.get());
     for (key, frequency) in [("cpu.frequency_hz", cpu), ("cpu.wall_frequency_hz", wall)] {
         check.require((1..=MAX_FREQUENCY_HZ).contains(&frequency), &[key], || {
-            format!("{frequency} is out of bounds: write 1 to {MAX_FREQUENCY_HZ} samples a second")
+            format!(
+                "{frequency} is out of bounds: write 1 to {MAX_FREQUENCY_HZ} samples per second"
+            )
         });
     }
     let frequency = settings.cpu.lookback_frequency_hz.get();
     check.require(frequency <= MAX_LOOKBACK_FREQUENCY_HZ, &["cpu.lookback_frequency_hz"], || {
         format!(
-            "{frequency} is too much for always: write 0 (off) to {MAX_LOOKBACK_FREQUENCY_HZ} samples \
-             a second"
+            "{frequency} is too high for continuous sampling: write 0 (off) to \
+             {MAX_LOOKBACK_FREQUENCY_HZ} samples per second"
         )
     });
     let (min, max) = LOOKBACK_RANGE;
@@ -217,8 +223,8 @@ fn check_general(check: &mut Validator, settings: &Settings) {
         let is_finer = during > Bytes(0) && (usual == Bytes(0) || during <= usual);
         check.require(is_finer, &["heap.rate_during_incident", "heap.rate"], || {
             format!(
-                "{during} would show less of an incident than heap.rate ({usual}) does: write a \
-                 smaller size, 1 or more"
+                "{during} samples less often than heap.rate ({usual}): write a smaller size, 1 or \
+                 more"
             )
         });
     }
@@ -259,7 +265,9 @@ fn check_http(check: &mut Validator, http: &HttpSettings) {
         Listen::Unix(path) => {
             let length = path.as_os_str().len();
             check.require((1..=MAX_SOCKET_PATH_LEN).contains(&length), &["listen"], || {
-                format!("a socket's path has 1 to {MAX_SOCKET_PATH_LEN} bytes, this one {length}")
+                format!(
+                    "the socket path has {length} bytes: write 1 to {MAX_SOCKET_PATH_LEN} bytes"
+                )
             });
         }
     }
@@ -271,11 +279,12 @@ fn check_http(check: &mut Validator, http: &HttpSettings) {
     for (index, (key, token)) in tokens.into_iter().enumerate() {
         let Some(token) = token else { continue };
         check.require(token.is_sendable(), &[key], || {
-            "cannot be sent in a header: write visible ASCII characters, without spaces".to_owned()
+            "the token cannot be sent in a header: write visible ASCII characters without spaces"
+                .to_owned()
         });
         for (other_key, other) in tokens.into_iter().take(index) {
             check.require(other.as_ref() != Some(token), &[key, other_key], || {
-                format!("is the same as `{other_key}`, which may do more: give each its own")
+                format!("the token equals `{other_key}`, which grants more: use separate tokens")
             });
         }
     }
@@ -289,7 +298,7 @@ fn check_http(check: &mut Validator, http: &HttpSettings) {
         let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         let is_valid = !host.is_empty() && host.chars().all(is_allowed);
         check.require(is_valid, &["allowed_hosts"], || {
-            format!("`{host}` is not the name of a host: write it without a scheme and a port")
+            format!("`{host}` is not a host name: write it without scheme and port")
         });
     }
 }
@@ -305,15 +314,15 @@ fn check_rule(check: &mut Validator, rule: &Rule) {
     let is_valid = (1..=MAX_NAME_LEN).contains(&name.len()) && name.chars().all(is_allowed);
     check.require(is_valid, &["name"], || {
         format!(
-            "`{name}` is no name for a rule: write 1 to {MAX_NAME_LEN} lower-case letters, digits, \
-             `-` or `_`"
+            "`{name}` is not a valid rule name: write 1 to {MAX_NAME_LEN} lower-case letters, \
+             digits, `-` or `_`"
         )
     });
     if let Some(custom_name) = rule.metric.custom_name() {
         check.require(is_valid_custom_name(custom_name), &["metric"], || {
             format!(
-                "no number can be called `{custom_name}`: write 1 to {MAX_CUSTOM_NAME_LEN} lower-case letters, digits, \
-                 `_` and `.`, as in the code that makes it"
+                "`{custom_name}` is not a valid metric name: write 1 to {MAX_CUSTOM_NAME_LEN} \
+                 lower-case letters, digits, `_` and `.`, as in the code that registers the metric"
             )
         });
     }
@@ -325,19 +334,20 @@ fn check_rule(check: &mut Validator, rule: &Rule) {
         || {
             let conditions =
                 if is_scarce { "`below`" } else { "`abs`, `diff`, `forecast` or `below`" };
-            format!("the rule can never fire: give it {conditions}")
+            format!("the rule can never fire: set {conditions}")
         },
     );
     let has_one_direction = !(fires_above && rule.below.is_some());
     check.require(has_one_direction, &["below", "abs", "diff", "forecast"], || {
-        "a rule fires on too much or on too little: make `below` a rule of its own".to_owned()
+        "`below` cannot be combined with `abs`, `diff` or `forecast`: use a separate rule"
+            .to_owned()
     });
     check.require(!(fires_above && is_scarce), &["metric", "abs", "diff", "forecast"], || {
-        format!("less of {} is worse: use `below`", rule.metric)
+        format!("lower values of {} are worse: use `below`", rule.metric)
     });
     if rule.forecast.is_some() {
         check.require(rule.metric.has_limit(), &["forecast", "metric"], || {
-            format!("{} runs up against no limit: use `abs` or `diff`", rule.metric)
+            format!("{} has no limit to forecast: use `abs` or `diff`", rule.metric)
         });
     }
     thresholds::check_thresholds(check, rule);

@@ -180,7 +180,7 @@ pub(super) fn percent_or_off<'de, D: Deserializer<'de>>(
 
 /// Parses a text.
 pub(super) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    number_or_text(deserializer, "a text in quotes", |_| None, |text| Some(text.to_owned()))
+    number_or_text(deserializer, "a string in quotes", |_| None, |text| Some(text.to_owned()))
 }
 
 /// Parses a path.
@@ -213,7 +213,9 @@ pub(super) fn tasks_mode<'de, D: Deserializer<'de>>(
 /// Parses a frequency in Hz.
 pub(super) fn hertz<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Hertz, D::Error> {
     let number = |n| u32::try_from(whole_number(n)?).ok().map(Hertz);
-    number_or_text(deserializer, "a whole number of times a second, such as 99", number, |_| None)
+    number_or_text(deserializer, "a whole number of samples per second such as 99", number, |_| {
+        None
+    })
 }
 
 /// Parses `"5%"` or `"1GiB"`.
@@ -301,7 +303,7 @@ pub(super) fn threshold<'de, D: Deserializer<'de>>(
 
 /// Parses `25` or `"25%"`.
 pub(super) fn percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-    let expected = "a number of per cent such as 80 or \"80%\"";
+    let expected = "a percentage such as 80 or \"80%\"";
     number_or_text(
         deserializer,
         expected,
@@ -329,7 +331,7 @@ pub(super) fn token_sha256<'de, D: Deserializer<'de>>(deserializer: D) -> Result
     let invalid = || {
         de::Error::custom(
             "expected \"sha256:\" and 64 hexadecimal digits, which `printf %s TOKEN | sha256sum` \
-             prints; the token itself belongs into a file of its own, named by the key that ends in \
+             prints; to use the token itself, store it in a file and set the key that ends in \
              `_file`",
         )
     };
@@ -363,12 +365,14 @@ pub(super) fn token_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<S
     let (owner, uid) = (meta.uid(), rustix::process::geteuid().as_raw());
     if owner != uid && owner != 0 {
         return reject(format!(
-            "belongs to user {owner}, who knows the token and can change it: `chown {uid}` it"
+            "belongs to user {owner}, who can read and change the token: run `chown {uid} {shown}`"
         ));
     }
     let mode = meta.permissions().mode() & 0o777;
     if mode & 0o007 != 0 {
-        return reject(format!("is open to everybody (mode {mode:03o}): run `chmod 600 {shown}`"));
+        return reject(format!(
+            "is accessible to all users (mode {mode:03o}): run `chmod 600 {shown}`"
+        ));
     }
     let mut text = String::new();
     match file.take(MAX_TOKEN_FILE_BYTES).read_to_string(&mut text) {

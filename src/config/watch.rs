@@ -52,7 +52,7 @@ const POLL_INTERVAL_WITHOUT_EVENTS: Duration = Duration::from_millis(250);
 const TOO_MANY_EVENTS: &str = "too many file system events in the directories of the watched files; keep logs and data elsewhere";
 
 /// A watcher for settings and trigger files, active until it is dropped.
-#[must_use = "dropping it stops the watching"]
+#[must_use = "dropping the watcher stops it"]
 #[derive(Debug)]
 pub struct FileWatcher {
     shared: Arc<WatchState>,

@@ -13,9 +13,9 @@ use object::LittleEndian;
 use object::elf::{self, FileHeader64, NoteHeader64, ProgramHeader64, SectionHeader64};
 use object::pod::{self, Pod};
 
-use super::images::MappedSegment;
 use super::own_memory;
 use crate::base::CodeFile;
+use crate::os::mapped_segment::MappedSegment;
 
 /// Maximum number of program headers read. Linkers write about a dozen.
 const MAX_SEGMENTS: usize = 1 << 10;

@@ -23,8 +23,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, Weak};
 
 use super::elf::{ElfFile, ElfSource};
-use super::images::{EXE, Loads, MappedSegment};
 use crate::base::{CodeFile, spare, warnings};
+use crate::os::mapped_segment::{EXE, Loads, MappedSegment};
 use crate::os::proc::process::descriptor_limit;
 
 /// Maximum number of files held open. A service has about ten. Files beyond the limit are opened

@@ -17,6 +17,7 @@ pub mod jemalloc;
 mod kernel_file;
 mod loaded_files;
 pub mod mapped_memory;
+pub(crate) mod mapped_segment;
 pub(crate) mod own_memory;
 pub(crate) mod own_stack;
 #[cfg(target_os = "linux")]

@@ -18,7 +18,6 @@
 use crate::policy::saved_state::SavedQuarterHour;
 use std::time::Duration;
 
-
 use crate::base::{Moment, TimeAnchor};
 use crate::policy::incident_budget::DAY;
 use crate::policy::saved_state::to_moment;
@@ -158,6 +157,7 @@ impl DailyQuota {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use jiff::Timestamp;
 
     fn at(seconds: u64) -> Moment {
         Moment::from_nanos(seconds * 1_000_000_000)

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::dir::{NamingResult, file_size_limit};
 use super::error::{Error, StoreLimit};
-use super::incident::IncidentInner;
+use crate::store::open_incident::IncidentInner;
 
 use super::names::{PART_SUFFIX, artifact_name, custom_extension, short_stem};
 use crate::base::Bytes;

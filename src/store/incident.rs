@@ -1,6 +1,8 @@
 //! An open incident: its directory and its manifest.
 
-use std::io::{self, Seek, SeekFrom, Write};
+use crate::store::manifest_head::write_manifest;
+use crate::store::open_incident::IncidentInner;
+
 use std::path::Path;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
@@ -8,15 +10,13 @@ use std::sync::{Arc, Mutex};
 use jiff::Timestamp;
 use rustix::io::Errno;
 
-use super::dir::Dir;
 use super::draft::ArtifactDraft;
 use super::error::{Error, StoreLimit};
-use super::manifest::{self, ManifestHead};
 use super::names::{IncidentName, MANIFEST_FILE, NEW_PREFIX, PART_SUFFIX, artifact_stem};
-use super::retention::SpaceRequest;
 use crate::base::{Bytes, IncidentId};
 use crate::model::{ArtifactFormat, FileName, Manifest};
 use crate::store::prune::{discard, removable_files, select_to_free};
+use crate::store::space::SpaceRequest;
 use crate::store::usage::{Registration, StoreInner};
 
 /// The directory of an open incident. The incident is not evicted while this handle or a draft of
@@ -28,29 +28,6 @@ pub struct IncidentDir {
     inner: Arc<IncidentInner>,
     manifest: Manifest,
     manifest_bytes: u64,
-}
-
-/// State shared by an incident and its drafts.
-#[derive(Debug)]
-pub(super) struct IncidentInner {
-    pub(super) dir: Dir,
-    /// `{service}_{domain}`.
-    pub(super) stem: String,
-    /// The number of the last committed artifact.
-    pub(super) seq: Mutex<u32>,
-    /// Number of drafts that needed a temporary name.
-    pub(super) named_drafts: AtomicU32,
-    registration: Registration,
-}
-
-impl IncidentInner {
-    pub(super) fn store(&self) -> &Arc<StoreInner> {
-        &self.registration.store
-    }
-
-    pub(super) fn id(&self) -> IncidentId {
-        self.registration.id
-    }
 }
 
 impl IncidentDir {
@@ -222,30 +199,6 @@ impl IncidentDir {
         self.manifest_bytes = size;
         Ok(())
     }
-}
-
-/// Writes `manifest` to `dir`, the directory of an incident, and returns its size.
-fn write_manifest(dir: &Dir, manifest: &mut Manifest) -> Result<u64, Error> {
-    let text = manifest::write_bounded(manifest);
-    let text = text.map_err(|source| Error::io("write", dir.path_of(MANIFEST_FILE), source))?;
-    dir.replace(MANIFEST_FILE, &text)?;
-    Ok(text.len() as u64)
-}
-
-/// Replaces the head of the manifest in `dir`. The vitals are copied without parsing.
-pub(super) fn write_manifest_head(dir: &Dir, mut head: ManifestHead) -> Result<(), Error> {
-    let Some(vitals_offset) = head.vitals_offset else {
-        return write_manifest(dir, &mut head.manifest).map(drop);
-    };
-    let read_error = |source| Error::io("read", dir.path_of(MANIFEST_FILE), source);
-    let text = manifest::write_head(&head.manifest).map_err(read_error)?;
-    let mut old = dir.open_file(MANIFEST_FILE)?;
-    let size = old.metadata().map_err(read_error)?.len() - vitals_offset + text.len() as u64;
-    old.seek(SeekFrom::Start(vitals_offset)).map_err(read_error)?;
-    dir.replace_with(MANIFEST_FILE, size, |file| {
-        file.write_all(&text)?;
-        io::copy(&mut old, file).map(drop)
-    })
 }
 
 #[cfg(test)]

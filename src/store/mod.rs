@@ -51,6 +51,7 @@
 mod ages;
 mod dir;
 mod draft;
+mod entries;
 mod error;
 mod file_system;
 #[cfg(test)]
@@ -60,12 +61,15 @@ mod index;
 mod lifetime;
 mod lock;
 pub mod manifest;
+mod manifest_head;
 mod names;
+mod open_incident;
 mod place;
 mod prune;
 mod recovery;
 mod removed;
 mod retention;
+mod space;
 mod usage;
 
 use std::fs::File;
@@ -76,6 +80,9 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub use crate::store::space::BlockedRemoval;
+pub use crate::store::space::PrunedArtifacts;
+pub use crate::store::space::RetentionReport;
 pub use draft::ArtifactDraft;
 pub use error::{Error, ErrorKind, StoreLimit};
 pub use incident::IncidentDir;
@@ -84,7 +91,6 @@ pub use names::MANIFEST_FILE;
 pub use place::Location;
 pub use recovery::Recovery;
 pub use removed::EvictedIncident;
-pub use retention::{BlockedRemoval, PrunedArtifacts, RetentionReport};
 
 use crate::base::{Bytes, Clock, IncidentId};
 use crate::config::StoreSettings;

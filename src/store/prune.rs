@@ -11,11 +11,11 @@ use jiff::Timestamp;
 
 use super::dir::Dir;
 use super::error::{Error, StoreLimit};
-use super::incident::write_manifest_head;
 use super::index::read_manifest_head;
 use super::names::{artifact_extension, artifact_number};
-use super::retention::{finished_files, foreign_entry};
 use crate::model::{Artifact, Manifest, RemovedArtifact};
+use crate::store::entries::{finished_files, foreign_entry};
+use crate::store::manifest_head::write_manifest_head;
 
 /// Returns the prunable files of `files`, given as names with sizes, in the order of pruning: the
 /// form with the most prunable bytes first, oldest first. Names that are not artifact names are

@@ -12,15 +12,17 @@ use sha2::{Digest, Sha256};
 use super::dir::{Dir, is_dir, is_file};
 use super::draft::hex;
 use super::error::Error;
-use super::incident::write_manifest_head;
 use super::index::read_manifest_head;
 use super::names::{
     AGES_FILE, EVICTED_PREFIX, IncidentName, NEW_PREFIX, PART_SUFFIX, STATE_FILE, artifact_form,
     is_part_file,
 };
-use super::retention::{BlockedRemoval, RetentionReport, finish_eviction};
+use super::retention::finish_eviction;
 use crate::base::{Bytes, IncidentId};
 use crate::model::{Artifact, CaptureKind, IncidentState, Manifest, Outcome};
+use crate::store::manifest_head::write_manifest_head;
+use crate::store::space::BlockedRemoval;
+use crate::store::space::RetentionReport;
 use crate::store::usage::StoreInner;
 
 /// Seconds after which an unlocked entry counts as abandoned. A later start recovers it.

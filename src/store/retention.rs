@@ -19,68 +19,28 @@
 //!
 //! A limit of a rule evicts incidents of that rule only.
 
+use crate::store::entries::finished_files;
+use crate::store::entries::foreign_entry;
+use crate::store::space::BlockedRemoval;
+use crate::store::space::PrunedArtifacts;
+use crate::store::space::RetentionReport;
+use crate::store::space::SpaceRequest;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 
-use super::dir::{Dir, is_dir, is_file};
+use super::dir::{Dir, is_dir};
 use super::error::{Error, StoreLimit};
 use super::names::{
-    EVICTED_PREFIX, IncidentName, MANIFEST_FILE, artifact_form, is_part_file, is_silly_renamed,
-    sanitize_incident_name,
+    EVICTED_PREFIX, IncidentName, MANIFEST_FILE, is_silly_renamed, sanitize_incident_name,
 };
 use super::removed::EvictedIncident;
 use crate::base::{Bytes, IncidentId};
 use crate::store::prune::{prune_artifacts, removable_files};
 use crate::store::usage::{LimitExceeded, SpaceUsage, StoreInner};
 
-/// Result of enforcing the limits.
-#[derive(Debug, Default)]
-pub struct RetentionReport {
-    /// Evicted incidents, oldest first.
-    pub evicted: Vec<EvictedIncident>,
-    /// Files pruned from incidents that stay.
-    pub pruned: Vec<PrunedArtifacts>,
-    /// Incidents not evicted because they contain a foreign entry.
-    pub blocked: Vec<BlockedRemoval>,
-    /// Errors.
-    pub errors: Vec<Error>,
-    /// Number of incidents that remain.
-    pub incidents: usize,
-    /// Total size of their finished files.
-    pub bytes: Bytes,
-}
-
-/// An incident or leftover that cannot be removed because of a foreign entry. It counts against the
-/// limits.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BlockedRemoval {
-    /// The foreign entry: a file in the incident's directory, or the directory itself.
-    pub path: PathBuf,
-}
-
-/// Files pruned from a closed incident that stays.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PrunedArtifacts {
-    /// The incident.
-    pub id: IncidentId,
-    /// The names of the files.
-    pub files: Vec<String>,
-    /// The limit that was exceeded.
-    pub limit: StoreLimit,
-}
-
 /// A limit on the evicted incidents waiting to be logged, far above what one command evicts.
 const MAX_UNREPORTED: usize = 1000;
-
-/// A request for free space.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct SpaceRequest {
-    pub(super) bytes: u64,
-    pub(super) incidents: usize,
-    /// The open incident to write to, or `None` to enforce all limits.
-    pub(super) incident: Option<IncidentId>,
-}
 
 struct StoredIncident {
     file_name: String,
@@ -369,20 +329,6 @@ fn scan_incidents(root: &Dir) -> Result<Vec<StoredIncident>, Error> {
     Ok(incidents)
 }
 
-/// Returns the finished files in `dir` with their sizes, foreign files included.
-pub(super) fn finished_files(dir: &Dir) -> Result<Vec<(String, u64)>, Error> {
-    let mut files = Vec::new();
-    for name in dir.entry_names()? {
-        if let Some(stat) = dir.stat(&name)?
-            && is_file(&stat)
-            && !is_part_file(&name)
-        {
-            files.push((name, u64::try_from(stat.st_size).unwrap_or(0)));
-        }
-    }
-    Ok(files)
-}
-
 /// Evicts an incident as described at [`super::Store::enforce_limits`]. Returns the foreign entry if one
 /// prevents it.
 fn evict(root: &Dir, name: &str) -> Result<Option<PathBuf>, Error> {
@@ -430,24 +376,6 @@ fn delete_incident(
         return Ok(());
     }
     root.rmdir(dir_name)
-}
-
-/// Returns the first entry of `dir` that the store did not create, or `dir` itself if another user
-/// owns it.
-pub(super) fn foreign_entry(dir: &Dir, names: &[String]) -> Result<Option<PathBuf>, Error> {
-    if !dir.is_owned_by_this_user() {
-        return Ok(Some(dir.path().to_owned()));
-    }
-    for name in names {
-        if is_silly_renamed(name) {
-            continue;
-        }
-        let is_known = name == MANIFEST_FILE || is_part_file(name) || artifact_form(name).is_some();
-        if !is_known || dir.stat(name)?.is_some_and(|stat| !is_file(&stat)) {
-            return Ok(Some(dir.path_of(name)));
-        }
-    }
-    Ok(None)
 }
 
 #[cfg(test)]

@@ -17,9 +17,9 @@ use super::lock::WriterLock;
 use super::names::sanitize_incident_name;
 use super::place::Location;
 use super::removed::EvictedIncident;
-use super::retention::{RetentionReport, SpaceRequest};
 use crate::base::{Bytes, Clock, IncidentId};
 use crate::config::{DiskReserve, RuleStoreSettings, StoreSettings};
+use crate::store::space::{RetentionReport, SpaceRequest};
 
 /// State shared by all handles of a store.
 pub(super) struct StoreInner {

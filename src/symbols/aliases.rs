@@ -5,6 +5,7 @@
 //! reports::keep)`, `a (or b, +3 more)`. Symbols of the same function become one name: `nanosleep`
 //! and `__nanosleep`, constructors of different kinds, and symbols that are equal after demangling.
 
+use crate::symbols::owner::NAME_SEPARATOR;
 use std::fmt::Write;
 use std::ops::Range;
 
@@ -13,14 +14,6 @@ use super::image::{ElfImage, MAX_SYSTEM_NAME};
 use super::name::{DemangledName, MAX_NAME_BYTES};
 use super::owner::is_application;
 use super::table::{Aliases, MAX_ALIASES};
-
-/// The separator between the names of a frame.
-const NAME_SEPARATOR: &str = " (or ";
-
-/// Returns the first name of a frame's name.
-pub(super) fn first_name(name: &str) -> &str {
-    name.split_once(NAME_SEPARATOR).map_or(name, |(first, _)| first)
-}
 
 /// Returns the names listed in a frame's name: one or two.
 pub fn listed_names(name: &str) -> impl Iterator<Item = &str> {
@@ -228,6 +221,7 @@ fn is_constructor_variant(a: &[u8], b: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::symbols::owner::first_name;
 
     /// Returns the name shown for symbols at one address, and the first one's mangled name.
     fn display_name_of(symbols: &[(&str, bool)], more: usize) -> (String, String) {

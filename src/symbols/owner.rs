@@ -4,8 +4,6 @@
 //! For `<Type as Trait>::method` it is the crate of the type. If the type belongs to a library, or
 //! is a primitive or a type parameter, it is the crate of the trait.
 
-use super::aliases::first_name;
-
 /// Crates between a service and the system: the standard library, the runtime and common server
 /// crates.
 const LIBRARY_CRATES: &[&str] = &[
@@ -184,6 +182,14 @@ fn split_as(inner: &str) -> Option<(&str, &str)> {
     }
     None
 }
+
+/// Returns the first name of a frame's name.
+pub(crate) fn first_name(name: &str) -> &str {
+    name.split_once(NAME_SEPARATOR).map_or(name, |(first, _)| first)
+}
+
+/// The separator between the names of a frame.
+pub(crate) const NAME_SEPARATOR: &str = " (or ";
 
 #[cfg(test)]
 mod tests {

@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use gimli::{BaseAddresses, DebugFrame, EhFrame, LittleEndian};
 
 use crate::os::elf::{ElfFile, ElfSection};
-use crate::os::images::{self, MappedSegment};
+use crate::os::images;
 use crate::os::mapped_memory::MappedCopy;
+use crate::os::mapped_segment::MappedSegment;
 use crate::os::own_memory;
 use crate::unwind::calls;
 use crate::unwind::index::{self, FdeIndex};

@@ -41,7 +41,7 @@ impl Service {
         let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/minimal.toml");
         let settings = fs::read_to_string(shipped).unwrap();
         // The disk of the test machine may be nearly full.
-        let settings = format!("{settings}\n[store]\nkeep_free = \"0B\"\n");
+        let settings = format!("{settings}\n[store]\nmin_free_space = \"0B\"\n");
         fs::write(dir.path().join("minimal.toml"), settings).unwrap();
         let busy = || Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
         let neighbours = match neighbours {

@@ -201,7 +201,7 @@ fn text_of(token: Option<&TokenTree>) -> Option<(usize, String)> {
 }
 
 /// Returns the name in `mod name` if `before` ends with that.
-fn module_opened_by(before: &[TokenTree]) -> Option<String> {
+pub(super) fn module_opened_by(before: &[TokenTree]) -> Option<String> {
     let [.., TokenTree::Ident(keyword), TokenTree::Ident(name)] = before else { return None };
     (*keyword == "mod").then(|| name.to_string())
 }

@@ -36,7 +36,8 @@ fn rule_warnings(settings: &Settings, rule: &Rule) -> Vec<(&'static str, String)
     }
     let is_full = |abs: &f64| unit == Unit::Percent && *abs >= 100.0;
     if rule.abs.filter(is_full).is_some() && rule.diff.is_none() && rule.forecast.is_none() {
-        warnings.push(("abs", format!("{} is hardly ever above 100 %: write less", rule.metric)));
+        warnings
+            .push(("abs", format!("{} rarely exceeds 100 %: write a lower value", rule.metric)));
     }
     let (cooldown, interval) = (rule.cooldown, settings.interval);
     if !cooldown.is_zero() && cooldown < interval {
@@ -46,7 +47,10 @@ fn rule_warnings(settings: &Settings, rule: &Rule) -> Vec<(&'static str, String)
     }
     // A rise needs at least two values.
     if let Some(forecast) = rule.forecast.filter(|within| *within < 2 * interval) {
-        let text = format!("{forecast:?} is too short to be seen at an interval of {interval:?}");
+        let text = format!(
+            "{forecast:?} is too short for an interval of {interval:?}: write at least \
+             twice the interval"
+        );
         warnings.push(("forecast", text));
     }
     warnings
@@ -72,7 +76,7 @@ mod tests {
             ["rule `memory`: abs: 0.8 % is less than one per cent; did you mean 80 %?"]
         );
         for (rule, expected) in [
-            (memory(100.0), "hardly ever above 100 %"),
+            (memory(100.0), "rarely exceeds 100 %"),
             (Rule { cooldown: Duration::from_millis(100), ..memory(80.0) }, "has no effect"),
             (Rule { forecast: Some(Duration::from_millis(100)), ..memory(80.0) }, "too short"),
             (Rule { diff: Some(0.25), ..memory(80.0) }, "did you mean 25 %?"),

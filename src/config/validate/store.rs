@@ -23,7 +23,7 @@ pub(super) fn check_store(check: &mut Validator, settings: &Settings) {
         );
         if let DiskReserve::Percent(Percent(share)) = store.min_free_space {
             check.require((0.0..100.0).contains(&share), &["min_free_space"], || {
-                format!("{share} % is no share that leaves room: write \"0%\" to \"99%\"")
+                format!("{share} % is not a valid share of the disk: write \"0%\" to \"99%\"")
             });
         }
     });
@@ -31,7 +31,7 @@ pub(super) fn check_store(check: &mut Validator, settings: &Settings) {
         let is_known = MANUAL_INCIDENT_NAMES.contains(&name.as_str())
             || settings.rules.iter().any(|rule| rule.name == *name);
         check.require(is_known, &[&format!("store.rule.{name}")], || {
-            format!("no rule is called `{name}`: write a rule's name, `toggle` or `call`")
+            format!("no rule has the name `{name}`: write the name of a rule, `toggle` or `call`")
         });
         check.in_section(&format!("store.rule.{name}."), |check| {
             check_limits(check, rule.max_bytes, rule.max_incidents, rule.max_age);
@@ -49,7 +49,7 @@ fn check_limits(
         check.require_at_least("max_bytes", bytes, MIN_STORE_BYTES);
     }
     check.require(incidents != Some(0), &["max_incidents"], || {
-        "0 would keep no incident: write 1 or more".to_owned()
+        "0 keeps no incidents: write 1 or more".to_owned()
     });
     if let Some(age) = age {
         check.require_positive("max_age", age);

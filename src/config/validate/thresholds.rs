@@ -61,7 +61,7 @@ fn check_each(check: &mut Validator, rule: &Rule) {
             Unit::Count => (true, ""),
         };
         check.require(is_valid, &[key, "metric"], || {
-            format!("{value} can never be reached by {}: write {right}", rule.metric)
+            format!("{} can never reach {value}: write {right}", rule.metric)
         });
     }
     let is_size = matches!(rule.metric, Metric::WorkingSet | Metric::Rss | Metric::Heap);
@@ -72,8 +72,8 @@ fn check_each(check: &mut Validator, rule: &Rule) {
         };
         check.require(false, &[key, "metric"], || {
             format!(
-                "{value} bytes are always exceeded by {}: write \"{value}MiB\", or for {value} % of the \
-                 memory limit metric = \"memory\"",
+                "{} always exceeds {value} bytes: write \"{value}MiB\", or metric = \"memory\" \
+                 for {value} % of the memory limit",
                 rule.metric
             )
         });
@@ -87,7 +87,7 @@ fn check_rising(check: &mut Validator, rule: &Rule) {
     if let Some(abs) = rule.abs {
         check.require(rule.min <= abs, &["min", "abs"], || {
             format!(
-                "{} is above abs ({}), and below min nothing fires: write less",
+                "{} is above abs ({}), and the rule does not fire below min: write a lower value",
                 shown(rule.min),
                 shown(abs)
             )
@@ -95,7 +95,7 @@ fn check_rising(check: &mut Validator, rule: &Rule) {
     }
     if let (Some(clear), Some(abs)) = (rule.clear, rule.abs) {
         check.require(clear < abs, &["clear", "abs"], || {
-            format!("{} is not below abs ({}): write less", shown(clear), shown(abs))
+            format!("{} is not below abs ({}): write a lower value", shown(clear), shown(abs))
         });
     }
     if let Some(critical) = rule.critical {
@@ -104,7 +104,7 @@ fn check_rising(check: &mut Validator, rule: &Rule) {
         if let Some((key, floor)) = floors.find(|(_, floor)| critical < *floor) {
             check.require(false, &["critical", key], || {
                 format!(
-                    "{} is below {key} ({}), so that every incident would be critical: write more",
+                    "{} is below {key} ({}), so every incident is critical: write a higher value",
                     shown(critical),
                     shown(floor)
                 )
@@ -115,7 +115,8 @@ fn check_rising(check: &mut Validator, rule: &Rule) {
         if let (Some(value), Some(max)) = (value, rule.max) {
             check.require(value < max, &[key, "max"], || {
                 format!(
-                    "{} is not below max ({}), from which on nothing fires: write less",
+                    "{} is not below max ({}), and the rule does not fire at or above max: \
+                     write a lower value",
                     shown(value),
                     shown(max)
                 )
@@ -129,11 +130,11 @@ fn check_falling(check: &mut Validator, rule: &Rule, below: f64) {
     let unit = rule.metric.unit();
     let shown = |value| Amount { value, unit };
     check.require(below > rule.min, &["below", "min"], || {
-        format!("{} is not above min ({}): write more", shown(below), shown(rule.min))
+        format!("{} is not above min ({}): write a higher value", shown(below), shown(rule.min))
     });
     if let Some(clear) = rule.clear.filter(|clear| *clear <= below) {
         check.require(false, &["clear", "below"], || {
-            format!("{} is not above below ({}): write more", shown(clear), shown(below))
+            format!("{} is not above below ({}): write a higher value", shown(clear), shown(below))
         });
     }
     if rule.abs.is_some() || rule.diff.is_some() || rule.forecast.is_some() {
@@ -143,7 +144,7 @@ fn check_falling(check: &mut Validator, rule: &Rule, below: f64) {
     if let Some(critical) = rule.critical.filter(|critical| *critical > below) {
         check.require(false, &["critical", "below"], || {
             format!(
-                "{} is above below ({}), so that every incident would be critical: write less",
+                "{} is above below ({}), so every incident is critical: write a lower value",
                 shown(critical),
                 shown(below)
             )
@@ -152,7 +153,8 @@ fn check_falling(check: &mut Validator, rule: &Rule, below: f64) {
     if let Some(critical) = rule.critical.filter(|critical| *critical <= rule.min) {
         check.require(false, &["critical", "min"], || {
             format!(
-                "{} is not above min ({}), below which nothing fires: write more",
+                "{} is not above min ({}), and the rule does not fire below min: write a higher \
+                 value",
                 shown(critical),
                 shown(rule.min)
             )
@@ -167,17 +169,18 @@ fn check_durations(check: &mut Validator, rule: &Rule) {
     let forecast = rule.forecast.map(|within| ("forecast", within));
     for (key, time) in limits.into_iter().chain(forecast) {
         check.require(time <= MAX_RULE_DURATION, &[key], || {
-            format!("{time:?} is longer than anything lasts: write at most {MAX_RULE_DURATION:?} (a day)")
+            format!("{time:?} is longer than a day: write at most {MAX_RULE_DURATION:?}")
         });
     }
     if let Some(forecast) = rule.forecast {
         check.require(!forecast.is_zero(), &["forecast"], || {
-            "no time at all: write a duration such as \"10s\"".to_owned()
+            "the duration is 0: write a duration such as \"10s\"".to_owned()
         });
         check.require(forecast.is_zero() || holds.forecast < forecast, &["for", "forecast"], || {
             format!(
-                "{:?} is not shorter than forecast ({forecast:?}), so that the limit would be reached first: \
-                 write less, or for each condition by itself, such as {{ abs = \"30s\", forecast = \"1s\" }}",
+                "{:?} is not shorter than forecast ({forecast:?}), so the limit would be reached \
+                 before the rule fires: write a shorter duration, or one for each condition, such \
+                 as {{ abs = \"30s\", forecast = \"1s\" }}",
                 holds.forecast
             )
         });

@@ -287,7 +287,7 @@ impl WallSampler {
             }
         }
         let reason = match () {
-            () if !self.allow_signals => "not signalled",
+            () if !self.allow_signals => "no stack: threads are not signalled",
             () if thread.blocked >> (SIGNAL - 1) & 1 == 1 => "no stack: blocks SIGURG",
             () => return Some(check),
         };
@@ -341,7 +341,13 @@ impl WallSampler {
                 self.counts.without_stack += pending.len() as u64;
                 self.counts.signal_error = Some(reason);
                 for PendingSignal { thread, checked_at, .. } in &pending {
-                    self.record_sample(thread, *checked_at, &[], true, "no stack: no handler");
+                    self.record_sample(
+                        thread,
+                        *checked_at,
+                        &[],
+                        true,
+                        "no stack: no handler for SIGURG",
+                    );
                 }
                 return;
             }
@@ -367,7 +373,7 @@ impl WallSampler {
                         checked_at,
                         &[],
                         true,
-                        "no stack: no response within 100 ms",
+                        "no stack: no reply to SIGURG within 100 ms",
                     );
                 }
                 continue;

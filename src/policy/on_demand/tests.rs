@@ -107,7 +107,7 @@ fn encoding_blocks_neither_other_captures_nor_shutdown() {
     assert_eq!(next_command_text(&mut streams, 12, &[]), "cancel 2");
     streams.apply_result(anchor(12).moment, OnDemandResult::Canceled { id: 2 });
     assert!(streams.is_empty());
-    assert!(matches!(answer.try_recv(), Ok(Err(ProfileError::Failed(_)))));
+    assert!(matches!(answer.try_recv(), Ok(Err(ProfileError::Stopped))));
     let result = Ok(ProfileResponse::default());
     assert_eq!(
         streams.apply_result(anchor(13).moment, OnDemandResult::Finished { id: 1, result }),
@@ -246,7 +246,7 @@ fn shutdown_cancels_captures_and_replies_to_all_clients() {
     streams.apply_result(anchor(1).moment, OnDemandResult::Canceled { id: 1 });
     assert!(streams.is_empty());
     for answer in [&mut answer, &mut waiting] {
-        assert!(matches!(answer.try_recv(), Ok(Err(ProfileError::Failed(_)))));
+        assert!(matches!(answer.try_recv(), Ok(Err(ProfileError::Stopped))));
     }
     let mut late = submit(&mut streams, 2, heap(), &[]);
     assert!(matches!(late.try_recv(), Ok(Err(ProfileError::Failed(_)))));

@@ -50,7 +50,8 @@ impl Modes {
         let actual = fs::fstat(&fd).map_or(bits, |stat| Mode::from_raw_mode(stat.st_mode));
         if !(actual & permission_mask()).difference(wanted).is_empty() {
             file_system.report_missing(FsFeature::Modes, |path| {
-                let cause = changed.err().map_or(String::new(), |errno| format!(" (fchmod: {errno})"));
+                let cause =
+                    changed.err().map_or(String::new(), |errno| format!(" (fchmod: {errno})"));
                 format!(
                     "the file system of {path} does not store file modes{cause}: files there have \
                      mode {:04o}, so other users may read captures, which contain secrets; mount \
