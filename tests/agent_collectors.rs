@@ -77,7 +77,7 @@ fn hanging_custom_collector_delays_no_incident() {
             }
         })
         .unwrap();
-    for (name, why) in [("queries.txt", "already"), ("../x", "no name")] {
+    for (name, why) in [("queries.txt", "the name is in use"), ("../x", "not a valid file name")] {
         let error =
             handle.add_collector(name, default_options, |_| Ok(())).unwrap_err().to_string();
         assert!(error.contains(why), "{error}");

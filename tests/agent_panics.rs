@@ -47,7 +47,7 @@ fn panics_are_counted_once_and_listed_by_location() {
     assert!(listed.is_some_and(|artifact| artifact.file.ends_with(".panics.txt")), "{manifest:?}");
     let text = capture_panics(&host, 2);
     for part in [
-        "# 3 panics up to ",
+        "# 3 panics until ",
         "\n3 panics at tests/agent_panics.rs:17:9\n    message: order 3 is empty\n",
         "    first message: order 1 is empty\n",
         " on thread `orders-3`\n",
@@ -60,7 +60,7 @@ fn panics_are_counted_once_and_listed_by_location() {
     panic::set_hook(Box::new(|_| ()));
     panic_on("orders-4", "order 4 is empty");
     let text = capture_panics(&host, 3);
-    assert!(text.starts_with("# 3 panics up to "), "{text}");
+    assert!(text.starts_with("# 3 panics until "), "{text}");
 }
 
 /// Requests an incident, which is the `nth`, and returns its list of panics.

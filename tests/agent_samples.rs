@@ -39,7 +39,7 @@ const SAMPLES_BELOW: &str = "with recursive
     ),
     swept as (
         select distinct sample, ts, utid from up join stack_profile_frame f on up.frame = f.id
-        where f.name glob '*burn_a_sweep'
+        where f.name glob '*burn_in_sweep'
     )";
 
 /// CPU time used by the sweeper, in nanoseconds.

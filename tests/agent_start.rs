@@ -228,7 +228,8 @@ fn ephemeral_directory_is_warned_about_and_volume_is_not() {
             let warning_text = warning(&agent.handle(), "store.lifetime");
             assert_eq!(warning_text.is_some(), is_warned, "{dir}: {warning_text:?}");
             if let Some(told) = warning_text {
-                assert!(told.contains("lost with the container") && told.contains(dir), "{told}");
+                assert!(told.contains("lost when the container is removed"), "{told}");
+                assert!(told.contains(dir), "{told}");
             }
             drop(agent);
         }

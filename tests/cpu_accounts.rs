@@ -19,7 +19,8 @@ use cpu_support::{
 };
 use marple::base::{Clock, SystemClock};
 use marple::codec::pprof;
-use marple::cpu::{CpuSession, Options};
+use marple::cpu::CpuSession;
+use marple::cpu::options::Options;
 use marple::model::{CpuEngine, CpuMode, Profile};
 use rustix::time::ClockId;
 

@@ -10,7 +10,8 @@ use cpu_support::{
     serial_guard, start, stated_periods, stop,
 };
 use marple::base::{Clock, Hertz, SystemClock};
-use marple::cpu::{CpuSession, Error};
+use marple::cpu::CpuSession;
+use marple::cpu::error::Error;
 use marple::symbols;
 
 #[test]

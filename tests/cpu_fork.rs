@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use cpu_support::{burn, engines, serial_guard, stop};
 use marple::base::{Clock, Hertz, SystemClock};
-use marple::cpu::{CpuSession, Error, Lookback, Options};
+use marple::cpu::error::Error;
+use marple::cpu::options::Options;
+use marple::cpu::{CpuSession, Lookback};
 use marple::model::{CpuEngine, CpuMode};
 
 /// Runs `child` in a forked process. Returns its status as from `waitpid`, or -1 if it hung.

@@ -7,7 +7,7 @@ mod cpu_support;
 use std::time::Duration;
 
 use cpu_support::{burn, start, stop};
-use marple::cpu::Error;
+use marple::cpu::error::Error;
 use marple::model::CpuEngine;
 use tokio::signal::unix::{SignalKind, signal};
 

@@ -12,7 +12,8 @@ use cpu_support::{
     StopOnDrop, burn, burn_on_threads, check_burners, function_names, serial_guard, sigprof_is_in,
     stated_periods, stop,
 };
-use marple::cpu::{CpuSession, Error};
+use marple::cpu::CpuSession;
+use marple::cpu::error::Error;
 use marple::model::CpuEngine;
 use marple::symbols;
 

@@ -17,7 +17,9 @@ use std::time::Duration;
 use cpu_support::{burn, start, stated_periods, stop, thread_name};
 use host::{Host, settings, wait_for};
 use marple::base::warnings;
-use marple::cpu::{Error, Lookback, Options};
+use marple::cpu::Lookback;
+use marple::cpu::error::Error;
+use marple::cpu::options::Options;
 use marple::model::{CpuEngine, Profile};
 
 /// Command prefix that runs as a user whose quotas no other process uses.

@@ -8,7 +8,7 @@ mod seccomp;
 use std::time::Duration;
 
 use cpu_support::{burn, start, stated_periods, stop};
-use marple::cpu::Error;
+use marple::cpu::error::Error;
 use marple::model::CpuEngine;
 use seccomp::{NUMBER_OFFSET, allow, fail, load, require_equal};
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cpu_support::{burn, start, stop};
-use marple::cpu::Error;
+use marple::cpu::error::Error;
 use marple::model::CpuEngine;
 
 static HANDLED_SIGNALS: AtomicU64 = AtomicU64::new(0);

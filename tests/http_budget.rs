@@ -22,10 +22,7 @@ const SERVICE_ENV: &str = "MARPLE_TEST_SERVICE";
 
 fn settings_with_daily_quota(on_demand_captures_per_day: usize) -> Settings {
     Settings {
-        budget: BudgetSettings {
-            on_demand_captures_per_day,
-            ..Default::default()
-        },
+        budget: BudgetSettings { on_demand_captures_per_day, ..Default::default() },
         ..settings()
     }
 }

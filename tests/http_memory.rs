@@ -177,7 +177,7 @@ fn every_route_has_memory_bound() {
         part.split('"').skip(1).step_by(2)
     };
     let paths = quoted(include_str!("../src/http/route.rs"), "ALL:", "];");
-    let profiles = quoted(include_str!("../src/http/pprof.rs"), "match asked.name {", "_ =>");
+    let profiles = quoted(include_str!("../src/http/pprof.rs"), "match request.name {", "_ =>");
     let mut count = 0;
     for route in paths.chain(profiles) {
         assert!(ROUTES.iter().any(|(known, ..)| *known == route), "`{route}` has no row in ROUTES");

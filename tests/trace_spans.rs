@@ -96,7 +96,7 @@ fn task_spans_nest_with_fields_on_polling_workers() {
                     assert_eq!((&*event.name, &*event.category), ("stepping", "event"));
                     assert_eq!(event.arg("task"), request.arg("task"));
                     let task: usize = request.arg("task").unwrap().parse().unwrap();
-                    let remaining: usize = step.arg("left").unwrap().parse().unwrap();
+                    let remaining: usize = step.arg("remaining").unwrap().parse().unwrap();
                     steps[task].push((event.at, remaining));
                 }
                 Kind::Counter(_) => panic!("a counter on a thread: {event:?}"),

@@ -8,7 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use marple::base::Hertz;
-use marple::cpu::{Lookback, Options};
+use marple::cpu::Lookback;
+use marple::cpu::options::Options;
 use marple::model::CpuEngine;
 use marple::os::clock::cpu_timer::thread_cpu_time;
 

@@ -68,9 +68,9 @@ use std::time::{Duration, Instant};
 
 use pprof::{MAX_DEPTH, ProfilerGuard, ProfilerGuardBuilder, UnresolvedReport};
 
-use super::Error;
 use crate::base::{Bytes, Hertz, Moment, TimeAnchor};
 use crate::cpu::accounting;
+use crate::cpu::error::Error;
 use crate::model::{Profile, Sample, ValueType};
 use crate::os;
 use crate::os::proc::process::cpu_time;

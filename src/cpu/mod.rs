@@ -61,7 +61,9 @@
 //! - on a profile that does not end together with the trace.
 
 mod accounting;
+pub mod error;
 mod itimer;
+pub mod options;
 #[cfg(target_os = "linux")]
 mod sampling;
 #[cfg(not(target_os = "linux"))]
@@ -69,151 +71,15 @@ mod sampling;
 mod sampling;
 
 use crate::base::sync::Mutex;
-use std::any::Any;
-use std::path::PathBuf;
+pub use error::Error;
+pub use options::Options;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, Weak};
-use std::time::Duration;
 
 use crate::base::{Bytes, Hertz, Moment, ProcessBound, TimeAnchor};
 use crate::model::{CpuEngine, CpuMode, Profile};
-use crate::os;
 use itimer::ItimerEngine;
 use sampling::{CpuRecorder, WallRecorder};
-
-/// An error that prevents a CPU profile.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// Another session is running.
-    #[error("a CPU profile is already being recorded; stop it or wait until it ends")]
-    Busy,
-    /// The frequency is outside the supported range.
-    #[error("cannot sample at {asked}; choose a frequency from {lowest} to {highest}")]
-    Frequency {
-        /// Requested frequency.
-        asked: Hertz,
-        /// Lowest supported frequency.
-        lowest: Hertz,
-        /// Highest supported frequency.
-        highest: Hertz,
-    },
-    /// The system does not allow this engine.
-    #[error("CPU engine `{engine}` is unavailable: {why}")]
-    EngineUnavailable {
-        /// Name of the engine.
-        engine: &'static str,
-        /// Reason given by the system.
-        why: String,
-    },
-    /// The threads of the process cannot be listed.
-    #[error("cannot list /proc/self/task: {source}; CPU profiles need a mounted /proc")]
-    ThreadList {
-        /// Cause.
-        source: std::io::Error,
-    },
-    /// The recording thread cannot be started.
-    #[error("cannot start the CPU profiler's thread: {source}")]
-    SpawnThread {
-        /// Cause.
-        source: std::io::Error,
-    },
-    /// The loaded files cannot be read.
-    #[error(transparent)]
-    Images(#[from] os::images::Error),
-    /// The process handles SIGPROF itself.
-    #[error(
-        "this process already has a SIGPROF handler (another profiler?); a CPU profile would \
-         replace the handler and is not taken"
-    )]
-    SigprofInUse,
-    /// Unwinding in a signal handler could deadlock the process.
-    #[error(
-        "the unwinder of this process takes locks, so a CPU profile could deadlock the process; \
-         CPU profiles need glibc 2.35 or later and a dynamically linked libgcc_s"
-    )]
-    UnsafeUnwinder,
-    /// The engine's scratch file cannot be created.
-    #[error("cannot create the CPU profiler's scratch file in {path}: {source}; set TMPDIR")]
-    ScratchFile {
-        /// Directory of the scratch file.
-        path: PathBuf,
-        /// Cause.
-        source: std::io::Error,
-    },
-    /// The signal handlers or the unwinder of the process cannot be inspected.
-    #[error(transparent)]
-    Process(#[from] os::sigprof::Error),
-    /// The recording belongs to the parent process of this fork.
-    #[error(
-        "the recording belongs to the parent of this forked process; start another session in \
-        this process"
-    )]
-    Forked,
-    /// The engine failed.
-    #[error("CPU engine `{engine}` failed: {source}")]
-    Engine {
-        /// Name of the engine.
-        engine: &'static str,
-        /// Cause.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-}
-
-/// Below 1 Hz a session ends before its first sample; above 1 kHz sampling itself shows up in the
-/// profile.
-const MIN_FREQUENCY: Hertz = Hertz(1);
-const MAX_FREQUENCY: Hertz = Hertz(1000);
-
-/// Settings of a session and of the look-back.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Kind of time that a session samples. The look-back always samples CPU time.
-    pub mode: CpuMode,
-    /// `true` if threads may be interrupted by a signal to copy their stacks, in [`CpuMode::Wall`].
-    pub allow_signals: bool,
-    /// Engine, in [`CpuMode::Cpu`].
-    pub engine: CpuEngine,
-    /// Samples per second of CPU time, or of each thread's wall time, in a session.
-    pub frequency: Hertz,
-    /// Samples per second of CPU time between sessions; 0 disables the look-back.
-    pub lookback_frequency: Hertz,
-    /// Time span of the look-back.
-    pub lookback: Duration,
-    /// Function that the recording thread calls first. The returned value is dropped when the
-    /// thread ends.
-    pub on_thread_start: fn() -> Box<dyn Any>,
-}
-
-impl Default for Options {
-    /// Returns 99 Hz with the best available engine and no look-back.
-    fn default() -> Self {
-        Self {
-            mode: CpuMode::Cpu,
-            allow_signals: true,
-            engine: CpuEngine::Auto,
-            frequency: Hertz(99),
-            lookback_frequency: Hertz(0),
-            lookback: Duration::from_secs(30),
-            on_thread_start: || Box::new(()),
-        }
-    }
-}
-
-impl Options {
-    fn validate(&self) -> Result<(), Error> {
-        for frequency in [self.frequency, self.lookback_frequency.max(MIN_FREQUENCY)] {
-            if !(MIN_FREQUENCY..=MAX_FREQUENCY).contains(&frequency) {
-                return Err(Error::Frequency {
-                    asked: frequency,
-                    lowest: MIN_FREQUENCY,
-                    highest: MAX_FREQUENCY,
-                });
-            }
-        }
-        Ok(())
-    }
-}
 
 /// The running recorder, if any. Its users keep it alive.
 static RECORDER: Mutex<Weak<CpuRecorder>> = Mutex::new(Weak::new());

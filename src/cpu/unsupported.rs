@@ -1,7 +1,8 @@
 //! Stubs for systems other than Linux, with the interface of `live`.
 
-use super::{Error, Options};
 use crate::base::{Hertz, Moment, TimeAnchor};
+use crate::cpu::error::Error;
+use crate::cpu::options::Options;
 use crate::model::Profile;
 
 pub(super) enum CpuRecorder {}

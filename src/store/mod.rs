@@ -355,7 +355,7 @@ mod tests {
         std::fs::write(&lock, "17\nanother\nanother-host\npid:[1]\n").unwrap();
         fixture.create_closed(10);
         let warning = writer_warning().expect("a warning");
-        assert!(warning.text.contains("process 17 of host another-host"), "{warning:?}");
+        assert!(warning.text.contains("process 17 on host another-host"), "{warning:?}");
         assert_eq!(std::fs::read_to_string(&lock).unwrap(), ours, "it is told in turn");
         fixture.create_closed(10);
         assert_eq!(writer_warning(), None, "the other has gone");

@@ -17,7 +17,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use marple::base::{Clock, Hertz, SystemClock};
-use marple::cpu::{Options, CpuSession};
+use marple::cpu::options::Options;
+use marple::cpu::CpuSession;
 use marple::model::LabelValue;
 use marple::os::proc::process::cpu_time;
 use marple::symbols;

@@ -10,7 +10,9 @@ use std::thread;
 use std::time::Duration;
 
 use marple::base::{Clock, Hertz, SystemClock};
-use marple::cpu::{CpuSession, Error, Options};
+use marple::cpu::CpuSession;
+use marple::cpu::error::Error;
+use marple::cpu::options::Options;
 use marple::model::{CpuEngine, LabelValue, Profile, Sample};
 use rustix::time::{ClockId, clock_gettime};
 

@@ -97,7 +97,7 @@ async fn assert_rules_have_values(agent: &AgentHandle) {
         "tasks-rise",
         "threads-rise",
         "fds-rise",
-        "fds-share",
+        "fds-utilization",
         "runtime-lag",
         "panics",
     ] {

@@ -91,6 +91,12 @@ impl FileGraph {
         while let Some(token) = tokens.get(at) {
             at += 1;
             match token {
+                // `pub(in crate::cpu)` imports nothing.
+                TokenTree::Group(group)
+                    if group.delimiter() == Delimiter::Parenthesis
+                        && tokens[..at - 1]
+                            .last()
+                            .is_some_and(|last| last.to_string() == "pub") => {}
                 TokenTree::Group(group) => {
                     let name = super::scan::module_opened_by(&tokens[..at - 1])
                         .filter(|_| group.delimiter() == Delimiter::Brace);

@@ -5,7 +5,8 @@
 use std::fmt;
 
 use marple::base::{Clock, Hertz, SystemClock};
-use marple::cpu::{CpuSession, Options};
+use marple::cpu::CpuSession;
+use marple::cpu::options::Options;
 use marple::model::{CpuEngine, CpuMode, LabelValue, Profile, Sample};
 use marple::symbols;
 use pprof::{ProfilerGuard, ProfilerGuardBuilder};

@@ -4,7 +4,9 @@
 use crate::base::{Bytes, Hertz, Moment, TimeAnchor, warnings};
 use crate::capture::collectors::{CaptureFailure, Collector, Evidence, StartedCapture};
 use crate::config::{Settings, ThreadsMode};
-use crate::cpu::{CpuSession, Error, Lookback, Options};
+use crate::cpu::error::Error;
+use crate::cpu::options::Options;
+use crate::cpu::{CpuSession, Lookback};
 use crate::model::{CaptureKind, CpuEngine, CpuMode};
 
 /// Returns the reason CPU captures are disabled, or `None` if they are not.

@@ -30,10 +30,11 @@
 //! prints the times.
 
 mod allotment;
+mod engine;
 mod images;
 mod perf;
+mod period;
 mod recorder;
-mod relief;
 mod report;
 mod sample_table;
 mod sample_times;

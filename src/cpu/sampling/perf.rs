@@ -28,6 +28,7 @@
 //! A thread whose stacks exceed the copied length gets twice the length, repeatedly up to
 //! [`MAX_STACK_BYTES`], and a ring to match.
 
+use crate::cpu::sampling::period::period;
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -57,9 +58,6 @@ const MAX_EVENTS: u64 = 1024;
 
 /// One in this many samples of a drain must be too short to increase the copied length.
 const SHORT_SAMPLE_DIVISOR: u64 = 8;
-
-/// Minimum interval between reviews of the waiting threads.
-pub(super) const MIN_REBALANCE_INTERVAL: Duration = Duration::from_millis(250);
 
 struct PerfThread {
     event: PerfEvent,
@@ -417,10 +415,6 @@ fn allocate_rings(
         remaining = remaining.saturating_sub(ring);
         ring
     })
-}
-
-pub(super) fn period(frequency: Hertz) -> Duration {
-    Duration::from_secs(1) / frequency.get().max(1)
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! The thread `marple-cpu` and its state.
 
+pub(crate) mod relief;
+
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -7,16 +9,18 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::images::SeenImages;
-use super::perf::period;
-use super::relief::DescriptorRelief;
 use super::report::{self, CpuProfileInfo};
-use super::sampler::{DrainScope, SelectedEngine, UnwindOutcome, drain_interval, select_engine};
+use super::sampler::{DrainScope, UnwindOutcome, drain_interval};
 use super::window::LookbackWindow;
 use crate::base::{Clock, Hertz, Moment, ProcessBound, SystemClock, TimeAnchor, panics, warnings};
+use crate::cpu::error::Error;
+use crate::cpu::options::Options;
+use crate::cpu::sampling::engine::{SelectedEngine, select_engine};
+use crate::cpu::sampling::period::period;
+use crate::cpu::sampling::recorder::relief::DescriptorRelief;
 use crate::cpu::sampling::sample_table::SampleTable;
 use crate::cpu::sampling::thread_cpu_clocks::ThreadCpuClocks;
 use crate::cpu::sampling::thread_table::ThreadTable;
-use crate::cpu::{Error, Options};
 use crate::model::Profile;
 use crate::os::own_thread;
 use crate::os::proc::process::cpu_time;

@@ -32,9 +32,9 @@ use std::io;
 use std::time::Duration;
 
 use super::allotment::{EventExchange, NotSampled, Unsampled, WaitingThreads, plan_exchange};
-use super::perf::{MIN_REBALANCE_INTERVAL, period};
 use super::sampler::{CpuSampler, DrainScope, UnwindOutcome};
 use crate::base::{Clock, Hertz, Moment, SystemClock};
+use crate::cpu::sampling::period::{MIN_REBALANCE_INTERVAL, period};
 use crate::model::Calibration;
 use crate::os::clock::cpu_timer::{ThreadTimer, thread_cpu_time};
 use crate::os::clock::cycle_clock;

@@ -31,8 +31,9 @@ use std::thread::{self, JoinHandle};
 
 use super::wall_report::{self, WallProfileInfo};
 use crate::base::{Hertz, Moment, TimeAnchor};
+use crate::cpu::error::Error;
+use crate::cpu::options::Options;
 use crate::cpu::sampling::wall_sampler::WallSampler;
-use crate::cpu::{Error, Options};
 use crate::model::Profile;
 
 /// A running wall-time recording. Dropping it stops the recording.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::images::SeenImages;
 use super::wall_report::WallCounts;
 use crate::base::{Clock, Hertz, Moment, SystemClock, panics};
-use crate::cpu::Error;
+use crate::cpu::error::Error;
 use crate::cpu::sampling::sample_table::SampleTable;
 use crate::cpu::sampling::thread_state_key::{ThreadStateInterner, ThreadStateKey};
 use crate::os::proc::thread_list::ThreadList;

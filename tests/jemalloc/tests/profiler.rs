@@ -10,7 +10,7 @@ mod peers;
 use std::hint::black_box;
 use std::process::Command;
 
-use host::{Host, PATIENCE, settings};
+use host::{Host, WAIT_TIMEOUT, settings};
 use marple::model::{Manifest, Outcome};
 use marple::{CaptureKind, Settings};
 use tikv_jemallocator::Jemalloc;
@@ -50,16 +50,16 @@ fn leak_blocks() {
 /// Starts and stops a heap capture, with a leak in between.
 fn capture_heap() -> (Host, Vec<(std::path::PathBuf, Manifest)>) {
     let host = Host::start(Settings { rules: Vec::new(), ..settings() });
-    host.handle().start([CaptureKind::Heap]).wait(PATIENCE).unwrap();
+    host.handle().start_capture([CaptureKind::Heap]).wait(WAIT_TIMEOUT).unwrap();
     host::wait_for("the capture to have begun or failed", || {
         let incidents = host.incidents();
         let (_, manifest) = incidents.first()?;
-        let failed = manifest.captures.iter().any(|capture_heap| capture_heap.outcome == Outcome::Failed);
+        let failed = manifest.captures.iter().any(|capture| capture.outcome == Outcome::Failed);
         (failed || !manifest.artifacts.is_empty()).then_some(())
     });
     leak_blocks();
-    host.handle().stop().wait(PATIENCE).unwrap();
-    let closed = host.closed(1);
+    host.handle().stop_capture().wait(WAIT_TIMEOUT).unwrap();
+    let closed = host.wait_for_closed(1);
     (host, closed)
 }
 
@@ -73,8 +73,8 @@ fn go_names_leaking_function() {
     leak_blocks();
     let (host, closed) = capture_heap();
     let (dir, manifest) = &closed[0];
-    let capture_heap = &manifest.captures[0];
-    assert_eq!(capture_heap.engine, "jemalloc");
+    let capture = &manifest.captures[0];
+    assert_eq!(capture.engine, "jemalloc");
     assert_eq!(manifest.artifacts.len(), 2, "one at each end");
     let last = dir.join(&manifest.artifacts[1].file);
     let top = peers::go_pprof(&["-top", "-unit=MB", "-nodefraction=0", last.to_str().unwrap()]);
@@ -91,7 +91,7 @@ fn go_names_leaking_function() {
     // Sampling is off again after the capture.
     drop(host);
     leak_blocks();
-    let (_host, closed) = self::capture_heap();
+    let (_host, closed) = capture_heap();
     let (dir, manifest) = &closed[0];
     let first = dir.join(&manifest.artifacts[0].file);
     let top = peers::go_pprof(&["-top", "-unit=MB", "-nodefraction=0", first.to_str().unwrap()]);

@@ -1,12 +1,13 @@
 //! Reaction to exhausted quotas: releasing samplers, switching the engine and setting a warning.
 
+use crate::cpu::sampling::engine::start_timer_engine;
 use std::time::Duration;
 
-use super::allotment::Unsampled;
-use super::perf::MIN_REBALANCE_INTERVAL;
-use super::recorder::{DrainState, current_table};
-use super::sampler::{self, SelectedEngine};
 use crate::base::{Moment, warnings};
+use crate::cpu::sampling::allotment::Unsampled;
+use crate::cpu::sampling::engine::SelectedEngine;
+use crate::cpu::sampling::period::MIN_REBALANCE_INTERVAL;
+use crate::cpu::sampling::recorder::{DrainState, current_table};
 
 /// Minimum intervals between two attempts to switch the engine, in total and per thread: creating a
 /// timer costs 2 us.
@@ -21,7 +22,7 @@ const WARNING_TOPIC: &str = "cpu.engine";
 
 /// Times of the last shortage and of the last attempt to switch the engine.
 #[derive(Debug, Default)]
-pub(super) struct DescriptorRelief {
+pub(crate) struct DescriptorRelief {
     last_switch_attempt: Option<Moment>,
     /// Last time with unsampled threads; `Some` while the warning is set.
     last_shortage: Option<Moment>,
@@ -58,7 +59,7 @@ impl Drop for DescriptorRelief {
 
 impl DrainState {
     /// Applies the quotas; examines all threads at most once per `pause`. Called after a drain.
-    pub(super) fn apply_quotas(&mut self, now: Moment, min_interval: Duration) {
+    pub(crate) fn apply_quotas(&mut self, now: Moment, min_interval: Duration) {
         self.engine.sampler.rebalance(now, min_interval.max(MIN_REBALANCE_INTERVAL));
         let threads = u32::try_from(self.thread_table.len()).unwrap_or(u32::MAX);
         let switch_interval =
@@ -73,8 +74,7 @@ impl DrainState {
         {
             self.quota_relief.last_switch_attempt = Some(now);
             let description = format!("timer: {}", shortage.reason);
-            let timers =
-                sampler::start_timer_engine(self.frequency, &self.thread_table.tids(), description);
+            let timers = start_timer_engine(self.frequency, &self.thread_table.tids(), description);
             let unsampled_threads = |chosen: &SelectedEngine| {
                 chosen.sampler.unsampled().map_or(0, |waiting| waiting.threads)
             };
