@@ -11,7 +11,8 @@
 //! The first rows are the cost of writing a trace of the recorded polls, and its size. They come
 //! first because the ring of an ended thread is kept for the length of the window. After dozens of
 //! runtimes only small rings are left, and the fixed cost of a trace would dominate a few thousand
-//! events. `allocate_with_holes` repeats it in a process that has filled 300 MB and freed a random half of it.
+//! events. `allocate_with_holes` repeats it in a process that has filled 300 MB and freed a random
+//! half of it.
 //!
 //! `-- --quick` takes a third of the rounds. `-- NAME ..` runs the workloads whose names start with
 //! NAME, and `file` the first rows alone. `-- --once plain|off|recording NAME OPERATIONS` runs one

@@ -40,8 +40,8 @@
 //! ```
 //!
 //! The agent runs while its [`Agent`] lives, and watches the runtime it is started in.
-//! [`AgentHandle::watch_runtime`] adds other runtimes. `config/marple.toml` in the repository documents
-//! every key with its default; [`Settings`] has the same as values.
+//! [`AgentHandle::watch_runtime`] adds other runtimes. `config/marple.toml` in the repository
+//! documents every key with its default; [`Settings`] has the same as values.
 //!
 //! # What else can be recorded
 //!
@@ -102,9 +102,10 @@
 //! | `marple-files` | while files are read for HTTP clients |
 //! | `marple-collect`, `marple-callbacks` | with custom collectors, with event callbacks |
 //!
-//! No work is done on the threads of the service except by the profilers: see [`cpu`], [`heap`] and
-//! [`trace`] for the cost of each. The agent writes to one directory and stays within the limits of
-//! `[store]`. Linux has every feature; other Unixes lack cgroups and all that is read from `/proc`.
+//! No work is done on the threads of the service except by the profilers: `benches/RESULTS.md` in
+//! the repository has the cost of each. The agent writes to one directory and stays within the
+//! limits of `[store]`. Linux has every feature; other Unixes lack cgroups and all that is read
+//! from `/proc`.
 //!
 //! # Scope
 //!

@@ -167,7 +167,8 @@ fn sample_count(file: &Path) -> i64 {
     profile.sample.iter().map(|sample| sample.value[0]).sum()
 }
 
-/// Returns the percentage of the time of `burn_in_sweep` with this label, as Go's pprof computes it.
+/// Returns the percentage of the time of `burn_in_sweep` with this label, as Go's pprof computes
+/// it.
 fn label_percentage(file: &Path, label: &str, value: &str) -> f64 {
     let file = file.to_str().unwrap();
     let time = |args: &[&str]| {

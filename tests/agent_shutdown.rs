@@ -1,5 +1,5 @@
-//! `Agent::shutdown`: what it writes, how long it and a drop within async code block, and the kinds of
-//! the errors around it.
+//! `Agent::shutdown`: what it writes, how long it and a drop within async code block, and the kinds
+//! of the errors around it.
 
 mod host;
 

@@ -136,9 +136,9 @@ fn exchange(client: &mut TcpStream, method: &str, path: &str) -> bool {
     }
 }
 
-/// Rows of route, request, and peak memory in KiB for [`PARALLEL_CLIENTS`] clients at once. The memory
-/// holds their connections, the responses that wait for them, and one capture, since one is made at
-/// a time.
+/// Rows of route, request, and peak memory in KiB for [`PARALLEL_CLIENTS`] clients at once. The
+/// memory holds their connections, the responses that wait for them, and one capture, since one is
+/// made at a time.
 ///
 /// The responses of `/incidents` and below grow with the store; `store_memory.rs` tests them with
 /// the largest allowed store.

@@ -110,8 +110,8 @@ impl Builder {
         self
     }
 
-    /// Registers `collect` as the custom collector `name`, as [`AgentHandle::add_collector`] does. An
-    /// invalid name is an error of the start.
+    /// Registers `collect` as the custom collector `name`, as [`AgentHandle::add_collector`] does.
+    /// An invalid name is an error of the start.
     pub fn add_collector(
         self,
         name: impl Into<String>,

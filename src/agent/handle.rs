@@ -156,7 +156,7 @@ impl AgentHandle {
 
     /// Registers `collect` as a custom collector that writes the file `name` into incidents.
     ///
-    /// It runs in incidents of rules that list it in `collect` (by default all rules do), and in
+    /// It runs in incidents of rules that list it in `collectors` (by default all rules do), and in
     /// all incidents requested manually or from code. It is called when the incident opens and each
     /// time a rule fires in it again.
     ///

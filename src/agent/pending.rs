@@ -11,9 +11,9 @@ use crate::os;
 /// Topic of the warning raised while a thread cannot be started.
 const TOPIC: &str = "threads";
 
-/// Address space that must be left below `RLIMIT_AS` to start a thread. An allocation that fails ends
-/// the process. The stack takes 2 MiB; with 8 to 12 MiB left, the allocations of the agent and the
-/// service ended it.
+/// Address space that must be left below `RLIMIT_AS` to start a thread. An allocation that fails
+/// ends the process. The stack takes 2 MiB; with 8 to 12 MiB left, the allocations of the agent and
+/// the service ended it.
 const MIN_ADDRESS_SPACE: Bytes = Bytes::mib(16);
 
 type Body = Box<dyn FnOnce() + Send>;

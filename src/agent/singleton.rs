@@ -57,8 +57,8 @@ impl Agent {
     ///
     /// # Errors
     ///
-    /// If a capture is still being written after 6 seconds. Its thread continues, and the next start
-    /// marks the incident as interrupted if the process ends first.
+    /// If a capture is still being written after 6 seconds. Its thread continues, and the next
+    /// start marks the incident as interrupted if the process ends first.
     pub async fn shutdown(self) -> Result<(), Error> {
         let thread = side_thread("marple-shutdown");
         let mut agent = self;

@@ -134,8 +134,8 @@ pub struct BudgetStatus {
     /// Maximum number of incidents in 24 hours.
     pub incidents_per_day: usize,
     /// Admission of a new incident: `allowed`, `too_soon` (min_between_incidents) or
-    /// `daily_budget_spent` (incidents_per_day). Individual rules may be subject to further limits: see their
-    /// `explanation`.
+    /// `daily_budget_spent` (incidents_per_day). Individual rules may be subject to further limits:
+    /// see their `explanation`.
     pub admission: &'static str,
     /// Time at which a new incident is admitted, or `None` if one is admitted now.
     pub until: Option<Timestamp>,

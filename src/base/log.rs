@@ -250,8 +250,8 @@ impl LogQueue {
             let dropped = std::mem::take(&mut state.unreported_drops);
             state.delivery_start = Some(Instant::now());
             drop(state);
-            // `catch_host_panic`, not `fence`: a panic here is in host code, so the host's panic hook must
-            // run.
+            // `catch_host_panic`, not `fence`: a panic here is in host code, so the host's panic
+            // hook must run.
             let deliver = || {
                 event.deliver(queued.elapsed());
                 if dropped > 0 {

@@ -46,8 +46,8 @@ pub struct ThreadPanics {
     pub message: String,
 }
 
-/// Installs a hook that bypasses the current panic hook for panics in a [`catch_panic`]. All other panics
-/// are recorded in [`panic_log`] and forwarded to the current hook.
+/// Installs a hook that bypasses the current panic hook for panics in a [`catch_panic`]. All other
+/// panics are recorded in [`panic_log`] and forwarded to the current hook.
 ///
 /// Does nothing on further calls, and nothing on a panicking thread. A hook installed later is also
 /// called for panics in a fence, unless it forwards them to this one.

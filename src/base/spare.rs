@@ -1,9 +1,9 @@
 //! Reserved file descriptors, so that evidence can be written when the process has none left.
 //!
 //! A leak of descriptors is an incident during which every `open` and `accept` fails with `EMFILE`.
-//! A few descriptors are therefore reserved from the start by opening `/dev/null`. [`open_with_retry`]
-//! releases one if an open fails for lack of descriptors, and retries. [`refill`] replaces it once
-//! descriptors are free.
+//! A few descriptors are therefore reserved from the start by opening `/dev/null`.
+//! [`open_with_retry`] releases one if an open fails for lack of descriptors, and retries.
+//! [`refill`] replaces it once descriptors are free.
 //!
 //! Reserved descriptors need not be idle: files of loaded code may take the place of those
 //! for captures ([`set_code_files`]). They are closed like the others if a capture needs one.

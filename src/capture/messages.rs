@@ -118,8 +118,8 @@ impl ResultSender {
         Self(Arc::new(send))
     }
 
-    /// Sends `result`. Blocks while the queue of the loop is full. Returns `false` once the loop has
-    /// ended.
+    /// Sends `result`. Blocks while the queue of the loop is full. Returns `false` once the loop
+    /// has ended.
     pub(crate) fn send(&self, result: CaptureResult) -> bool {
         (self.0)(result)
     }

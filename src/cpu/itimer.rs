@@ -13,10 +13,10 @@
 //! warm-up, which reads debug information once: 0.1 to 0.4 s, and 30 to 50 MB of heap that stay.
 //!
 //! Measured on a program of 2 MB resident: 120 MB in the first session, 190 MB after its end
-//! (glibc's malloc keeps the memory). [`REQUIRED_MEMORY`] lets callers check for it. Later starts take under
-//! 1 ms, stops 2 to 20 ms. Evicted table entries go to a file in `TMPDIR`, 4 KiB for each distinct
-//! stack, removed when the session ends. The crate creates the next, empty file at once; it remains
-//! after the process ends.
+//! (glibc's malloc keeps the memory). [`REQUIRED_MEMORY`] lets callers check for it. Later starts
+//! take under 1 ms, stops 2 to 20 ms. Evicted table entries go to a file in `TMPDIR`, 4 KiB for
+//! each distinct stack, removed when the session ends. The crate creates the next, empty file at
+//! once; it remains after the process ends.
 //!
 //! # Effects on the host, and countermeasures
 //!

@@ -3,7 +3,8 @@
 //! A [`CpuSession`] samples the process until it is stopped and returns a [`Profile`] of addresses,
 //! not yet symbolized. At most one session runs at a time. A [`Lookback`] always samples, at a low
 //! rate, into a window of the last seconds. A session that starts while a look-back runs takes the
-//! window's content ([`CpuSession::take_lookback`]); the window stays empty until the session stops.
+//! window's content ([`CpuSession::take_lookback`]); the window stays empty until the session
+//! stops.
 //!
 //! ```text
 //! engine  how it samples                                       where
@@ -50,8 +51,8 @@
 //! of the task being polled at that moment; `span` is the innermost `tracing` span entered then.
 //!
 //! Sampled threads do no work for these labels. The profile keeps the thread and time of each
-//! sample ([`Profile::timed_samples`]; the first 65,536 samples of a session, 8,192 of each sixth of the
-//! look-back). The agent joins them with the polls and spans of the trace
+//! sample ([`Profile::timed_samples`]; the first 65,536 samples of a session, 8,192 of each sixth
+//! of the look-back). The agent joins them with the polls and spans of the trace
 //! (`agent/capture/labels.rs`). The labels are missing:
 //!
 //! - if tasks are not recorded (see [`task`](crate::task)) or the `tracing` layer is not installed;

@@ -28,7 +28,7 @@ use super::thread::{try_consume, undo_consume};
 /// ```
 ///
 /// Costs some nanoseconds per allocation, plus one sample (a few microseconds) for every
-/// [`rate`](super::rate) bytes allocated. `A` may be any allocator. A program should have one such
+/// `heap.rate` bytes allocated. `A` may be any allocator. A program should have one such
 /// static.
 #[derive(Debug, Default)]
 pub struct Allocator<A = System> {

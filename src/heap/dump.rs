@@ -3,8 +3,8 @@
 //! A profile is taken when memory may be nearly exhausted, so a dump builds nothing. It passes
 //! samples one by one, straight from the tables, then the frame addresses in ascending order, so
 //! that a symbolizer reads each file's symbols sequentially. Data that must exist at once is
-//! bounded: sums for [`SITES_PER_SWEEP`] sites, [`MAX_FRAMES_PER_BATCH`] addresses. Anything else (one sum per site, a
-//! sorted copy of the addresses) would grow with the leak.
+//! bounded: sums for [`SITES_PER_SWEEP`] sites, [`MAX_FRAMES_PER_BATCH`] addresses. Anything else
+//! (one sum per site, a sorted copy of the addresses) would grow with the leak.
 //!
 //! ```text
 //! for each WINDOW of sites:  live records -> sums -> samples     one sweep of the live table each
@@ -335,7 +335,8 @@ impl HeapDump<'_> {
         Bytes(self.in_use.bytes as u64)
     }
 
-    /// Passes comments for the reader, one line each, to `see`. Valid after [`Self::visit_samples`].
+    /// Passes comments for the reader, one line each, to `see`. Valid after
+    /// [`Self::visit_samples`].
     pub fn visit_comments<E>(
         &self,
         mut visit: impl FnMut(fmt::Arguments<'_>) -> Result<(), E>,

@@ -17,8 +17,8 @@ use crate::os::mapped_memory::MappedWords;
 const FIRST_SEGMENT_KEYS: usize = 4096;
 
 /// Number of segments. Each doubles the previous: all eight hold a million records in 40 MiB, for
-/// half a terabyte of heap at 512 KiB. [`coarsened_rate`] reduces samples as the table fills up. Records
-/// without a free key are dropped and counted.
+/// half a terabyte of heap at 512 KiB. [`coarsened_rate`] reduces samples as the table fills up.
+/// Records without a free key are dropped and counted.
 const SEGMENTS: usize = 8;
 
 /// A table whose first segment has `KEYS` keys.

@@ -3,8 +3,8 @@
 //! [`Allocator`] wraps the program's allocator and samples allocations by a countdown of bytes
 //! (`sampler`, pure). The stack of a sampled block is interned, its site counted, and its record
 //! kept in a lock-free table until the block is freed (`recorder` has a diagram). [`DumpBuffers`]
-//! writes out the tables without allocating; [`snapshot`](fn@snapshot) builds a value. All tables are mapped
-//! memory with a size limit, not heap memory.
+//! writes out the tables without allocating; [`snapshot`](fn@snapshot) builds a value. All tables
+//! are mapped memory with a size limit, not heap memory.
 //!
 //! Invariants of the allocation path:
 //!
@@ -98,9 +98,9 @@ pub fn in_use() -> Option<Bytes> {
     (recorder::INSTALLED.load(Relaxed) && rate() > Bytes(0)).then(|| recorder::LIVE_BYTES.in_use())
 }
 
-/// Sets the threshold for [`threshold_events`], replacing an earlier one. The thread whose allocation
-/// raises [`in_use`] above `mark` wakes the waiting task once. Wakes it at once if the value is
-/// already above.
+/// Sets the threshold for [`threshold_events`], replacing an earlier one. The thread whose
+/// allocation raises [`in_use`] above `mark` wakes the waiting task once. Wakes it at once if the
+/// value is already above.
 pub fn arm_threshold(threshold: Bytes) {
     recorder::LIVE_BYTES.arm(threshold);
 }

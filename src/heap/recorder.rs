@@ -26,8 +26,8 @@ use crate::unwind::{MAX_FRAMES, UnwindError, WalkEnd, unwind_here};
 /// Go's default.
 const DEFAULT_RATE: u64 = 512 << 10;
 
-/// Frames of the profiler between the unwinder and the allocator's entry: [`record_if_sampled`] and the cold
-/// function of [`super::Allocator`] that calls it.
+/// Frames of the profiler between the unwinder and the allocator's entry: [`record_if_sampled`] and
+/// the cold function of [`super::Allocator`] that calls it.
 const PROFILER_FRAMES: usize = 2;
 
 /// Maximum sites that one sample evicts: enough for the blocks of the deepest stack.
@@ -219,8 +219,8 @@ pub(super) fn may_be_recorded(address: usize) -> bool {
     FILTER.may_contain(address)
 }
 
-/// Removes the record of a block that is about to be freed, if any. The caller must call [`discard_record`]
-/// or [`insert_record`] with it.
+/// Removes the record of a block that is about to be freed, if any. The caller must call
+/// [`discard_record`] or [`insert_record`] with it.
 #[inline(never)]
 pub(super) fn take_record(address: usize) -> Option<BlockRecord> {
     let record = LIVE_BLOCKS.remove(address)?;

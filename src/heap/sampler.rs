@@ -23,8 +23,8 @@
 //!
 //! The exponential distribution is memoryless: an interval may be discarded and redrawn at any time
 //! that was chosen independently of it. `decide` decides the current block by the old interval and
-//! only then applies a new rate; the small [`REFILL_BYTES`] limits the delay. At rate 1 each block is
-//! recorded regardless of the interval, so a thread applies that rate with its next block.
+//! only then applies a new rate; the small [`REFILL_BYTES`] limits the delay. At rate 1 each block
+//! is recorded regardless of the interval, so a thread applies that rate with its next block.
 //!
 //! Intervals are integers, rounded down. A block of a whole number of bytes ends the interval `x`
 //! if and only if it ends `floor(x)`, so rounding changes no probability.
@@ -37,8 +37,8 @@ pub(crate) const REFILL_BYTES: u64 = 64 << 10;
 /// Initial grant. A thread gets the full [`REFILL_BYTES`] after 256 KiB and about 20 refills.
 pub(crate) const MIN_REFILL_BYTES: u64 = 1 << 10;
 
-/// `floor` of [`AllocationSampler::try_consume`] at rate 1: every allocation is recorded, even if the
-/// thread has bytes left that were granted at another rate.
+/// `floor` of [`AllocationSampler::try_consume`] at rate 1: every allocation is recorded, even if
+/// the thread has bytes left that were granted at another rate.
 pub(crate) const EXACT_FLOOR: i64 = i64::MAX;
 
 /// Longer than any process allocates. Discarded when a rate is set.

@@ -138,8 +138,8 @@ impl<'a> TableSegment<'a> {
         self.is_unchanged(at, &view).then_some(view.record)
     }
 
-    /// Returns the possibly inconsistent record at `at`; valid only if `is_unchanged` returns `true`
-    /// afterwards.
+    /// Returns the possibly inconsistent record at `at`; valid only if `is_unchanged` returns
+    /// `true` afterwards.
     pub(crate) fn read_unvalidated(&self, at: usize) -> Option<RecordView> {
         let address = self.keys[at].load(Ordering::Acquire);
         if address == FREE || address == CLAIMED {

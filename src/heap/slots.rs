@@ -37,7 +37,8 @@ const NUMBER_MASK: u64 = u32::MAX as u64;
 /// changed twice compares as different.
 const CHANGE_STEP: u64 = 1 << 32;
 
-/// Slots with `PAYLOAD_WORDS` words each, `SLOTS_PER_CHUNK` per mapping, in at most `MAX_CHUNKS` mappings.
+/// Slots with `PAYLOAD_WORDS` words each, `SLOTS_PER_CHUNK` per mapping, in at most `MAX_CHUNKS`
+/// mappings.
 pub(crate) struct BlockSlots<
     const PAYLOAD_WORDS: usize,
     const SLOTS_PER_CHUNK: usize,

@@ -6,8 +6,8 @@
 //!
 //! A client in a loop must not fill the log. Refusals are aggregated by peer, route and status. The
 //! first one and those numbered by powers of two are logged at `INFO`, with their number in
-//! `refusals`. Other lines at `INFO` are limited to a burst of [`log_limit::BURST_LINES`] and a rate.
-//! Excess lines go to `DEBUG`.
+//! `refusals`. Other lines at `INFO` are limited to a burst of [`log_limit::BURST_LINES`] and a
+//! rate. Excess lines go to `DEBUG`.
 //!
 //! The counts are one table for the process, shared by all routers, and appear in `/metrics`.
 

@@ -7,7 +7,8 @@
 //! | read the response | [`PROGRESS_TIMEOUT`] for each [`MIN_PROGRESS_BYTES`] bytes |
 //! | send enough bytes to detect the protocol ([`greeting`]) | [`HEAD_TIMEOUT`] |
 //!
-//! While unread responses take much memory, [`RAISED_MIN_PROGRESS_BYTES`] replaces [`MIN_PROGRESS_BYTES`].
+//! While unread responses take much memory, [`RAISED_MIN_PROGRESS_BYTES`] replaces
+//! [`MIN_PROGRESS_BYTES`].
 //!
 //! The head is limited to 16 KiB and hyper's 100 headers. A connection beyond a limit is closed. It
 //! is also closed if a new connection needs its [slot](crate::http::connection_slots). A slow
@@ -48,13 +49,13 @@ use crate::http::responses::error_response;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Enough for 1 MiB of addresses.
 const BODY_TIMEOUT: Duration = Duration::from_secs(15);
-/// Time in which a client must read [`MIN_PROGRESS_BYTES`] bytes. A client that reads none in that time is gone.
-/// A client that reads 1 byte/s would hold its slot for a week.
+/// Time in which a client must read [`MIN_PROGRESS_BYTES`] bytes. A client that reads none in that
+/// time is gone. A client that reads 1 byte/s would hold its slot for a week.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(30);
 /// `MIN_PROGRESS_BYTES / PROGRESS_TIMEOUT` = 2 KiB/s, which a telephone line can do.
 pub(super) const MIN_PROGRESS_BYTES: usize = 64 << 10;
-/// `RAISED_MIN_PROGRESS_BYTES / PROGRESS_TIMEOUT` = 34 KiB/s. At [`MIN_PROGRESS_BYTES`] one client could hold the memory for responses
-/// for nine hours, and thereby block all captures over HTTP.
+/// `RAISED_MIN_PROGRESS_BYTES / PROGRESS_TIMEOUT` = 34 KiB/s. At [`MIN_PROGRESS_BYTES`] one client
+/// could hold the memory for responses for nine hours, and thereby block all captures over HTTP.
 const RAISED_MIN_PROGRESS_BYTES: usize = 1 << 20;
 /// Time for a response in addition to the capture: stopping and encoding on an overloaded machine.
 const EXTRA_RESPONSE_TIME: Duration = Duration::from_secs(60);

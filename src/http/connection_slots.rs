@@ -10,8 +10,8 @@
 //! sends its request within a round trip. Shorter timeouts for all would disconnect valid clients
 //! on slow links.
 //!
-//! Progress is measured in steps of [`MIN_PROGRESS_BYTES`](super::connection::MIN_PROGRESS_BYTES), not in bytes, so a client
-//! that reads a byte now and then still counts as waiting.
+//! Progress is measured in steps of [`MIN_PROGRESS_BYTES`](super::connection::MIN_PROGRESS_BYTES),
+//! not in bytes, so a client that reads a byte now and then still counts as waiting.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

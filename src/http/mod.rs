@@ -85,8 +85,8 @@
 //!   `#[global_allocator]`). Retrying is useless, and nothing is broken.
 //! - **Unread responses.** Go keeps any number of them. marple returns 503 beyond 64 MiB of them,
 //!   since they are the service's memory.
-//! - **Captures per day.** Beyond `budget.on_demand_captures_per_day` marple returns 429 with `Retry-After`,
-//!   since a client in a loop is a load. A continuous profiler takes a fifth of the default.
+//! - **Captures per day.** Beyond `budget.on_demand_captures_per_day` marple returns 429 with
+//!   `Retry-After`, since a client in a loop is a load. A continuous profiler takes a fifth of the default.
 //! - **`goroutine`.** It lists threads with their stacks, and with `debug=2` also the tasks,
 //!   because a task that is not running has no stack.
 //! - **`threadcreate`.** It has the number of threads without stacks. Stacks at thread creation are
@@ -107,7 +107,7 @@
 //!   capture, so a probe is free.
 //! - **`heap?debug=1`.** Go scales by the rate in the first line and adds `runtime.MemStats`.
 //!   marple writes values that are already estimates (`@ heapprofile`) and the vitals of the
-//!   process; see [`codec::legacy`](crate::codec::go_debug).
+//!   process.
 //! - **`gc=1`.** Go collects garbage first. marple sends `X-Marple-Gc`: there is no collector, and
 //!   freed memory leaves the profile at once.
 //! - **`goroutineleak`.** It is 404: references between tasks are not traced.

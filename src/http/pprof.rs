@@ -20,8 +20,8 @@ use crate::http::response_budget;
 use crate::http::responses::{NOSNIFF, capture_error, method_not_allowed, pprof_error};
 use crate::model::{CpuMode, Profile, ValueType};
 
-/// Maximum of `hz`, the same as for `cpu.frequency_hz`. At higher rates the sampling itself shows in
-/// the profile.
+/// Maximum of `hz`, the same as for `cpu.frequency_hz`. At higher rates the sampling itself shows
+/// in the profile.
 const MAX_HERTZ: u32 = 1000;
 /// Minimum of `rate`, in bytes between two samples. At 4 KiB a program that allocates 1 GB/s
 /// records 250,000 stacks per second, which takes a tenth of a core. With less, sampling would

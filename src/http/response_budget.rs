@@ -3,7 +3,8 @@
 //! The profiler is free as soon as a capture is encoded. The encoded bytes stay in memory until the
 //! client has read the last one or its connection has ended. A client that sends requests on a
 //! hundred connections and reads no response would keep a hundred captures in memory. All responses
-//! together are therefore limited to [`MAX_UNREAD_BYTES`]. Beyond it a capture is refused before it starts.
+//! together are therefore limited to [`MAX_UNREAD_BYTES`]. Beyond it a capture is refused before it
+//! starts.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

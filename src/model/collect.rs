@@ -77,7 +77,8 @@ impl CollectorSelection {
         }
     }
 
-    /// Returns the names selected individually. The iterator is empty for [`CollectorSelection::All`].
+    /// Returns the names selected individually. The iterator is empty for
+    /// [`CollectorSelection::All`].
     pub fn names(&self) -> impl Iterator<Item = &FileName> {
         match self {
             Self::All => None,

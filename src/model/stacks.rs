@@ -165,12 +165,12 @@ impl StackTable {
     }
 }
 
-/// A row of [`Profile::functions`].
+/// A row of [`Profile::functions`](super::Profile::functions).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FunctionHandle(pub u32);
 
 impl FunctionHandle {
-    /// Returns the index in [`Profile::functions`].
+    /// Returns the index in [`Profile::functions`](super::Profile::functions).
     pub const fn index(self) -> usize {
         self.0 as usize
     }

@@ -15,8 +15,8 @@
 //!
 //! The start values are the operator's decision (`taskset`, `chrt`, `nice`, `CPUAffinity=` of
 //! systemd) and apply to marple's threads too. They have to be read before `main`: later, a mask
-//! that `main` set for its thread cannot be distinguished from one given to the process. `StartAttributes`
-//! is filled by a function of `.init_array`.
+//! that `main` set for its thread cannot be distinguished from one given to the process.
+//! `StartAttributes` is filled by a function of `.init_array`.
 //!
 //! The mask of a thread that was started by another marple thread is left unchanged, so that a
 //! later `taskset --all-tasks --pid` applies to all threads.

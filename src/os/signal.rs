@@ -299,7 +299,8 @@ impl SignalCapture {
         if !matches!(info.si_code, libc::SI_TIMER | libc::SI_QUEUE) {
             return None;
         }
-        // SAFETY: both codes fill the value; `SIGINFO_VALUE_OFFSET` is its offset in a siginfo of 128 bytes.
+        // SAFETY: both codes fill the value; `SIGINFO_VALUE_OFFSET` is its offset in a siginfo of
+        // 128 bytes.
         let value = unsafe {
             ptr::from_ref(info).cast::<u8>().add(SIGINFO_VALUE_OFFSET).cast::<u64>().read()
         };

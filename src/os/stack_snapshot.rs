@@ -5,12 +5,12 @@
 //!      handler            handler            one reader
 //! ```
 //!
-//! A handler claims any free slot within `MAX_CLAIM_ATTEMPTS` of a moving start, so it never waits. A thread
-//! that is descheduled with a claimed slot blocks only that slot; in an ordered queue it would
-//! block the following ones. If no slot is free, the weight is added to [`SnapshotPool::lost`]. The
-//! pool consists of words of one [`MappedWords`]. Only pages that were written use memory, so a
-//! slot costs as much as the deepest stack it has held. `tests/os_loom.rs` checks the possible
-//! memory orderings.
+//! A handler claims any free slot within `MAX_CLAIM_ATTEMPTS` of a moving start, so it never waits.
+//! A thread that is descheduled with a claimed slot blocks only that slot; in an ordered queue it
+//! would block the following ones. If no slot is free, the weight is added to
+//! [`SnapshotPool::lost`]. The pool consists of words of one [`MappedWords`]. Only pages that were
+//! written use memory, so a slot costs as much as the deepest stack it has held. `tests/os_loom.rs`
+//! checks the possible memory orderings.
 
 use crate::base::sync::AtomicU64;
 use crate::base::sync::Ordering::{Acquire, Relaxed, Release};

@@ -190,8 +190,8 @@ static VERDICT_CACHE: Mutex<Vec<(SeccompFilters, SyscallVerdicts)>> = Mutex::new
 /// Returns `Ok` if the calling thread can make this call without being killed.
 ///
 /// A call for which the filter returns an error counts as allowed: its caller handles the error.
-/// Costs 10 us at first, 50 ns within `STATUS_MAX_AGE`, and some milliseconds if the filters have changed.
-/// Takes a lock and allocates.
+/// Costs 10 us at first, 50 ns within `STATUS_MAX_AGE`, and some milliseconds if the filters have
+/// changed. Takes a lock and allocates.
 ///
 /// # Errors
 ///

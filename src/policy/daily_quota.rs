@@ -3,9 +3,9 @@
 //! `incidents_per_day` does not apply here: a continuous profiler that pulls three profiles every
 //! 15 seconds is a main use of the endpoint. It must neither be limited by that budget nor use up
 //! what incidents need. On-demand captures therefore have a separate quota,
-//! `budget.on_demand_captures_per_day`, large enough for several profilers; it stops clients that request
-//! captures in a loop. A capture counts from its acceptance and is refunded if it produces nothing.
-//! Rejected requests and symbol requests do not count.
+//! `budget.on_demand_captures_per_day`, large enough for several profilers; it stops clients that
+//! request captures in a loop. A capture counts from its acceptance and is refunded if it produces
+//! nothing. Rejected requests and symbol requests do not count.
 //!
 //! Captures are counted per quarter hour, so that 24 hours take a hundred numbers at any rate. A
 //! quarter hour is freed as a whole, 24 hours after its end, so no period of 24 hours exceeds the

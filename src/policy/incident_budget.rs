@@ -1,8 +1,8 @@
 //! The budget of incidents opened by rules in 24 hours.
 //!
-//! All rules share `incidents_per_day`. Each rule has a [`MAX_RESERVE_PER_RULE`] that the others cannot use, so
-//! that a rule that fires all day does not block the others. A firing that is critical, or worse
-//! than any capture of the rule that day, is exempt (see `rules`) but counted.
+//! All rules share `incidents_per_day`. Each rule has a [`MAX_RESERVE_PER_RULE`] that the others
+//! cannot use, so that a rule that fires all day does not block the others. A firing that is
+//! critical, or worse than any capture of the rule that day, is exempt (see `rules`) but counted.
 
 use std::cmp::Reverse;
 use std::time::Duration;

@@ -1,8 +1,8 @@
 //! The open incidents, the captures each should have, and the next command.
 //!
 //! A state machine without a thread, a clock or a file. The loop reports events
-//! ([`Incidents::claim_for_rule`], [`Incidents::toggle`], [`Incidents::expire`], …) and requests the next
-//! [`IncidentCommand`]. One command is issued at a time, and its result is passed to
+//! ([`Incidents::claim_for_rule`], [`Incidents::toggle`], [`Incidents::expire`], …) and requests
+//! the next [`IncidentCommand`]. One command is issued at a time, and its result is passed to
 //! [`Incidents::apply_result`].
 //!
 //! ```text

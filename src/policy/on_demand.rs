@@ -7,8 +7,8 @@
 //! ```
 //!
 //! This is the state machine of the loop. Like [`incidents`](crate::policy::incidents) it has no
-//! thread, clock or file and issues one [`OnDemandCommand`] at a time. `capture::on_demand` is the part of the
-//! capture thread.
+//! thread, clock or file and issues one [`OnDemandCommand`] at a time. `capture::on_demand` is the
+//! part of the capture thread.
 //!
 //! Incidents have priority. The engines of CPU profiles and traces exist once, and the evidence of
 //! an incident cannot be taken again. An incident that needs an engine therefore stops a running
@@ -18,7 +18,8 @@
 //! client and the time at which it ends.
 //!
 //! Stopping and encoding are separate steps, so that an incident waits only for the first. Encoding
-//! runs on a separate thread at low priority (`capture::on_demand_encoder`), below the threads of the service.
+//! runs on a separate thread at low priority (`capture::on_demand_encoder`), below the threads of
+//! the service.
 
 #![cfg_attr(not(feature = "http"), allow(dead_code, reason = "only the endpoint uses it"))]
 

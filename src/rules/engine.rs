@@ -12,10 +12,10 @@ use crate::model::{Rule, Vitals};
 
 /// The rules and their states. Rules are independent of each other, so their order does not matter.
 ///
-/// The owner reports the outcome of each [`Decision::Fire`]. It calls [`Engine::capture_started`] when
-/// the capture starts, and [`Engine::capture_ended`] when it has ended, or at once if there will be
-/// none. Otherwise a rule with [`Again::AfterCooldown`](crate::model::Refire) fires again at the next
-/// tick.
+/// The owner reports the outcome of each [`Decision::Fire`]. It calls [`Engine::capture_started`]
+/// when the capture starts, and [`Engine::capture_ended`] when it has ended, or at once if there
+/// will be none. Otherwise a rule with [`Again::AfterCooldown`](crate::model::Refire) fires again
+/// at the next tick.
 #[derive(Clone, Debug)]
 pub struct Engine {
     watched_rules: Vec<WatchedRule>,
@@ -80,8 +80,8 @@ impl Engine {
         self.evaluate_with_admission(now, vitals, &|_| admission)
     }
 
-    /// Evaluates every rule like [`Engine::evaluate`]. `opening` returns the permission of each rule
-    /// that is about to open an incident.
+    /// Evaluates every rule like [`Engine::evaluate`]. `opening` returns the permission of each
+    /// rule that is about to open an incident.
     pub fn evaluate_with_admission<'e>(
         &'e mut self,
         now: Moment,

@@ -65,8 +65,8 @@ pub use verdict::{Condition, Decision, HoldReason, StateExplanation, ThresholdCr
 
 use crate::base::Moment;
 
-/// Permission to open an incident for a rule that repeats an earlier capture. [`Admission::Allowed`]
-/// if its incident is open or another one can be joined.
+/// Permission to open an incident for a rule that repeats an earlier capture.
+/// [`Admission::Allowed`] if its incident is open or another one can be joined.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Admission {
     /// An incident may be opened.

@@ -53,8 +53,8 @@ pub(crate) struct DetectedStall {
     pub(crate) is_in_place: bool,
 }
 
-/// Start time of the oldest suspected poll in nanoseconds plus [`START_OFFSET`], or one of the two values
-/// below it.
+/// Start time of the oldest suspected poll in nanoseconds plus [`START_OFFSET`], or one of the two
+/// values below it.
 static OLDEST_SUSPECTED: AtomicU64 = AtomicU64::new(NO_WORKERS);
 const NO_WORKERS: u64 = 0;
 const NONE_SUSPECTED: u64 = 1;

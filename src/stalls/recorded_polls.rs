@@ -190,8 +190,8 @@ impl RecordedPollDetector {
             false => IDLE_CHECK_INTERVAL,
         };
         let max_interval = self.threshold.max(max_interval);
-        // The margin `START_TOLERANCE` keeps a timer that fires slightly early from finding a poll just below
-        // the threshold.
+        // The margin `START_TOLERANCE` keeps a timer that fires slightly early from finding a poll
+        // just below the threshold.
         let next = due.saturating_add(START_TOLERANCE).min(max_interval).max(MIN_CHECK_INTERVAL);
         self.due = Some(now + next);
         (found, next)
@@ -208,8 +208,8 @@ impl RecordedPollDetector {
         std::mem::take(&mut self.starved)
     }
 
-    /// Returns `true` if no poll has run for [`IDLE_TIMEOUT`], so that the detector can sleep until one
-    /// starts.
+    /// Returns `true` if no poll has run for [`IDLE_TIMEOUT`], so that the detector can sleep until
+    /// one starts.
     pub(crate) fn is_quiet(&self, now: Moment) -> bool {
         self.quiet_since.is_some_and(|since| now.since(since) >= IDLE_TIMEOUT)
     }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::base::Moment;
 
-/// The stacks of recorded stalls may take `1 / STACK_CPU_DIVISOR` of a core, with up to [`MAX_SAVED_CPU`]
-/// saved up.
+/// The stacks of recorded stalls may take `1 / STACK_CPU_DIVISOR` of a core, with up to
+/// [`MAX_SAVED_CPU`] saved up.
 const STACK_CPU_DIVISOR: u32 = 500;
 const MAX_SAVED_CPU: Duration = Duration::from_millis(20);
 

@@ -69,9 +69,9 @@ impl ThreadProbe {
         self.thread_reader.thread_state(tid).is_some_and(|(thread, _)| thread.state == 'R')
     }
 
-    /// Sends a signal to each of the threads, to at most [`MAX_IN_FLIGHT`] of them, and returns their
-    /// stacks. Threads that block the signal, do not answer or have ended are left out. Takes 0.1 s
-    /// if one does not answer.
+    /// Sends a signal to each of the threads, to at most [`MAX_IN_FLIGHT`] of them, and returns
+    /// their stacks. Threads that block the signal, do not answer or have ended are left out. Takes
+    /// 0.1 s if one does not answer.
     pub(crate) fn sample(&mut self, clock: &dyn Clock, tids: &[u32]) -> Vec<SampledStack> {
         let tids: Vec<u32> =
             tids.iter().copied().filter(|&tid| self.can_answer(tid)).take(MAX_IN_FLIGHT).collect();

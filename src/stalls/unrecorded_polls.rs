@@ -14,8 +14,8 @@
 //! - **The thread slept.** A thread that used no CPU between two checks was in one poll all the
 //!   time. Reading its CPU clock costs 0.3 us and does not disturb the thread. Its stack is read
 //!   once, after the threshold, to distinguish a poll from a parked worker.
-//! - **Every sample shows the same task**, for the threshold and for at least [`MAX_BATCH_DURATION`], and for
-//!   longer than the worker's last batches. `BATCH` is the longest time that 61 polls of one task
+//! - **Every sample shows the same task**, for the threshold and for at least
+//!   [`MAX_BATCH_DURATION`], and for longer than the worker's last batches. `BATCH` is the longest time that 61 polls of one task
 //!   can take without a stall. A stack identifies the poll by the frames outside of the task's own
 //!   code and by their contents, above all the task's address. This distinguishes tasks, but not
 //!   two polls of one task. Samples are taken at irregular times, so that alternating tasks are not

@@ -12,8 +12,8 @@ pub(crate) const BUSY_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 /// Upper limit of a worker's usual batch duration, so that a long stall does not hide the next one.
 const MAX_USUAL_BATCH: Duration = Duration::from_secs(1);
 
-/// Time between two checks after no worker has made progress for [`IDLE_TIMEOUT`]; at most twice the
-/// threshold. Waking an idle core costs more than the check itself. Unrecorded polls trigger no
+/// Time between two checks after no worker has made progress for [`IDLE_TIMEOUT`]; at most twice
+/// the threshold. Waking an idle core costs more than the check itself. Unrecorded polls trigger no
 /// wake-up, so the first stall after such a pause is found up to one threshold later than others.
 const LONG_IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 

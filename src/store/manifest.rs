@@ -98,8 +98,9 @@ pub(super) fn write_head(manifest: &Manifest) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Writes `manifest`. While it is longer than [`MAX_MANIFEST_BYTES`], it drops every second row of vitals
-/// and retries. Otherwise many gauges in a long incident would make it too large to be read again.
+/// Writes `manifest`. While it is longer than [`MAX_MANIFEST_BYTES`], it drops every second row of
+/// vitals and retries. Otherwise many gauges in a long incident would make it too large to be read
+/// again.
 pub(super) fn write_bounded(manifest: &mut Manifest) -> io::Result<Vec<u8>> {
     loop {
         let mut text = BoundedWriter { text: Vec::new(), is_full: false };

@@ -22,8 +22,8 @@
 //! - Drafts of an open incident count against the limits while they are written. Closed incidents
 //!   are evicted to free space for them; the header of `retention` defines the order. If no
 //!   incident can be evicted, the write fails and the artifact is discarded.
-//! - Manifests and `state.json` are written regardless of `max_bytes` and `min_free_space`. They are
-//!   small, and they record that space ran out. Only a full device prevents the write.
+//! - Manifests and `state.json` are written regardless of `max_bytes` and `min_free_space`. They
+//!   are small, and they record that space ran out. Only a full device prevents the write.
 //! - A file pruned from an incident that stays is moved from `artifacts` to `removed` in the
 //!   manifest before it is deleted. So a manifest never lists a missing file. The first, the last
 //!   and the largest file of each form stay as long as the incident does.

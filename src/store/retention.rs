@@ -329,8 +329,8 @@ fn scan_incidents(root: &Dir) -> Result<Vec<StoredIncident>, Error> {
     Ok(incidents)
 }
 
-/// Evicts an incident as described at [`super::Store::enforce_limits`]. Returns the foreign entry if one
-/// prevents it.
+/// Evicts an incident as described at [`super::Store::enforce_limits`]. Returns the foreign entry
+/// if one prevents it.
 fn evict(root: &Dir, name: &str) -> Result<Option<PathBuf>, Error> {
     let dir = root.subdir(name)?;
     let names = dir.entry_names()?;

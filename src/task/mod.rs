@@ -18,7 +18,7 @@
 //! report every poll only if the whole program is built with `--cfg tokio_unstable`.)
 //!
 //! A task dump (the capture `tasks`) shows the spawn location, the idle time and the stack of each
-//! task. The stack reaches down to the leaf that the task waits on; see [`crate::stacks`]. tokio's
+//! task. The stack reaches down to the leaf that the task waits on. tokio's
 //! own unstable dump is not used: with one blocked worker it stops the runtime for good.
 //!
 //! A wrapped future is 40 bytes larger. A poll costs one more read of the CPU's counter (10 to 20

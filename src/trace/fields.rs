@@ -5,8 +5,8 @@
 //! * Panics are caught. A panic loses only the text of that value. It does not stop the service,
 //!   which may never have formatted that field before the capture. The panic hook still runs and
 //!   prints. Under `panic = "abort"` panics cannot be caught.
-//! * Output is limited. Beyond [`MAX_TEXT_BYTES`] bytes the writer returns an error, so that formatting
-//!   does not visit a million elements.
+//! * Output is limited. Beyond [`MAX_TEXT_BYTES`] bytes the writer returns an error, so that
+//!   formatting does not visit a million elements.
 //! * It may emit events. No lock or borrow of marple is held while it runs.
 
 use std::fmt::{self, Write};

@@ -61,7 +61,8 @@ pub fn instrument(builder: &mut Builder) -> &mut Builder {
 /// A closure for one of a runtime's hooks.
 type Hook = Arc<dyn Fn() + Send + Sync>;
 
-/// A variant of [`instrument_runtime`] for a service that sets its own closures for the runtime's hooks.
+/// A variant of [`instrument_runtime`] for a service that sets its own closures for the runtime's
+/// hooks.
 ///
 /// ```
 /// let mut builder = tokio::runtime::Builder::new_multi_thread();

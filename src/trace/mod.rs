@@ -16,8 +16,8 @@
 //! encoded, and the ring overwrites its oldest records. So a capture includes the seconds before it
 //! (`flight.rs`). The source of polls depends on the build. Under `--cfg tokio_unstable`, tokio's
 //! hooks report every poll of every task (`unstable.rs`). Otherwise only wrapped futures are
-//! recorded (`task.rs`). Parks come from hooks in both cases. [`recorded_sources`] describes the available
-//! sources in the manifest and in the trace.
+//! recorded (`task.rs`). Parks come from hooks in both cases. The manifest and the
+//! trace name the available sources.
 //!
 //! The open slices of the threads also show polls that do not return (`stalls.rs`).
 //!
@@ -30,7 +30,7 @@
 //!   lock, one clock read, one write. The collector takes the lock of a log once, at the stop. The
 //!   thread never waits for it: a record that finds the lock taken came after the stop.
 //! * **Bounded**: rings have a fixed share (`flight.rs`). Everything else is charged at its peak
-//!   cost. The peak is in building the [`Timeline`], not in recording (`budget.rs`). So memory use
+//!   cost. The peak is in building the `Timeline`, not in recording (`budget.rs`). So memory use
 //!   does not double at the stop of a capture, when the process may be short of memory. Data beyond
 //!   the budget is counted by cause in the timeline's losses. One eighth is reserved for the
 //!   ledger, so that a flood of spans does not displace the vitals or the trigger. The ledger
@@ -46,7 +46,6 @@
 //! fastrace), needs that thread to run while the process is in trouble, and copies every text with
 //! every event.
 //!
-//! [`Timeline`]: crate::model::Timeline
 
 mod assemble;
 mod budget;

@@ -243,8 +243,8 @@ impl RingRegistry {
     }
 }
 
-/// Locks `mutex`. Returns `None` if another thread still holds it after [`MAX_LOCK_ATTEMPTS`] tries, which
-/// is longer than a running thread would hold it.
+/// Locks `mutex`. Returns `None` if another thread still holds it after [`MAX_LOCK_ATTEMPTS`]
+/// tries, which is longer than a running thread would hold it.
 fn try_lock<T: Default>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
     for _ in 0..MAX_LOCK_ATTEMPTS {
         match mutex.try_lock() {

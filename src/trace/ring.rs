@@ -14,8 +14,8 @@
 //! on x86-64 and a barrier on aarch64. A sequence number in each record would cost a third of the
 //! ring.
 //!
-//! [`OpenSliceCell`] is one open slice. Its start is cleared before any other word changes and stored last.
-//! So a reader that reads the same start twice has read matching words.
+//! [`OpenSliceCell`] is one open slice. Its start is cleared before any other word changes and
+//! stored last. So a reader that reads the same start twice has read matching words.
 //!
 //! This file does not interpret the words. `tests/trace_loom.rs` compiles it with loom's atomics.
 

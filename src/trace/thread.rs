@@ -9,11 +9,12 @@
 //! No lock, no allocation, no system call. The exception is a thread's first record, which takes
 //! the registry's lock to get rings.
 //!
-//! Slices nest: a wrapped future can poll wrapped futures. The open ones form a stack of [`MAX_DEPTH`];
-//! deeper ones are counted and not recorded. A slice that began while nothing was recorded has no
-//! open slice at its end. It is recorded as if it had started with the recording. `EPOCH`
-//! identifies the recording, so a thread that was idle through the end of one and the start of the
-//! next discards its open slices. The lowest bit of `EPOCH` wakes the stall detector (`epoch`).
+//! Slices nest: a wrapped future can poll wrapped futures. The open ones form a stack of
+//! [`MAX_DEPTH`]; deeper ones are counted and not recorded. A slice that began while nothing was
+//! recorded has no open slice at its end. It is recorded as if it had started with the recording.
+//! `EPOCH` identifies the recording, so a thread that was idle through the end of one and the start
+//! of the next discards its open slices. The lowest bit of `EPOCH` wakes the stall detector
+//! (`epoch`).
 
 mod epoch;
 mod epoch_word;

@@ -66,9 +66,9 @@ impl StackWalker {
     /// they reach the end of the stack.
     ///
     /// The walk ends with [`WalkEnd::CopyTooShort`] at the end of the copy and with
-    /// [`WalkEnd::NoUnwindInfo`] at a frame without a usable rule. [`WalkEnd::OtherStack`] is a switch
-    /// from a signal stack to another stack. Costs about 2 us at a depth of 20, or 5 us with a cold
-    /// cache.
+    /// [`WalkEnd::NoUnwindInfo`] at a frame without a usable rule. [`WalkEnd::OtherStack`] is a
+    /// switch from a signal stack to another stack. Costs about 2 us at a depth of 20, or 5 us with
+    /// a cold cache.
     pub fn walk(
         &mut self,
         registers: Registers,

@@ -158,8 +158,8 @@ pub fn unwind_up_to(local: u64, skip: usize, frames: &mut [u64]) -> Result<Stack
     walk_own_stack(registers, &(registers.sp..local), room, WalkEnd::Complete, skip, frames)
 }
 
-/// Returns the bounds of the thread's stack if `sp` is within it, at least [`MIN_FREE_STACK`] above its
-/// end.
+/// Returns the bounds of the thread's stack if `sp` is within it, at least [`MIN_FREE_STACK`] above
+/// its end.
 fn checked_own_stack(sp: u64) -> Result<Range<u64>, UnwindError> {
     let stack = current_stack_bounds()
         .filter(|stack| stack.contains(&sp))

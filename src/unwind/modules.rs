@@ -2,7 +2,8 @@
 //!
 //! The tables are *copied* from the files into private memory. Host threads read them while they
 //! allocate, so a change of a file by another process must not reach them (`SIGBUS`). A program
-//! takes 0.1 to 5 MB. Tables beyond [`MAX_TABLE_BYTES`] and [`MAX_COPIED_BYTES`] are left out and counted.
+//! takes 0.1 to 5 MB. Tables beyond [`MAX_TABLE_BYTES`] and [`MAX_COPIED_BYTES`] are left out and
+//! counted.
 
 use std::ops::{Deref, Range};
 use std::sync::Arc;
@@ -260,8 +261,8 @@ impl LoadedModule {
         (offset < section.len()).then_some((section, offset))
     }
 
-    /// Returns up to [`CODE_BYTES`] bytes from `address` within the segment. They are read from memory,
-    /// because the file may have been replaced. Unreadable bytes are omitted.
+    /// Returns up to [`CODE_BYTES`] bytes from `address` within the segment. They are read from
+    /// memory, because the file may have been replaced. Unreadable bytes are omitted.
     fn read_code(&self, address: u64) -> CodeRange {
         let mut code = CodeRange { bytes: [0; CODE_BYTES], length: 0 };
         let remaining = self.segment.range.end.saturating_sub(address);

@@ -1,6 +1,7 @@
 //! Step from a frame to its caller: a row of an unwind table as a small value.
 //!
-//! Nearly every row has this form, which costs two reads and can be cached as [`UnwindRule::CfaOffset`]:
+//! Nearly every row has this form, which costs two reads and can be cached as
+//! [`UnwindRule::CfaOffset`]:
 //!
 //! ```text
 //! cfa = (sp or fp) + offset; ra = *(cfa + 8 * ra_words); fp = *(cfa + 8 * fp_words)

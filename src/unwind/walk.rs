@@ -12,8 +12,9 @@
 //! takes 145 instructions, or 146 if built with `-C force-frame-pointers=yes`: 46 to find the stack
 //! in the table of stacks, 99 to walk. Both builds take some 35 to 40 cycles on x86_64. The row has
 //! to be looked up in any case, both words are in memory, and both addresses are checked. Only the
-//! arithmetic of [`apply_row`] would be saved: at most 18 instructions, an eighth. (Callgrind, release
-//! builds, each allocation sampled, between depths of 10 and 50; cycles are the best of 40 runs.)
+//! arithmetic of [`apply_row`] would be saved: at most 18 instructions, an eighth. (Callgrind,
+//! release builds, each allocation sampled, between depths of 10 and 50; cycles are the best of 40
+//! runs.)
 
 use crate::os::stack_snapshot::Registers;
 use crate::unwind::WalkEnd;
@@ -27,8 +28,8 @@ const MAX_INFERRED: u32 = 256;
 
 /// Result of a walk, without its frames.
 pub(crate) struct WalkState {
-    /// Reason for the end, or `None` if the stack could not be read further. [`WalkEnd::TooManyFrames`]
-    /// if `take` returned `false`.
+    /// Reason for the end, or `None` if the stack could not be read further.
+    /// [`WalkEnd::TooManyFrames`] if `take` returned `false`.
     pub(crate) end: Option<WalkEnd>,
     /// `true` if the walk passed code without tables.
     pub(crate) used_heuristics: bool,

@@ -6,10 +6,10 @@
 //!
 //! **An idle pool is left alone**, because tokio would start a thread for the closure and keep it
 //! for ten seconds. The closure is sent only after a thread of the pool has used CPU, which it does
-//! whenever it starts or ends some work. It is also sent every [`INACTIVE_PROBE_INTERVAL`] while there are such
-//! threads, too rarely to keep one alive. Pool threads share their names with the workers; those in
-//! excess of the workers are pool threads. A runtime without workers gets one closure at the start,
-//! which reveals the names of its threads.
+//! whenever it starts or ends some work. It is also sent every [`INACTIVE_PROBE_INTERVAL`] while
+//! there are such threads, too rarely to keep one alive. Pool threads share their names with the
+//! workers; those in excess of the workers are pool threads. A runtime without workers gets one
+//! closure at the start, which reveals the names of its threads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -28,9 +28,9 @@
 //! runtime with several workers runs the probe on any free one, so a single stuck worker causes no
 //! lag. A current-thread runtime that is not driven has an ever-growing lag, which is correct.
 //!
-//! **Shutdown.** A runtime that shuts down drops the task, which sets `is_dropped` on drop. Dropping the
-//! [`RuntimeProbe`] wakes the task to end it. The handle stored here keeps the runtime's shared
-//! memory alive, not the runtime: shutdown does not wait for handles.
+//! **Shutdown.** A runtime that shuts down drops the task, which sets `is_dropped` on drop.
+//! Dropping the [`RuntimeProbe`] wakes the task to end it. The handle stored here keeps the
+//! runtime's shared memory alive, not the runtime: shutdown does not wait for handles.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};

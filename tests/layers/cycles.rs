@@ -203,10 +203,8 @@ fn expand(tokens: &[TokenTree], mut prefix: Module, leaves: &mut Vec<(Module, St
                 name = tokens.get(at + 1).map(ToString::to_string);
                 break;
             }
-            TokenTree::Ident(word) => {
-                if *word != "self" || prefix.is_empty() {
-                    prefix.push(word.to_string());
-                }
+            TokenTree::Ident(word) if *word != "self" || prefix.is_empty() => {
+                prefix.push(word.to_string());
             }
             TokenTree::Group(group) => {
                 let inner: Vec<TokenTree> = group.stream().into_iter().collect();

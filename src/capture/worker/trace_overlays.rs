@@ -2,9 +2,9 @@
 //!
 //! A trace is written when it ends. The look-back CPU profile and the thread dump are taken and
 //! written when the captures start. They are kept in memory until the trace of their incident is
-//! written: typically some hundred kilobytes, at most [`MAX_OVERLAYS`] pieces, oldest evicted first.
-//! Evidence that ends together with the trace is available anyway, since all captures stop before
-//! the first is written.
+//! written: typically some hundred kilobytes, at most [`MAX_OVERLAYS`] pieces, oldest evicted
+//! first. Evidence that ends together with the trace is available anyway, since all captures stop
+//! before the first is written.
 
 use std::collections::VecDeque;
 
@@ -36,7 +36,8 @@ pub(super) fn overlay_stacks<'a>(
 }
 
 impl CaptureWorker {
-    /// Keeps `evidence`, which was written, if a trace that is running or in `pending` will show it.
+    /// Keeps `evidence`, which was written, if a trace that is running or in `pending` will show
+    /// it.
     pub(super) fn keep_overlay(
         &mut self,
         id: IncidentId,

@@ -41,7 +41,8 @@ use crate::model::{LabelValue, Profile, Sample, ThreadDump, ThreadRow, Timeline,
 /// Stacks to show in a trace.
 #[derive(Clone, Copy, Debug)]
 pub enum Stacks<'a> {
-    /// The [timed_samples](Profile::timed_samples) samples of a profile, each as a sample of its thread.
+    /// The [timed_samples](Profile::timed_samples) samples of a profile, each as a sample of its
+    /// thread.
     Samples(&'a Profile),
     /// The stacks of a thread dump, each as an instant at the time of the dump.
     Threads(&'a ThreadDump),

@@ -2,16 +2,16 @@
 //!
 //! # Ring size
 //!
-//! A sample takes [`INITIAL_STACK_BYTES`] + 80 bytes of its ring regardless of the stack's depth, because the
-//! kernel copies a fixed length. Between two drains a busy thread produces `frequency * interval`
-//! samples. A ring holds at least twice that, in case a drain is late: 8 samples at 99 Hz and
-//! below, 20 at 1000 Hz, so 64 and 256 KiB.
+//! A sample takes [`INITIAL_STACK_BYTES`] + 80 bytes of its ring regardless of the stack's depth,
+//! because the kernel copies a fixed length. Between two drains a busy thread produces `frequency *
+//! interval` samples. A ring holds at least twice that, in case a drain is late: 8 samples at 99 Hz
+//! and below, 20 at 1000 Hz, so 64 and 256 KiB.
 //!
-//! All rings together stay within [`RING_BUDGET_BYTES`] (four times that above 100 Hz). Many threads share few
-//! cores, so each produces few samples: the ring shrinks with the number of threads down to two
-//! samples. The kernel counts overflows, and a thread whose ring overflowed gets twice the ring, up
-//! to the size for a single thread: of 256 threads, two may do all the work. The unused rest of the
-//! budget goes to the threads with the most CPU time so far.
+//! All rings together stay within [`RING_BUDGET_BYTES`] (four times that above 100 Hz). Many
+//! threads share few cores, so each produces few samples: the ring shrinks with the number of
+//! threads down to two samples. The kernel counts overflows, and a thread whose ring overflowed
+//! gets twice the ring, up to the size for a single thread: of 256 threads, two may do all the
+//! work. The unused rest of the budget goes to the threads with the most CPU time so far.
 //!
 //! # Start cost
 //!

@@ -63,8 +63,8 @@ impl ThreadTable {
         })
     }
 
-    /// Lists the threads without reading names. [`ThreadTable::resolve_names`] reads them later: names
-    /// are most of the cost, and the caller of a starting profile waits for this.
+    /// Lists the threads without reading names. [`ThreadTable::resolve_names`] reads them later:
+    /// names are most of the cost, and the caller of a starting profile waits for this.
     pub(super) fn scan(&mut self) -> Vec<u32> {
         // A partial list is completed by the next refresh.
         let _ = self.thread_list.list(&mut self.listed_tids);

@@ -21,10 +21,10 @@
 //! use per core: 3 at 250 Hz and 10 ms; 4 at 99 Hz and 40 ms, and at 19 Hz and 200 ms. With 16 per
 //! core the drain may be 120 ms late at 99 Hz, and 50 ms late at 250 Hz and above.
 //!
-//! Slots are mapped at the first start. [`PREFAULTED_BYTES`] bytes of them are touched then, so that the
-//! handler causes no page fault: whole slots of 32 KiB on up to four cores, 8 KiB of each on 16. A
-//! deeper stack faults once per slot. The kernel may fault on a thread's signal stack at its first
-//! signal.
+//! Slots are mapped at the first start. [`PREFAULTED_BYTES`] bytes of them are touched then, so
+//! that the handler causes no page fault: whole slots of 32 KiB on up to four cores, 8 KiB of each
+//! on 16. A deeper stack faults once per slot. The kernel may fault on a thread's signal stack at
+//! its first signal.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;

@@ -95,8 +95,8 @@ pub(super) fn build_profile(
     profile
 }
 
-/// Adds a stack of one pseudo-frame that states the reason: `[no stack: no response within 100 ms]`.
-/// The lowest addresses are never mapped, so `address` cannot be code.
+/// Adds a stack of one pseudo-frame that states the reason: `[no stack: no response within 100
+/// ms]`. The lowest addresses are never mapped, so `address` cannot be code.
 fn intern_reason_stack(
     profile: &mut Profile,
     address: u64,

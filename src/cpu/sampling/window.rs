@@ -1,7 +1,8 @@
 //! The look-back window: buckets of samples, of which the oldest is dropped as a whole.
 //!
 //! A window of 30 s has buckets of 5 s, at most seven of them, so it covers at least 30 s and at
-//! most 35 s. A bucket is a table of [`MAX_BUCKET_ENTRIES`] entries: at most 800 KB, typically 20 KB.
+//! most 35 s. A bucket is a table of [`MAX_BUCKET_ENTRIES`] entries: at most 800 KB, typically 20
+//! KB.
 
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -9,9 +9,9 @@
 //!
 //! A thread that sleeps in the kernel needs no signal to read its stack. The copy is consistent if
 //! the thread got no core between the reads of schedstat before and after it:
-//! [`ProcThreadReader::read_sleeping_stack`] checks this. Only these two registers are available. Unwinding
-//! needs others only if a frame is addressed by a frame pointer that no inner frame has saved. The
-//! walk then stops, and a signal is needed.
+//! [`ProcThreadReader::read_sleeping_stack`] checks this. Only these two registers are available.
+//! Unwinding needs others only if a frame is addressed by a frame pointer that no inner frame has
+//! saved. The walk then stops, and a signal is needed.
 
 use crate::base::spare;
 use std::os::fd::OwnedFd;

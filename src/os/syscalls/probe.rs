@@ -21,8 +21,8 @@
 //! allocation, no panic.
 //!
 //! A fork copies page tables, and the service's first write to each page afterwards causes a fault.
-//! So a process with more than [`MAX_RESIDENT_BYTES`] is not copied. The limit bounds the page tables to
-//! 2 MiB, the copy to some milliseconds, and the faults to 0.1 s.
+//! So a process with more than [`MAX_RESIDENT_BYTES`] is not copied. The limit bounds the page
+//! tables to 2 MiB, the copy to some milliseconds, and the faults to 0.1 s.
 //!
 //! # Calls made by the probe itself
 //!

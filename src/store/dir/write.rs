@@ -66,8 +66,8 @@ impl Dir {
         self.sync()
     }
 
-    /// Links `file`, which [`Self::create_unnamed`] created, as `name`. `None` if the file system does not
-    /// support it.
+    /// Links `file`, which [`Self::create_unnamed`] created, as `name`. `None` if the file system
+    /// does not support it.
     pub(in crate::store) fn link(
         &self,
         file: &File,

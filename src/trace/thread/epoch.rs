@@ -1,11 +1,11 @@
 //! The epoch of the recording, and the wake-up of the stall detector: one word. While off, loading
 //! it is the whole cost of a poll.
 //!
-//! The stall detector sleeps while no task is being polled. The lowest bit of [`EPOCH`] ([`WAKE_DETECTOR_BIT`])
-//! is set while it sleeps. A thread whose rings hold the epoch without that bit takes the slow path
-//! of a new recording, which exists anyway. It wakes the detector once its slice is open. So a poll
-//! costs nothing extra, except the first one after a sleep, which makes one `write` to an
-//! `eventfd`.
+//! The stall detector sleeps while no task is being polled. The lowest bit of [`EPOCH`]
+//! ([`WAKE_DETECTOR_BIT`]) is set while it sleeps. A thread whose rings hold the epoch without that
+//! bit takes the slow path of a new recording, which exists anyway. It wakes the detector once its
+//! slice is open. So a poll costs nothing extra, except the first one after a sleep, which makes
+//! one `write` to an `eventfd`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
