@@ -409,11 +409,11 @@ fn inconsistent_profile_error_names_inconsistency() {
         ("location 99", |profile| profile.sample[0].location_id[0] = 99),
         ("function 99", |profile| profile.location[0].line[0].function_id = 99),
         ("mapping 99", |profile| profile.location[0].mapping_id = 99),
-        ("text -1", |profile| profile.comment[0] = -1),
-        ("text 999", |profile| profile.sample[0].label[0].key = 999),
+        ("string -1", |profile| profile.comment[0] = -1),
+        ("string 999", |profile| profile.sample[0].label[0].key = 999),
         ("3 values for 2 types", |profile| profile.sample[0].value.push(1)),
         ("function id 1 ", |profile| profile.function[1].id = 1),
-        ("first text", |profile| profile.string_table[0].push('x')),
+        ("first string", |profile| profile.string_table[0].push('x')),
     ];
     for (named, change) in cases {
         let mut profile = sound.clone();

@@ -33,7 +33,7 @@ fn store_limits_are_set_per_rule_name() {
     assert_eq!((own.max_bytes, own.max_incidents), (Some(Bytes::mib(8)), None));
     assert_eq!(own.max_age, Some(Duration::from_secs(24 * 60 * 60)));
     for (wrong, why) in [
-        ("max_bytes = \"1KiB\"", "store.rule.call.max_bytes: 1.0 KiB is too little"),
+        ("max_bytes = \"1KiB\"", "store.rule.call.max_bytes: 1.0 KiB is below the minimum"),
         ("max_incidents = 0", "store.rule.call.max_incidents: 0 keeps no incidents"),
         ("max_age = \"0s\"", "store.rule.call.max_age: the duration is 0"),
         ("max_agee = \"1s\"", "did you mean `max_age`?"),
@@ -92,11 +92,11 @@ max = 50
         "orders.toml:5:1: colour: unknown key `colour`: valid keys: service, instance, dir, interval",
         "orders.toml:8:13: store.max_bytes: `12 parsecs` is not a size",
         "orders.toml:9:17: store.max_incidents: 0 keeps no incidents: write 1 or more",
-        "orders.toml:10:13: store.min_free_space: 120 % is not a valid share",
+        "orders.toml:10:18: store.min_free_space: 120 % is not a valid share",
         "orders.toml:13:10: toggle.signal: invalid value: string \"SIGKILL\", expected \"SIGUSR1\"",
         "orders.toml:14:11: toggle.capture: `gpu` is not a capture kind",
         "orders.toml:17:10: http.listen: 0.0.0.0:6060 can be reached from other machines",
-        "orders.toml:20:13: cpu.frequency_hz: 0 is out of bounds: write 1 to 1000",
+        "orders.toml:20:16: cpu.frequency_hz: 0 is out of bounds: write 1 to 1000",
         "orders.toml:25:9: rule[0].clear: 90.0 % is not below abs (80.0 %)",
         "orders.toml:28:10: rule[1].metric: `memroy` is not a metric",
         "orders.toml:31:1: rule[2].metric: missing key: write `metric = \"memory\"`",

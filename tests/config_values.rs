@@ -20,77 +20,77 @@ fn invalid_value_is_reported_with_position_value_and_expectation() {
         ("[cpu]", r#"mode = "walls""#, ["2:8: cpu.mode:", "\"walls\"", "\"cpu\" or \"wall\""]),
         ("[cpu]", "mode = 1", ["2:8: cpu.mode:", "`1`", "\"cpu\" or \"wall\""]),
         ("[cpu]", "mode = true", ["2:8: cpu.mode:", "`true`", "\"cpu\" or \"wall\""]),
-        ("[cpu]", "wall_frequency_hz = 0", ["2:18: cpu.wall_frequency_hz:", " 0 ", "1 to 1000"]),
+        ("[cpu]", "wall_frequency_hz = 0", ["2:21: cpu.wall_frequency_hz:", " 0 ", "1 to 1000"]),
         (
             "[cpu]",
             "wall_frequency_hz = 5000",
-            ["2:18: cpu.wall_frequency_hz:", " 5000 ", "1 to 1000"],
+            ["2:21: cpu.wall_frequency_hz:", " 5000 ", "1 to 1000"],
         ),
-        ("[cpu]", "wall_frequency_hz = -1", ["2:18: cpu.wall_frequency_hz:", "`-1`", "such as 99"]),
+        ("[cpu]", "wall_frequency_hz = -1", ["2:21: cpu.wall_frequency_hz:", "`-1`", "such as 99"]),
         (
             "[cpu]",
             "wall_frequency_hz = 1.5",
-            ["2:18: cpu.wall_frequency_hz:", "`1.5`", "such as 99"],
+            ["2:21: cpu.wall_frequency_hz:", "`1.5`", "such as 99"],
         ),
         (
             "[cpu]",
             "wall_frequency_hz = \"9\"",
-            ["2:18: cpu.wall_frequency_hz:", "\"9\"", "such as 99"],
+            ["2:21: cpu.wall_frequency_hz:", "\"9\"", "such as 99"],
         ),
         (
             "[trace]",
             "stall_threshold = \"9ms\"",
-            ["2:9: trace.stall_threshold:", "9ms", "10ms to 1m, or \"off\""],
+            ["2:19: trace.stall_threshold:", "9ms", "10ms to 1m, or \"off\""],
         ),
         (
             "[trace]",
             "stall_threshold = \"61s\"",
-            ["2:9: trace.stall_threshold:", "61s", "10ms to 1m, or \"off\""],
+            ["2:19: trace.stall_threshold:", "61s", "10ms to 1m, or \"off\""],
         ),
         (
             "[trace]",
             "stall_threshold = \"0s\"",
-            ["2:9: trace.stall_threshold:", "0ns", "10ms to 1m, or \"off\""],
+            ["2:19: trace.stall_threshold:", "0ns", "10ms to 1m, or \"off\""],
         ),
         (
             "[trace]",
             "stall_threshold = \"-1s\"",
-            ["2:9: trace.stall_threshold:", "\"-1s\"", "\"100ms\", or \"off\""],
+            ["2:19: trace.stall_threshold:", "\"-1s\"", "\"100ms\", or \"off\""],
         ),
         (
             "[trace]",
             "stall_threshold = \"on\"",
-            ["2:9: trace.stall_threshold:", "\"on\"", "\"100ms\", or \"off\""],
+            ["2:19: trace.stall_threshold:", "\"on\"", "\"100ms\", or \"off\""],
         ),
         (
             "[trace]",
             "stall_threshold = 100",
-            ["2:9: trace.stall_threshold:", "`100`", "\"100ms\", or \"off\""],
+            ["2:19: trace.stall_threshold:", "`100`", "\"100ms\", or \"off\""],
         ),
         (
             "[trace]",
             "stall_threshold = false",
-            ["2:9: trace.stall_threshold:", "`false`", "\"100ms\", or \"off\""],
+            ["2:19: trace.stall_threshold:", "`false`", "\"100ms\", or \"off\""],
         ),
         (
             "[budget]",
             "on_demand_captures_per_day = 0",
-            ["2:19: budget.on_demand_captures_per_day:", " 0 ", "10000000"],
+            ["2:30: budget.on_demand_captures_per_day:", " 0 ", "10000000"],
         ),
         (
             "[budget]",
             "on_demand_captures_per_day = 10000001",
-            ["2:19: budget.on_demand_captures_per_day:", " 10000001 ", "1 to 10000000"],
+            ["2:30: budget.on_demand_captures_per_day:", " 10000001 ", "1 to 10000000"],
         ),
         (
             "[budget]",
             "on_demand_captures_per_day = -1",
-            ["2:19: budget.on_demand_captures_per_day:", "`-1`", "a whole number"],
+            ["2:30: budget.on_demand_captures_per_day:", "`-1`", "a whole number"],
         ),
         (
             "[budget]",
             r#"on_demand_captures_per_day = "many""#,
-            ["2:19: budget.on_demand_captures_per_day:", "\"many\"", "a whole number"],
+            ["2:30: budget.on_demand_captures_per_day:", "\"many\"", "a whole number"],
         ),
     ] {
         let message = single_error(section, line);
@@ -138,7 +138,7 @@ fn invalid_collector_file_names_are_reported() {
         let message =
             single_error("[[rule]]", &format!("collectors = {value}\nmetric = \"tasks\"\nabs = 9"));
         assert!(message.starts_with("orders.toml:2:"), "{value}\n{message}");
-        assert!(message.contains(": rule[0].collect: "), "{value}\n{message}");
+        assert!(message.contains(": rule[0].collectors: "), "{value}\n{message}");
         assert!(message.contains(shown) && message.contains(right), "{value}\n{message}");
     }
 }

@@ -67,7 +67,7 @@ fn main() {
     let engine = arguments.next().unwrap_or_default().parse().expect("an engine's name");
     let names_from = arguments.next().map(PathBuf::from);
     let options = Options { engine, frequency: Hertz(250), ..Options::default() };
-    let session = match CpuSession::with(&options, SystemClock.anchor()) {
+    let session = match CpuSession::start_with_options(&options, SystemClock.anchor()) {
         Ok(session) => session,
         Err(why) => return println!("refused\t{why}"),
     };
@@ -81,7 +81,7 @@ fn main() {
             mapping.file = None;
         }
     }
-    symbols::name_functions(&mut profile);
+    symbols::symbolize(&mut profile);
     for sample in &profile.samples {
         let frames = profile.stacks.frames(sample.stack).map(|frame| {
             let frame = profile.frames.get(frame);
