@@ -19,8 +19,9 @@
 //!
 //! #[tokio::main]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     let _agent = marple::Builder::from_file("marple.toml")?.start()?;
+//!     let agent = marple::Builder::from_file("marple.toml")?.start()?;
 //!     // ... the service ...
+//!     agent.shutdown().await?;
 //!     Ok(())
 //! }
 //! ```
@@ -106,6 +107,17 @@
 //! the repository has the cost of each. The agent writes to one directory and stays within the
 //! limits of `[store]`. Linux has every feature; other Unixes lack cgroups and all that is read
 //! from `/proc`.
+//!
+//! # Features
+//!
+//! | feature | default | content |
+//! |---|---|---|
+//! | `cpu` | yes | CPU profiles (pprof) |
+//! | `heap` | yes | heap profiles (pprof) through [`Allocator`] |
+//! | `trace` | yes | runtime traces (Perfetto), stall detection |
+//! | `http` | yes | the endpoint: status, incidents, `/debug/pprof/`, Prometheus metrics |
+//! | `jemalloc` | no | heap profiles by jemalloc's own profiler; brings no jemalloc |
+//! | `cli` | no | the command `marple`: `cargo install marple --features cli` |
 //!
 //! # Scope
 //!
