@@ -3,7 +3,7 @@
 
 Prints one row a measure: name, value, goal, pass or short. With --list N also the first N places of
 each. With --gate it exits with 1 if a row is short. CONTRIBUTING.md has the rules. Reads comments
-of the Rust files, Markdown files and config/*.toml.
+and string literals of the Rust files, Markdown files and config/*.toml.
 """
 import collections, os, re, subprocess, sys
 
@@ -44,8 +44,18 @@ def blocks(path):
         out.append((start, doc, " ".join(cur)))
     return out
 
+def literals(path):
+    """String literals of a Rust file outside comments and unit tests, as (line, text)."""
+    text = open(os.path.join(root, path), errors="replace").read()
+    tests = text.find("#[cfg(test)]\nmod tests {")
+    text = text[:tests] if tests >= 0 else text
+    text = re.sub(r"(?m)^\s*//.*$", lambda m: " " * len(m.group(0)), text)
+    for m in re.finditer(r'"((?:\\.|[^"\\])*)"', text):
+        # `{name}` is an identifier.
+        yield text.count("\n", 0, m.start()) + 1, re.sub(r"\{[^}]*\}", "", m.group(1))
+
 docs = wh = words = wide = 0
-wh_at, bad_at, wide_at = [], [], []
+wh_at, bad_at, wide_at, string_at = [], [], [], []
 first_doc = True
 for f in files:
     if f.endswith(".rs") and f.split("/")[0] in ("src", "benches", "examples", "tests"):
@@ -58,6 +68,10 @@ for f in files:
                     wh_at.append(f"{f}:{line}: {text[:90]}")
             for m in BAD.finditer(re.sub(r"`[^`]*`", "", text)):
                 bad_at.append(f"{f}:{line}: {m.group(0)}: {text[max(0, m.start() - 30):m.end() + 30]}")
+        if f.startswith("src/") and not f.endswith("tests.rs"):
+            for line, text in literals(f):
+                for m in BAD.finditer(text):
+                    string_at.append(f"{f}:{line}: {m.group(0)}: {' '.join(text.split())[:90]}")
         for n, line in enumerate(open(os.path.join(root, f), errors="replace"), 1):
             if re.match(r"\s*//", line) and len(line.rstrip("\n")) > 100:
                 wide += 1
@@ -85,6 +99,7 @@ rep = sorted((t for t in types if len(types[t]) > 1 and t != "Error"), key=lambd
 
 rows = [("doc comments in src/ that start with What/Whether/Who/Where/When/How/Which, %", 100 * wh / max(docs, 1), 3.0),
         ("marker words per 1000 words of comments, Markdown and TOML", 1000 * len(bad_at) / max(words, 1), 1.0),
+        ("marker words in the texts that users read (string literals in src/)", len(string_at), 0),
         ("comment lines wider than 100 columns", wide, 20),
         ("type names of one word, %", 100 * one / max(len(types), 1), 42.0),
         ("type names defined in more than one file, %", 100 * len(rep) / max(len(types), 1), 10.0)]
@@ -94,7 +109,7 @@ for name, value, goal in rows:
     short += not ok
     print(f"{name:88} {value:9.2f} <= {goal:6.2f} {'pass' if ok else 'short'}")
 if show:
-    for title, at in (("start with a question word", wh_at), ("marker words", bad_at), ("wide", wide_at),
+    for title, at in (("start with a question word", wh_at), ("marker words", bad_at), ("marker words in texts", string_at), ("wide", wide_at),
                       ("repeated type names", [f"{t}: {', '.join(sorted(types[t]))}" for t in rep])):
         print(f"\n{title} ({len(at)}):")
         print("\n".join("  " + a for a in at[:show]))

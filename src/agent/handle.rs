@@ -195,8 +195,8 @@ impl AgentHandle {
     pub(crate) fn request_profile(&self, kind: ProfileKind, client: String) -> PendingProfile {
         let (reply, receiver) = oneshot::channel();
         if let Err(error) = self.events.try_send(AgentEvent::OnDemandRequested(ProfileRequest {
-            take: kind,
-            who: client,
+            kind,
+            client,
             reply,
         })) {
             let why = match &error {

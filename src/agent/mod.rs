@@ -16,7 +16,7 @@
 //! command is computed by `policy` when the capture thread is free, so nothing queues up behind a
 //! slow disk.
 //!
-//! The CPU collector has a thread of its own, which empties its rings while the capture thread
+//! The CPU collector has a separate thread, which empties its rings while the capture thread
 //! encodes. On-demand captures are encoded by one more thread at low priority.
 //!
 //! Between ticks the loop also checks for stalls (`stalls`). A stall triggers an additional tick,

@@ -130,7 +130,7 @@ pub(super) async fn run(agent: &mut AgentLoop) {
             }
             found = stalls.next(&mut detector, due) => {
                 agent.state.apply_standstills();
-                agent.state.stalled(found);
+                agent.state.on_stalls(found);
             }
             Some(event) = agent.events.recv() => {
                 agent.on_wakeup(&mut detector, stalls.next_check().min(due));

@@ -25,7 +25,7 @@ use crate::agent::history::{History, VitalsRecording};
 use crate::agent::reload;
 use crate::agent::state::requests::PendingReply;
 use crate::agent::status::{AgentCounters, ConfigStatus};
-use crate::base::failure::chain;
+use crate::base::failure::error_chain;
 use crate::base::{
     Clock, ClockReading, Error as PublicError, IncidentId, Moment, TimeAnchor, log, panic_log,
     spare, standstill, warnings,
@@ -64,7 +64,7 @@ pub(super) struct AgentState {
     open_incidents: Vec<OpenIncident>,
     on_demand: OnDemandCaptures,
     collectors: Collectors,
-    tasks: SyncSender<CaptureCommand>,
+    commands: SyncSender<CaptureCommand>,
     /// True while the capture thread is performing a command.
     capture_thread_busy: bool,
     location: Location,
@@ -78,7 +78,7 @@ pub(super) struct AgentState {
     engines: BTreeMap<CaptureKind, String>,
     failures: Losses,
     last_failure: Option<String>,
-    cpu: collectors::cpu::LookbackState,
+    lookback: collectors::cpu::LookbackState,
     recent_stalls: RecentStalls,
     dead_rules: DeadRules,
     /// Total standstill time already applied to the rules.
@@ -122,7 +122,7 @@ impl AgentState {
             store_usage: StoreUsage::unknown(&settings.store),
             endpoint: Some(endpoint),
             config: ConfigStatus { path, applied: Some(started), ..ConfigStatus::default() },
-            cpu: collectors::cpu::start_lookback(&settings),
+            lookback: collectors::cpu::start_lookback(&settings),
             collectors,
             decider,
             settings: Arc::new(settings),
@@ -132,7 +132,7 @@ impl AgentState {
             history: History::default(),
             open_incidents: Vec::new(),
             on_demand: streams,
-            tasks,
+            commands: tasks,
             capture_thread_busy: false,
             current_command: None,
             counters: AgentCounters::default(),
@@ -171,11 +171,11 @@ impl AgentState {
 
     /// Handles detected stalls. The rules are evaluated at once if there is a stack for the
     /// incident, else at the next tick. When many stalls occur at once, few have a stack.
-    pub(super) fn stalled(&mut self, found: Vec<detector::DetectedStall>) {
+    pub(super) fn on_stalls(&mut self, found: Vec<detector::DetectedStall>) {
         self.counters.stalls += found.len() as u64;
         let has_stack = found.iter().any(|found| found.dump.is_some());
         found.iter().for_each(|found| collectors::trace::record_stall(&found.stall));
-        self.recent_stalls.hear(found, self.clock.now());
+        self.recent_stalls.record(found, self.clock.now());
         if has_stack {
             self.tick();
         }
@@ -305,22 +305,22 @@ impl AgentState {
 
     fn handle_result(&mut self, result: CaptureResult) {
         match result {
-            CaptureResult::Incident(result) => self.done(result),
+            CaptureResult::Incident(result) => self.apply_incident_result(result),
             CaptureResult::OnDemand(result) => {
                 self.mark_capture_thread_idle();
                 if let OnDemandResult::Started { engine: Some(engine), .. } = &result {
                     self.engines.extend([engine.clone()]);
                 }
-                self.streamed(result);
+                self.apply_on_demand_result(result);
             }
-            CaptureResult::Encoded(result) => self.streamed(result),
+            CaptureResult::Encoded(result) => self.apply_on_demand_result(result),
             CaptureResult::Collected { id } => self.decider.incidents.collector_returned(id),
             CaptureResult::DirectoryOpened(opened) => self.on_directory_opened(*opened),
             CaptureResult::StateNotSaved(error) => self.record_failure("state not saved", error),
         }
     }
 
-    fn streamed(&mut self, done: OnDemandResult) {
+    fn apply_on_demand_result(&mut self, done: OnDemandResult) {
         if let Some(bytes) = self.on_demand.apply_result(self.clock.now(), done) {
             self.counters.streams += 1;
             self.counters.stream_bytes.0 += bytes;
@@ -332,7 +332,7 @@ impl AgentState {
         collectors::trace::stop_recording(&self.settings.trace);
     }
 
-    fn done(&mut self, task: IncidentTaskResult) {
+    fn apply_incident_result(&mut self, task: IncidentTaskResult) {
         self.mark_capture_thread_idle();
         spare::refill();
         let tally = task.stats;
@@ -372,7 +372,7 @@ impl AgentState {
         let settings = match settings {
             Ok(settings) => *settings,
             Err(error) => {
-                let why = chain(&error);
+                let why = error_chain(&error);
                 log::error(format!(
                     "configuration reload failed, keeping the current settings: {why}"
                 ));

@@ -29,7 +29,7 @@ pub(crate) fn panic_message(panic: &str) -> String {
 }
 
 /// Returns an error and all its causes as one line.
-pub(crate) fn chain(error: &dyn Error) -> String {
+pub(crate) fn error_chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

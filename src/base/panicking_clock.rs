@@ -11,11 +11,11 @@ use super::{Clock, Moment, SystemClock};
 pub(crate) struct PanickingClock(AtomicUsize);
 
 impl PanickingClock {
-    pub(crate) fn set(&self, panics: usize) {
+    pub(crate) fn arm(&self, panics: usize) {
         self.0.store(panics, Ordering::SeqCst);
     }
 
-    fn spring(&self) {
+    fn panic_if_armed(&self) {
         let sprung =
             self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
         assert!(sprung.is_err(), "an injected panic");
@@ -24,12 +24,12 @@ impl PanickingClock {
 
 impl Clock for PanickingClock {
     fn now(&self) -> Moment {
-        self.spring();
+        self.panic_if_armed();
         SystemClock.now()
     }
 
     fn wall(&self) -> Timestamp {
-        self.spring();
+        self.panic_if_armed();
         SystemClock.wall()
     }
 }

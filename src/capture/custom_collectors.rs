@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::base::failure::{catch_host_panic, chain};
+use crate::base::failure::{catch_host_panic, error_chain};
 use crate::base::sync::Mutex as ForkMutex;
 use crate::base::{Bytes, Error, ErrorKind, IncidentId, Moment};
 use crate::capture::collectors;
@@ -103,7 +103,7 @@ impl Write for CollectorOutput {
             ));
         }
         let written = draft.write(bytes.get(..fits).unwrap_or_default()).inspect_err(|error| {
-            refused.get_or_insert_with(|| chain(error));
+            refused.get_or_insert_with(|| error_chain(error));
         })?;
         *left = left.saturating_sub(written as u64);
         Ok(written)
@@ -249,7 +249,7 @@ impl RunnableCollector {
                     let mut closure = closure.lock().unwrap_or_else(PoisonError::into_inner);
                     closure(&mut output)
                 });
-                shared.lock().result = Some(result.map_err(|error| chain(&*error)));
+                shared.lock().result = Some(result.map_err(|error| error_chain(&*error)));
                 *busy.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 // Fails once the agent has ended.
                 let _ = results.send(CaptureResult::Collected { id: incident });

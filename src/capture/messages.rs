@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::worker::directory::OpenedStore;
-use crate::base::failure::chain;
+use crate::base::failure::error_chain;
 use crate::base::{Bytes, IncidentId};
 use crate::config::Settings;
 use crate::model::{CaptureKind, Limits, ThreadDump, VitalsRow};
@@ -50,7 +50,7 @@ pub(crate) struct IncidentTask {
     /// Vitals of the incident so far; empty for commands that do not write them to the manifest.
     pub(crate) vitals: Vec<VitalsRow>,
     /// Dump of the stalled thread at the time the rule fired.
-    pub(crate) stalled_thread: Option<Box<ThreadDump>>,
+    pub(crate) stall_dump: Option<Box<ThreadDump>>,
 }
 
 /// A command of an on-demand capture and the values needed to perform it.
@@ -90,7 +90,7 @@ pub(crate) struct TaskStats {
 
 impl TaskStats {
     /// Counts an event that was dropped because the callback queue is full.
-    pub(crate) fn told(&mut self, told: bool) {
+    pub(crate) fn record_notification(&mut self, told: bool) {
         if !told {
             self.failures.push((
                 "event not delivered",
@@ -99,11 +99,11 @@ impl TaskStats {
         }
     }
 
-    pub(crate) fn fail(&mut self, cause: &'static str, error: &dyn std::error::Error) {
-        self.failures.push((cause, chain(error)));
+    pub(crate) fn record_failure(&mut self, cause: &'static str, error: &dyn std::error::Error) {
+        self.failures.push((cause, error_chain(error)));
     }
 
-    pub(crate) fn fail_because(&mut self, cause: &'static str, why: &str) {
+    pub(crate) fn record_failure_message(&mut self, cause: &'static str, why: &str) {
         self.failures.push((cause, why.to_owned()));
     }
 }

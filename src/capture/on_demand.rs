@@ -6,10 +6,10 @@ use crate::capture::profile_response::encode;
 use crate::capture::profile_response::profile_error;
 use std::io::Write;
 
-use crate::base::failure::{catch_panic, chain, panic_message};
+use crate::base::failure::{catch_panic, error_chain, panic_message};
 use crate::base::{Bytes, Clock, TimeAnchor, panics};
 use crate::capture::collectors;
-use crate::capture::collectors::{Absent, CaptureFailure, Collector, Evidence};
+use crate::capture::collectors::{CaptureFailure, Collector, Evidence, Unavailable};
 use crate::capture::messages::{OnDemandTask, ResultSender};
 use crate::capture::on_demand_encoder::{Encoder, RawProfile};
 use crate::codec::go_debug;
@@ -311,7 +311,7 @@ fn dump_threads_and_tasks(
                 evidence.write(form, &mut out)?;
                 writeln!(out)?;
             }
-            Err(error) => writeln!(out, "no {kind}: {}", chain(&*error))?,
+            Err(error) => writeln!(out, "no {kind}: {}", error_chain(&*error))?,
         }
     }
     Ok(out.bytes)
@@ -324,7 +324,7 @@ fn dump(
     anchor: TimeAnchor,
 ) -> Result<Evidence, CaptureFailure> {
     if let Some(why) = collectors::disabled_reason(kind, settings) {
-        return Err(Absent(why.to_owned()).into());
+        return Err(Unavailable(why.to_owned()).into());
     }
     let started = collectors::start(kind, settings, anchor)?;
     started.initial_evidence.ok_or_else(|| format!("{kind}: nothing was recorded").into())

@@ -62,7 +62,7 @@ impl Encoder {
     /// started.
     pub(crate) fn encode(&mut self, id: u64, raw: RawProfile) -> OnDemandResult {
         if self.thread.is_none() {
-            self.thread = begin(self.results.clone());
+            self.thread = start_thread(self.results.clone());
         }
         let sent = match &self.thread {
             // The channel is as large as the maximum number of captures.
@@ -90,7 +90,7 @@ impl Drop for Encoder {
 /// Topic of the warning raised without an encoding thread.
 const TOPIC: &str = "marple-encode";
 
-fn begin(results: ResultSender) -> Option<EncoderThread> {
+fn start_thread(results: ResultSender) -> Option<EncoderThread> {
     let (commands, inbox) = sync_channel(MAX_REQUESTS);
     let handle = thread::Builder::new()
         .name("marple-encode".to_owned())

@@ -1,16 +1,16 @@
 //! The encoded response to an on-demand capture, with a maximum size.
 
 use crate::base::Bytes;
-use crate::base::failure::chain;
-use crate::capture::collectors::{Absent, CaptureFailure, Evidence};
+use crate::base::failure::error_chain;
+use crate::capture::collectors::{CaptureFailure, Evidence, Unavailable};
 use crate::policy::on_demand::{HeapView, ProfileError};
 use std::io::{self, Write};
 
 pub(crate) fn profile_error(error: CaptureFailure) -> ProfileError {
-    if error.is::<Absent>() {
-        return ProfileError::Absent(error.to_string());
+    if error.is::<Unavailable>() {
+        return ProfileError::Unavailable(error.to_string());
     }
-    ProfileError::Failed(chain(&*error))
+    ProfileError::Failed(error_chain(&*error))
 }
 
 /// Encodes `evidence` in the binary format.

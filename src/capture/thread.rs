@@ -86,7 +86,7 @@ fn perform(worker: &mut CaptureWorker, task: IncidentTask) -> IncidentTaskResult
         Ok(result) => result,
         Err(panic) => {
             panics::record(NAME, &panic);
-            worker.give_up(failed, &panic)
+            worker.abandon_command(failed, &panic)
         }
     }
 }

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::directory::{Directory, OpenedStore};
-use crate::base::failure::{catch_panic, chain};
+use crate::base::failure::{catch_panic, error_chain};
 use crate::base::{Clock, IncidentId, log, warnings};
 use crate::capture::callbacks::CallbackSender;
 use crate::capture::collectors;
@@ -120,7 +120,7 @@ impl CaptureWorker {
     /// sends the state again once there is one.
     pub(crate) fn save(&self, state: &SavedState) -> Result<(), String> {
         let Ok(store) = self.directory.store() else { return Ok(()) };
-        store.save_state(state).map_err(|error| chain(&error))
+        store.save_state(state).map_err(|error| error_chain(&error))
     }
 
     /// Returns the time until [`Self::retry_open`] is due, or `None` if the directory is open.
@@ -143,7 +143,7 @@ impl CaptureWorker {
         let mut stats = TaskStats::default();
         let mut dir = None;
         if matches!(task.command, IncidentCommand::Open { .. }) {
-            self.find_directory(&task, &mut stats);
+            self.ensure_directory(&task, &mut stats);
         }
         if let Ok(store) = self.directory.store() {
             store.set_memory_left(task.headroom);
@@ -151,10 +151,10 @@ impl CaptureWorker {
         // Saved before the command, so that a command that kills the process counts against the
         // budget.
         if let Some(why) = task.state.as_ref().and_then(|state| self.save(state).err()) {
-            stats.fail_because("state not saved", &why);
+            stats.record_failure_message("state not saved", &why);
         }
         if let Some(stall_dump) =
-            task.stalled_thread.take_if(|_| !matches!(task.command, IncidentCommand::Start { .. }))
+            task.stall_dump.take_if(|_| !matches!(task.command, IncidentCommand::Start { .. }))
         {
             self.write_stall_dump(task.command.incident_id(), stall_dump, &mut stats);
         }
@@ -164,7 +164,7 @@ impl CaptureWorker {
                 CommandResult::Opened { id: *id, ok: dir.is_some() }
             }
             IncidentCommand::Start { id, kinds } => {
-                let stuck = task.stalled_thread.take();
+                let stuck = task.stall_dump.take();
                 let running = self.start(*id, *kinds, (&task, stuck), &mut stats);
                 CommandResult::Started { id: *id, requested: *kinds, running }
             }
@@ -211,10 +211,10 @@ impl CaptureWorker {
                     self.incident_dirs.iter().any(|(open, dir)| open == id && dir.is_removed());
                 if ok || removed {
                     if let Some((_, dir)) = self.incident_dirs.iter().find(|(open, _)| open == id) {
-                        stats.told(self.callbacks.notify_closed(*id, dir.path()));
+                        stats.record_notification(self.callbacks.notify_closed(*id, dir.path()));
                     }
                     self.incident_dirs.retain(|(open, _)| open != id);
-                    self.retain(&task, &mut stats);
+                    self.enforce_limits(&task, &mut stats);
                 }
                 CommandResult::Closed { id: *id, ok: ok || removed }
             }
@@ -240,7 +240,7 @@ impl CaptureWorker {
         task: &IncidentTask,
         stats: &mut TaskStats,
     ) -> Option<PathBuf> {
-        self.retain(task, stats);
+        self.enforce_limits(task, stats);
         let mut manifest = Manifest {
             schema: Manifest::SCHEMA,
             id,
@@ -261,18 +261,18 @@ impl CaptureWorker {
         };
         apply_update(&mut manifest, noted, &task.vitals);
         let created = match self.directory.store() {
-            Ok(store) => store.create_incident(name, manifest).map_err(|error| chain(&error)),
+            Ok(store) => store.create_incident(name, manifest).map_err(|error| error_chain(&error)),
             Err(why) => Err(why.to_owned()),
         };
         match created {
             Ok(dir) => {
                 let path = dir.path().to_owned();
-                stats.told(self.callbacks.notify_opened(id, name, &path));
+                stats.record_notification(self.callbacks.notify_opened(id, name, &path));
                 self.incident_dirs.push((id, dir));
                 Some(path)
             }
             Err(why) => {
-                stats.fail_because("incident directory not created", &why);
+                stats.record_failure_message("incident directory not created", &why);
                 None
             }
         }
@@ -280,12 +280,12 @@ impl CaptureWorker {
 
     /// Opens or recreates the directory without waiting for the next retry, since an incident needs
     /// it.
-    fn find_directory(&mut self, task: &IncidentTask, tally: &mut TaskStats) {
+    fn ensure_directory(&mut self, task: &IncidentTask, tally: &mut TaskStats) {
         let settings = &task.settings.store;
         match self.directory.replace_if_removed(settings) {
             None => self.retry_open(settings),
             Some(Ok(opened)) => self.newly_opened = Some(opened),
-            Some(Err(error)) => tally.fail("directory not recreated", &error),
+            Some(Err(error)) => tally.record_failure("directory not recreated", &error),
         }
     }
 
@@ -301,17 +301,17 @@ impl CaptureWorker {
         match dir.update(change) {
             Ok(()) => true,
             Err(error) => {
-                stats.fail("manifest not written", &error);
+                stats.record_failure("manifest not written", &error);
                 false
             }
         }
     }
 
-    fn retain(&mut self, task: &IncidentTask, tally: &mut TaskStats) {
+    fn enforce_limits(&mut self, task: &IncidentTask, tally: &mut TaskStats) {
         let Ok(store) = self.directory.store() else { return };
         store.set_settings(task.settings.store.clone());
         for error in &store.enforce_limits().errors {
-            tally.fail("incident not removed", error);
+            tally.record_failure("incident not removed", error);
         }
     }
 }

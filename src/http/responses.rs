@@ -103,9 +103,9 @@ pub(super) fn pprof_error(status: StatusCode, text: &str) -> Response {
 /// | 500 | Go's status if a profiler cannot be started; scrapers retry at their next interval |
 pub(super) fn capture_error(context: &str, error: &ProfileError) -> Response {
     let (status, wait) = match error {
-        ProfileError::Absent(_) => (StatusCode::NOT_FOUND, None),
-        ProfileError::Spent { wait, .. } => (StatusCode::TOO_MANY_REQUESTS, Some(*wait)),
-        ProfileError::Busy { wait, .. } => (StatusCode::INTERNAL_SERVER_ERROR, *wait),
+        ProfileError::Unavailable(_) => (StatusCode::NOT_FOUND, None),
+        ProfileError::QuotaExhausted { wait, .. } => (StatusCode::TOO_MANY_REQUESTS, Some(*wait)),
+        ProfileError::Busy { retry_after: wait, .. } => (StatusCode::INTERNAL_SERVER_ERROR, *wait),
         ProfileError::Failed(_) | ProfileError::Stopped => {
             (StatusCode::INTERNAL_SERVER_ERROR, None)
         }

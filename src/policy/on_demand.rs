@@ -167,25 +167,29 @@ impl OnDemandCaptures {
         let now = anchor.moment;
         let refusal = if self.is_shut_down {
             Some(ProfileError::Stopped)
-        } else if let Some(spent) = self.quota_error(anchor, &request.take) {
+        } else if let Some(spent) = self.quota_error(anchor, &request.kind) {
             Some(spent)
-        } else if let Some(busy) = self.engine_conflict(anchor, &request.take, in_use) {
+        } else if let Some(busy) = self.engine_conflict(anchor, &request.kind, in_use) {
             Some(busy)
         } else if let Some(other) =
-            self.requests.iter().find(|other| other.conflicts_with(&request.take))
+            self.requests.iter().find(|other| other.conflicts_with(&request.kind))
         {
             let until = other.end_time(now);
             Some(ProfileError::Busy {
-                by: format!("in use by {} until {}", other.request.who, format_time(anchor, until)),
-                wait: Some(until.since(now)),
+                by: format!(
+                    "in use by {} until {}",
+                    other.request.client,
+                    format_time(anchor, until)
+                ),
+                retry_after: Some(until.since(now)),
             })
         } else {
-            self.class_limit_error(request.take.class())
+            self.class_limit_error(request.kind.class())
         };
         match refusal {
             Some(refusal) => drop(request.reply.send(Err(refusal))),
             None => {
-                if request.take.counts_against_quota() {
+                if request.kind.counts_against_quota() {
                     self.quota.consume(now);
                 }
                 self.last_id += 1;
@@ -204,16 +208,16 @@ impl OnDemandCaptures {
     /// Returns an error if there are too many captures of `class`.
     fn class_limit_error(&self, class: ProfileClass) -> Option<ProfileError> {
         let count =
-            self.requests.iter().filter(|stream| stream.request.take.class() == class).count();
+            self.requests.iter().filter(|stream| stream.request.kind.class() == class).count();
         let (max_requests, class_name) = (class.max_requests(), class.name());
         let by = format!("{max_requests} {class_name} are in progress or queued; retry later");
-        (count >= max_requests).then_some(ProfileError::Busy { by, wait: None })
+        (count >= max_requests).then_some(ProfileError::Busy { by, retry_after: None })
     }
 
     fn quota_error(&self, anchor: TimeAnchor, kind: &ProfileKind) -> Option<ProfileError> {
         let until =
             self.quota.exhausted_until(anchor.moment).filter(|_| kind.counts_against_quota())?;
-        Some(ProfileError::Spent {
+        Some(ProfileError::QuotaExhausted {
             limit: self.quota.limit(),
             until: format_time(anchor, until),
             wait: until.since(anchor.moment),
@@ -223,7 +227,7 @@ impl OnDemandCaptures {
     /// Removes the capture at index `at`. If it produced nothing, it is refunded.
     fn remove(&mut self, at: usize, refund: bool) -> OnDemandRequest {
         let stream = self.requests.remove(at);
-        if refund && stream.request.take.counts_against_quota() {
+        if refund && stream.request.kind.counts_against_quota() {
             self.quota.refund(stream.requested_at);
         }
         stream
@@ -242,7 +246,10 @@ impl OnDemandCaptures {
             None => "until its captures end".to_owned(),
         };
         let wait = conflict.until.map(|until| until.since(anchor.moment));
-        Some(ProfileError::Busy { by: format!("in use by {}, {until}", conflict.by), wait })
+        Some(ProfileError::Busy {
+            by: format!("in use by {}, {until}", conflict.by),
+            retry_after: wait,
+        })
     }
 
     /// Returns the command that must precede those of incidents: to stop a capture that uses an
@@ -252,10 +259,10 @@ impl OnDemandCaptures {
             in_use.iter().fold(CaptureSet::EMPTY, |wanted, taken| wanted.union(taken.kinds));
         let stream = self.requests.iter_mut().find(|stream| {
             matches!(stream.phase, RequestPhase::Running { .. })
-                && stream.request.take.engine().is_some_and(|engine| needed.contains(engine))
+                && stream.request.kind.engine().is_some_and(|engine| needed.contains(engine))
         })?;
         stream.command_in_flight = true;
-        let engine = stream.request.take.engine();
+        let engine = stream.request.kind.engine();
         let by = in_use.iter().find(|taken| engine.is_some_and(|kind| taken.kinds.contains(kind)));
         let by = by.map_or_else(String::new, |taken| taken.by.clone());
         Some(OnDemandCommand::Stop {
@@ -289,11 +296,11 @@ impl OnDemandCaptures {
             {
                 OnDemandCommand::Cancel { id }
             }
-            RequestPhase::Waiting if stream.request.take.duration().is_some() => {
-                OnDemandCommand::Start { id, kind: stream.request.take.clone() }
+            RequestPhase::Waiting if stream.request.kind.duration().is_some() => {
+                OnDemandCommand::Start { id, kind: stream.request.kind.clone() }
             }
             RequestPhase::Waiting => {
-                OnDemandCommand::Snapshot { id, kind: stream.request.take.clone() }
+                OnDemandCommand::Snapshot { id, kind: stream.request.kind.clone() }
             }
             RequestPhase::Running { .. } => OnDemandCommand::Stop { id, cut_short: None },
             RequestPhase::Stopped | RequestPhase::Encoding => OnDemandCommand::Encode { id },
@@ -313,7 +320,7 @@ impl OnDemandCaptures {
             };
             let refusal = match waits {
                 true if self.is_shut_down => Some(ProfileError::Stopped),
-                true => self.engine_conflict(anchor, &stream.request.take, in_use),
+                true => self.engine_conflict(anchor, &stream.request.kind, in_use),
                 false => None,
             };
             if waits && (stream.is_disconnected() || refusal.is_some()) {
@@ -340,7 +347,7 @@ impl OnDemandCaptures {
         stream.command_in_flight = false;
         match done {
             OnDemandResult::Started { .. } => {
-                let duration = stream.request.take.duration().unwrap_or_default();
+                let duration = stream.request.kind.duration().unwrap_or_default();
                 stream.phase = RequestPhase::Running { until: now + duration };
                 None
             }
@@ -387,8 +394,8 @@ impl OnDemandCaptures {
 
     pub(crate) fn status(&self, anchor: TimeAnchor) -> Vec<OnDemandStatus> {
         let status = |stream: &OnDemandRequest| OnDemandStatus {
-            take: stream.request.take.name(),
-            owner: stream.request.who.clone(),
+            take: stream.request.kind.name(),
+            owner: stream.request.client.clone(),
             until: match stream.phase {
                 RequestPhase::Running { until } => Some(anchor.wall_at(until)),
                 RequestPhase::Waiting | RequestPhase::Stopped | RequestPhase::Encoding => None,
@@ -403,15 +410,15 @@ impl OnDemandRequest {
     /// memory, possibly that of a whole heap; a capture with an engine releases it before encoding.
     fn conflicts_with(&self, kind: &ProfileKind) -> bool {
         let engine_released =
-            self.phase == RequestPhase::Encoding && self.request.take.engine().is_some();
-        !engine_released && self.request.take.conflicts_with(kind)
+            self.phase == RequestPhase::Encoding && self.request.kind.engine().is_some();
+        !engine_released && self.request.kind.conflicts_with(kind)
     }
 
     /// Returns the time at which it ends, or would end if it started now.
     fn end_time(&self, now: Moment) -> Moment {
         match self.phase {
             RequestPhase::Running { until } => until.max(now),
-            RequestPhase::Waiting => now + self.request.take.duration().unwrap_or_default(),
+            RequestPhase::Waiting => now + self.request.kind.duration().unwrap_or_default(),
             RequestPhase::Stopped | RequestPhase::Encoding => now,
         }
     }

@@ -27,7 +27,7 @@ use crate::os::clock::timerfd::TimerFd;
 use crate::stacks::threads;
 use crate::stalls::stack_budget::StackBudget;
 use crate::stalls::standstill::StandstillDetector;
-use crate::stalls::worker_samples::{StallCandidates, holds_up, is_in_place_function};
+use crate::stalls::worker_samples::{StallCandidates, blocks_worker, is_in_place_function};
 use crate::symbols;
 use crate::vitals::Runtimes;
 
@@ -295,7 +295,7 @@ fn confirm_stall(suspicion: &SuspectedStall) -> Option<DetectedStall> {
     let dump = dump_thread(anchor, suspicion.tid).ok()?;
     let row = dump.threads.first()?;
     let names = function_names(&dump.profile);
-    if !holds_up(names.iter().copied(), suspicion.is_driver) {
+    if !blocks_worker(names.iter().copied(), suspicion.is_driver) {
         return None;
     }
     let own = symbols::application_function(&names);

@@ -40,7 +40,7 @@ impl Flavor {
 
 /// Returns `true` if a thread with these functions, innermost first, blocks a worker. `is_driver`
 /// is true if it drives a current-thread runtime.
-pub(crate) fn holds_up<'n>(names: impl Iterator<Item = &'n str>, is_driver: bool) -> bool {
+pub(crate) fn blocks_worker<'n>(names: impl Iterator<Item = &'n str>, is_driver: bool) -> bool {
     let flavor = if is_driver { Flavor::CurrentThread } else { Flavor::MultiThread };
     let roles: Vec<PollRole> = names.map(function_role).collect();
     let poll = find_poll(|at| roles.get(at).copied(), roles.len(), flavor).flatten();
@@ -154,7 +154,7 @@ mod tests {
             ),
         ] {
             let names = inner.iter().chain(&blocking).copied();
-            assert_eq!(holds_up(names, false), blocks, "{inner:?}");
+            assert_eq!(blocks_worker(names, false), blocks, "{inner:?}");
         }
     }
 
@@ -177,8 +177,8 @@ mod tests {
             ),
             (&["orders::wait", "main"], false),
         ] {
-            assert_eq!(holds_up(names.iter().copied(), true), blocks, "{names:?}");
-            assert!(!holds_up(names.iter().copied(), false), "{names:?}");
+            assert_eq!(blocks_worker(names.iter().copied(), true), blocks, "{names:?}");
+            assert!(!blocks_worker(names.iter().copied(), false), "{names:?}");
         }
     }
 

@@ -33,7 +33,7 @@ use crate::stalls::recorded_polls::{
 use crate::stalls::waits::{ExcludedTime, PollingThread, WaitEstimator};
 use crate::trace::open_polls::{
     self, POLL_STARTED, RingOwner, ThreadRings, arm_wakeup, disarm_wakeup, is_poll,
-    is_wakeup_armed, running,
+    is_wakeup_armed, outermost_poll,
 };
 
 /// A poll that lasted longer than the threshold.
@@ -63,7 +63,7 @@ impl LongPoll {
         self.is_running
             && open_polls::threads().into_iter().any(|(rings, tenancy)| {
                 tenancy.id == self.owner_id
-                    && running(rings).is_some_and(|open| open.start == self.start_tick)
+                    && outermost_poll(rings).is_some_and(|open| open.start == self.start_tick)
             })
     }
 }
@@ -137,7 +137,7 @@ impl StallWatch {
             .map(|(rings, tenancy)| ThreadPollState {
                 thread: tenancy.id,
                 next_record: rings.slices.next(),
-                open_poll: running(rings)
+                open_poll: outermost_poll(rings)
                     .map(|open| (calibration.moment(open.start), open.task, open.start)),
             })
             .collect();
@@ -211,7 +211,7 @@ pub(crate) fn longest_poll() -> Option<Duration> {
     let calibration = open_polls::calibration();
     let mut polls: Vec<(Moment, &RingOwner)> = threads
         .iter()
-        .filter_map(|(rings, own)| Some((calibration.moment(running(rings)?.start), own)))
+        .filter_map(|(rings, own)| Some((calibration.moment(outermost_poll(rings)?.start), own)))
         .collect();
     polls.sort_unstable_by_key(|(start, _)| *start);
     let mut longest = (!threads.is_empty()).then_some(Duration::ZERO)?;

@@ -30,7 +30,7 @@ pub(crate) struct RecentStalls {
 
 impl RecentStalls {
     /// Records the stalls found by the detectors.
-    pub(crate) fn hear(&mut self, mut found: Vec<detector::DetectedStall>, now: Moment) {
+    pub(crate) fn record(&mut self, mut found: Vec<detector::DetectedStall>, now: Moment) {
         // When many stalls are found at once, few have a stack. Those are shown first.
         found.sort_by_key(|found| found.dump.is_none());
         let has_stack = found.first().is_some_and(|found| found.dump.is_some());
@@ -107,7 +107,7 @@ impl RecentStalls {
 
     /// Returns the thread dump to send with the first command of incident `id` after its directory
     /// was created.
-    pub(crate) fn take_for(&mut self, id: IncidentId) -> Option<Box<ThreadDump>> {
+    pub(crate) fn take_dump_for(&mut self, id: IncidentId) -> Option<Box<ThreadDump>> {
         let index = self.pending_dumps.iter().position(|(incident, _)| *incident == id)?;
         Some(self.pending_dumps.swap_remove(index).1)
     }

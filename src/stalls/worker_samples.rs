@@ -22,10 +22,10 @@ use crate::os::clock::cpu_timer;
 use crate::os::images;
 use crate::os::proc::threads;
 use crate::stalls::poll_roles::{Flavor, PollRole, find_poll, function_role};
-pub(crate) use crate::stalls::poll_roles::{holds_up, is_in_place_function};
+pub(crate) use crate::stalls::poll_roles::{blocks_worker, is_in_place_function};
 use crate::stalls::thread_probe::{SampledStack, ThreadProbe};
 use crate::symbols;
-use crate::trace::open_polls::polling_threads;
+use crate::trace::open_polls::threads_in_recorded_polls;
 use crate::vitals::Runtimes;
 
 /// Time for which a thread that is not a worker is skipped.
@@ -118,7 +118,7 @@ impl StallCandidates {
         self.runtimes.read_worker_progress(&mut self.worker_progress);
         self.drivers.clear();
         self.drivers.extend(self.worker_progress.iter().filter_map(|beat| beat.driver_tid));
-        let recorded = polling_threads();
+        let recorded = threads_in_recorded_polls();
         self.threads.clear();
         // The CPU time of the threads is irrelevant while all workers are parked.
         if self.worker_progress.iter().any(|beat| !beat.is_parked) {
@@ -241,7 +241,7 @@ impl StackExaminer {
         tids.dedup();
         tids.truncate(MAX_TRACKED_THREADS);
         // Stalls of recorded polls are detected exactly, so their threads are skipped.
-        let recorded = polling_threads();
+        let recorded = threads_in_recorded_polls();
         let (others, tids): (Vec<u32>, Vec<u32>) =
             tids.into_iter().partition(|tid| recorded.contains(tid));
         let recorded_sample = |tid| PollSample {

@@ -22,14 +22,15 @@ pub(crate) const fn is_poll(kind: RawKind) -> bool {
 }
 
 /// Returns the outermost open poll of a thread.
-pub(crate) fn running(rings: &ThreadRings) -> Option<OpenSlice> {
+pub(crate) fn outermost_poll(rings: &ThreadRings) -> Option<OpenSlice> {
     rings.open_slices().into_iter().find(|open| is_poll(open.kind))
 }
 
 /// Returns the threads that are in a recorded poll. Their stalls are measured exactly, so inference
 /// skips them.
-pub(crate) fn polling_threads() -> Vec<u32> {
+pub(crate) fn threads_in_recorded_polls() -> Vec<u32> {
     let threads = threads().into_iter();
-    let polls = threads.filter(|(rings, own)| own.ended_at.is_none() && running(rings).is_some());
+    let polls =
+        threads.filter(|(rings, own)| own.ended_at.is_none() && outermost_poll(rings).is_some());
     polls.map(|(_, own)| own.tid).collect()
 }

@@ -27,18 +27,18 @@ impl AgentState {
         if self.capture_thread_busy {
             return;
         }
-        let Some(command) = self.next_order() else { return };
+        let Some(command) = self.next_command() else { return };
         let description = match &command {
             CaptureCommand::Incident(task) => task.command.description(),
             CaptureCommand::OnDemand(task) => task.command.description(),
         };
-        match self.tasks.try_send(command) {
+        match self.commands.try_send(command) {
             Ok(()) => {
                 self.capture_thread_busy = true;
                 self.current_command = Some((self.clock.anchor(), description));
             }
             Err(TrySendError::Full(command) | TrySendError::Disconnected(command)) => {
-                self.lose(command)
+                self.fail_command(command)
             }
         }
     }
@@ -79,14 +79,14 @@ impl AgentState {
     }
 
     /// Completes `order` as failed, since there is no capture thread.
-    fn lose(&mut self, order: CaptureCommand) {
+    fn fail_command(&mut self, order: CaptureCommand) {
         let why = Error::CaptureThreadEnded.to_string();
         warnings::set("captures", why.clone());
         match order {
             CaptureCommand::Incident(task) => {
                 let mut stats = TaskStats::default();
                 stats.failures.push(("capture thread ended", why));
-                self.done(IncidentTaskResult {
+                self.apply_incident_result(IncidentTaskResult {
                     result: task.command.failure_result(),
                     dir: None,
                     stats,
@@ -95,20 +95,23 @@ impl AgentState {
             CaptureCommand::OnDemand(task) => {
                 self.record_failure("capture thread ended", why.clone());
                 let result = Err(ProfileError::Failed(why));
-                self.streamed(OnDemandResult::Finished { id: task.command.id(), result });
+                self.apply_on_demand_result(OnDemandResult::Finished {
+                    id: task.command.id(),
+                    result,
+                });
             }
         }
     }
 
     /// Returns the next command. An on-demand capture that blocks an incident is stopped first; all
     /// other on-demand captures wait for the incidents.
-    fn next_order(&mut self) -> Option<CaptureCommand> {
+    fn next_command(&mut self) -> Option<CaptureCommand> {
         let (anchor, in_use) = (self.clock.anchor(), self.engines_in_use());
         let urgent = self.on_demand.urgent_command(&in_use);
         if urgent.is_none()
             && let Some(command) = self.decider.next_command(anchor.moment)
         {
-            return Some(CaptureCommand::Incident(Box::new(self.task(command))));
+            return Some(CaptureCommand::Incident(Box::new(self.incident_task(command))));
         }
         let command = urgent.or_else(|| self.on_demand.next_command(anchor, &in_use))?;
         Some(CaptureCommand::OnDemand(OnDemandTask {
@@ -147,7 +150,7 @@ impl AgentState {
         in_use.filter(|taken| !taken.kinds.is_empty()).collect()
     }
 
-    fn task(&mut self, job: IncidentCommand) -> IncidentTask {
+    fn incident_task(&mut self, job: IncidentCommand) -> IncidentTask {
         let (IncidentCommand::Open { id, .. }
         | IncidentCommand::Start { id, .. }
         | IncidentCommand::StartCollectors { id, .. }
@@ -166,9 +169,9 @@ impl AgentState {
             limits: Limits::from(&self.vitals),
             headroom: headroom(&self.vitals),
             vitals: recording.map_or_else(Vec::new, |recording| recording.rows(anchor)),
-            stalled_thread: match job {
+            stall_dump: match job {
                 IncidentCommand::Open { .. } => None,
-                _ => self.recent_stalls.take_for(*id),
+                _ => self.recent_stalls.take_dump_for(*id),
             },
             command: job,
         }

@@ -40,7 +40,7 @@ impl AgentState {
             budget: self.budget_status(),
             rules: rules.collect(),
             limits: Limits::from(&self.vitals),
-            cpu: self.cpu.description(&self.settings),
+            cpu: self.lookback.description(&self.settings),
             vitals: vitals_row(&self.vitals, anchor),
             histograms: self.reader.distributions(),
             store: self.store_usage,
@@ -90,7 +90,7 @@ impl AgentState {
             ),
             describe_rules(&self.settings.rules),
             self.location.path().display(),
-            self.cpu.description(&self.settings)
+            self.lookback.description(&self.settings)
         ));
     }
 

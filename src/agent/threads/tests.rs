@@ -60,11 +60,11 @@ fn agent_loop_keeps_its_state_after_a_panic() {
     let timeout = Duration::from_secs(60);
     let ticks = || handle.status().wait(timeout).unwrap().counters.ticks;
     let before = ticks();
-    trap.set(usize::MAX);
+    trap.arm(usize::MAX);
     // The loop panics at its ticks and on requests. A request still returns an error.
     let error = handle.status().wait(timeout).unwrap_err().to_string();
     assert!(error.contains("or this request failed"), "{error}");
-    trap.set(0);
+    trap.arm(0);
     let after = ticks();
     assert!(after >= before, "the counters are kept: {before} and then {after}");
     while ticks() == after {

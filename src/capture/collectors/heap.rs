@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use crate::base::{Bytes, Moment, TimeAnchor, log};
 use crate::capture::collectors::{
-    Absent, CaptureFailure, Collector, Evidence, StartedCapture, StreamedEvidence, jemalloc,
+    CaptureFailure, Collector, Evidence, StartedCapture, StreamedEvidence, Unavailable, jemalloc,
 };
 use crate::capture::heap_writer::{HeapWriter, ProcessMemory};
 use crate::capture::memory_summary::MemorySummary;
@@ -161,7 +161,7 @@ impl StreamedEvidence for HeapEvidence {
 fn check_address_space() -> Result<(), CaptureFailure> {
     match remaining_address_space() {
         Some(left) if left.get() < HeapWriter::RESERVED.get() * ADDRESS_SPACE_DIVISOR => {
-            Err(Absent(format!(
+            Err(Unavailable(format!(
                 "a heap profile needs {} of address space, and only {left} are left below \
                  RLIMIT_AS (ulimit -v), of which it may use an eighth",
                 HeapWriter::RESERVED,

@@ -6,7 +6,9 @@ use std::io::{BufReader, Seek, SeekFrom};
 use jiff::Timestamp;
 
 use crate::base::{Moment, TimeAnchor};
-use crate::capture::collectors::{Absent, CaptureFailure, Collector, Evidence, StartedCapture};
+use crate::capture::collectors::{
+    CaptureFailure, Collector, Evidence, StartedCapture, Unavailable,
+};
 use crate::capture::memory_summary::MemorySummary;
 use crate::codec::jemalloc_heap;
 use crate::heap;
@@ -35,7 +37,7 @@ pub(super) fn unavailable_reason() -> Option<String> {
 
 /// Returns jemalloc's profiler. Without one, heap profiles are unavailable in this program.
 fn find_profiler() -> Result<Profiler, CaptureFailure> {
-    Profiler::find().map_err(|why| Absent(why.to_string()).into())
+    Profiler::find().map_err(|why| Unavailable(why.to_string()).into())
 }
 
 struct JemallocCollector {

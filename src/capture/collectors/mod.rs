@@ -48,7 +48,7 @@ pub(crate) use absent as trace;
 /// The reason a kind of evidence is unavailable: disabled by the settings or by the build.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct Absent(pub(crate) String);
+pub(crate) struct Unavailable(pub(crate) String);
 
 /// A running collector.
 pub(crate) trait Collector {

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use crate::base::TimeAnchor;
-use crate::capture::collectors::{Absent, CaptureFailure, StartedCapture};
+use crate::capture::collectors::{Unavailable, CaptureFailure, StartedCapture};
 use crate::heap;
 use crate::model::Profile;
 
@@ -20,5 +20,5 @@ pub(super) fn unavailable_reason() -> Option<String> {
 }
 
 fn not_installed() -> CaptureFailure {
-    Absent(heap::Error::NotInstalled.to_string()).into()
+    Unavailable(heap::Error::NotInstalled.to_string()).into()
 }

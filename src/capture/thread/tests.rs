@@ -24,7 +24,7 @@ fn settings(dir: &TempDir) -> Settings {
 }
 
 /// A capture thread and the queues to and from it.
-struct Capture {
+struct CaptureThread {
     trap: Arc<PanickingClock>,
     settings: Arc<Settings>,
     tasks: SyncSender<CaptureCommand>,
@@ -32,7 +32,7 @@ struct Capture {
     thread: JoinHandle<()>,
 }
 
-impl Capture {
+impl CaptureThread {
     fn start(dir: &TempDir) -> Self {
         panics::install_hook();
         let trap = Arc::new(PanickingClock::default());
@@ -77,7 +77,7 @@ impl Capture {
             limits: Limits::default(),
             headroom: None,
             vitals: Vec::new(),
-            stalled_thread: None,
+            stall_dump: None,
         };
         self.tasks.send(CaptureCommand::Incident(Box::new(task))).unwrap();
         match self.results.recv().unwrap() {
@@ -93,16 +93,16 @@ fn manifest(report: &IncidentTaskResult) -> Manifest {
 }
 
 #[test]
-fn a_panic_in_a_task_costs_that_capture_only() {
+fn panic_in_a_command_fails_only_that_capture() {
     let dir = TempDir::new().unwrap();
-    let mut capture = Capture::start(&dir);
+    let mut capture = CaptureThread::start(&dir);
     let id = IncidentId::new(SystemClock.wall());
     let open =
         |id| IncidentCommand::Open { id, name: "memory".into(), update: ManifestUpdate::default() };
     let kinds = [CaptureKind::Threads].into();
 
     // Panic while a directory is created: the incident is lost and reported as lost.
-    capture.trap.set(1);
+    capture.trap.arm(1);
     let lost = capture.perform(open(id));
     assert!(matches!(lost.result, CommandResult::Opened { ok: false, .. }), "{:?}", lost.result);
     let (cause, why) = lost.stats.failures.last().unwrap();
@@ -112,7 +112,7 @@ fn a_panic_in_a_task_costs_that_capture_only() {
     // Panic while a capture starts: the incident continues and its next capture is taken.
     let opened = capture.perform(open(id));
     assert!(matches!(opened.result, CommandResult::Opened { ok: true, .. }));
-    capture.trap.set(1);
+    capture.trap.arm(1);
     let failed = capture.perform(IncidentCommand::Start { id, kinds });
     assert!(
         matches!(failed.result, CommandResult::Started { running, .. } if running.is_empty()),
@@ -123,10 +123,10 @@ fn a_panic_in_a_task_costs_that_capture_only() {
     assert!(matches!(started.result, CommandResult::Started { running, .. } if running == kinds));
 
     // Panic while it stops: it is marked as failed, its engine is free, and the incident closes.
-    capture.trap.set(1);
+    capture.trap.arm(1);
     let stopped = capture.perform(IncidentCommand::Stop { id, kinds });
     assert!(matches!(stopped.result, CommandResult::Stopped { .. }), "{:?}", stopped.result);
-    capture.trap.set(1);
+    capture.trap.arm(1);
     let unclosed =
         capture.perform(IncidentCommand::Close { id, update: ManifestUpdate::default() });
     assert!(

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::base::failure::chain;
+use crate::base::failure::error_chain;
 use crate::base::retry::RetryBackoff;
 use crate::base::{Clock, Moment, log, warnings};
 use crate::config::StoreSettings;
@@ -115,7 +115,7 @@ impl Directory {
                 Ok(opened)
             }
             Err(error) => {
-                let why = chain(&error);
+                let why = error_chain(&error);
                 warnings::set(
                     DIRECTORY_WARNING_TOPIC,
                     format!(

@@ -1,6 +1,6 @@
 //! Starting custom collectors and storing their output.
 
-use crate::base::failure::chain;
+use crate::base::failure::error_chain;
 use crate::base::{IncidentId, Moment};
 use crate::capture::collectors::CaptureFailure;
 use crate::capture::custom_collectors::CollectorOutcome;
@@ -51,9 +51,9 @@ impl CaptureWorker {
             if let Err((outcome, error)) = started {
                 record.stopped = Some(anchor.wall);
                 record.outcome = outcome;
-                record.error = Some(chain(&*error));
+                record.error = Some(error_chain(&*error));
                 stats.captures_failed += u64::from(outcome == Outcome::Failed);
-                stats.fail("custom collector not started", &*error);
+                stats.record_failure("custom collector not started", &*error);
             }
             records.push(record);
         }
@@ -84,7 +84,7 @@ impl CaptureWorker {
             match draft.map(|draft| draft.commit()) {
                 Some(Ok(written)) => artifact = Some(written),
                 Some(Err(commit_error)) => {
-                    error.get_or_insert_with(|| chain(&commit_error));
+                    error.get_or_insert_with(|| error_chain(&commit_error));
                 }
                 None => {}
             }
@@ -105,7 +105,11 @@ impl CaptureWorker {
                 stats.artifacts += 1;
                 stats.artifact_bytes += artifact.bytes.get();
                 if let Some((_, dir)) = self.incident_dirs.iter().find(|(open, _)| *open == id) {
-                    stats.told(self.callbacks.notify_written(id, dir.path(), artifact));
+                    stats.record_notification(self.callbacks.notify_written(
+                        id,
+                        dir.path(),
+                        artifact,
+                    ));
                 }
             }
             let stopped = self.clock.wall();

@@ -12,7 +12,11 @@ use crate::store::Store;
 impl CaptureWorker {
     /// Reports a command that ended by `panic` as `lost`. Its captures are abandoned and marked as
     /// failed in the manifest; all others continue.
-    pub(crate) fn give_up(&mut self, lost: CommandResult, panic: &str) -> IncidentTaskResult {
+    pub(crate) fn abandon_command(
+        &mut self,
+        lost: CommandResult,
+        panic: &str,
+    ) -> IncidentTaskResult {
         let mut stats = TaskStats::default();
         stats.failures.push(("capture thread panicked", panic_message(panic)));
         match &lost {

@@ -60,7 +60,7 @@ impl CaptureWorker {
                 Ok(())
             });
             if let Err(error) = labelled {
-                stats.fail("CPU profile not labelled", &*error);
+                stats.record_failure("CPU profile not labelled", &*error);
             }
         }
     }

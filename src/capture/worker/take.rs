@@ -1,7 +1,7 @@
 //! Starting, repeating and stopping captures.
 
 use crate::base::IncidentId;
-use crate::base::failure::{catch_panic, chain};
+use crate::base::failure::{catch_panic, error_chain};
 use crate::capture::collectors;
 use crate::capture::messages::{IncidentTask, TaskStats};
 use crate::capture::worker::low_memory::phases;
@@ -103,10 +103,10 @@ impl CaptureWorker {
                 }
                 Err(error) => {
                     stats.captures_failed += 1;
-                    stats.fail("capture not started", &*error);
+                    stats.record_failure("capture not started", &*error);
                     record.stopped = Some(anchor.wall);
                     record.outcome = Outcome::Failed;
-                    record.error = Some(chain(&*error));
+                    record.error = Some(error_chain(&*error));
                 }
             }
             records.push(record);
@@ -142,7 +142,7 @@ impl CaptureWorker {
                         evidence,
                     }));
                 }
-                Err(error) => stats.fail("capture not repeated", &*error),
+                Err(error) => stats.record_failure("capture not repeated", &*error),
             }
         }
         self.write(id, artifacts, stats);
@@ -188,8 +188,8 @@ impl CaptureWorker {
                 }
                 Err(error) => {
                     stats.captures_failed += 1;
-                    stats.fail("capture failed to stop", &*error);
-                    ended.push((record, wall, Some(chain(&*error))));
+                    stats.record_failure("capture failed to stop", &*error);
+                    ended.push((record, wall, Some(error_chain(&*error))));
                 }
             }
         }

@@ -4,7 +4,7 @@ use crate::capture::worker::pending_artifact::PendingArtifact;
 use std::collections::VecDeque;
 use std::io::Write;
 
-use crate::base::failure::{catch_panic, chain};
+use crate::base::failure::{catch_panic, error_chain};
 use crate::base::{Bytes, IncidentId};
 use crate::capture::collectors::{CaptureFailure, Evidence};
 use crate::capture::messages::TaskStats;
@@ -60,13 +60,17 @@ impl CaptureWorker {
                         if let Some((_, dir)) =
                             self.incident_dirs.iter().find(|(open, _)| *open == id)
                         {
-                            stats.told(self.callbacks.notify_written(id, dir.path(), &artifact));
+                            stats.record_notification(self.callbacks.notify_written(
+                                id,
+                                dir.path(),
+                                &artifact,
+                            ));
                         }
                         artifacts.push(artifact);
                     }
                     Err(error) => {
-                        stats.fail("artifact not written", &*error);
-                        failed.get_or_insert(chain(&*error));
+                        stats.record_failure("artifact not written", &*error);
+                        failed.get_or_insert(error_chain(&*error));
                     }
                 }
             }
@@ -95,7 +99,7 @@ fn symbolize_evidence(evidence: &mut Evidence, stats: &mut TaskStats) {
         Ok(())
     });
     if let Err(error) = named {
-        stats.fail("evidence not symbolized", &*error);
+        stats.record_failure("evidence not symbolized", &*error);
     }
 }
 

@@ -73,6 +73,6 @@ impl Procfs {
 
 impl fmt::Debug for Procfs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Procfs").field("told", &self.last_refresh).finish_non_exhaustive()
+        f.debug_struct("Procfs").field("last_refresh", &self.last_refresh).finish_non_exhaustive()
     }
 }

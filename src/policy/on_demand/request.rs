@@ -22,14 +22,14 @@ pub(crate) enum ProfileError {
     Busy {
         by: String,
         /// Estimated time until the engine is free, if known.
-        wait: Option<Duration>,
+        retry_after: Option<Duration>,
     },
     /// The quota of the last 24 hours is used up.
     #[error("budget.on_demand_captures_per_day ({limit}) is exhausted until {until}")]
-    Spent { limit: u64, until: String, wait: Duration },
+    QuotaExhausted { limit: u64, until: String, wait: Duration },
     /// Disabled by the settings or the build.
     #[error("{0}")]
-    Absent(String),
+    Unavailable(String),
     /// The capture failed.
     #[error("{0}")]
     Failed(String),
@@ -39,7 +39,7 @@ pub(crate) enum ProfileError {
 
 /// A request, its client and the channel for the reply.
 pub(crate) struct ProfileRequest {
-    pub(crate) take: ProfileKind,
-    pub(crate) who: String,
+    pub(crate) kind: ProfileKind,
+    pub(crate) client: String,
     pub(crate) reply: oneshot::Sender<Result<ProfileResponse, ProfileError>>,
 }

@@ -24,7 +24,7 @@ fn submit(
 ) -> ResponseReceiver {
     let (reply, answer) = oneshot::channel();
     let who = format!("client {now}");
-    streams.submit(anchor(now), ProfileRequest { take, who, reply }, taken);
+    streams.submit(anchor(now), ProfileRequest { kind: take, client: who, reply }, taken);
     answer
 }
 
@@ -66,7 +66,9 @@ fn start_cpu_capture() -> (OnDemandCaptures, ResponseReceiver) {
 
 fn busy_error(mut answer: ResponseReceiver) -> (String, Option<u64>) {
     match answer.try_recv() {
-        Ok(Err(ProfileError::Busy { by, wait })) => (by, wait.map(|wait| wait.as_secs())),
+        Ok(Err(ProfileError::Busy { by, retry_after: wait })) => {
+            (by, wait.map(|wait| wait.as_secs()))
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -258,7 +260,7 @@ fn daily_quota_limits_captures_but_not_symbol_requests() {
     let mut streams = OnDemandCaptures::new(2);
     let _answers = [submit(&mut streams, 0, heap(), &[]), submit(&mut streams, 5, heap(), &[])];
     match submit(&mut streams, 900, cpu(1), &[]).try_recv() {
-        Ok(Err(ProfileError::Spent { limit: 2, until, wait })) => {
+        Ok(Err(ProfileError::QuotaExhausted { limit: 2, until, wait })) => {
             assert_eq!((until.as_str(), wait), ("2026-11-24T00:15:00Z", SECOND * day));
         }
         other => panic!("{other:?}"),
@@ -277,7 +279,7 @@ fn failed_captures_are_refunded_and_canceled_ones_are_counted() {
     assert_eq!(spent(&streams), 0, "the client disconnected before the start");
     let _failed = submit(&mut streams, 0, heap(), &[]);
     assert_eq!(next_command_text(&mut streams, 0, &[]), "snapshot 2");
-    let result = Err(ProfileError::Absent("no allocator".into()));
+    let result = Err(ProfileError::Unavailable("no allocator".into()));
     streams.apply_result(anchor(0).moment, OnDemandResult::Finished { id: 2, result });
     assert_eq!(spent(&streams), 0, "it failed");
     let (mut streams, answer) = start_cpu_capture();
