@@ -206,6 +206,8 @@ mod capture;
 mod policy;
 mod stalls;
 
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod config;
 #[cfg(feature = "http")]
 pub mod http;

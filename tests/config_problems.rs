@@ -540,7 +540,7 @@ fn renamed_keys_and_values_give_an_error_with_the_new_name() {
         ),
         ("[[rule]]\nmetric = \"tasks\"\nabs = 5\nagain = \"worse\"", "`refire = \"on-worsening\"`"),
         ("[[rule]]\nmetric = \"tasks\"\nabs = 5\ncollect = \"all\"", "`collectors`"),
-        ("[[rule]]\nmetric = \"fds.share\"\nabs = \"5%\"", "it is called \"fds.utilization\" now"),
+        ("[[rule]]\nmetric = \"fds.share\"\nabs = \"5%\"", "renamed to \"fds.utilization\""),
     ] {
         let error = single_error(text);
         assert!(error.contains(expected), "{text}: {error}");

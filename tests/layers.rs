@@ -69,7 +69,8 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("http", &["agent", "store", "codec", "config", "model", "base"]),
-    ("bin", &["store", "codec", "symbols", "model", "base"]),
+    ("cli", &["store", "codec", "symbols", "model", "base"]),
+    ("bin", &["cli"]),
 ];
 
 /// Files that may contain unsafe code; a name that ends in `/` covers everything below it. Each

@@ -25,7 +25,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use marple::model::Origin;
+use marple::manifest::Origin;
 use marple::task::Trace as _;
 use marple::{AgentHandle, CaptureKind};
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate};

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use flate2::read::MultiGzDecoder;
 use marple::CaptureKind;
 use marple::codec::pprof;
-use marple::model::{Artifact, IncidentState, Manifest};
+use marple::manifest::{Artifact, IncidentState, Manifest};
 use marple::store;
 use prost::Message;
 use sha2::{Digest, Sha256};

@@ -302,7 +302,7 @@ pub struct ParseMetricError(String);
 
 fn advice(text: &str) -> String {
     if text == "fds.share" {
-        return "it is called \"fds.utilization\" now".to_owned();
+        return "renamed to \"fds.utilization\"".to_owned();
     }
     let names: Vec<String> = BUILT_IN.iter().map(|(name, _)| format!("\"{name}\"")).collect();
     format!(

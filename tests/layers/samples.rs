@@ -94,8 +94,8 @@ fn file_belongs_to_its_top_module() {
     assert_eq!(climbs("src/heap/mod.rs", "use super::store;"), 1);
     assert_eq!(climbs("src/heap/a/b.rs", "use super::super::store;"), 0);
     assert_eq!(climbs("src/heap/a/b.rs", "use super::super::super::store;"), 1);
-    assert_eq!(climbs("src/bin/marple/main.rs", "use crate::os; use marple::store;"), 0);
-    assert_eq!(climbs("src/bin/marple/main.rs", "use marple::os;"), 1);
+    assert_eq!(climbs("src/bin/marple.rs", "use crate::os; use marple::cli;"), 0);
+    assert_eq!(climbs("src/bin/marple.rs", "use marple::os;"), 1);
     assert_eq!(climbs("src/novel/mod.rs", ""), 1);
 }
 

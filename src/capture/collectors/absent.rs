@@ -6,7 +6,7 @@
 use jiff::Timestamp;
 
 use crate::base::{Bytes, TimeAnchor};
-use crate::capture::collectors::{Unavailable, CaptureFailure, Evidence, StartedCapture};
+use crate::capture::collectors::{CaptureFailure, Evidence, StartedCapture, Unavailable};
 use crate::config::{HeapSettings, Settings, TraceSettings};
 use crate::model::{CaptureKind, Profile, Rule, Stall, Vitals};
 
@@ -29,7 +29,8 @@ pub(super) fn start(
 }
 
 fn missing_feature_error(kind: CaptureKind) -> CaptureFailure {
-    Unavailable(format!("marple is built without its `{kind}` feature; add it in Cargo.toml")).into()
+    Unavailable(format!("marple is built without its `{kind}` feature; add it in Cargo.toml"))
+        .into()
 }
 
 /// Stub of a guard.

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use crate::base::TimeAnchor;
-use crate::capture::collectors::{Unavailable, CaptureFailure, StartedCapture};
+use crate::capture::collectors::{CaptureFailure, StartedCapture, Unavailable};
 use crate::heap;
 use crate::model::Profile;
 

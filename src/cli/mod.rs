@@ -1,11 +1,14 @@
-//! `marple`, the command line. It reads files that an agent left, on any machine, and does not
-//! access a running process.
+//! The command line `marple`, for the files of incidents.
+//!
+//! It works on the files that an agent left, on any machine, and does not access a running process.
+//! `marple symbolize` adds source lines and inlined functions to profiles.
 //!
 //! Exit codes: 0 if everything succeeded, 1 if something failed (the reason is on standard error),
 //! 2 if the command line is invalid.
 
 mod symbolize;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -46,8 +49,10 @@ struct Symbolize {
     force: bool,
 }
 
-fn main() -> ExitCode {
-    let Verb::Symbolize(args) = Command::parse().verb;
+/// Runs the command line `args`, of which the first is the name of the program. Prints a message
+/// and exits the process if they are invalid or ask for help.
+pub fn run(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> ExitCode {
+    let Verb::Symbolize(args) = Command::parse_from(args).verb;
     match symbolize::run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(errors) => {

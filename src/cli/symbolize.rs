@@ -10,11 +10,11 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use marple::codec::pprof::proto::{Function, Line, Location, Mapping, Profile};
-use marple::codec::pprof::{read, write_proto};
-use marple::symbols::{self, Lines, SourceFrame};
+use crate::codec::pprof::proto::{Function, Line, Location, Mapping, Profile};
+use crate::codec::pprof::{read, write_proto};
+use crate::symbols::{self, Lines, SourceFrame};
 
-use crate::Symbolize;
+use crate::cli::Symbolize;
 
 /// A limit on the bytes read from a file, above the maximum size of a profile.
 const MAX_FILE_BYTES: u64 = 65 << 20;
