@@ -6,9 +6,8 @@
 //!
 //! # Quick start
 //!
-//! ```toml
-//! [dependencies]
-//! marple = "0.1"
+//! ```text
+//! cargo add marple
 //! ```
 //!
 //! ```no_run
@@ -77,17 +76,6 @@
 //! # async fn serve() {}
 //! ```
 //!
-//! # Features
-//!
-//! | feature | default | adds |
-//! |---|---|---|
-//! | `cpu` | yes | CPU profiles |
-//! | `heap` | yes | heap profiles through [`Allocator`] |
-//! | `trace` | yes | runtime traces: spans, parked workers, polls, vitals |
-//! | `http` | yes | the endpoint, and the routes for the service's own server |
-//! | `jemalloc` | no | heap profiles by jemalloc's own profiler, run with `prof:true` |
-//! | `cli` | no | the command `marple` |
-//!
 //! # Footprint
 //!
 //! The agent runs on its own threads. `marple` and `marple-capture` always exist, others as needed:
@@ -101,6 +89,7 @@
 //! | `marple-wakers` | from the first request of an [`AgentHandle`] that is awaited |
 //! | `marple-watch` and one of `notify` | while a settings or trigger file is watched |
 //! | `marple-files` | while files are read for HTTP clients |
+//! | `marple-shutdown` | during [`Agent::shutdown`] |
 //! | `marple-collect`, `marple-callbacks` | with custom collectors, with event callbacks |
 //!
 //! No work is done on the threads of the service except by the profilers: `benches/RESULTS.md` in
@@ -118,6 +107,8 @@
 //! | `http` | yes | the endpoint: status, incidents, `/debug/pprof/`, Prometheus metrics |
 //! | `jemalloc` | no | heap profiles by jemalloc's own profiler; brings no jemalloc |
 //! | `cli` | no | the command `marple`: `cargo install marple --features cli` |
+//!
+//! The feature `internals` is for the crate's own tests and not covered by semantic versioning.
 //!
 //! # Scope
 //!
