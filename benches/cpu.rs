@@ -26,7 +26,7 @@
 //!   a perf event: wall time, and growth of the peak resident memory.
 //! - `first event`: wall time to start a look-back on a machine without any perf event.
 //! - `threads of 35 ms`: samples of a blocking thread, divided by the periods it ran, with and
-//!   without [thread-start notifications](marple::trace::Hooks::tell_of_threads).
+//!   without [thread-start notifications](marple::trace::Hooks::notify_thread_starts).
 //! - `handler`: CPU time of a SIGPROF that a thread raises for itself 20 calls deep, minus that of
 //!   an empty handler.
 //! - `agreement`: root mean square difference from the shares of `perf record` in the same run,

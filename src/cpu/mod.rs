@@ -13,12 +13,12 @@
 //! pprof   the `pprof` crate: one timer for the process         other systems, and for comparison
 //! ```
 //!
-//! `perf` and `timer` share the module `live`, which unwinds and counts stacks outside of the
+//! `perf` and `timer` share the module `sampling`, which unwinds and counts stacks outside of the
 //! sampled threads. The header of each file gives its cost. The engine is selected when the first
 //! look-back or session starts; [`CpuSession::engine`] returns it with the reason.
 //!
 //! In [`CpuMode::Wall`] a session samples all threads by wall time, running or not, to find hangs
-//! (`live/wall.rs`). Its samples also have the labels `state` (running, sleeping, ...) and `wait`,
+//! (`sampling/wall.rs`). Its samples also have the labels `state` (running, sleeping, ...) and `wait`,
 //! the kernel function in which the thread waits. The look-back of such a session still holds CPU
 //! time.
 //!
@@ -53,7 +53,7 @@
 //! Sampled threads do no work for these labels. The profile keeps the thread and time of each
 //! sample ([`Profile::timed_samples`]; the first 65,536 samples of a session, 8,192 of each sixth
 //! of the look-back). The agent joins them with the polls and spans of the trace
-//! (`agent/capture/labels.rs`). The labels are missing:
+//! (`capture/worker/labels.rs`). The labels are missing:
 //!
 //! - if tasks are not recorded (see [`task`](crate::task)) or the `tracing` layer is not installed;
 //! - if the trace's ring was overwritten by then;

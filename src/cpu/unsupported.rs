@@ -1,4 +1,4 @@
-//! Stubs for systems other than Linux, with the interface of `live`.
+//! Stubs for systems other than Linux, with the interface of `sampling`.
 
 use crate::base::{Hertz, Moment, TimeAnchor};
 use crate::cpu::error::Error;

@@ -1,7 +1,7 @@
 //! jemalloc's own profiler, for programs that keep jemalloc as their allocator and run it with
 //! `prof:true`.
 //!
-//! It samples like [`super::Allocator`] and provides less data; `codec::jeheap` lists the
+//! It samples like [`super::Allocator`] and provides less data; `codec::jemalloc_heap` lists the
 //! differences. It requires `prof:true`, because jemalloc decides that at its start. Sampling
 //! itself (`prof.active`) can be switched at run time; marple restores its previous value.
 

@@ -122,7 +122,8 @@
 //!
 //! A client that disconnects drops its handler, which cancels its capture at once. A client that
 //! stays connected and reads nothing holds no engine, because its capture is finished. It holds a
-//! connection slot that others can reclaim (`places`) and bytes that are counted (`unread`).
+//! connection slot that others can reclaim (`connection_slots`) and bytes that are counted
+//! (`response_budget`).
 //!
 //! One capture of each kind runs at a time. Captures with a duration leave capacity for snapshots
 //! and symbols. `tests/http_memory.rs` checks the memory limit of each route. The module `access`

@@ -1,13 +1,13 @@
 //! The open incidents, the captures each should have, and the next command.
 //!
 //! A state machine without a thread, a clock or a file. The loop reports events
-//! ([`Incidents::claim_for_rule`], [`Incidents::toggle`], [`Incidents::expire`], …) and requests
+//! ([`Incidents::claim_for_rule`], [`Incidents::toggle_on`], [`Incidents::expire`], …) and requests
 //! the next [`IncidentCommand`]. One command is issued at a time, and its result is passed to
 //! [`Incidents::apply_result`].
 //!
 //! ```text
 //!  rule, toggle, call ──► claim (kinds, until) ──► wanted ──┐
-//!                                                           ├─► next job
+//!                                                           ├─► next command
 //!  capture thread ──────► done ──────────────────► running ─┘
 //! ```
 //!
@@ -60,7 +60,7 @@ impl Incidents {
         self.join_window = join;
     }
 
-    /// Sets whether custom collectors are registered; if not, `Collect::All` is a no-op.
+    /// Sets whether custom collectors are registered; if not, [`CollectorSelection::All`] is a no-op.
     pub(crate) fn set_has_collectors(&mut self, any: bool) {
         self.has_collectors = any;
     }

@@ -14,7 +14,7 @@ use crate::model::{Rule, Vitals};
 ///
 /// The owner reports the outcome of each [`Decision::Fire`]. It calls [`Engine::capture_started`]
 /// when the capture starts, and [`Engine::capture_ended`] when it has ended, or at once if there
-/// will be none. Otherwise a rule with [`Again::AfterCooldown`](crate::model::Refire) fires again
+/// will be none. Otherwise a rule with [`Refire::AfterCooldown`](crate::model::Refire) fires again
 /// at the next tick.
 #[derive(Clone, Debug)]
 pub struct Engine {

@@ -18,7 +18,7 @@
 //! 5. A crossed condition must have held for `for`, which is measured for each condition
 //!    separately. It may be false for a fifth of `for` in total without a restart, but must be true
 //!    at this tick.
-//! 6. If the incident is open, `again` decides.
+//! 6. If the incident is open, `refire` decides.
 //!    - `cooldown` (holmes semantics): hold while a capture of the rule is running, and until
 //!      `cooldown` after the end of the last one. Then fire.
 //!    - `worse`: fire if `headroom <= 2/3 * headroom at the last capture`, even if that capture is

@@ -7,7 +7,7 @@
 //! often. A stall is found within 10 ms after it reaches the threshold (`recorded_polls.rs`).
 //!
 //! After 500 ms without a poll, the detector arms a wake-up that the next poll triggers
-//! (`thread.rs`), checks once more at the usual time, and sleeps. One race is left: a thread reads
+//! (`trace::open_polls`), checks once more at the usual time, and sleeps. One race is left: a thread reads
 //! the epoch word before the wake-up bit is set, is preempted there, and does not show its poll
 //! until a threshold later. The detector finds such a poll within 2 s.
 //!

@@ -1,7 +1,7 @@
 //! Detection of unrecorded stalls: reads the workers' counters and samples the threads that may be
 //! stalled.
 //!
-//! The decisions are in `trace::stalls`. This module samples threads, on the thread
+//! The decisions are in `unrecorded_polls`. This module samples threads, on the thread
 //! `marple-stalls`. Candidates are threads named like one that ran a task of an observed runtime. A
 //! thread found not to be a worker is skipped for a while.
 

@@ -9,7 +9,7 @@
 //!
 //! 1. Open incidents are never evicted.
 //! 2. If bytes are short, files between the first and the last of their form are pruned first
-//!    (`thin`).
+//!    (`prune`).
 //! 3. Then the oldest incident of the rule with the highest usage is evicted. Usage is counted in
 //!    incidents or in bytes, as the limit is.
 //! 4. The first and the last incident of each rule are evicted last.

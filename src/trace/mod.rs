@@ -19,14 +19,14 @@
 //! recorded (`task.rs`). Parks come from hooks in both cases. The manifest and the
 //! trace name the available sources.
 //!
-//! The open slices of the threads also show polls that do not return (`stalls.rs`).
+//! The open slices of the threads also show polls that do not return (`open_polls.rs`).
 //!
 //! **Spans and events** are recorded only while a session runs. Their fields are texts, and keeping
 //! those of every span for a capture that may never come is not cheap (`layer.rs`).
 //!
 //! * **Off**, each span entered, event, poll or park costs one relaxed load. No clock is read,
 //!   nothing is allocated, no field is formatted.
-//! * **On**, a thread writes 40-byte span records into its own chunks (`log.rs`): an uncontended
+//! * **On**, a thread writes 40-byte span records into its own chunks (`span_log.rs`): an uncontended
 //!   lock, one clock read, one write. The collector takes the lock of a log once, at the stop. The
 //!   thread never waits for it: a record that finds the lock taken came after the stop.
 //! * **Bounded**: rings have a fixed share (`flight.rs`). Everything else is charged at its peak

@@ -19,14 +19,14 @@
 //! never paid for at the same time.
 //!
 //! The weight of samples is determined when the profile is built. `cpu_clocks` records the CPU time
-//! that the kernel charged to each thread in a bucket or session. `strata` scales the samples of
+//! that the kernel charged to each thread in a bucket or session. `scaling` scales the samples of
 //! each name to add up to it.
 //!
 //! # Cost
 //!
 //! `perf` uses one ring per thread, 64 KiB by the arithmetic of [`perf`], and 4 MiB for all rings
 //! at 100 Hz and below. `timer` uses a pool of 2 MiB, and more if stacks are deep on many cores: at
-//! most 32 KiB per slot. The constants of `tally` bound the tables. `cargo bench --bench cpu`
+//! most 32 KiB per slot. The constants of `sample_table` bound the tables. `cargo bench --bench cpu`
 //! prints the times.
 
 mod allotment;
