@@ -97,6 +97,17 @@
 //! limits of `[store]`. Linux has every feature; other Unixes lack cgroups and all that is read
 //! from `/proc`.
 //!
+//! # Features
+//!
+//! | feature | default | content |
+//! |---|---|---|
+//! | `cpu` | yes | CPU profiles (pprof) |
+//! | `heap` | yes | heap profiles (pprof) through [`Allocator`] |
+//! | `trace` | yes | runtime traces (Perfetto), stall detection |
+//! | `http` | yes | the endpoint: status, incidents, `/debug/pprof/`, Prometheus metrics |
+//! | `jemalloc` | no | heap profiles by jemalloc's own profiler; brings no jemalloc |
+//! | `cli` | no | the command `marple`: `cargo install marple --features cli` |
+//!
 //! # Scope
 //!
 //! marple is not a continuous profiler and not a metrics system. It keeps evidence of the moments

@@ -1,7 +1,8 @@
-//! The bodies of the `marple` and `marple-capture` threads, and their recovery from panics.
+//! The body of the `marple` thread, and its recovery from panics. `capture::thread` is that of
+//! `marple-capture`.
 //!
-//! Neither thread ends by a panic. Each keeps its state (rules and budgets; the store and running
-//! captures) outside the fence. A panic costs only the iteration or command in which it occurred.
+//! The thread does not end by a panic. It keeps its state (rules and budgets) outside the fence. A
+//! panic costs only the iteration in which it occurred.
 
 use std::io;
 use std::thread;

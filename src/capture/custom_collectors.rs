@@ -4,8 +4,9 @@
 //! the capture thread:
 //!
 //! ```text
-//!  Job::Collect ─► draft, thread ──► closure ─► Output ─► draft ◄─ taken out ─ Job::Gather
-//!                                       └─ returned: CaptureResult::Collected ───────────►┘
+//!  StartCollectors ─► draft, thread ──► closure ─► CollectorOutput ─► draft
+//!                                          │                           │ taken out
+//!                     CaptureResult::Collected ─────────────────► FinishCollectors
 //! ```
 //!
 //! Neither of the agent's threads ever waits for a closure. When it returns or times out, the

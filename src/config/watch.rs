@@ -15,8 +15,8 @@
 //! - A change is reported after its quiet time. Empty settings are valid and mean "no rules".
 //!   However, an empty file is usually the first half of a slow write, so its quiet time is longer.
 //! - One thread checks all files, at most once in [`MIN_CHECK_INTERVAL`] at any event rate, and
-//!   every [`POLL_INTERVAL`] without events. This covers directories that were deleted and created again, links into
-//!   unwatched directories, and network file systems without events.
+//!   every [`POLL_INTERVAL`] without events. This covers directories that were deleted and created
+//!   again, links into unwatched directories, and network file systems without events.
 //! - The cost does not depend on other activity in these directories. notify wakes its thread for
 //!   every write to every file of a directory (version 8 has no event mask). Above the limit of
 //!   `event_rate.rs` notify is therefore stopped for a while, and the files are polled every

@@ -58,10 +58,10 @@
 //! # Accuracy
 //!
 //! The kernel checks the timer at its tick and merges pending signals, so samples are missing with
-//! many threads or above about 250 Hz; `accounting` reports how many. Values are those of the samples,
-//! not scaled. Stacks are merged by *function*: an address is that of the first of several samples
-//! with the same functions, exact to the function and not to the line. Stacks end at 128 frames
-//! including the handler's; the outermost frames are cut off.
+//! many threads or above about 250 Hz; `accounting` reports how many. Values are those of the
+//! samples, not scaled. Stacks are merged by *function*: an address is that of the first of several
+//! samples with the same functions, exact to the function and not to the line. Stacks end at 128
+//! frames including the handler's; the outermost frames are cut off.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -18,9 +18,9 @@
 //! look-back or session starts; [`CpuSession::engine`] returns it with the reason.
 //!
 //! In [`CpuMode::Wall`] a session samples all threads by wall time, running or not, to find hangs
-//! (`sampling/wall.rs`). Its samples also have the labels `state` (running, sleeping, ...) and `wait`,
-//! the kernel function in which the thread waits. The look-back of such a session still holds CPU
-//! time.
+//! (`sampling/wall.rs`). Its samples also have the labels `state` (running, sleeping, ...) and
+//! `wait`, the kernel function in which the thread waits. The look-back of such a session still
+//! holds CPU time.
 //!
 //! The value `samples` is the number of samples taken. The value `cpu` is the CPU time they stand
 //! for: the samples of all threads with one name add up to the CPU time that the kernel charged to

@@ -4,11 +4,11 @@
 //!
 //! 1. **The `Host` header.** A web page can point its name at 127.0.0.1 and then send same-site
 //!    requests to this listener (DNS rebinding). Without a token only `localhost`, loopback
-//!    addresses, the listening address and the names in `http.allowed_hosts` are accepted. An unspecified
-//!    address (`0.0.0.0`, `[::]`) is always refused: some browsers route it to loopback. With a
-//!    token the page would need the token too, so any name is accepted unless `http.allowed_hosts` is set.
-//!    A guarded nested router accepts any other IP address, because only the service has its
-//!    addresses.
+//!    addresses, the listening address and the names in `http.allowed_hosts` are accepted. An
+//!    unspecified address (`0.0.0.0`, `[::]`) is always refused: some browsers route it to
+//!    loopback. With a token the page would need the token too, so any name is accepted unless
+//!    `http.allowed_hosts` is set. A guarded nested router accepts any other IP address, because
+//!    only the service has its addresses.
 //! 2. **The origin.** A browser states it in `Origin` and `Sec-Fetch-Site`. Requests that a browser
 //!    sends on behalf of another site are refused, with or without a token.
 //! 3. **The token.** Its digest is compared with the digest of every role in constant time. A

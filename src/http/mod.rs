@@ -86,7 +86,8 @@
 //! - **Unread responses.** Go keeps any number of them. marple returns 503 beyond 64 MiB of them,
 //!   since they are the service's memory.
 //! - **Captures per day.** Beyond `budget.on_demand_captures_per_day` marple returns 429 with
-//!   `Retry-After`, since a client in a loop is a load. A continuous profiler takes a fifth of the default.
+//!   `Retry-After`, since a client in a loop is a load. A continuous profiler takes a fifth of the
+//!   default.
 //! - **`goroutine`.** It lists threads with their stacks, and with `debug=2` also the tasks,
 //!   because a task that is not running has no stack.
 //! - **`threadcreate`.** It has the number of threads without stacks. Stacks at thread creation are

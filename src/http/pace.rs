@@ -8,7 +8,8 @@
 //!
 //! Requests are admitted in the order of arrival, and a connection waits for one admission at a
 //! time. A client that floods on `n` connections thus leaves one in `n + 1` admissions to another.
-//! Waiting connections may lose their slot to new ones ([`connection_slots`](crate::http::connection_slots)).
+//! Waiting connections may lose their slot to new ones
+//! ([`connection_slots`](super::connection_slots)).
 //!
 //! Only refusals are delayed by the third limit. All peers on loopback have the same name, and a
 //! client with a wrong token must not slow down one with the right token.

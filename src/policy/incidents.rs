@@ -16,7 +16,7 @@
 //! during one command therefore cost one command, and no queue grows. A new claim joins an incident
 //! that is not closed instead of opening another beside it.
 //!
-//! Invariants, checked by the property tests below:
+//! Invariants, checked by the property tests in `tests`:
 //! - Captures run in at most one incident at a time, because each engine exists once.
 //! - An incident is closed once, and only while nothing is running.
 //! - Every opened incident is closed after [`Incidents::shut_down`].
@@ -60,7 +60,8 @@ impl Incidents {
         self.join_window = join;
     }
 
-    /// Sets whether custom collectors are registered; if not, [`CollectorSelection::All`] is a no-op.
+    /// Sets whether custom collectors are registered; if not, [`CollectorSelection::All`] is a
+    /// no-op.
     pub(crate) fn set_has_collectors(&mut self, any: bool) {
         self.has_collectors = any;
     }

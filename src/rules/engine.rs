@@ -107,8 +107,9 @@ impl Engine {
     }
 
     /// Marks a capture of the rule called `name` as running. The rule does not fire until
-    /// [`Engine::capture_ended`], unless the value becomes worse and `again` is `"worse"`. The name
-    /// identifies the rule because rules may be replaced meanwhile; an unknown name is ignored.
+    /// [`Engine::capture_ended`], unless the value becomes worse and `refire` is
+    /// `"on-worsening"`. The name identifies the rule because rules may be replaced meanwhile; an
+    /// unknown name is ignored.
     pub fn capture_started(&mut self, name: &str) {
         self.find(name).into_iter().for_each(WatchedRule::capture_started);
     }

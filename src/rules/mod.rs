@@ -29,7 +29,8 @@
 //!      `refire = "after-cooldown"`, the cooldown must be over.
 //!    - Beyond `critical` again, and the last capture was four hours ago: likewise.
 //!    - Otherwise it is a repeat. It waits for `cooldown`, doubled with each repeat of the day
-//!      (constant with `refire = "after-cooldown"`). It also needs the owner's permission ([`Admission`]).
+//!      (constant with `refire = "after-cooldown"`). It also needs the owner's permission
+//!      ([`Admission`]).
 //!
 //!    A value beyond `critical`, or nearer to a limit than at any capture of these hours, does not
 //!    wait for the gap between incidents.

@@ -4,8 +4,8 @@
 //! separate thread, `marple-stalls`, which clients reading files cannot keep busy. A stack counts
 //! only if the poll is still in progress after it was taken.
 //!
-//! Recorded polls are timed exactly. Others can only be suspected (`unrecorded_polls.rs`), and only if
-//! threads may be signaled. Both are reported the same way.
+//! Recorded polls are timed exactly. Others can only be suspected (`unrecorded_polls.rs`), and only
+//! if threads may be signaled. Both are reported the same way.
 
 use std::future;
 use std::sync::atomic::{AtomicU64, Ordering};

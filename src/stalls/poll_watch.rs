@@ -7,9 +7,9 @@
 //! often. A stall is found within 10 ms after it reaches the threshold (`recorded_polls.rs`).
 //!
 //! After 500 ms without a poll, the detector arms a wake-up that the next poll triggers
-//! (`trace::open_polls`), checks once more at the usual time, and sleeps. One race is left: a thread reads
-//! the epoch word before the wake-up bit is set, is preempted there, and does not show its poll
-//! until a threshold later. The detector finds such a poll within 2 s.
+//! (`trace::open_polls`), checks once more at the usual time, and sleeps. One race is left: a
+//! thread reads the epoch word before the wake-up bit is set, is preempted there, and does not show
+//! its poll until a threshold later. The detector finds such a poll within 2 s.
 //!
 //! On a machine with more work than cores the detector itself can run late. A late check also reads
 //! the polls that ended in the meantime from the rings. So every poll above the threshold is

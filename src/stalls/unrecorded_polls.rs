@@ -16,15 +16,16 @@
 //!   once, after the threshold, to distinguish a poll from a parked worker.
 //! - **Every sample shows the same task**, for the threshold and for at least
 //!   [`MAX_BATCH_DURATION`], and for longer than the worker's last batches. [`MAX_BATCH_DURATION`]
-//!   is the longest time that 61 polls of one task can take without a stall. A stack identifies the poll by the frames outside of the task's own
-//!   code and by their contents, above all the task's address. This distinguishes tasks, but not
-//!   two polls of one task. Samples are taken at irregular times, so that alternating tasks are not
-//!   mistaken for one. Time in which the thread waited for a core is not counted.
+//!   is the longest time that 61 polls of one task can take without a stall. A stack identifies the
+//!   poll by the frames outside of the task's own code and by their contents, above all the task's
+//!   address. This distinguishes tasks, but not two polls of one task. Samples are taken at
+//!   irregular times, so that alternating tasks are not mistaken for one. Time in which the thread
+//!   waited for a core is not counted.
 //!
-//! A sample costs 0.1 to 0.5 ms, so the whole search is limited by a CPU budget (`search_budget.rs`).
-//! Samples based on a mere hint are taken only while the budget exceeds a reserve. Suspicions with
-//! evidence may use the reserve: a thread that sleeps, a thread seen twice in the same poll, a
-//! worker without progress for longer than its batches usually take.
+//! A sample costs 0.1 to 0.5 ms, so the whole search is limited by a CPU budget
+//! (`search_budget.rs`). Samples based on a mere hint are taken only while the budget exceeds a
+//! reserve. Suspicions with evidence may use the reserve: a thread that sleeps, a thread seen twice
+//! in the same poll, a worker without progress for longer than its batches usually take.
 //!
 //! So some stalls are missed:
 //!

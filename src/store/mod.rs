@@ -3,9 +3,10 @@
 //!
 //! ```text
 //! Store::open ── lock, check, sweep, mark ──> Store
-//!   begin ──> IncidentDir ── draft ──> Draft: io::Write ── commit ──> Artifact
-//!                         ── update ──> incident.json
-//!   retain ──> Retained            index, find, open_artifact ──> Entry, File
+//!   create_incident ──> IncidentDir ── draft ──> ArtifactDraft: io::Write ── commit ──> Artifact
+//!                                   ── update ──> incident.json
+//!   enforce_limits ──> RetentionReport
+//!   list_incidents, find, open_artifact ──> IncidentEntry, File
 //! ```
 //!
 //! Invariants. They hold at every instant, also if the process is killed or the machine loses

@@ -1,4 +1,4 @@
-//! Conversion of the threads' logs, the rings and the ledger to a [`Timeline`].
+//! Conversion of the threads' logs, the rings and the process events to a [`Timeline`].
 //!
 //! Logs are consumed chunk by chunk into a vector reserved in advance; each chunk is freed once
 //! converted. Record and event both exist for at most one chunk, which is why the budget charges

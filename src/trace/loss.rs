@@ -18,7 +18,7 @@ pub(super) enum LossCause {
     Reentrant,
     /// Fields of a span or an event: too many of them, or no room for their texts.
     Fields,
-    /// The ledger's share is used up.
+    /// The share of process events is used up.
     ProcessEventsFull,
     /// A gauge that is infinite or not a number.
     NotFinite,

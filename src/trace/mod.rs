@@ -8,7 +8,7 @@
 //! wrapped futures ┴─> the thread's rings ──> flight: window before + what follows ─┐
 //!                                                                                  ├─> Timeline
 //! tracing layer ── begin, end, instant ────> the thread's log ──> assemble ────────┤
-//! agent ── vitals, instants ───────────────> the ledger ───────────────────────────┘
+//! agent ── vitals, instants ───────────────> process events ───────────────────────┘
 //! ```
 //!
 //! **Polls and parks** go into ring buffers (`thread.rs`, `ring.rs`), by default all the time. An
@@ -16,8 +16,8 @@
 //! encoded, and the ring overwrites its oldest records. So a capture includes the seconds before it
 //! (`flight.rs`). The source of polls depends on the build. Under `--cfg tokio_unstable`, tokio's
 //! hooks report every poll of every task (`unstable.rs`). Otherwise only wrapped futures are
-//! recorded (`task.rs`). Parks come from hooks in both cases. The manifest and the
-//! trace name the available sources.
+//! recorded (`task.rs`). Parks come from hooks in both cases. The manifest and the trace name the
+//! available sources.
 //!
 //! The open slices of the threads also show polls that do not return (`open_polls.rs`).
 //!
@@ -26,15 +26,16 @@
 //!
 //! * **Off**, each span entered, event, poll or park costs one relaxed load. No clock is read,
 //!   nothing is allocated, no field is formatted.
-//! * **On**, a thread writes 40-byte span records into its own chunks (`span_log.rs`): an uncontended
-//!   lock, one clock read, one write. The collector takes the lock of a log once, at the stop. The
-//!   thread never waits for it: a record that finds the lock taken came after the stop.
+//! * **On**, a thread writes 40-byte span records into its own chunks (`span_log.rs`): an
+//!   uncontended lock, one clock read, one write. The collector takes the lock of a log once, at
+//!   the stop. The thread never waits for it: a record that finds the lock taken came after the
+//!   stop.
 //! * **Bounded**: rings have a fixed share (`flight.rs`). Everything else is charged at its peak
 //!   cost. The peak is in building the `Timeline`, not in recording (`budget.rs`). So memory use
 //!   does not double at the stop of a capture, when the process may be short of memory. Data beyond
-//!   the budget is counted by cause in the timeline's losses. One eighth is reserved for the
-//!   ledger, so that a flood of spans does not displace the vitals or the trigger. The ledger
-//!   starts with the vitals of the two minutes before.
+//!   the budget is counted by cause in the timeline's losses. One eighth is reserved for process
+//!   events, so that a flood of spans does not displace the vitals or the trigger. They start with
+//!   the vitals of the two minutes before.
 //! * **Consistent**: a span's begin record also pays for its end, so every recorded slice that
 //!   ended has an end. A lost begin also drops its end. Spans open at the session's start are found
 //!   at their end and shown from the session's start. A span that neither begins nor ends during

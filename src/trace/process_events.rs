@@ -1,7 +1,8 @@
 //! Records of the process as a whole: vitals as counters, and instants such as the trigger.
 //!
-//! The agent writes a few of them a second, so a vector under a lock suffices. The ledger has its
-//! own share of the memory, because all other data is interpreted with the help of these tracks.
+//! The agent writes a few of them a second, so a vector under a lock suffices. They have
+//! their own share of the memory, because all other data is interpreted with the help of these
+//! tracks.
 
 use crate::base::sync::Mutex;
 use std::sync::{Arc, PoisonError};
@@ -95,7 +96,7 @@ pub(super) struct ProcessEvents {
 }
 
 impl ProcessEvents {
-    /// Creates an empty ledger that may use `left` bytes.
+    /// Creates an empty list that may use `left` bytes.
     pub(super) fn new(remaining: usize) -> Self {
         Self { remaining, values: Vec::new(), instants: Vec::new(), counts: LossCounts::default() }
     }
@@ -170,7 +171,7 @@ pub fn record_vitals(vitals: &Vitals) {
     }
 }
 
-/// Fills the ledger of a new session with the vitals from before it, using at most half of its
+/// Fills the list of a new session with the vitals from before it, using at most half of its
 /// memory.
 pub(super) fn add_recent_vitals(shared: &recorder::RecorderState) {
     let recent = RECENT_VITALS.lock().unwrap_or_else(PoisonError::into_inner);

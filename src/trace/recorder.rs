@@ -132,8 +132,8 @@ pub(super) fn session() -> Option<u64> {
     (session != 0).then_some(session)
 }
 
-/// Starts a session. Returns `None` if one is running. The threads may use `threads` bytes, the
-/// ledger `process` bytes.
+/// Starts a session. Returns `None` if one is running. The threads may use `thread_bytes`, the
+/// process events `process_bytes`.
 pub(super) fn start(thread_bytes: usize, process_bytes: usize) -> Option<Arc<RecorderState>> {
     let mut running = lock(&RUNNING);
     if running.shared.is_some() {

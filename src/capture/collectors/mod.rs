@@ -2,8 +2,8 @@
 //!
 //! Collectors depend neither on each other nor on this module. Their differences are handled in one
 //! small file each: heap profiles are taken at both ends, traces include the vitals. `absent.rs`
-//! replaces a collector that is not built in and has the same interface, so no other module of the
-//! agent checks the features of collectors.
+//! replaces a collector that is not built in and has the same interface, so no other module
+//! checks the features of collectors.
 
 use std::io;
 

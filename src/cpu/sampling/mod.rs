@@ -26,8 +26,8 @@
 //!
 //! `perf` uses one ring per thread, 64 KiB by the arithmetic of [`perf`], and 4 MiB for all rings
 //! at 100 Hz and below. `timer` uses a pool of 2 MiB, and more if stacks are deep on many cores: at
-//! most 32 KiB per slot. The constants of `sample_table` bound the tables. `cargo bench --bench cpu`
-//! prints the times.
+//! most 32 KiB per slot. The constants of `sample_table` bound the tables.
+//! `cargo bench --bench cpu` prints the times.
 
 mod allotment;
 mod engine;
