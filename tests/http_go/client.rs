@@ -129,7 +129,7 @@ fn allocs() {
     let service = Service::start();
     assert_contains(
         &fetch(&["-top"], &service.pprof_url("allocs")),
-        &["Type: alloc_space", "keep_sixty"],
+        &["Type: alloc_space", "allocate_64_mib"],
     );
 }
 
