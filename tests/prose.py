@@ -50,7 +50,7 @@ def literals(path):
     tests = text.find("#[cfg(test)]\nmod tests {")
     text = text[:tests] if tests >= 0 else text
     text = re.sub(r"(?m)^\s*//.*$", lambda m: " " * len(m.group(0)), text)
-    for m in re.finditer(r'"((?:\\.|[^"\\])*)"', text):
+    for m in re.finditer(r'"((?:\\.|[^"\\])*)"', text, re.S):
         # `{name}` is an identifier.
         yield text.count("\n", 0, m.start()) + 1, re.sub(r"\{[^}]*\}", "", m.group(1))
 

@@ -317,7 +317,7 @@ impl ProcessMemory {
             ))?;
         }
         out.comment(
-            "process: besides the profile's total, resident memory includes allocator overhead, \
+            "process: in addition to the profile's total, resident memory includes allocator overhead, \
              freed memory kept for reuse, stacks, code, mapped files and allocations of C code; \
              allocations that were never written to are not resident",
         )
