@@ -16,6 +16,7 @@ fn settings_in(dir: &TempDir) -> Settings {
 
 #[test]
 fn shutdown_writes_running_captures_and_closes_incident() {
+    let _serial = host::serial_guard();
     let dir = TempDir::new().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let handle = runtime.block_on(async {
@@ -47,6 +48,7 @@ fn shutdown_writes_running_captures_and_closes_incident() {
 
 #[test]
 fn drop_in_async_code_leaves_the_shutdown_to_the_agents_threads() {
+    let _serial = host::serial_guard();
     let dir = TempDir::new().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -62,6 +64,7 @@ fn drop_in_async_code_leaves_the_shutdown_to_the_agents_threads() {
 
 #[test]
 fn errors_tell_their_kind() {
+    let _serial = host::serial_guard();
     let dir = TempDir::new().unwrap();
     let agent = Builder::from_settings(settings_in(&dir)).start().unwrap();
     let second = Builder::from_settings(settings_in(&dir)).start().map(drop).unwrap_err();

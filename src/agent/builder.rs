@@ -19,8 +19,7 @@ use super::threads::run_agent_thread;
 use crate::agent::singleton::Agent;
 use crate::agent::state::{AgentState, InitialState};
 use crate::base::{Clock, Error, ErrorKind, SystemClock, log, panics, spare, warnings};
-use crate::capture::callbacks;
-use crate::capture::callbacks::{Callback, CallbackSender, IncidentEvent};
+use crate::capture::callbacks::{self, Callback, CallbackSender, IncidentEvent};
 use crate::capture::collectors;
 use crate::capture::custom_collectors::{
     CollectorOptions, CollectorOutput, CollectorResult, Collectors,

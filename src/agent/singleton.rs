@@ -15,6 +15,18 @@ use super::run::SHUTDOWN_TIMEOUT;
 use crate::base::{Error, log};
 use crate::capture::own_thread::side_thread;
 
+/// Maximum time a shutdown waits for the last log lines to be consumed.
+const LOG_FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Maximum time of a shutdown: that of the loop, and a second for the capture thread.
+const SHUTDOWN_LIMIT: Duration = SHUTDOWN_TIMEOUT.saturating_add(Duration::from_secs(1));
+
+/// Maximum time that a drop within async code blocks its thread.
+const ASYNC_DROP_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// Interval between two checks of a shutdown's progress.
+const STEP: Duration = Duration::from_millis(20);
+
 /// A running marple agent. Dropping it stops everything: running captures are stopped and written,
 /// open incidents are closed.
 ///
@@ -35,21 +47,7 @@ impl Agent {
     pub fn handle(&self) -> AgentHandle {
         self.handle.clone()
     }
-}
 
-/// Maximum time a shutdown waits for the last log lines to be consumed.
-const LOG_FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
-
-/// Maximum time of a shutdown: that of the loop, and a second for the capture thread.
-const SHUTDOWN_LIMIT: Duration = SHUTDOWN_TIMEOUT.saturating_add(Duration::from_secs(1));
-
-/// Maximum time that a drop within async code blocks its thread.
-const ASYNC_DROP_TIMEOUT: Duration = Duration::from_millis(250);
-
-/// Interval between two checks of a shutdown's progress.
-const STEP: Duration = Duration::from_millis(20);
-
-impl Agent {
     /// Stops the agent: running captures are stopped and written, open incidents are closed. Takes
     /// as long as the writing, at most 6 seconds, and blocks no thread of the executor.
     ///
@@ -63,7 +61,7 @@ impl Agent {
         let thread = side_thread("marple-shutdown");
         let mut agent = self;
         let stopped = thread.run(move || agent.stop(SHUTDOWN_LIMIT)).await;
-        // Without the thread the agent was dropped, which stops it too.
+        // Without the thread the agent was dropped with the closure, which requests its end.
         stopped.unwrap_or(Err(AgentError::Stopped)).map_err(Error::from)
     }
 

@@ -8,8 +8,7 @@ use std::io::Write;
 
 use crate::base::failure::{catch_panic, error_chain, panic_message};
 use crate::base::{Bytes, Clock, TimeAnchor, panics};
-use crate::capture::collectors;
-use crate::capture::collectors::{CaptureFailure, Collector, Evidence, Unavailable};
+use crate::capture::collectors::{self, CaptureFailure, Collector, Evidence, Unavailable};
 use crate::capture::messages::{OnDemandTask, ResultSender};
 use crate::capture::on_demand_encoder::{Encoder, RawProfile};
 use crate::codec::go_debug;

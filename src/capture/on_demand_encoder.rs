@@ -14,8 +14,7 @@ use std::thread::{self, JoinHandle};
 
 use crate::base::failure::{catch_panic, panic_message};
 use crate::base::{panics, warnings};
-use crate::capture::collectors;
-use crate::capture::collectors::Evidence;
+use crate::capture::collectors::{self, Evidence};
 use crate::capture::messages::{CaptureResult, ResultSender};
 use crate::capture::profile_response::{encode, profile_error};
 use crate::os;

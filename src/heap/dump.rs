@@ -29,8 +29,7 @@ use super::{Error, ProfilerExclusion, exclude_current_thread, is_installed, rate
 use crate::base::Bytes;
 use crate::model::{Losses, Mapping, Marker, ValueType};
 use crate::os::images;
-use crate::unwind;
-use crate::unwind::MAX_FRAMES;
+use crate::unwind::{self, MAX_FRAMES};
 
 /// Number of sites summed in one sweep: 384 KiB. A sweep of 100,000 records takes about 1 ms.
 const SITES_PER_SWEEP: usize = 1 << 14;

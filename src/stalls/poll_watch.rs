@@ -18,11 +18,11 @@
 //! Stalls of polls that are not recorded are inferred from runtime counters
 //! (`unrecorded_polls.rs`).
 
-use crate::base::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::base::sync::Mutex;
 use crate::base::{Clock, Moment, SystemClock, standstill};
 use crate::model::{Calibration, RawSlice};
 use crate::os::clock::cycle_clock;
@@ -53,7 +53,7 @@ pub(crate) struct LongPoll {
     /// `true` if the poll was still in progress at the check.
     pub(crate) is_running: bool,
     owner_id: u64,
-    /// Start in ticks; valid only while `running` is `true`.
+    /// Start in ticks; valid only while `is_running` is `true`.
     start_tick: u64,
 }
 
