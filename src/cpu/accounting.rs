@@ -34,6 +34,15 @@ pub(super) fn report_losses(
         cpu_time.as_secs_f64(),
         lost + missing
     ));
+    let excess = excess_samples(expected, recorded);
+    if excess > 0 {
+        profile.comments.push(format!(
+            "{excess} samples ({:.1} %) more than the CPU time accounts for: the sampling clock may \
+             also run while a hypervisor runs other guests, and threads that ended before the end \
+             of the capture are not corrected for it",
+            100.0 * excess as f64 / expected.max(1) as f64
+        ));
+    }
     profile.losses.add(cause, missing);
 }
 
@@ -42,15 +51,26 @@ fn expected_samples(cpu_time: Duration, frequency: Hertz) -> u64 {
     u64::try_from(samples).unwrap_or(u64::MAX)
 }
 
-/// Returns `expected - got`, or 0 if the difference is within the noise.
+/// Returns `expected - recorded`, or 0 if the difference is within the noise.
 fn missing_samples(expected: u64, recorded: u64) -> u64 {
-    let shortfall = expected.saturating_sub(recorded);
-    if shortfall > NOISE_SAMPLES + expected / NOISE_DIVISOR { shortfall } else { 0 }
+    significant(expected.saturating_sub(recorded), expected)
+}
+
+/// Returns `recorded - expected`, or 0 if the difference is within the noise.
+fn excess_samples(expected: u64, recorded: u64) -> u64 {
+    significant(recorded.saturating_sub(expected), expected)
+}
+
+fn significant(difference: u64, expected: u64) -> u64 {
+    if difference > NOISE_SAMPLES + expected / NOISE_DIVISOR { difference } else { 0 }
 }
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+
     use super::*;
+    use crate::model::ValueType;
 
     #[test]
     fn expected_samples_follow_cpu_time() {
@@ -67,5 +87,20 @@ mod tests {
             assert_eq!(missing_samples(expected, got), lost, "{got} of {expected}");
         }
         assert_eq!((missing_samples(1000, 993), missing_samples(1000, 992)), (0, 8));
+    }
+
+    #[test]
+    fn excess_beyond_noise_is_stated_in_a_comment() {
+        let comments = |recorded| {
+            let time = ValueType { name: "cpu", unit: "nanoseconds" };
+            let mut profile = Profile::new(&[time], time, 1, Timestamp::UNIX_EPOCH);
+            let second = Duration::from_secs(1);
+            report_losses(&mut profile, second, Hertz(1000), recorded, 0, "missing");
+            assert!(profile.losses.is_empty(), "{:?}", profile.losses);
+            profile.comments
+        };
+        assert_eq!(comments(1007).len(), 1, "within the noise");
+        let stated = comments(1048);
+        assert!(stated[1].starts_with("48 samples (4.8 %) more than the CPU time"), "{stated:?}");
     }
 }
