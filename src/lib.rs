@@ -106,6 +106,7 @@
 //! | `trace` | yes | runtime traces (Perfetto), stall detection |
 //! | `http` | yes | the endpoint: status, incidents, `/debug/pprof/`, Prometheus metrics |
 //! | `jemalloc` | no | heap profiles by jemalloc's own profiler; brings no jemalloc |
+//! | `pprof` | no | the CPU engine of the crate `pprof` on Linux, for comparison |
 //! | `cli` | no | the command `marple`: `cargo install marple --features cli` |
 //!
 //! # Scope

@@ -13,6 +13,7 @@ pub(crate) mod panic_log;
 #[cfg(test)]
 pub(crate) mod panicking_clock;
 pub(crate) mod panics;
+pub(crate) mod random;
 mod reading;
 pub(crate) mod retry;
 pub(crate) mod side_thread;

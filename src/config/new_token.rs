@@ -10,14 +10,15 @@ use serde::{Deserialize, Deserializer};
 
 use super::secret::Secret;
 use super::value;
+use crate::base::random::random_bits;
 use crate::base::warnings;
 
 const TOPIC: &str = "http.token_file";
 
 /// Reads the token in a file, which is created with a new token if it is missing.
 ///
-/// If it cannot be created, the result is a random token that no client has. The service starts,
-/// and the endpoint refuses all requests instead of accepting all.
+/// If it cannot be created, the result is a secret that no token matches. The service starts, and
+/// the endpoint refuses all requests instead of accepting all.
 pub(super) fn read_or_create<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Secret, D::Error> {
@@ -32,7 +33,7 @@ pub(super) fn read_or_create<'de, D: Deserializer<'de>>(
                  Unix socket"
             ),
         );
-        return Ok(Secret::new(generate_token()));
+        return Ok(Secret::unmatchable());
     }
     warnings::clear(TOPIC);
     value::token_file(StringDeserializer::new(path.to_string_lossy().into_owned()))
@@ -51,13 +52,14 @@ fn create_if_missing(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
         file => file?,
     };
-    let written = writeln!(file, "{}", generate_token()).and_then(|()| file.sync_all());
+    let written =
+        generate_token().and_then(|token| writeln!(file, "{token}")).and_then(|()| file.sync_all());
     written.inspect_err(|_| drop(std::fs::remove_file(path)))
 }
 
-/// Returns 160 random bits in 52 characters: the random parts of two ULIDs.
-fn generate_token() -> String {
-    format!("{}{}", ulid::Ulid::generate(), ulid::Ulid::generate())
+/// Returns 256 random bits in 64 hexadecimal digits.
+fn generate_token() -> io::Result<String> {
+    Ok(format!("{:032x}{:032x}", random_bits()?, random_bits()?))
 }
 
 #[cfg(test)]
@@ -79,7 +81,7 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(token, Secret::new(text.trim_end()));
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(text.len() >= 52, "{text}");
+        assert_eq!(text.trim_end().len(), 64, "{text}");
         assert_eq!(read(&path), token);
     }
 
@@ -88,7 +90,7 @@ mod tests {
         // A file cannot be created below a regular file.
         let file = tempfile::NamedTempFile::new().unwrap();
         let path = file.path().join("token");
-        assert_ne!(read(&path), read(&path));
+        assert_eq!(read(&path), Secret::unmatchable());
         let text =
             warnings::list().into_iter().find(|warning| warning.topic == TOPIC).unwrap().text;
         assert!(text.contains("rejects all requests"), "{text}");

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use sha2::{Digest, Sha256};
+use hmac_sha256::Hash;
 
 /// A token that can be verified but not recovered. Only its SHA-256 is kept, and `Debug` does not
 /// print it.
@@ -17,7 +17,12 @@ impl Secret {
     pub fn new(token: impl AsRef<str>) -> Self {
         let token = token.as_ref();
         let sendable = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
-        Self { digest: Sha256::digest(token).into(), sendable }
+        Self { digest: Hash::hash(token.as_bytes()), sendable }
+    }
+
+    /// Returns a secret that no token matches: none with this SHA-256 is known.
+    pub(super) const fn unmatchable() -> Self {
+        Self { digest: [0; 32], sendable: true }
     }
 
     /// Returns a secret that matches the token with this SHA-256, or `None` unless `hex` has 64

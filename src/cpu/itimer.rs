@@ -1,4 +1,4 @@
-//! The portable engine: the unmodified `pprof` crate 0.15.
+//! The portable engine: the unmodified `pprof` crate, 0.15.0 or a compatible version.
 //!
 //! One `ITIMER_PROF` for the process sends SIGPROF to a running thread. The crate's handler unwinds
 //! that thread with the process's unwinder and counts the stack in the crate's table. marple reads
@@ -24,12 +24,14 @@
 //!   handler other than the crate's ([`Error::SigprofInUse`]). If the host installs one during a
 //!   session, the host's handler is used, the session gets no samples, and the handler is lost when
 //!   the session ends.
-//! - *A signal may be pending at the stop.* Version 0.15.0 stops the timer and then ignores
-//!   SIGPROF, which also discards a pending signal. No signal meets the default action, which
-//!   kills. (Later versions restore the previous action, that is, the default: tikv/pprof-rs#288.
-//!   Hence the `=` in Cargo.toml; a test checks the claim.) SIGPROF stays ignored, and programs
-//!   that the host executes later inherit that. One case cannot be prevented here: a host that
-//!   replaces itself by `exec` during a session keeps the timer, loses the handler and is killed.
+//! - *A signal may be pending at the stop.* Version 0.15.0 leaves SIGPROF ignored at its stop, later
+//!   ones restore the previous action (tikv/pprof-rs#288). That is the default action in most
+//!   programs, and a signal that meets it kills the process. So this engine disarms the timer and
+//!   ignores SIGPROF, which discards a pending signal, before the crate's guard is dropped
+//!   ([`silence_itimer`](os::sigprof::silence_itimer)). No version of the crate can restore an
+//!   action that meets a signal of this timer. With 0.15.0 SIGPROF stays ignored, and programs that
+//!   the host executes later inherit that. One case cannot be prevented here: a host that replaces
+//!   itself by `exec` during a session keeps the timer, loses the handler and is killed.
 //! - *Its handler unwinds through the process's unwinder.* If the unwinder takes a lock, the
 //!   interrupted code may hold it. The result is a deadlock (seen on glibc 2.31 at 99 Hz) or a
 //!   crash, because the walk reads a list under modification. The engine starts only if the
@@ -93,7 +95,10 @@ const MISSING_SAMPLES_CAUSE: &str =
 pub(super) const REQUIRED_MEMORY: Bytes = Bytes::mib(192);
 
 pub(super) struct ItimerEngine {
-    guard: ProfilerGuard<'static>,
+    /// Present until `Drop`.
+    guard: Option<ProfilerGuard<'static>>,
+    /// Start address of the crate's signal handler.
+    handler: u64,
     frequency: Hertz,
     anchor: TimeAnchor,
     /// Time of the first possible sample.
@@ -130,15 +135,21 @@ impl ItimerEngine {
             .build()
             .map_err(engine_error)?;
         let started = anchor.moment + build_started.elapsed();
-        Ok(Self { guard, frequency, anchor, started, cpu_time_at_start: cpu_time() })
+        Ok(Self {
+            guard: Some(guard),
+            handler: os::sigprof::handler_address(),
+            frequency,
+            anchor,
+            started,
+            cpu_time_at_start: cpu_time(),
+        })
     }
-}
 
-impl ItimerEngine {
     /// Stops the recording at `now` and returns the profile.
     pub(super) fn stop(self, now: Moment) -> Result<Profile, Error> {
         let cpu_time = cpu_time().saturating_sub(self.cpu_time_at_start);
-        let report = self.guard.report().build_unresolved().map_err(engine_error)?;
+        let guard = self.guard.as_ref().ok_or(Error::Busy)?;
+        let report = guard.report().build_unresolved().map_err(engine_error)?;
         let period = 1_000_000_000 / i64::from(self.frequency.get());
         let mut profile = Profile::new(
             &[SAMPLES_TYPE, CPU_TYPE],
@@ -153,7 +164,7 @@ impl ItimerEngine {
              function, not to the line",
             self.frequency
         ));
-        let recorded = add_samples(&mut profile, &report);
+        let recorded = add_samples(&mut profile, &report, self.handler);
         accounting::report_losses(
             &mut profile,
             cpu_time,
@@ -172,13 +183,19 @@ impl ItimerEngine {
     }
 }
 
+impl Drop for ItimerEngine {
+    fn drop(&mut self) {
+        os::sigprof::silence_itimer();
+        drop(self.guard.take());
+    }
+}
+
 fn engine_error(source: pprof::Error) -> Error {
     Error::Engine { engine: ENGINE_NAME, source: source.into() }
 }
 
 /// Adds the recorded samples to `profile` in a deterministic order and returns their number.
-fn add_samples(profile: &mut Profile, report: &UnresolvedReport) -> u64 {
-    let handler = os::sigprof::pprof_handler();
+fn add_samples(profile: &mut Profile, report: &UnresolvedReport, handler: u64) -> u64 {
     let mut counts: BTreeMap<(String, Vec<u64>), i64> = BTreeMap::new();
     for (unresolved, &count) in &report.data {
         let count = i64::try_from(count).unwrap_or(i64::MAX);

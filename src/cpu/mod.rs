@@ -10,7 +10,8 @@
 //! engine  how it samples                                       where
 //! perf    one perf event per thread, no signal                 Linux that allows perf_event_open
 //! timer   one CPU-clock timer per thread, which sends SIGPROF  other Linux: most containers
-//! pprof   the `pprof` crate: one timer for the process         other systems, and for comparison
+//! pprof   the `pprof` crate: one timer for the process         other systems; Linux with the
+//!                                                              feature `pprof`, for comparison
 //! ```
 //!
 //! `perf` and `timer` share the module `sampling`, which unwinds and counts stacks outside of the
@@ -63,6 +64,7 @@
 
 mod accounting;
 pub mod error;
+#[cfg(any(not(target_os = "linux"), feature = "pprof"))]
 mod itimer;
 pub mod options;
 #[cfg(target_os = "linux")]
@@ -79,6 +81,7 @@ use std::sync::{Arc, PoisonError, Weak};
 
 use crate::base::{Bytes, Hertz, Moment, ProcessBound, TimeAnchor};
 use crate::model::{CpuEngine, CpuMode, Profile};
+#[cfg(any(not(target_os = "linux"), feature = "pprof"))]
 use itimer::ItimerEngine;
 use sampling::{CpuRecorder, WallRecorder};
 
@@ -148,7 +151,7 @@ impl Lookback {
     pub fn start(options: &Options) -> Result<Option<Self>, Error> {
         options.validate()?;
         let is_off = options.lookback_frequency == Hertz(0) || options.lookback.is_zero();
-        if is_off || options.engine == CpuEngine::Pprof || cfg!(not(target_os = "linux")) {
+        if is_off || uses_itimer(options.engine) {
             return Ok(None);
         }
         Ok(Some(Self(RecorderHandle::get_or_start(options)?)))
@@ -173,6 +176,7 @@ pub struct CpuSession {
 
 enum RunningSampler {
     Recorder(RecorderHandle),
+    #[cfg(any(not(target_os = "linux"), feature = "pprof"))]
     Itimer(ItimerEngine),
     Wall(WallRecorder),
 }
@@ -180,12 +184,13 @@ enum RunningSampler {
 impl CpuSession {
     /// Returns the free memory that a session of `engine` needs to be harmless.
     pub const fn required_memory(engine: CpuEngine) -> Bytes {
-        match engine {
-            CpuEngine::Pprof => itimer::REQUIRED_MEMORY,
-            _ if cfg!(not(target_os = "linux")) => itimer::REQUIRED_MEMORY,
-            // Rings, table and the resulting profile, all full. Typical use is a tenth of it.
-            _ => Bytes::mib(16),
+        #[cfg(any(not(target_os = "linux"), feature = "pprof"))]
+        if uses_itimer(engine) {
+            return itimer::REQUIRED_MEMORY;
         }
+        let _ = engine;
+        // Rings, table and the resulting profile, all full. Typical use is a tenth of it.
+        Bytes::mib(16)
     }
 
     /// Starts recording the whole process with the best available engine, `frequency` times per
@@ -207,26 +212,32 @@ impl CpuSession {
     pub fn start_with_options(options: &Options, anchor: TimeAnchor) -> Result<Self, Error> {
         options.validate()?;
         let token = SessionToken::try_acquire().ok_or(Error::Busy)?;
-        let (engine, lookback, running);
+        let session = |running, engine, lookback: Option<Profile>| Self {
+            running: ProcessBound::new(running),
+            engine,
+            lookback: lookback.map(Box::new),
+            _token: token,
+        };
         if options.mode == CpuMode::Wall {
             // The look-back continues: it samples CPU time with its own engine.
             let recorder = WallRecorder::start(options, anchor)?;
             let window = |handle: RecorderHandle| handle.recorder()?.take_window(anchor);
-            lookback = RecorderHandle::existing().and_then(window).map(Box::new);
-            engine = WallRecorder::engine(options);
-            running = RunningSampler::Wall(recorder);
-        } else if options.engine == CpuEngine::Pprof || cfg!(not(target_os = "linux")) {
-            running = RunningSampler::Itimer(ItimerEngine::start(options.frequency, anchor)?);
-            (engine, lookback) = (itimer::ENGINE_NAME.to_owned(), None);
-        } else {
-            let session_options = Options { lookback_frequency: Hertz(0), ..options.clone() };
-            let handle = RecorderHandle::get_or_start(&session_options)?;
-            let recorder = handle.recorder().ok_or(Error::Busy)?;
-            lookback = recorder.begin_session(options.frequency, anchor)?.map(Box::new);
-            engine = recorder.engine();
-            running = RunningSampler::Recorder(handle);
+            let lookback = RecorderHandle::existing().and_then(window);
+            let engine = WallRecorder::engine(options);
+            return Ok(session(RunningSampler::Wall(recorder), engine, lookback));
         }
-        Ok(Self { running: ProcessBound::new(running), engine, lookback, _token: token })
+        #[cfg(any(not(target_os = "linux"), feature = "pprof"))]
+        if uses_itimer(options.engine) {
+            let itimer = ItimerEngine::start(options.frequency, anchor)?;
+            let engine = itimer::ENGINE_NAME.to_owned();
+            return Ok(session(RunningSampler::Itimer(itimer), engine, None));
+        }
+        let session_options = Options { lookback_frequency: Hertz(0), ..options.clone() };
+        let handle = RecorderHandle::get_or_start(&session_options)?;
+        let recorder = handle.recorder().ok_or(Error::Busy)?;
+        let lookback = recorder.begin_session(options.frequency, anchor)?;
+        let engine = recorder.engine();
+        Ok(session(RunningSampler::Recorder(handle), engine, lookback))
     }
 
     /// Returns the engine and the reason for its selection.
@@ -251,6 +262,7 @@ impl CpuSession {
             return Err(Error::Forked);
         }
         match self.running.take() {
+            #[cfg(any(not(target_os = "linux"), feature = "pprof"))]
             Some(RunningSampler::Itimer(itimer)) => itimer.stop(now),
             Some(RunningSampler::Wall(wall)) => wall.stop(now),
             Some(RunningSampler::Recorder(handle)) => {
@@ -267,6 +279,12 @@ impl Drop for CpuSession {
             let _ = handle.recorder().and_then(|recorder| recorder.end_session(Moment::default()));
         }
     }
+}
+
+/// Returns `true` if sessions with `engine` use the `pprof` crate. On Linux without the feature
+/// `pprof`, its name means the best engine, as `auto` does.
+const fn uses_itimer(engine: CpuEngine) -> bool {
+    cfg!(not(target_os = "linux")) || cfg!(feature = "pprof") && matches!(engine, CpuEngine::Pprof)
 }
 
 /// Exclusive permission to run a session in this process.

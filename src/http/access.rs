@@ -22,7 +22,7 @@ use std::net::IpAddr;
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue};
-use sha2::{Digest, Sha256};
+use hmac_sha256::Hash;
 use subtle::ConstantTimeEq;
 
 use crate::config::{HttpSettings, Listen, Secret};
@@ -148,7 +148,7 @@ impl Access {
             return Ok(RequestOrigin { role: AccessRole::Control, is_proven });
         };
         let token = bearer_token(&request.headers);
-        let digest = Sha256::digest(token.unwrap_or_default());
+        let digest = Hash::hash(token.unwrap_or_default());
         let mut role = None;
         for (token_role, expected) in tokens {
             let is_match = bool::from(digest.as_slice().ct_eq(&expected[..]));

@@ -11,6 +11,7 @@ use axum::http::header::{
 };
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use hmac_sha256::Hash;
 
 use super::archive::IncidentArchive;
 use super::chunks::{self, CHUNK_BYTES, ChunkSource};
@@ -161,9 +162,7 @@ fn read_error(location: &Location, source: io::Error) -> store::Error {
 }
 
 fn compute_etag(file: &mut File) -> io::Result<String> {
-    use sha2::{Digest, Sha256};
-
-    let mut hash = Sha256::new();
+    let mut hash = Hash::new();
     let mut buffer = vec![0; CHUNK_BYTES];
     loop {
         match file.read(&mut buffer)? {

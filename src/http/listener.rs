@@ -23,6 +23,7 @@ use tokio::time;
 use super::pace::RateLimiter;
 use super::{Peer, connection, listener_router};
 use crate::agent::{AgentHandle, NotInherited, Service};
+use crate::base::random::ulid_at;
 use crate::base::retry::RetryBackoff;
 use crate::base::spare::{self, DescriptorNeed, OpenError};
 use crate::base::{Error, log, panics, warnings};
@@ -298,8 +299,7 @@ fn bind_unix(path: &Path) -> io::Result<BoundListener> {
     // bind(2) takes no mode, and the umask applies to the whole process. The socket is therefore
     // bound in a private directory, given its mode, and then moved to its path.
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let private_dir =
-        parent.unwrap_or(Path::new(".")).join(format!(".marple-{}", ulid::Ulid::generate()));
+    let private_dir = parent.unwrap_or(Path::new(".")).join(format!(".marple-{}", ulid_at(0)));
     rustix::fs::mkdir(&private_dir, rustix::fs::Mode::RWXU)?;
     let staged = private_dir.join("s");
     let bound = UnixListener::bind(&staged).and_then(|socket| {

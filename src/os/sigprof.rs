@@ -1,15 +1,16 @@
-//! Checks before SIGPROF is used in the host, and the address of the `pprof` crate's handler.
+//! Use of SIGPROF by the `pprof` crate: checks before its start, its handler, and a safe end.
 //!
-//! The checks do not take part in signal handling: does the host handle SIGPROF itself, and may a
-//! handler of this process walk the stack? The address is the only unsafe code here: that of a
-//! function declared by its linker symbol, which is never called.
+//! The checks read `/proc`: does the host handle SIGPROF itself, and may a handler of this process
+//! walk the stack?
 
 #![allow(unsafe_code)]
 
 use std::fs;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::ptr;
 
 const STATUS: &str = "/proc/self/status";
 const MAPS: &str = "/proc/self/maps";
@@ -68,20 +69,33 @@ fn read_file(path: PathBuf) -> Result<Vec<u8>, Error> {
     fs::read(&path).map_err(|source| Error { path, source })
 }
 
-/// Returns the start address of the signal handler of the `pprof` crate.
-#[cfg(feature = "cpu")]
-pub fn pprof_handler() -> u64 {
-    use pprof as _;
-
-    // SAFETY: `pprof` 0.15.0, which the manifest requires, defines this symbol with this type.
-    unsafe extern "C" {
-        fn perf_signal_handler(
-            signal: libc::c_int,
-            info: *mut libc::siginfo_t,
-            context: *mut libc::c_void,
-        );
+/// Returns the start address of the current SIGPROF handler, or 0 if there is none.
+pub fn handler_address() -> u64 {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: the kernel writes the action, for which all-zero is valid; none is set.
+    let action = unsafe {
+        libc::sigaction(libc::SIGPROF, ptr::null(), action.as_mut_ptr());
+        action.assume_init()
+    };
+    match action.sa_sigaction {
+        libc::SIG_DFL | libc::SIG_IGN => 0,
+        address => address as u64,
     }
-    perf_signal_handler as *const () as usize as u64
+}
+
+/// Disarms the process's `ITIMER_PROF` and ignores SIGPROF, which discards a pending one.
+///
+/// After it, an action that is set for SIGPROF meets no signal of that timer.
+pub fn silence_itimer() {
+    let mut ignore = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: the kernel reads a timer value and an action that live across the calls; all-zero is
+    // valid for both, and stops the timer.
+    unsafe {
+        let disarmed = MaybeUninit::<libc::itimerval>::zeroed();
+        libc::setitimer(libc::ITIMER_PROF, disarmed.as_ptr(), ptr::null_mut());
+        (*ignore.as_mut_ptr()).sa_sigaction = libc::SIG_IGN;
+        libc::sigaction(libc::SIGPROF, ignore.as_ptr(), ptr::null_mut());
+    }
 }
 
 #[cfg(test)]

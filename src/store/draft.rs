@@ -1,14 +1,15 @@
 //! Drafts: artifacts that are being written.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
+use hmac_sha256::Hash;
 use jiff::Timestamp;
-use sha2::{Digest, Sha256};
 
 use super::dir::{NamingResult, file_size_limit};
 use super::error::{Error, StoreLimit};
@@ -37,7 +38,6 @@ const MAX_SKIPPED_NAMES: u32 = 1000;
 /// there is no space and retention cannot free any, the write fails and the draft cannot be
 /// committed. The error is an [`Error::Full`] under the kind [`io::ErrorKind::StorageFull`],
 /// `QuotaExceeded` or `FileTooLarge`.
-#[derive(Debug)]
 #[must_use = "a draft that is not committed is dropped"]
 pub struct ArtifactDraft {
     file: File,
@@ -49,13 +49,23 @@ pub struct ArtifactDraft {
     extension: Cow<'static, str>,
     taken_at: Timestamp,
     buffer: Vec<u8>,
-    hash: Sha256,
+    hash: Hash,
     bytes_written: u64,
     size_limit: u64,
     reservation: SpaceReservation,
     /// Size that the file would have had after a write that one of the store's limits rejected.
     rejected_size: Option<Bytes>,
     has_failed: bool,
+}
+
+impl fmt::Debug for ArtifactDraft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { form, bytes_written, .. } = self;
+        f.debug_struct("ArtifactDraft")
+            .field("form", form)
+            .field("bytes_written", bytes_written)
+            .finish_non_exhaustive()
+    }
 }
 
 impl ArtifactDraft {
@@ -96,7 +106,7 @@ impl ArtifactDraft {
             extension,
             taken_at,
             buffer: Vec::with_capacity(BUFFER_BYTES),
-            hash: Sha256::new(),
+            hash: Hash::new(),
             bytes_written: 0,
             size_limit: file_size_limit(),
             reservation: SpaceReservation::new(incident.store(), incident.id()),
@@ -146,7 +156,7 @@ impl ArtifactDraft {
             file,
             kind: self.form.kind(),
             bytes: Bytes(self.bytes_written),
-            sha256: hex(std::mem::take(&mut self.hash)),
+            sha256: hex(std::mem::take(&mut self.hash).finalize()),
             taken: self.taken_at,
             phase: None,
             note: None,
@@ -328,8 +338,8 @@ fn artifact_path(incident: &IncidentInner, seq: u32, extension: &str) -> PathBuf
 }
 
 /// Returns the hash in lower-case hex.
-pub(super) fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+pub(super) fn hex(digest: [u8; 32]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@
 
 use std::{fmt, io};
 
+use hmac_sha256::Hash;
 use jiff::Timestamp;
-use sha2::{Digest, Sha256};
 
 use super::dir::{Dir, is_dir, is_file};
 use super::draft::hex;
@@ -219,15 +219,23 @@ fn unlisted_artifacts(dir: &Dir, manifest: &Manifest) -> Result<Vec<Artifact>, E
 fn describe_artifact(dir: &Dir, file: String, kind: CaptureKind) -> Result<Artifact, Error> {
     let read_error = |source| Error::io("read", dir.path_of(&file), source);
     let mut content = dir.open_file(&file)?;
-    let mut hash = HashingWriter(Sha256::new());
+    let mut hash = HashingWriter(Hash::new());
     let bytes = Bytes(io::copy(&mut content, &mut hash).map_err(read_error)?);
     let modified = content.metadata().and_then(|meta| meta.modified()).map_err(read_error)?;
     let taken = Timestamp::try_from(modified).unwrap_or_default();
-    Ok(Artifact { file, kind, bytes, sha256: hex(hash.0), taken, phase: None, note: None })
+    Ok(Artifact {
+        file,
+        kind,
+        bytes,
+        sha256: hex(hash.0.finalize()),
+        taken,
+        phase: None,
+        note: None,
+    })
 }
 
 /// A writer that hashes its input.
-struct HashingWriter(Sha256);
+struct HashingWriter(Hash);
 
 impl io::Write for HashingWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

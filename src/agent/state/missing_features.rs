@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::base::warnings;
 use crate::capture::collectors::missing_feature;
 use crate::config::{Settings, default_rules};
-use crate::model::{CaptureKind, CaptureSet, Rule};
+use crate::model::{CaptureKind, CaptureSet, CpuEngine, Rule};
 
 const TOPIC: &str = "build";
 
@@ -43,6 +43,10 @@ fn describe_missing(
     let defaults = Settings::default();
     if settings.http.is_some() && cfg!(not(feature = "http")) {
         append("[http]", "http");
+    }
+    let asks_for_pprof = settings.cpu.engine == CpuEngine::Pprof;
+    if asks_for_pprof && cfg!(all(target_os = "linux", feature = "cpu", not(feature = "pprof"))) {
+        append("cpu.engine = \"pprof\"", "pprof");
     }
     for (kind, section, is_set) in [
         (CaptureKind::Cpu, "[cpu]", settings.cpu != defaults.cpu),

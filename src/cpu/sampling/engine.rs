@@ -25,7 +25,8 @@ impl SelectedEngine {
 }
 
 /// Starts the requested engine on `tids`. [`CpuEngine::Auto`] selects perf events if every thread
-/// can have one, else the engine that covers more threads.
+/// can have one, else the engine that covers more threads. So does [`CpuEngine::Pprof`] in a build
+/// without that engine.
 pub(crate) fn select_engine(
     requested: CpuEngine,
     frequency: Hertz,
@@ -34,7 +35,7 @@ pub(crate) fn select_engine(
     if requested == CpuEngine::Timer {
         return start_timer_engine(frequency, tids, "timer: requested".to_owned());
     }
-    let auto = requested == CpuEngine::Auto;
+    let auto = requested != CpuEngine::Perf;
     let start_perf = || {
         let mut engine = start_perf_engine(frequency, tids, !auto);
         engine.may_switch_to_timer = auto;
