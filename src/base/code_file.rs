@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use super::spare;
+use super::spare::{self, ReleasableFile};
 
 /// A code file that remains readable after its path is removed or replaced.
 ///
@@ -205,6 +205,20 @@ impl CodeFile {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<CodeDescriptor>>> {
         self.descriptor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ReleasableFile for CodeFile {
+    fn is_open(&self) -> bool {
+        Self::is_open(self)
+    }
+
+    fn open_descriptors(&self) -> u64 {
+        Self::open_descriptors(self)
+    }
+
+    fn release(&self) {
+        Self::release(self);
     }
 }
 

@@ -21,8 +21,6 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
-use super::CodeFile;
-
 /// Maximum number of descriptors reserved for captures, which use a directory and up to five files
 /// at once.
 const MAX_CAPTURE_SPARES: usize = 6;
@@ -42,7 +40,7 @@ struct SparePool {
     captures: [Option<File>; MAX_CAPTURE_SPARES],
     connections: [Option<File>; MAX_CONNECTION_SPARES],
     /// Code files whose descriptors are part of those reserved for captures.
-    code_files: [Option<Arc<CodeFile>>; MAX_CAPTURE_SPARES],
+    code_files: [Option<Arc<dyn ReleasableFile>>; MAX_CAPTURE_SPARES],
     /// Process that made the reservation, or 0.
     pid: u32,
 }
@@ -78,6 +76,18 @@ pub(crate) enum DescriptorNeed {
     Capture,
     /// A connection to the HTTP endpoint.
     Connection,
+}
+
+/// An open file that can take the place of a reserved descriptor.
+pub(crate) trait ReleasableFile: Send + Sync {
+    /// Returns `true` if the file itself is open.
+    fn is_open(&self) -> bool;
+
+    /// Returns the number of open descriptors, with those of files that belong to this one.
+    fn open_descriptors(&self) -> u64;
+
+    /// Closes the descriptors.
+    fn release(&self);
 }
 
 /// An error that can be caused by a lack of descriptors.
@@ -122,9 +132,12 @@ pub(crate) fn code_file_capacity() -> u64 {
 }
 
 /// Replaces the code files that are part of the reserve, up to [`code_file_capacity`].
-pub(crate) fn set_code_files(mut files: impl Iterator<Item = Arc<CodeFile>>) {
+pub(crate) fn set_code_files<F>(mut files: impl Iterator<Item = Arc<F>>)
+where
+    F: ReleasableFile + 'static,
+{
     let mut code = [const { None }; MAX_CAPTURE_SPARES];
-    code.fill_with(|| files.next());
+    code.fill_with(|| files.next().map(|file| file as Arc<dyn ReleasableFile>));
     let mut pool = lock();
     if pool.pid == std::process::id() {
         std::mem::swap(&mut pool.code_files, &mut code);
@@ -230,6 +243,7 @@ fn lock() -> MutexGuard<'static, SparePool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::CodeFile;
 
     #[test]
     fn open_is_retried_once_per_reserved_descriptor() {
@@ -273,7 +287,7 @@ mod tests {
                 && !release(DescriptorNeed::Capture)
         );
         assert!(release(DescriptorNeed::Connection));
-        set_code_files([].into_iter());
+        set_code_files(std::iter::empty::<Arc<CodeFile>>());
         assert_eq!(
             (reserved_fds().len(), Arc::strong_count(&file)),
             (MAX_CAPTURE_SPARES + MAX_CONNECTION_SPARES, 1)
