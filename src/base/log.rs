@@ -32,7 +32,8 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::{panics, warnings};
+use super::host_panic::catch_host_panic;
+use super::warnings;
 pub(crate) use event::{LogEvent, LogLevel};
 pub(crate) use quiet::quiet;
 pub(crate) use text::escape;
@@ -262,7 +263,7 @@ impl LogQueue {
                     LogEvent::new(LogLevel::Warn, text).deliver(Duration::ZERO);
                 }
             };
-            let delivered = fork_gate::deliver(|| panics::catch_host_panic(deliver));
+            let delivered = fork_gate::deliver(|| catch_host_panic(deliver));
             state = self.lock();
             state.delivery_start = None;
             match delivered {

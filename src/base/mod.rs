@@ -7,6 +7,7 @@ mod error;
 pub(crate) mod failure;
 mod fork_mutex;
 mod forked;
+mod host_panic;
 mod id;
 pub(crate) mod log;
 pub(crate) mod panic_log;

@@ -11,6 +11,8 @@ use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use jiff::Timestamp;
 
+use super::host_panic::panic_message;
+
 /// Maximum number of locations. Panics at further ones are only counted.
 const MAX_LOCATIONS: usize = 64;
 
@@ -149,7 +151,7 @@ fn try_lock() -> Option<MutexGuard<'static, Vec<PanicLocation>>> {
 }
 
 fn truncated_message(info: &PanicHookInfo<'_>) -> String {
-    let text = super::panics::panic_message(info.payload()).unwrap_or("(no message)");
+    let text = panic_message(info.payload()).unwrap_or("(no message)");
     let mut end = text.len().min(MAX_MESSAGE_BYTES);
     while !text.is_char_boundary(end) {
         end -= 1;

@@ -9,15 +9,16 @@
 //! With `panic = "abort"`, a panic ends the process before any of this applies.
 
 use crate::base::sync::Mutex;
-use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::panic::{self, AssertUnwindSafe, PanicHookInfo, catch_unwind};
+use std::panic::{self, PanicHookInfo};
 use std::sync::{Once, PoisonError};
 use std::thread;
 
 use jiff::Timestamp;
 use serde::Serialize;
 
+pub(crate) use super::host_panic::catch_host_panic;
+use super::host_panic::panic_message;
 use super::{log, panic_log};
 
 static INSTALL_HOOK: Once = Once::new();
@@ -96,22 +97,6 @@ pub(crate) fn catch_panic<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     result.map_err(|message| LAST_PANIC.take().unwrap_or(message))
 }
 
-/// Runs `work`, which is host code. A panic is returned as an error.
-///
-/// # Errors
-///
-/// Returns the panic's message.
-pub(crate) fn catch_host_panic<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
-        let message = panic_message(&*panic).unwrap_or("(no message)").to_owned();
-        // The payload can be of any type, so dropping it may panic too.
-        if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
-            std::mem::forget(another);
-        }
-        message
-    })
-}
-
 /// Counts a panic of `thread`, which continues. Logs the first one and then every power of two.
 pub(crate) fn record(thread: &'static str, message: &str) {
     let panics = {
@@ -146,10 +131,6 @@ pub(crate) fn catch_and_record_panic<T>(
 /// Returns the panics since the start.
 pub(crate) fn list() -> Vec<ThreadPanics> {
     THREAD_PANICS.lock().unwrap_or_else(PoisonError::into_inner).clone()
-}
-
-pub(super) fn panic_message(panic: &(dyn Any + Send)) -> Option<&str> {
-    panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref().map(String::as_str))
 }
 
 fn describe(info: &PanicHookInfo<'_>) -> String {
