@@ -15,7 +15,6 @@ use object::pod::{self, Pod};
 
 use super::own_memory;
 use crate::base::CodeFile;
-use crate::os::mapped_segment::MappedSegment;
 
 /// Maximum number of program headers read. Linkers write about a dozen.
 const MAX_SEGMENTS: usize = 1 << 10;
@@ -185,15 +184,15 @@ impl ElfFile {
         (self.entry != 0).then_some(self.entry)
     }
 
-    /// Returns the load bias: `address in segment - address in file`. Returns `None` if the headers
-    /// do not describe the segment, that is, if the file is not the one that was mapped.
-    pub(crate) fn load_bias(&self, segment: &MappedSegment) -> Option<u64> {
-        let length = segment.range.end.checked_sub(segment.range.start)?;
-        let end = segment.file_offset.checked_add(length)?;
+    /// Returns the load bias of the part at `file_offset` that is mapped at `range`:
+    /// `address in memory - address in file`. Returns `None` if the headers do not describe that
+    /// part, that is, if the file is not the one that was mapped.
+    pub(crate) fn load_bias(&self, range: &Range<u64>, file_offset: u64) -> Option<u64> {
+        let length = range.end.checked_sub(range.start)?;
+        let end = file_offset.checked_add(length)?;
         self.code.iter().find_map(|load| {
-            let overlaps =
-                load.offset < end && segment.file_offset < load.offset.checked_add(load.size)?;
-            let file_start = segment.range.start.wrapping_sub(segment.file_offset);
+            let overlaps = load.offset < end && file_offset < load.offset.checked_add(load.size)?;
+            let file_start = range.start.wrapping_sub(file_offset);
             overlaps.then(|| file_start.wrapping_sub(load.address.wrapping_sub(load.offset)))
         })
     }

@@ -305,7 +305,8 @@ mod tests {
         let here = the_bias_maps_the_files_addresses_to_the_processs as fn() as usize as u64;
         let segment =
             segments().unwrap().into_iter().find(|segment| segment.range.contains(&here)).unwrap();
-        let bias = segment.open().unwrap().load_bias(&segment).unwrap();
+        let file = segment.open().unwrap();
+        let bias = file.load_bias(&segment.range, segment.file_offset).unwrap();
         let bytes = fs::read(EXE).unwrap();
         let file = object::File::parse(&*bytes).unwrap();
         let name = "the_bias_maps_the_files_addresses_to_the_processs";

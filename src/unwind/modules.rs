@@ -184,7 +184,7 @@ impl LoadedModule {
         depth: ReadDepth,
         max_bytes: u64,
     ) -> Option<Self> {
-        let bias = file.load_bias(segment)?;
+        let bias = file.load_bias(&segment.range, segment.file_offset)?;
         let section = |name: &[u8]| file.section(name);
         let address = |name: &[u8]| section(name).map_or(0, |section| section.address);
         let (eh_frame_address, hdr_address) = (address(b".eh_frame"), address(b".eh_frame_hdr"));
