@@ -207,7 +207,7 @@ unsafe fn make_accessible(
 
 /// Returns `true` if `munlock` cannot kill the process: there is no system call filter.
 #[cfg(all(target_os = "linux", not(miri)))]
-fn may_unlock() -> bool {
+pub(super) fn may_unlock() -> bool {
     use rustix::fs::{Mode, OFlags};
 
     // Runs in the allocator's path: no heap buffer. The file has about 1.5 KiB.
@@ -241,40 +241,6 @@ pub fn remaining_address_space() -> Option<Bytes> {
 pub fn remaining_address_space() -> Option<Bytes> {
     None
 }
-
-/// Releases the memory that `mlockall(MCL_FUTURE)` populates for the whole stack of a thread.
-/// Called at the start of marple's threads. Without `mlockall` it is a system call without effect.
-#[cfg(all(target_os = "linux", not(miri)))]
-pub fn release_unused_stack() {
-    /// Margin below the caller's frame that is kept, because signal handlers run there.
-    const MARGIN_BYTES: u64 = 64 << 10;
-    let page = rustix::param::page_size() as u64;
-    let Some(stack) = crate::os::own_stack::current_stack_bounds() else { return };
-    let here = (&raw const page).addr() as u64;
-    let start = stack.start.next_multiple_of(page);
-    let end = here.saturating_sub(MARGIN_BYTES) & !(page - 1);
-    if !stack.contains(&here) || end <= start {
-        return;
-    }
-    let at = start as *mut libc::c_void;
-    let (unused, stack_size) = ((end - start) as usize, (stack.end - start) as usize);
-    // SAFETY: this thread's own stack, more than a margin below all frames in use: nothing is
-    // stored there. `munlock` does not discard memory.
-    unsafe {
-        if libc::madvise(at, unused, libc::MADV_DONTNEED) == 0 {
-            return;
-        }
-        if may_unlock() && libc::munlock(at, stack_size) == 0 {
-            libc::madvise(at, unused, libc::MADV_DONTNEED);
-        } else {
-            libc::madvise(at, unused, libc::MADV_DONTNEED_LOCKED);
-        }
-    }
-}
-
-/// Does nothing: stack bounds are not available on this platform.
-#[cfg(any(not(target_os = "linux"), miri))]
-pub fn release_unused_stack() {}
 
 /// Maps `length` zeroed bytes.
 #[cfg(any(not(target_os = "linux"), miri))]
@@ -390,7 +356,7 @@ mod tests {
             let here = 0u8;
             let here = (&raw const here).addr() as u64;
             let before = kib(&mapping_of(here), "Rss:");
-            release_unused_stack();
+            crate::os::unused_stack::release();
             (before, kib(&mapping_of(here), "Rss:"))
         });
         let (before, after) = thread.unwrap().join().unwrap();

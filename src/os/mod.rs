@@ -39,6 +39,7 @@ pub mod syscalls;
 pub mod thread_start;
 #[cfg(not(target_os = "linux"))]
 mod unsupported;
+pub(crate) mod unused_stack;
 
 // Beside the file it tests, not in it: `tests/os_loom.rs` compiles that file with loom's atomics,
 // which work in its models only.

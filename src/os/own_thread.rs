@@ -121,7 +121,7 @@ impl OwnThreadEntry {
         let is_free =
             |place: &&AtomicU32| place.compare_exchange(0, tid | PENDING, Relaxed, Relaxed).is_ok();
         let slot = RUNNING.iter().find(is_free);
-        crate::os::mapped_memory::release_unused_stack();
+        crate::os::unused_stack::release();
         report(&reset());
         // Stored after the reset, so that threads starting meanwhile do not accept this one's mask
         // as correct.

@@ -2,5 +2,5 @@
 
 /// Prepares a marple thread: releases the unused memory of its stack.
 pub fn enter() {
-    crate::os::mapped_memory::release_unused_stack();
+    crate::os::unused_stack::release();
 }
