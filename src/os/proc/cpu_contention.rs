@@ -14,11 +14,10 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::pread;
 
-use super::threads::read_thread_file;
+use super::thread_list::{ThreadList, read_thread_file};
 use crate::base::spare;
 use crate::os::kernel_file::{join_root, parse_number, split_words};
 use crate::os::own_thread;
-use crate::os::proc::thread_list::ThreadList;
 
 /// Thread limit; above it a reading would cost more than 2 ms.
 const MAX_THREADS: usize = 512;

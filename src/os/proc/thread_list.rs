@@ -1,14 +1,18 @@
-//! The kernel's list of this process's threads.
+//! The kernel's list of this process's threads, and the files of each.
 
 use crate::base::spare;
-use std::io;
+use std::ffi::CStr;
+use std::io::{self, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, Mode, OFlags, RawDir, SeekFrom, fstat, open, seek, statat};
+use rustix::fs::{AtFlags, Mode, OFlags, RawDir, SeekFrom, fstat, open, openat, seek, statat};
 use rustix::io::Errno;
 use rustix::path::DecInt;
+
+/// Directory of the threads.
+pub(crate) const TASKS: &str = "/proc/self/task";
 
 /// The open directory `/proc/self/task`.
 #[derive(Debug)]
@@ -25,7 +29,7 @@ impl ThreadList {
     /// IDs would then refer to other threads.
     pub fn open() -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = spare::open_with_retry(|| open("/proc/self/task", flags, Mode::empty()))?;
+        let directory = spare::open_with_retry(|| open(TASKS, flags, Mode::empty()))?;
         // Not the cached ID, which is the parent's in a forked child.
         let own = rustix::thread::gettid().as_raw_nonzero();
         match statat(&directory, DecInt::new(own.get()), AtFlags::empty()) {
@@ -71,7 +75,7 @@ impl ThreadList {
     pub fn name(&self, tid: u32) -> Option<String> {
         // At most 15 bytes and a newline.
         let mut buffer = [0; 64];
-        let name = super::threads::read_thread_file(&self.directory, tid, "comm", &mut buffer)?;
+        let name = read_thread_file(&self.directory, tid, "comm", &mut buffer)?;
         let name = name.strip_suffix(b"\n").unwrap_or(name);
         Some(String::from_utf8_lossy(name).into_owned())
     }
@@ -80,14 +84,29 @@ impl ThreadList {
     /// or the kernel does not count the delay (`CONFIG_SCHED_INFO`). Costs about 5 us.
     pub fn run_delay(&self, tid: u32) -> Option<Duration> {
         let mut buffer = [0; 128];
-        let text =
-            super::threads::read_thread_file(&self.directory, tid, "schedstat", &mut buffer)?;
+        let text = read_thread_file(&self.directory, tid, "schedstat", &mut buffer)?;
         let mut numbers = std::str::from_utf8(text).ok()?.split_ascii_whitespace();
         let mut next = || numbers.next()?.parse::<u64>().ok();
         let [_cpu, run_delay, timeslices] = [next()?, next()?, next()?];
         // Without the accounting all three are 0.
         (timeslices > 0).then(|| Duration::from_nanos(run_delay))
     }
+}
+
+/// Reads a file of a thread; longer content is truncated.
+pub(crate) fn read_thread_file<'b>(
+    tasks: &OwnedFd,
+    tid: u32,
+    file: &str,
+    buffer: &'b mut [u8],
+) -> Option<&'b [u8]> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let mut path = [0; 32];
+    write!(&mut path[..], "{tid}/{file}\0").ok()?;
+    let path = CStr::from_bytes_until_nul(&path).ok()?;
+    let file = spare::open_with_retry(|| openat(tasks, path, flags, Mode::empty())).ok()?;
+    let length = rustix::io::read(&file, &mut *buffer).ok()?;
+    buffer.get(..length)
 }
 
 #[cfg(test)]

@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, open};
 
-use super::threads::{self, TASKS, Thread};
+use super::thread_list::{TASKS, read_thread_file};
+use super::threads::{self, Thread};
 use crate::os::own_memory;
 use crate::os::stack_snapshot::Registers;
 
@@ -77,7 +78,7 @@ impl ProcThreadReader {
     /// Returns the scheduler statistics of a thread.
     pub fn sched_stat(&self, tid: u32) -> Option<SchedStat> {
         let mut buffer = [0; 128];
-        let text = threads::read_thread_file(&self.tasks, tid, "schedstat", &mut buffer)?;
+        let text = read_thread_file(&self.tasks, tid, "schedstat", &mut buffer)?;
         let mut numbers = std::str::from_utf8(text).ok()?.split_ascii_whitespace();
         let mut next = || numbers.next()?.parse::<u64>().ok();
         Some(SchedStat {
@@ -103,7 +104,7 @@ impl ProcThreadReader {
             return None;
         }
         let mut buffer = [0; 512];
-        let text = threads::read_thread_file(&self.tasks, tid, "syscall", &mut buffer)?;
+        let text = read_thread_file(&self.tasks, tid, "syscall", &mut buffer)?;
         let registers = parse(std::str::from_utf8(text).ok()?)?;
         self.bytes.resize(bytes, 0);
         // The read ends at the end of the mapping.

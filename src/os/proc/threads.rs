@@ -3,19 +3,14 @@
 //! Each thread takes one or two reads of small files, which do not interrupt the thread. A thread
 //! that exits meanwhile is omitted.
 
-use std::ffi::CStr;
-use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags, openat};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::base::{Moment, spare};
+use super::thread_list::{TASKS, ThreadList, read_thread_file};
+use crate::base::Moment;
 use crate::os::kernel_file::{parse_number, split_words};
-use crate::os::proc::thread_list::ThreadList;
-
-pub(crate) const TASKS: &str = "/proc/self/task";
 
 /// State of a thread, as reported by the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,22 +97,6 @@ pub(crate) fn read_thread(tasks: &OwnedFd, tid: u32) -> Option<Thread> {
         thread.wait_channel = String::from_utf8_lossy(function).into_owned();
     }
     Some(thread)
-}
-
-/// Reads a file of a thread; longer content is truncated.
-pub(crate) fn read_thread_file<'b>(
-    tasks: &OwnedFd,
-    tid: u32,
-    file: &str,
-    buffer: &'b mut [u8],
-) -> Option<&'b [u8]> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let mut path = [0; 32];
-    write!(&mut path[..], "{tid}/{file}\0").ok()?;
-    let path = CStr::from_bytes_until_nul(&path).ok()?;
-    let file = spare::open_with_retry(|| openat(tasks, path, flags, Mode::empty())).ok()?;
-    let length = rustix::io::read(&file, &mut *buffer).ok()?;
-    buffer.get(..length)
 }
 
 /// Parses `123 (name) S 1 …`, in which the name may contain any character, including brackets and
