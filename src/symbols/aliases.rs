@@ -11,9 +11,9 @@ use std::ops::Range;
 
 use super::Error;
 use super::image::{ElfImage, MAX_SYSTEM_NAME};
+use super::lookup::{Aliases, MAX_ALIASES};
 use super::name::{DemangledName, MAX_NAME_BYTES};
 use super::owner::is_application;
-use super::table::{Aliases, MAX_ALIASES};
 
 /// Returns the names listed in a frame's name: one or two.
 pub fn listed_names(name: &str) -> impl Iterator<Item = &str> {

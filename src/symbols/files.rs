@@ -11,7 +11,7 @@ use super::Error;
 use super::aliases::AliasNames;
 use super::debug_file;
 use super::image::ElfImage;
-use super::table::{Aliases, SymbolLookup};
+use super::lookup::{Aliases, SymbolLookup};
 use crate::model::Mapping;
 
 /// Maximum number of files whose headers stay in memory. A service has about ten. Beyond the limit,

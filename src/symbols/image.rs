@@ -4,6 +4,8 @@
 //! header is checked against a limit first. 64-bit and 32-bit ELF of either byte order are
 //! supported.
 
+mod table;
+
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::io;
@@ -18,8 +20,9 @@ use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
 use object::read::{ReadCache, ReadCacheOps, ReadRef};
 
 use super::Error;
-use super::table::{Aliases, SymbolLookup, SymbolTable};
+use super::lookup::{Aliases, SymbolLookup};
 use crate::base::CodeFile;
+use table::SymbolTable;
 
 /// A limit on program headers; linkers write about a dozen.
 const MAX_SEGMENTS: u32 = 1 << 10;

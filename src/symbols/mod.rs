@@ -37,9 +37,9 @@ mod generated;
 mod image;
 #[cfg(feature = "cli")]
 mod lines;
+mod lookup;
 mod name;
 mod owner;
-mod table;
 
 use std::collections::HashMap;
 use std::convert::Infallible;

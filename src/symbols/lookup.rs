@@ -11,80 +11,10 @@ use std::ops::Range;
 
 use object::elf;
 use object::endian::Endianness;
-use object::pod;
 use object::read::elf::Sym;
 
-use super::Error;
-use super::image::ElfImage;
-
 /// Bytes of the table read at once: a whole number of entries of either class (24 and 16 bytes).
-const CHUNK_BYTES: usize = 48 * 1280;
-
-/// A limit on the size of a table: 44 million symbols, twenty times as many as a browser has.
-const MAX_TABLE_BYTES: u64 = 1 << 30;
-
-/// A limit on steps (symbols, and addresses that they cover), about one second. A sound table takes
-/// one step per symbol and one per address. A table in which every symbol covers everything takes
-/// their product.
-const MAX_STEPS: u64 = 1 << 27;
-
-/// File ranges of the symbols and their names.
-pub(super) struct SymbolTable {
-    /// The symbols.
-    pub(super) entries: Range<u64>,
-    /// The string table their names are in.
-    pub(super) strings: Range<u64>,
-}
-
-impl SymbolTable {
-    /// Passes every symbol of the table to `wants`.
-    pub(super) fn scan<S: Sym<Endian = Endianness>>(
-        &self,
-        image: &ElfImage,
-        endian: Endianness,
-        lookup: &mut SymbolLookup,
-    ) -> Result<(), Error> {
-        if lookup.addresses.is_empty() {
-            return Ok(());
-        }
-        if self.entries.end - self.entries.start > MAX_TABLE_BYTES {
-            return Err(image.too_large("the size of the symbol table in bytes", MAX_TABLE_BYTES));
-        }
-        let mut buffer = std::mem::take(&mut lookup.buffer);
-        buffer.resize(CHUNK_BYTES, 0);
-        let scanned = self.scan_chunks::<S>(image, endian, lookup, &mut buffer);
-        lookup.buffer = buffer;
-        scanned
-    }
-
-    fn scan_chunks<S: Sym<Endian = Endianness>>(
-        &self,
-        image: &ElfImage,
-        endian: Endianness,
-        lookup: &mut SymbolLookup,
-        buffer: &mut [u8],
-    ) -> Result<(), Error> {
-        let mut at = self.entries.start;
-        while at < self.entries.end {
-            let size = (self.entries.end - at).min(CHUNK_BYTES as u64);
-            let chunk = buffer.get_mut(..size as usize).unwrap_or_default();
-            image.read_exact(chunk, at)?;
-            let count = chunk.len() / size_of::<S>();
-            let (symbols, _) = pod::slice_from_bytes::<S>(chunk, count)
-                .map_err(|()| image.malformed("the symbol table is truncated"))?;
-            for symbol in symbols {
-                lookup.add_symbol(symbol, endian);
-            }
-            if lookup.steps > MAX_STEPS {
-                return Err(
-                    image.too_large("the number of steps to search the symbol table", MAX_STEPS)
-                );
-            }
-            at += size;
-        }
-        Ok(())
-    }
-}
+pub(super) const CHUNK_BYTES: usize = 48 * 1280;
 
 /// Number of symbol names stored per address. Folded code has typically two or three functions, or
 /// dozens of drop glue functions. A C function has up to five names.
@@ -175,8 +105,9 @@ pub(super) struct SymbolLookup {
     /// `begins[i]`: the start of the last sized symbol in the same range.
     sized_starts: Vec<u64>,
     /// Part of the table being scanned.
-    buffer: Vec<u8>,
-    steps: u64,
+    pub(super) buffer: Vec<u8>,
+    /// Number of symbols examined and of addresses that they cover.
+    pub(super) steps: u64,
 }
 
 impl SymbolLookup {
@@ -210,12 +141,22 @@ impl SymbolLookup {
         self.steps = 0;
     }
 
+    /// Returns `true` if there is no address to look up.
+    pub(super) fn is_empty(&self) -> bool {
+        self.addresses.is_empty()
+    }
+
     /// Returns the address at index `place`.
     pub(super) fn address(&self, index: usize) -> Option<u64> {
         self.addresses.get(index).copied()
     }
 
-    fn add_symbol<S: Sym<Endian = Endianness>>(&mut self, symbol: &S, endian: Endianness) {
+    /// Records the symbol for the addresses that it covers.
+    pub(super) fn add_symbol<S: Sym<Endian = Endianness>>(
+        &mut self,
+        symbol: &S,
+        endian: Endianness,
+    ) {
         self.steps += 1;
         let size: u64 = symbol.st_size(endian).into();
         let kind = symbol.st_type();
