@@ -15,7 +15,7 @@ use std::collections::TryReserveError;
 
 use gimli::{BaseAddresses, CieOrFde, UnwindSection};
 
-use crate::unwind::tables::SectionBytes;
+use crate::unwind::row_storage::SectionBytes;
 
 /// Maximum entries of an index: 16 MB.
 const MAX_INDEX_ENTRIES: usize = 1 << 20;

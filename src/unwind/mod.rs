@@ -29,11 +29,13 @@
 
 mod calls;
 mod copied_stack;
+mod function_search;
 mod index;
 mod infer;
 mod kept;
 mod modules;
 mod pool;
+mod row_storage;
 mod rule;
 mod tables;
 #[cfg(target_os = "linux")]

@@ -7,7 +7,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::*;
 use crate::os::elf::ElfSource;
-use crate::unwind::tables::RowStorage;
+use crate::unwind::row_storage::RowStorage;
 
 const MAX_BYTES: u64 = 64 << 20;
 

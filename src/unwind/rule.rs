@@ -12,7 +12,7 @@
 use gimli::{CfaRule, Register, RegisterRule, UnwindTableRow};
 
 use crate::os::stack_snapshot::Registers;
-use crate::unwind::tables::RowStorage;
+use crate::unwind::row_storage::RowStorage;
 
 /// DWARF numbers of the stack pointer, the frame pointer and the return address.
 #[cfg(target_arch = "x86_64")]

@@ -7,32 +7,16 @@
 //! Only the registers in [`Registers`] are tracked: a row that needs another one ends the walk.
 
 use gimli::{
-    BaseAddresses, CfaRule, DebugFrame, EhFrame, Encoding, EndianSlice, Evaluation,
-    EvaluationResult, EvaluationStorage, LittleEndian, Piece, Register, RegisterRule,
-    UnwindContext, UnwindContextStorage, UnwindExpression, UnwindSection, UnwindTableRow, Value,
+    BaseAddresses, CfaRule, DebugFrame, EhFrame, Encoding, Evaluation, EvaluationResult,
+    LittleEndian, Register, RegisterRule, UnwindContext, UnwindExpression, UnwindSection,
+    UnwindTableRow, Value,
 };
 
 use crate::os::stack_snapshot::Registers;
-use crate::unwind::infer::FunctionRange;
+use crate::unwind::function_search::FunctionRange;
 use crate::unwind::modules::{LoadedModule, LoadedModules};
+use crate::unwind::row_storage::{RowStorage, SectionBytes};
 use crate::unwind::rule::{DWARF_REGISTERS, StopReason, UnwindRule, checked_caller};
-
-pub(crate) type SectionBytes<'a> = EndianSlice<'a, LittleEndian>;
-
-/// Storage for gimli without heap allocation. A row has rules for at most 64 registers, and
-/// compilers emit `remember_state` at most three levels deep.
-pub(crate) struct RowStorage;
-
-impl UnwindContextStorage<usize> for RowStorage {
-    type Rules = [(Register, RegisterRule<usize>); 64];
-    type Stack = [UnwindTableRow<usize, Self>; 4];
-}
-
-impl<'a> EvaluationStorage<SectionBytes<'a>> for RowStorage {
-    type Stack = [Value; 32];
-    type ExpressionStack = [(SectionBytes<'a>, SectionBytes<'a>); 1];
-    type Result = [Piece<SectionBytes<'a>>; 1];
-}
 
 /// Limit of operations per expression. No real expression is longer; the limit ends a loop in one.
 const MAX_OPERATIONS: u32 = 256;
