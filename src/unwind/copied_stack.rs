@@ -13,9 +13,10 @@ use crate::os::stack_snapshot::{Registers, StackSnapshot};
 use crate::unwind::infer;
 use crate::unwind::kept::{FrameBuffer, MAX_OUTERMOST_COPIED};
 use crate::unwind::modules::LoadedModules;
+use crate::unwind::shared_modules::{current_modules, refresh};
 use crate::unwind::tables::RuleCache;
 use crate::unwind::walk;
-use crate::unwind::{StackWalk, WalkEnd, current_modules, refresh};
+use crate::unwind::{StackWalk, WalkEnd};
 
 pub use crate::unwind::kept::OutermostFrames;
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::model::Marker;
+use crate::unwind::{MAX_FRAMES, refresh};
 
 #[inline(never)]
 fn innermost(skip: usize, frames: &mut [u64]) -> StackWalk {
@@ -14,7 +15,7 @@ fn innermost(skip: usize, frames: &mut [u64]) -> StackWalk {
 }
 
 #[inline(never)]
-fn recurse(levels: usize, skip: usize, frames: &mut [u64]) -> StackWalk {
+pub(in crate::unwind) fn recurse(levels: usize, skip: usize, frames: &mut [u64]) -> StackWalk {
     std::hint::black_box(match levels {
         0 => innermost(skip, frames),
         _ => recurse(levels - 1, skip, frames),
@@ -141,44 +142,4 @@ fn walk_uses_less_stack_than_reserved() {
     });
     println!("{used_bytes} bytes");
     assert!(used_bytes < MIN_FREE_STACK * 3 / 4, "{used_bytes} bytes");
-}
-
-#[test]
-fn replaced_tables_are_freed_after_concurrent_walks() {
-    std::thread::scope(|scope| {
-        let walkers: Vec<_> = (0..4)
-            .map(|_| {
-                scope.spawn(|| {
-                    for _ in 0..200 {
-                        let mut frames = [0; MAX_FRAMES];
-                        assert_eq!(recurse(3, 0, &mut frames).end, WalkEnd::Complete);
-                    }
-                })
-            })
-            .collect();
-        while walkers.iter().any(|walker| !walker.is_finished()) {
-            GENERATION.store(0, Relaxed);
-            refresh().unwrap();
-        }
-    });
-    GENERATION.store(0, Relaxed);
-    while !refresh().unwrap() {
-        std::thread::yield_now();
-    }
-    assert!(!refresh().unwrap(), "nothing was loaded in between");
-    assert!(RETIRED.lock().unwrap().len() <= MAX_RETIRED);
-}
-
-#[test]
-fn failed_build_claim_does_not_release_the_lock() {
-    let building = loop {
-        // Another test may be building.
-        if let Some(building) = BuildLock::claim() {
-            break building;
-        }
-        std::thread::yield_now();
-    };
-    assert!(BuildLock::claim().is_none());
-    assert!(BuildLock::claim().is_none());
-    drop(building);
 }
