@@ -1,8 +1,10 @@
 #![allow(unsafe_code)]
 
+use super::handler::MIN_PAGE_BYTES;
 use super::*;
 use crate::os::proc::stack_bounds::StackBounds;
 use crate::os::stack_snapshot::StackSnapshot;
+use std::ffi::c_void;
 use std::sync::atomic::AtomicU64;
 
 /// Installs a target on a signal that no other test uses.
