@@ -8,26 +8,32 @@
 //! requires one per CPU, and with it a descriptor per thread *and* CPU. So the caller of
 //! [`PerfEvent::open`] has to find the threads. A sample always takes `stack_bytes` in the ring,
 //! however little of the stack is in use: the kernel has no information about the end of a stack.
-//!
-//! The layouts are those of `linux/perf_event.h`, which are only ever extended.
 
 #![allow(unsafe_code)]
 
+mod event_layout;
+mod filled_rings;
+
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::Duration;
 
-use rustix::event::epoll;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
+use self::event_layout::{
+    CLOCK_MONOTONIC, CONFIG_CPU_CLOCK, DATA_HEAD, DATA_TAIL, EXCLUDE_HV, EXCLUDE_KERNEL,
+    EventAttributes, FLAG_FD_CLOEXEC, IOC_PERIOD, RECORD_LOST, RECORD_SAMPLE, SAMPLE_REGISTERS,
+    SAMPLE_REGS_USER, SAMPLE_STACK_USER, SAMPLE_TID, SAMPLE_TIME, TYPE_SOFTWARE, USE_CLOCKID,
+    WATERMARK, decode_registers,
+};
 use super::failed_call::{FailedCall, RING_MMAP};
 use super::syscalls::{OptionalCall, permit};
-use crate::base::spare;
-use crate::os::stack_snapshot::{Registers, SnapshotHeader, StackSnapshot};
+use crate::os::stack_snapshot::{SnapshotHeader, StackSnapshot};
+
+pub use self::filled_rings::FilledRings;
 
 /// The sampling parameters of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,71 +51,9 @@ pub struct Sampling {
 /// Divisor of the ring size: [`FilledRings`] reports a ring after this part of it has been written.
 const WATERMARK_DIVISOR: usize = 4;
 
-/// Maximum number of reads per call, of up to 64 filled rings each.
-const MAX_READS: usize = 32;
-
 /// Maximum stack copy in bytes. The size of a record is a 16-bit number, and the record holds more
 /// than the stack.
 pub const MAX_STACK_BYTES: u32 = 60 << 10;
-
-const TYPE_SOFTWARE: u32 = 1;
-const CONFIG_CPU_CLOCK: u64 = 0;
-const SAMPLE_TID: u64 = 1 << 1;
-const SAMPLE_TIME: u64 = 1 << 2;
-const SAMPLE_REGS_USER: u64 = 1 << 12;
-const SAMPLE_STACK_USER: u64 = 1 << 13;
-const EXCLUDE_KERNEL: u64 = 1 << 5;
-const EXCLUDE_HV: u64 = 1 << 6;
-const WATERMARK: u64 = 1 << 14;
-const USE_CLOCKID: u64 = 1 << 25;
-const CLOCK_MONOTONIC: i32 = 1;
-const FLAG_FD_CLOEXEC: u64 = 8;
-const RECORD_LOST: u32 = 2;
-const RECORD_SAMPLE: u32 = 9;
-/// `_IOW('$', 4, __u64)`
-const IOC_PERIOD: u64 = 0x4008_2404;
-
-/// Offsets in the first page of a ring.
-const DATA_HEAD: usize = 1024;
-const DATA_TAIL: usize = 1032;
-
-/// Bits of `sample_regs_user`, in the order of the registers in a sample.
-#[cfg(target_arch = "x86_64")]
-const SAMPLE_REGISTERS: u64 = 1 << 6 | 1 << 7 | 1 << 8;
-#[cfg(target_arch = "aarch64")]
-const SAMPLE_REGISTERS: u64 = 1 << 29 | 1 << 30 | 1 << 31 | 1 << 32;
-
-fn decode_registers(word: impl Fn(u64) -> u64) -> Registers {
-    #[cfg(target_arch = "x86_64")]
-    return Registers { fp: word(0), sp: word(1), ip: word(2), lr: 0 };
-    #[cfg(target_arch = "aarch64")]
-    return Registers { fp: word(0), lr: word(1), sp: word(2), ip: word(3) };
-}
-
-/// `struct perf_event_attr`, version 5.
-#[repr(C)]
-#[derive(Default)]
-struct EventAttributes {
-    kind: u32,
-    size: u32,
-    config: u64,
-    sample_period: u64,
-    sample_type: u64,
-    read_format: u64,
-    flags: u64,
-    wakeup_watermark: u32,
-    bp_type: u32,
-    config1: u64,
-    config2: u64,
-    branch_sample_type: u64,
-    sample_regs_user: u64,
-    sample_stack_user: u32,
-    clockid: i32,
-    sample_regs_intr: u64,
-    aux_watermark: u32,
-    sample_max_stack: u16,
-    reserved: u16,
-}
 
 /// A perf event of a thread, with its ring buffer.
 pub struct PerfEvent {
@@ -296,62 +240,6 @@ impl Drop for PerfEvent {
         }
         // SAFETY: mapped by `open` with this length; `&mut self` excludes every use of it.
         let _ = unsafe { munmap(self.ring.as_ptr().cast(), self.page_size + self.ring_size) };
-    }
-}
-
-/// The set of rings that have reached their watermark, found without checking each ring.
-pub struct FilledRings {
-    epoll: OwnedFd,
-    pid: u32,
-}
-
-impl FilledRings {
-    /// Creates an empty set. Takes one descriptor.
-    ///
-    /// # Errors
-    ///
-    /// Returns an error if no descriptor is left.
-    pub fn new() -> io::Result<Self> {
-        let epoll = spare::open_with_retry(|| epoll::create(epoll::CreateFlags::CLOEXEC))?;
-        Ok(Self { epoll, pid: std::process::id() })
-    }
-
-    /// Adds the ring of `event`, which is reported as `id`. It is removed when the event is closed.
-    ///
-    /// # Errors
-    ///
-    /// Returns an error if the kernel has no memory left, or the user's limit of epoll watches is
-    /// reached.
-    pub fn add(&self, event: &PerfEvent, id: u32) -> io::Result<()> {
-        let data = epoll::EventData::new_u64(id.into());
-        Ok(epoll::add(&self.epoll, &event.fd, data, epoll::EventFlags::IN)?)
-    }
-
-    /// Appends the IDs of rings that were filled since the last call to `ids`, then sorts and
-    /// deduplicates it. Costs 1 us, and some more for each ring.
-    ///
-    /// # Errors
-    ///
-    /// Returns an error in a forked child.
-    pub fn read(&mut self, ids: &mut Vec<u32>) -> io::Result<()> {
-        if self.pid != std::process::id() {
-            return Err(io::ErrorKind::Unsupported.into());
-        }
-        let mut events = [MaybeUninit::uninit(); 64];
-        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        // The kernel moves reported rings to the end of its list. A ring whose thread has exited is
-        // reported each time, so the list might never end.
-        for _ in 0..MAX_READS {
-            let (filled, _) = epoll::wait(&self.epoll, &mut events, Some(&now))?;
-            let count = filled.len();
-            ids.extend(filled.iter().map(|event| event.data.u64() as u32));
-            if count < 64 {
-                break;
-            }
-        }
-        ids.sort_unstable();
-        ids.dedup();
-        Ok(())
     }
 }
 
