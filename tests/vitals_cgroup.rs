@@ -7,7 +7,7 @@ use std::sync::Arc;
 use marple::base::{Bytes, Moment, SystemClock, warnings};
 use marple::metrics::Gauges;
 use marple::model::{LimitEffect, Metric};
-use marple::os::cgroup::Cgroup;
+use marple::vitals::cgroup::Cgroup;
 use marple::vitals::{Reader, Runtimes};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use marple::base::{Clock, ManualClock, Percent};
 use marple::metrics::{Gauges, count_panics};
 use marple::model::{Metric, Vitals};
-use marple::os::cgroup::Cgroup;
+use marple::vitals::cgroup::Cgroup;
 use marple::vitals::{Reader, Runtimes};
 
 fn write(root: &Path, path: &str, text: &str) {

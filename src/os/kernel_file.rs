@@ -17,15 +17,15 @@ use rustix::io::{Errno, pread};
 
 /// Buffer size for any file read here. The longest is `memory.stat`: 0.9 KiB in v1, 1.5 to 3 KiB in
 /// v2.
-pub(super) const BUFFER_BYTES: usize = 8 << 10;
+pub(crate) const BUFFER_BYTES: usize = 8 << 10;
 
 /// An open kernel file.
 #[derive(Debug)]
-pub(super) struct KernelFile(OwnedFd);
+pub(crate) struct KernelFile(OwnedFd);
 
 impl KernelFile {
     /// Opens `path`. Returns `None` if it does not exist or is not readable.
-    pub(super) fn open(path: &Path) -> Option<Self> {
+    pub(crate) fn open(path: &Path) -> Option<Self> {
         Self::try_open(path).ok()
     }
 
@@ -37,7 +37,7 @@ impl KernelFile {
 
     /// Returns the content. Returns `None` if it fills `buffer`: the file may be longer, and its
     /// last number truncated.
-    pub(super) fn read<'b>(&self, buffer: &'b mut [u8]) -> Option<&'b [u8]> {
+    pub(crate) fn read<'b>(&self, buffer: &'b mut [u8]) -> Option<&'b [u8]> {
         loop {
             match pread(&self.0, &mut *buffer, 0) {
                 Ok(len) if len == buffer.len() => return None,
@@ -49,7 +49,7 @@ impl KernelFile {
     }
 
     /// Returns the content as a single number.
-    pub(super) fn read_number(&self) -> Option<u64> {
+    pub(crate) fn read_number(&self) -> Option<u64> {
         let mut buffer = [0; 64];
         parse_number(self.read(&mut buffer)?)
     }
@@ -58,7 +58,7 @@ impl KernelFile {
 /// A short kernel file that is read rarely: opened for each read, so that it holds no descriptor in
 /// between.
 #[derive(Debug)]
-pub(super) struct ReopenedFile {
+pub(crate) struct ReopenedFile {
     path: PathBuf,
     text: [u8; LINE_BYTES],
     /// Length of the text last read, or `None` if there is none.
@@ -71,12 +71,12 @@ const LINE_BYTES: usize = 64;
 impl ReopenedFile {
     /// Creates a reader of `path`. Returns `None` if the file cannot be opened, except for lack of
     /// descriptors.
-    pub(super) fn new(path: PathBuf) -> Option<Self> {
+    pub(crate) fn new(path: PathBuf) -> Option<Self> {
         Self::try_new(path).ok()
     }
 
     /// Creates a reader like [`Self::new`], or returns the error.
-    pub(super) fn try_new(path: PathBuf) -> Result<Self, Errno> {
+    pub(crate) fn try_new(path: PathBuf) -> Result<Self, Errno> {
         match KernelFile::try_open(&path) {
             Err(error) if !error.is_out_of_descriptors() => Err(error),
             _ => Ok(Self { path, text: [0; LINE_BYTES], len: None }),
@@ -85,7 +85,7 @@ impl ReopenedFile {
 
     /// Returns the content. If the process has no free descriptor, returns the text of the previous
     /// read.
-    pub(super) fn read(&mut self) -> Option<&[u8]> {
+    pub(crate) fn read(&mut self) -> Option<&[u8]> {
         match KernelFile::try_open(&self.path) {
             Ok(file) => self.len = file.read(&mut self.text).map(<[u8]>::len),
             Err(error) if error.is_out_of_descriptors() => {}
@@ -95,22 +95,22 @@ impl ReopenedFile {
     }
 
     /// Returns the content as a single number.
-    pub(super) fn read_number(&mut self) -> Option<u64> {
+    pub(crate) fn read_number(&mut self) -> Option<u64> {
         parse_number(self.read()?)
     }
 }
 
 /// Parses `text` as a number. Returns `None` for anything else, such as `max` or `-1`.
-pub(super) fn parse_number(text: &[u8]) -> Option<u64> {
+pub(crate) fn parse_number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text.trim_ascii()).ok()?.parse().ok()
 }
 
 /// Returns the words of `text`.
-pub(super) fn split_words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn split_words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty())
 }
 
 /// Returns the absolute `path` relative to `root`.
-pub(super) fn join_root(root: &Path, path: &Path) -> PathBuf {
+pub(crate) fn join_root(root: &Path, path: &Path) -> PathBuf {
     root.join(path.strip_prefix("/").unwrap_or(path))
 }

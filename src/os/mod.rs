@@ -1,7 +1,5 @@
 //! Safe wrappers over what the kernel offers to a process.
 
-#[cfg(target_os = "linux")]
-pub mod cgroup;
 pub mod clock;
 pub(crate) mod elf;
 #[cfg(target_os = "linux")]
@@ -14,7 +12,7 @@ pub mod images;
 #[cfg(all(feature = "jemalloc", target_os = "linux"))]
 pub mod jemalloc;
 #[cfg(target_os = "linux")]
-mod kernel_file;
+pub(crate) mod kernel_file;
 mod loaded_files;
 pub mod mapped_memory;
 pub(crate) mod mapped_segment;
@@ -47,4 +45,4 @@ pub(crate) mod unused_stack;
 mod stack_snapshot_tests;
 
 #[cfg(not(target_os = "linux"))]
-pub use unsupported::{cgroup, eventfd, own_thread};
+pub use unsupported::{eventfd, own_thread};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::blocking::{BlockingPools, BlockingProbe};
+use super::cgroup::{Cgroup, LimitProblem, ResourcePressure};
 use super::contention::{ContentionInput, ContentionReader};
 use super::probe::{RuntimeProbe, idle_wake_interval};
 use super::rise::RiseDetector;
@@ -13,7 +14,6 @@ use super::trend::GrowthTrend;
 use crate::base::{Bytes, Clock, Moment, Percent, SystemClock, panic_log, standstill, warnings};
 use crate::metrics::{Distribution, Metrics, MetricsReader};
 use crate::model::{Limit, LimitEffect, MemoryLimitUsage, Vitals, WorkerProgress};
-use crate::os::cgroup::{Cgroup, LimitProblem, ResourcePressure};
 use crate::os::proc::cores::CoreCounter;
 use crate::os::proc::process;
 use crate::os::proc::procfs::Procfs;

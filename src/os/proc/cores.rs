@@ -5,7 +5,7 @@
 //! threads are excluded (`os::own_thread`), because they may run on CPUs that no thread of the
 //! service may use.
 //!
-//! The masks already account for cpusets and offline CPUs. `os::cgroup` reads quotas.
+//! The masks already account for cpusets and offline CPUs. `vitals::cgroup` reads quotas.
 
 use std::time::Duration;
 

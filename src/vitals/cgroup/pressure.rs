@@ -20,8 +20,8 @@
 use std::path::Path;
 
 use super::parse_value;
+use super::path::{CgroupPath, Version};
 use crate::base::Percent;
-use crate::os::cgroup::path::{CgroupPath, Version};
 use crate::os::kernel_file::{BUFFER_BYTES, KernelFile, join_root, parse_number};
 
 /// Pressure counters and averages of the kernel. A field is `None` if its file cannot be read.

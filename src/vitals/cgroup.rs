@@ -52,16 +52,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use self::memory::{LimitProblem, MemoryUse};
-pub use crate::os::cgroup::pressure::ResourcePressure;
+pub use self::pressure::ResourcePressure;
 
 use self::memory::MemoryLimits;
-use super::kernel_file::{
-    BUFFER_BYTES, KernelFile, ReopenedFile, join_root, parse_number, split_words,
-};
+use self::path::{CgroupPath, Version, find_cgroup};
+use self::pressure::PressureFiles;
 use crate::base::Bytes;
 use crate::model::{Limit, LimitEffect};
-use crate::os::cgroup::path::{CgroupPath, Version, find_cgroup};
-use crate::os::cgroup::pressure::PressureFiles;
+use crate::os::kernel_file::{
+    BUFFER_BYTES, KernelFile, ReopenedFile, join_root, parse_number, split_words,
+};
 
 /// Maximum number of levels read on the way up. Kubernetes creates five, systemd rarely more than
 /// eight.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
+use super::path::{CgroupPath, Version};
 use super::{ancestors, parse_value, smallest_limit};
 use crate::base::Bytes;
 use crate::model::{Limit, LimitEffect};
-use crate::os::cgroup::path::{CgroupPath, Version};
 use crate::os::kernel_file::{BUFFER_BYTES, KernelFile, ReopenedFile, join_root};
 
 /// Smallest v1 value that means "no limit". An unlimited v1 cgroup reads as the highest multiple of
