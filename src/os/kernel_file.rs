@@ -105,6 +105,14 @@ pub(crate) fn parse_number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text.trim_ascii()).ok()?.parse().ok()
 }
 
+/// Returns the number after `key` in a file of lines `KEY NUMBER`.
+pub(crate) fn parse_value(key: &str, text: &[u8]) -> Option<u64> {
+    text.split(|&byte| byte == b'\n').find_map(|line| {
+        let value = line.strip_prefix(key.as_bytes())?.strip_prefix(b" ")?;
+        parse_number(value)
+    })
+}
+
 /// Returns the words of `text`.
 pub(crate) fn split_words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty())

@@ -19,10 +19,6 @@
 
 mod absent;
 mod blocking;
-#[cfg(target_os = "linux")]
-pub mod cgroup;
-#[cfg(not(target_os = "linux"))]
-#[path = "no_cgroup.rs"]
 pub mod cgroup;
 mod contention;
 mod lag_percentile;

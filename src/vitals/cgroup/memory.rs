@@ -5,25 +5,17 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
+use super::MemoryUse;
+use super::levels::{ancestors, smallest_limit};
 use super::path::{CgroupPath, Version};
-use super::{ancestors, parse_value, smallest_limit};
 use crate::base::Bytes;
 use crate::model::{Limit, LimitEffect};
-use crate::os::kernel_file::{BUFFER_BYTES, KernelFile, ReopenedFile, join_root};
+use crate::os::kernel_file::{BUFFER_BYTES, KernelFile, ReopenedFile, join_root, parse_value};
 
 /// Smallest v1 value that means "no limit". An unlimited v1 cgroup reads as the highest multiple of
 /// the page size below 2^63 (below 2^64 before Linux 3.19), which varies; no machine has an
 /// exbibyte.
 const UNLIMITED_THRESHOLD: u64 = 1 << 60;
-
-/// Memory charged to a cgroup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MemoryUse {
-    /// Charged memory less reclaimable memory.
-    pub working_set: Bytes,
-    /// File and kernel caches that the kernel reclaims before it kills or throttles.
-    pub reclaimable: Bytes,
-}
 
 /// The part of the limits that cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

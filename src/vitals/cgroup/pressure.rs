@@ -19,33 +19,10 @@
 
 use std::path::Path;
 
-use super::parse_value;
+use super::ResourcePressure;
 use super::path::{CgroupPath, Version};
 use crate::base::Percent;
-use crate::os::kernel_file::{BUFFER_BYTES, KernelFile, join_root, parse_number};
-
-/// Pressure counters and averages of the kernel. A field is `None` if its file cannot be read.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct ResourcePressure {
-    /// CPU periods in which the cgroup with the effective quota ran.
-    pub cpu_periods: Option<u64>,
-    /// CPU periods in which that cgroup was throttled.
-    pub throttled_periods: Option<u64>,
-    /// Index of the memory limit to which `memory_high` and `memory_max` belong.
-    pub memory_level: Option<usize>,
-    /// Number of reclaims because usage exceeded `memory.high`.
-    pub memory_high_events: Option<u64>,
-    /// Number of reclaims because usage reached the limit.
-    pub memory_max_events: Option<u64>,
-    /// Number of processes killed for lack of memory.
-    pub oom_kills: Option<u64>,
-    /// Percentage of the last ten seconds in which a thread waited for memory.
-    pub memory_pressure: Option<Percent>,
-    /// Percentage of the last ten seconds in which a thread waited for a CPU.
-    pub cpu_pressure: Option<Percent>,
-    /// Percentage of the last ten seconds in which a thread waited for I/O.
-    pub io_pressure: Option<Percent>,
-}
+use crate::os::kernel_file::{BUFFER_BYTES, KernelFile, join_root, parse_number, parse_value};
 
 /// The open files behind [`ResourcePressure`].
 #[derive(Debug, Default)]

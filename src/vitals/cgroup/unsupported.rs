@@ -2,35 +2,13 @@
 
 use std::path::Path;
 
-use crate::base::{Bytes, Percent};
+use super::{MemoryUse, ResourcePressure};
+use crate::base::Bytes;
 use crate::model::{Limit, LimitEffect};
-
-/// Pressure counters and averages; always `None`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-#[allow(missing_docs, reason = "documented in the Linux module")]
-pub struct ResourcePressure {
-    pub cpu_periods: Option<u64>,
-    pub throttled_periods: Option<u64>,
-    pub memory_level: Option<usize>,
-    pub memory_high_events: Option<u64>,
-    pub memory_max_events: Option<u64>,
-    pub oom_kills: Option<u64>,
-    pub memory_pressure: Option<Percent>,
-    pub cpu_pressure: Option<Percent>,
-    pub io_pressure: Option<Percent>,
-}
 
 /// A problem with limits; never occurs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LimitProblem {}
-
-/// Memory charged to a cgroup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "documented in the Linux module")]
-pub struct MemoryUse {
-    pub working_set: Bytes,
-    pub reclaimable: Bytes,
-}
 
 /// Stub of the cgroup limits.
 #[derive(Debug)]
