@@ -141,7 +141,7 @@ impl Drop for OwnThreadEntry {
 }
 
 /// Returns the IDs of marple's running threads.
-pub(super) fn running_tids() -> impl Iterator<Item = u32> {
+pub(crate) fn running_tids() -> impl Iterator<Item = u32> {
     RUNNING.iter().map(|place| place.load(Relaxed) & !PENDING).filter(|&tid| tid != 0)
 }
 

@@ -1,7 +1,6 @@
 //! Stubs of the Linux modules for other systems, with the same interface. Values that sysinfo
 //! provides are returned, all others are `None`.
 
-pub mod cpu_contention;
 pub mod cpu_timer;
 pub mod descriptors;
 pub mod eventfd;

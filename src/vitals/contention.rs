@@ -22,9 +22,9 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use super::cpu_times::{MachineCpu, MachineTime, RunDelay, RunDelays};
 use crate::base::{Moment, Percent};
 use crate::model::WorkerProgress;
-use crate::os::proc::cpu_contention::{MachineCpu, MachineTime, RunDelay, RunDelays};
 
 /// Averaging window of `blocked`, in seconds.
 const WINDOW_SECONDS: usize = 6;

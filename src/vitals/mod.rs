@@ -21,6 +21,7 @@ mod absent;
 mod blocking;
 pub mod cgroup;
 mod contention;
+mod cpu_times;
 mod lag_percentile;
 mod probe;
 mod reader;

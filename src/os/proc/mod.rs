@@ -2,8 +2,6 @@
 
 pub mod cores;
 #[cfg(target_os = "linux")]
-pub mod cpu_contention;
-#[cfg(target_os = "linux")]
 pub(crate) mod cpu_mask;
 #[cfg(target_os = "linux")]
 pub mod descriptors;
@@ -24,6 +22,4 @@ pub mod thread_reader;
 pub mod threads;
 
 #[cfg(not(target_os = "linux"))]
-pub use super::unsupported::{
-    cpu_contention, descriptors, procfs, thread_list, thread_reader, threads,
-};
+pub use super::unsupported::{descriptors, procfs, thread_list, thread_reader, threads};

@@ -1,11 +1,4 @@
-//! Time that threads wait for a core, and the utilization of the machine.
-//!
-//! | | file | cost |
-//! |---|---|---|
-//! | run delay of a runnable thread | `task/TID/schedstat`, field 2 | 4 us per thread |
-//! | idle time of all cores | `/proc/stat`, first line | 30 us, more on large machines |
-//!
-//! A steady tick reads neither: see `vitals::contention`.
+//! The readers for Linux: `task/TID/schedstat` and `/proc/stat`.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -14,10 +7,12 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::pread;
 
-use super::thread_list::{ThreadList, read_thread_file};
+use super::{MachineTime, RunDelay};
 use crate::base::spare;
 use crate::os::kernel_file::{join_root, parse_number, split_words};
 use crate::os::own_thread;
+use crate::os::proc::thread_list::{ThreadList, read_thread_file};
+use crate::os::proc::threads::current_tid;
 
 /// Thread limit; above it a reading would cost more than 2 ms.
 const MAX_THREADS: usize = 512;
@@ -33,19 +28,9 @@ struct ThreadTimes {
     delay: u64,
 }
 
-/// Time that threads waited for a core in a period.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RunDelay {
-    /// Wait of all threads.
-    pub total: Duration,
-    /// Wait of threads that ran or waited nearly all the time. Each would use a whole core if it
-    /// were alone on the machine.
-    pub of_busy_threads: Duration,
-}
-
 /// A reader of the run delay of the service's threads, without marple's own.
 #[derive(Debug)]
-pub struct RunDelays {
+pub(crate) struct RunDelays {
     tasks: ThreadList,
     tids: Vec<u32>,
     /// Threads of the last reading, sorted by ID.
@@ -56,16 +41,16 @@ pub struct RunDelays {
 
 impl RunDelays {
     /// Opens `/proc/self/task`. Returns `None` if it does not exist or has no schedstat.
-    pub fn open() -> Option<Self> {
+    pub(crate) fn open() -> Option<Self> {
         let tasks = ThreadList::open().ok()?;
-        read_times(&tasks, super::threads::current_tid())?;
+        read_times(&tasks, current_tid())?;
         let (tids, known, next) = (Vec::new(), Vec::new(), Vec::new());
         Some(Self { tasks, tids, previous: known, next, has_read: false })
     }
 
     /// Returns the run delay since the last call, which was `elapsed` ago: zero at the first call,
     /// and `None` if there are more than 512 threads. The waits of exited threads are not included.
-    pub fn take_delta(&mut self, elapsed: Duration) -> Option<RunDelay> {
+    pub(crate) fn take_delta(&mut self, elapsed: Duration) -> Option<RunDelay> {
         self.tasks.list(&mut self.tids).ok()?;
         if self.tids.len() > MAX_THREADS {
             self.previous.clear();
@@ -108,29 +93,20 @@ fn read_times(tasks: &ThreadList, tid: u32) -> Option<ThreadTimes> {
     })
 }
 
-/// Cumulative CPU time of the whole machine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MachineTime {
-    /// Time in which cores were busy.
-    pub busy: Duration,
-    /// Time in which cores were idle or waited for a disk.
-    pub idle: Duration,
-}
-
 /// A reader of the machine's CPU time.
 #[derive(Debug)]
-pub struct MachineCpu(OwnedFd);
+pub(crate) struct MachineCpu(OwnedFd);
 
 impl MachineCpu {
     /// Opens `/proc/stat` below `root`. Returns `None` if it does not exist.
-    pub fn open(root: &Path) -> Option<Self> {
+    pub(crate) fn open(root: &Path) -> Option<Self> {
         let path = join_root(root, Path::new("/proc/stat"));
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         spare::open_with_retry(|| open(&path, flags, Mode::empty())).ok().map(Self)
     }
 
     /// Returns the cumulative times.
-    pub fn read(&self) -> Option<MachineTime> {
+    pub(crate) fn read(&self) -> Option<MachineTime> {
         let mut buffer = [0; 256];
         let length = pread(&self.0, &mut buffer, 0).ok()?;
         parse(buffer.get(..length)?)
