@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use marple::base::thread_start;
 use marple::model::RawKind;
-use marple::os::thread_start;
 use marple::trace::Hooks;
 use tokio::runtime::Builder;
 use trace_support::*;

@@ -22,6 +22,7 @@ mod site;
 pub(crate) mod spare;
 pub(crate) mod standstill;
 pub(crate) mod sync;
+pub mod thread_start;
 mod units;
 pub mod warnings;
 

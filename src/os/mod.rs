@@ -34,7 +34,6 @@ pub mod sigprof;
 pub mod stack_snapshot;
 #[cfg(target_os = "linux")]
 pub mod syscalls;
-pub mod thread_start;
 #[cfg(not(target_os = "linux"))]
 mod unsupported;
 pub(crate) mod unused_stack;

@@ -15,10 +15,10 @@ use tokio::runtime::Builder;
 use super::recorder;
 use super::thread;
 use super::unstable::{self, TaskHooks};
+use crate::base::thread_start;
 use crate::model::{RawKind, TaskKey};
 use crate::os::clock::cycle_clock;
 use crate::os::fork;
-use crate::os::thread_start;
 
 /// Number of runtimes with the hooks.
 static RUNTIME_COUNT: AtomicU64 = AtomicU64::new(0);

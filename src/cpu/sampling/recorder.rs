@@ -12,7 +12,9 @@ use super::images::SeenImages;
 use super::report::{self, CpuProfileInfo};
 use super::sampler::{DrainScope, UnwindOutcome, drain_interval};
 use super::window::LookbackWindow;
-use crate::base::{Clock, Hertz, Moment, ProcessBound, SystemClock, TimeAnchor, panics, warnings};
+use crate::base::{
+    Clock, Hertz, Moment, ProcessBound, SystemClock, TimeAnchor, panics, thread_start, warnings,
+};
 use crate::cpu::error::Error;
 use crate::cpu::options::Options;
 use crate::cpu::sampling::engine::{SelectedEngine, select_engine};
@@ -25,7 +27,6 @@ use crate::model::Profile;
 use crate::os::own_thread;
 use crate::os::proc::process::cpu_time;
 use crate::os::stack_snapshot::StackSnapshot;
-use crate::os::thread_start;
 use crate::unwind::{MAX_FRAMES, OutermostFrames, StackWalker, WalkEnd};
 
 /// Table entries of a session: 3 to 6 MB when full.

@@ -35,9 +35,10 @@ pub fn arm() {
     ARMED.store(true, Ordering::Release);
 }
 
-/// Registers `hear` to be called on the starting thread, for each [requested](arm) notification.
+/// Registers `listener` to be called on the starting thread, for each [requested](arm)
+/// notification.
 ///
-/// `hear` should be short. The registration lasts as long as the returned value. There is one
+/// `listener` should be short. The registration lasts as long as the returned value. There is one
 /// listener: a later one replaces an earlier one.
 pub fn subscribe(listener: impl Fn() + Send + 'static) -> Subscription {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
