@@ -14,6 +14,7 @@ pub mod procfs;
 pub mod resident;
 #[cfg(target_os = "linux")]
 pub mod stack_bounds;
+pub mod thread;
 #[cfg(target_os = "linux")]
 pub mod thread_list;
 #[cfg(target_os = "linux")]

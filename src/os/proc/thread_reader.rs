@@ -19,21 +19,12 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, open};
 
+pub use super::thread::SchedStat;
+use super::thread::Thread;
 use super::thread_list::{TASKS, read_thread_file};
-use super::threads::{self, Thread};
+use super::threads;
 use crate::os::own_memory;
 use crate::os::stack_snapshot::Registers;
-
-/// Scheduler statistics of a thread.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SchedStat {
-    /// CPU time, as of the kernel's last update.
-    pub cpu_time: Duration,
-    /// Run delay: time spent waiting for a core.
-    pub run_delay: Duration,
-    /// Number of timeslices on a core.
-    pub timeslices: u64,
-}
 
 /// Invalid frame pointer, so that a walk that needs the real one stops.
 const INVALID_FRAME_POINTER: u64 = 1;

@@ -8,27 +8,10 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
+pub use super::thread::Thread;
 use super::thread_list::{TASKS, ThreadList, read_thread_file};
 use crate::base::Moment;
 use crate::os::kernel_file::{parse_number, split_words};
-
-/// State of a thread, as reported by the kernel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Thread {
-    /// Thread ID.
-    pub tid: u32,
-    /// Thread name: at most 15 bytes.
-    pub name: String,
-    /// State: `R`, `S`, `D`, …
-    pub state: char,
-    /// Kernel function that the thread waits in; empty if it does not wait, or if the kernel hides
-    /// it.
-    pub wait_channel: String,
-    /// CPU time, in the kernel's ticks of 10 ms.
-    pub cpu_time: Duration,
-    /// Blocked signals up to 31; bit n - 1 stands for signal n.
-    pub blocked: u64,
-}
 
 /// An error while listing threads.
 #[derive(Debug, thiserror::Error)]

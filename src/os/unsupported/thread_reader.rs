@@ -1,19 +1,7 @@
 //! Stub: thread inspection is Linux-only.
 
-use std::time::Duration;
-
-use super::threads::Thread;
-
-/// Scheduler statistics of a thread.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SchedStat {
-    /// CPU time.
-    pub cpu_time: Duration,
-    /// Run delay: time spent waiting for a core.
-    pub run_delay: Duration,
-    /// Number of timeslices on a core.
-    pub timeslices: u64,
-}
+pub use crate::os::proc::thread::SchedStat;
+use crate::os::proc::thread::Thread;
 
 /// Stub of the thread reader; cannot be opened.
 pub struct ProcThreadReader;

@@ -3,23 +3,7 @@
 use std::time::Duration;
 
 use crate::base::{Clock, Moment, SystemClock};
-
-/// State of a thread, as reported by the kernel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Thread {
-    /// Thread ID.
-    pub tid: u32,
-    /// Thread name.
-    pub name: String,
-    /// State.
-    pub state: char,
-    /// Kernel function that the thread waits in.
-    pub wait_channel: String,
-    /// CPU time.
-    pub cpu_time: Duration,
-    /// Blocked signals.
-    pub blocked: u64,
-}
+pub use crate::os::proc::thread::Thread;
 
 /// An error while listing threads.
 #[derive(Debug, thiserror::Error)]
