@@ -26,10 +26,6 @@ mod row_storage;
 mod rule;
 mod shared_modules;
 mod tables;
-#[cfg(target_os = "linux")]
-pub mod thread_sampler;
-#[cfg(not(target_os = "linux"))]
-#[path = "unsupported.rs"]
 pub mod thread_sampler;
 mod walk;
 

@@ -1,29 +1,11 @@
 //! Stub: stack samples of other threads are taken on Linux only.
 
+use super::ThreadStack;
 use crate::base::Clock;
 use crate::os::images::Error;
-use crate::os::stack_snapshot::StackSnapshot;
 use crate::unwind::{StackWalker, WalkEnd};
 
-/// Signal used for sampling on Linux.
-pub const SIGNAL: i32 = libc::SIGURG;
-
-/// Maximum signals in flight on Linux.
-pub const MAX_IN_FLIGHT: usize = 64;
-
-/// Sampled state of a thread.
-pub struct ThreadStack<'a> {
-    /// Its registers and stack.
-    pub snapshot: &'a StackSnapshot,
-    /// Addresses of the frames.
-    pub frames: &'a [u64],
-    /// Stack pointer of each of these frames.
-    pub pointers: &'a [u64],
-    /// Reason for the end of the walk.
-    pub end: WalkEnd,
-}
-
-/// Stub of the sampler. It is never constructed, because [`ThreadSampler::cast`] always fails.
+/// Stub of the sampler. It is never constructed, because [`ThreadSampler::lock`] always fails.
 pub struct ThreadSampler;
 
 impl Drop for ThreadSampler {
