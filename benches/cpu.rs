@@ -42,7 +42,7 @@ mod births;
 mod burn;
 #[path = "cpu/cell.rs"]
 mod cell;
-#[path = "../tests/storm/drive.rs"]
+#[path = "../tests/support/drive.rs"]
 mod drive;
 #[path = "cpu/handler.rs"]
 mod handler;

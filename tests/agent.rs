@@ -1,7 +1,8 @@
 //! End-to-end tests of the agent as a service embeds it: rules and toggles start incidents, and the
 //! incident directories hold the expected files.
 
-mod host;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::alloc::System;
 use std::collections::HashSet;
@@ -10,11 +11,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, thread};
 
-use host::{Host, WAIT_TIMEOUT, artifact_names, gauge_rule, settings, wait_for};
 use marple::base::{Bytes, Hertz};
 use marple::config::{CpuSettings, DiskReserve, StoreSettings, ToggleSettings};
 use marple::model::{IncidentState, Origin, Outcome};
 use marple::{Builder, CaptureKind, CaptureSet, Settings};
+
+use crate::support::host::{Host, WAIT_TIMEOUT, artifact_names, gauge_rule, settings, wait_for};
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);

@@ -1,7 +1,8 @@
 //! Custom collectors: complete, truncated, timed-out, failing and non-returning ones, and the files
 //! they leave in incidents.
 
-mod host;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::fs;
 use std::io::Write;
@@ -9,12 +10,13 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use host::{Host, WAIT_TIMEOUT, gauge_rule, settings};
 use marple::Settings;
 use marple::agent::CollectorOptions;
 use marple::base::Bytes;
 use marple::model::{CaptureKind, CollectorSelection, Manifest, Outcome};
 use sha2::{Digest, Sha256};
+
+use crate::support::host::{self, Host, WAIT_TIMEOUT, gauge_rule, settings};
 
 const SHORT: Duration = Duration::from_millis(20);
 

@@ -3,8 +3,8 @@
 //! captures work again once the fault is over. Each test re-executes itself in a separate process,
 //! because the limits apply to a whole process.
 
-mod host;
-mod store;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::alloc::System;
 use std::fs::{self, File};
@@ -12,12 +12,15 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use host::{WAIT_TIMEOUT, incidents, settings, wait_for};
 use marple::agent::Status;
 use marple::base::Bytes;
 use marple::model::{CaptureKind, Manifest, Outcome};
 use marple::{Agent, AgentHandle, Builder, CaptureSet, Settings};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::support::host::{WAIT_TIMEOUT, incidents, settings, wait_for};
+use crate::support::rerun::{self, test_path};
+use crate::support::store;
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
@@ -49,8 +52,8 @@ fn wait_for_tick(handle: &AgentHandle) {
 
 #[test]
 fn descriptor_exhaustion_is_reported_and_captures_resume_afterwards() {
-    let test = "descriptor_exhaustion_is_reported_and_captures_resume_afterwards";
-    store::rerun_under(test, &["prlimit", "--nofile=200"], || {
+    let test = test_path!(descriptor_exhaustion_is_reported_and_captures_resume_afterwards);
+    rerun::under(test, &["prlimit", "--nofile=200"], || {
         let home = tempfile::tempdir().unwrap();
         let captures = home.path().join("captures");
         let agent = start(&captures);
@@ -118,8 +121,8 @@ impl Client {
 
 #[test]
 fn endpoint_and_captures_work_without_free_descriptors() {
-    let test = "endpoint_and_captures_work_without_free_descriptors";
-    store::rerun_under(test, &["prlimit", "--nofile=512"], || {
+    let test = test_path!(endpoint_and_captures_work_without_free_descriptors);
+    rerun::under(test, &["prlimit", "--nofile=512"], || {
         let home = tempfile::tempdir().unwrap();
         let captures = home.path().join("captures");
         let port = {
@@ -182,8 +185,8 @@ fn endpoint_and_captures_work_without_free_descriptors() {
 
 #[test]
 fn file_size_limit_does_not_kill_host() {
-    let test = "file_size_limit_does_not_kill_host";
-    store::rerun_under(test, &["prlimit", "--fsize=32768"], || {
+    let test = test_path!(file_size_limit_does_not_kill_host);
+    rerun::under(test, &["prlimit", "--fsize=32768"], || {
         let home = tempfile::tempdir().unwrap();
         let captures = home.path().join("captures");
         let agent = start(&captures);
@@ -204,8 +207,8 @@ fn file_size_limit_does_not_kill_host() {
 
 #[test]
 fn failing_then_read_only_file_system_is_reported_and_survived() {
-    let test = "failing_then_read_only_file_system_is_reported_and_survived";
-    store::rerun_under(test, store::private_mounts_command(), || {
+    let test = test_path!(failing_then_read_only_file_system_is_reported_and_survived);
+    rerun::under(test, store::private_mounts_command(), || {
         let home = tempfile::tempdir().unwrap();
         let (image, disk) = (home.path().join("image"), home.path().join("disk"));
         File::create(&image).unwrap().set_len(16 << 20).unwrap();
@@ -264,8 +267,8 @@ fn run(program: &str, arguments: &[&str]) -> Option<String> {
 
 #[test]
 fn little_disk_space_keeps_small_captures_and_explains_missing_ones() {
-    let test = "little_disk_space_keeps_small_captures_and_explains_missing_ones";
-    store::rerun_under(test, store::private_mounts_command(), || {
+    let test = test_path!(little_disk_space_keeps_small_captures_and_explains_missing_ones);
+    rerun::under(test, store::private_mounts_command(), || {
         let disk = tempfile::tempdir().unwrap();
         store::mount_small_tmpfs(disk.path());
         let captures = disk.path().join("captures");

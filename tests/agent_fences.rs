@@ -2,9 +2,8 @@
 //! wakers. Ticks, endpoint and captures continue, and the status reports the failure. Tests that
 //! set the global subscriber re-execute themselves in a separate process.
 
-mod host;
-mod store;
-mod web;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::alloc::System;
 use std::io::{PipeReader, Read, Write};
@@ -15,14 +14,16 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use marple::agent::{IncidentEvent, Status};
 use marple::config::HttpSettings;
 use marple::{AgentHandle, Builder, CaptureKind, Settings};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
-use web::{get, serve};
+
+use crate::support::host::{self, Host, WAIT_TIMEOUT, settings, wait_for};
+use crate::support::rerun::{self, test_path};
+use crate::support::web::{self, get, serve};
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
@@ -30,7 +31,7 @@ static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 const SHORT: Duration = Duration::from_millis(50);
 
 fn rerun_alone(test: &str, body: impl FnOnce()) {
-    store::rerun_under(test, &["env"], body);
+    rerun::under(test, &["env"], body);
 }
 
 fn status(handle: &AgentHandle) -> Box<Status> {
@@ -100,7 +101,7 @@ fn full_log_pipe() -> PipeReader {
 
 #[test]
 fn blocked_log_does_not_stop_ticks_endpoint_or_captures() {
-    let test = "blocked_log_does_not_stop_ticks_endpoint_or_captures";
+    let test = test_path!(blocked_log_does_not_stop_ticks_endpoint_or_captures);
     rerun_alone(test, || {
         let mut log = full_log_pipe();
         let (mut host, url) = serve(settings_without_rate_limit());
@@ -145,7 +146,7 @@ fn blocked_log_does_not_stop_ticks_endpoint_or_captures() {
 
 #[test]
 fn agent_shuts_down_in_time_with_blocked_log() {
-    let test = "agent_shuts_down_in_time_with_blocked_log";
+    let test = test_path!(agent_shuts_down_in_time_with_blocked_log);
     rerun_alone(test, || {
         let _log = full_log_pipe();
         let (mut host, url) = serve(settings_without_rate_limit());
@@ -169,7 +170,7 @@ impl<S: tracing::Subscriber> Layer<S> for PanickingLayer {
 
 #[test]
 fn panicking_subscriber_loses_only_its_events() {
-    let test = "panicking_subscriber_loses_only_its_events";
+    let test = test_path!(panicking_subscriber_loses_only_its_events);
     rerun_alone(test, || {
         tracing_subscriber::registry().with(PanickingLayer).init();
         let (host, url) = serve(HttpSettings::default());
@@ -184,7 +185,7 @@ fn panicking_subscriber_loses_only_its_events() {
 
 #[test]
 fn host_names_cannot_forge_log_lines() {
-    let test = "host_names_cannot_forge_log_lines";
+    let test = test_path!(host_names_cannot_forge_log_lines);
     rerun_alone(test, || {
         let mut log = full_log_pipe();
         let home = tempfile::tempdir().unwrap();

@@ -1,7 +1,8 @@
 //! A full disk under the incident directory: captures fail with a reason, and work again once space
 //! is free.
 
-mod host;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::alloc::System;
 use std::fs::{self, File};
@@ -10,11 +11,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use host::{WAIT_TIMEOUT, incidents, settings, wait_for};
 use marple::base::Bytes;
 use marple::config::{DiskReserve, StoreSettings};
 use marple::model::{IncidentState, Outcome};
 use marple::{Builder, CaptureKind, CaptureSet, Settings};
+
+use crate::support::host::{WAIT_TIMEOUT, incidents, settings, wait_for};
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);

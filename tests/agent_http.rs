@@ -1,6 +1,7 @@
 //! The HTTP endpoint, tested over real sockets.
 
-mod host;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -9,11 +10,12 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 use std::{fs, thread};
 
-use host::{Host, WAIT_TIMEOUT, artifact_names, settings, wait_for};
 use marple::config::{HttpSettings, Listen, Secret};
 use marple::model::{CaptureKind, Origin, Outcome};
 use marple::{Builder, Settings, http};
 use serde_json::Value;
+
+use crate::support::host::{self, Host, WAIT_TIMEOUT, artifact_names, settings, wait_for};
 
 /// Returns an address without a listener.
 fn unused_address() -> SocketAddr {

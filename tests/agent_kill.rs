@@ -1,6 +1,7 @@
 //! `kill -9` during captures: every file found afterwards is complete.
 
-mod host;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::alloc::System;
 use std::collections::HashMap;
@@ -8,16 +9,18 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use flate2::read::GzDecoder;
-use host::{WAIT_TIMEOUT, incidents, settings, wait_for};
 use marple::base::IncidentId;
 use marple::model::{IncidentState, Manifest, Outcome};
 use marple::{Builder, CaptureSet, Settings};
 use sha2::{Digest, Sha256};
+
+use crate::support::host::{WAIT_TIMEOUT, incidents, settings, wait_for};
+use crate::support::rerun::{self, test_path};
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
@@ -43,8 +46,7 @@ fn capture_loop_process() {
 }
 
 fn spawn(captures: &Path) -> Child {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "capture_loop_process"])
+    rerun::command(test_path!(capture_loop_process))
         .env(CAPTURES_ENV, captures)
         .stdout(Stdio::null())
         .spawn()

@@ -1,14 +1,16 @@
 //! Custom counters and histograms, from the recording call to the manifest of the incident they
 //! cause. Also the limits and the vitals before and after the incident in that manifest.
 
-mod host;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::fs;
 use std::time::Duration;
 
-use host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use marple::model::{CaptureKind, Rule};
 use marple::{AgentHandle, Settings};
+
+use crate::support::host::{Host, WAIT_TIMEOUT, settings, wait_for};
 
 fn rule(metric: &str, abs: f64) -> Rule {
     Rule {

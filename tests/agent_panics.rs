@@ -1,14 +1,16 @@
 //! Counting and listing of a service's panics. The hook and the count are process-wide, so each
 //! test needs its own process (nextest); the test here tolerates no other panic.
 
-mod host;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::panic;
 use std::thread;
 use std::time::Duration;
 
-use host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use marple::model::{CaptureKind, Metric, Rule};
+
+use crate::support::host::{Host, WAIT_TIMEOUT, settings, wait_for};
 
 /// Panics on a thread named `name`.
 fn panic_on(name: &str, message: &'static str) {

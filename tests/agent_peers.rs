@@ -1,7 +1,7 @@
 //! Files of an incident, opened with the tools their users open them with.
 
-mod host;
-mod peers;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::alloc::System;
 use std::hint::black_box;
@@ -10,11 +10,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use marple::CaptureSet;
 use marple::model::CaptureKind;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::prelude::*;
+
+use crate::support::host::{Host, WAIT_TIMEOUT, settings, wait_for};
+use crate::support::peers;
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);

@@ -1,15 +1,17 @@
 //! Changes of the settings file and the trigger file under a running agent.
 
-mod host;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use host::{WAIT_TIMEOUT, incidents, wait_for};
 use marple::agent::Status;
 use marple::model::Origin;
 use marple::{AgentHandle, Builder};
+
+use crate::support::host::{WAIT_TIMEOUT, incidents, wait_for};
 
 fn write(path: &Path, captures: &Path, body: &str) {
     let text = format!(

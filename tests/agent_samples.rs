@@ -2,9 +2,8 @@
 //! task and span.
 #![cfg(all(feature = "cpu", feature = "trace", target_os = "linux", target_env = "gnu"))]
 
-mod cpu_support;
-mod host;
-mod peers;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::collections::BTreeSet;
 use std::hint::black_box;
@@ -13,7 +12,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use marple::base::Hertz;
 use marple::codec::pprof;
 use marple::config::CpuSettings;
@@ -24,6 +22,10 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::Runtime;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::prelude::*;
+
+use crate::support::cpu_load;
+use crate::support::host::{Host, WAIT_TIMEOUT, settings, wait_for};
+use crate::support::peers;
 
 const STATS: &str =
     "select name, value from stats where value > 0 and severity in ('error', 'data_loss')";
@@ -186,9 +188,9 @@ fn label_percentage(file: &Path, label: &str, value: &str) -> f64 {
 
 #[test]
 fn cpu_samples_are_on_trace_thread_and_labelled_with_task() {
-    let _serial = cpu_support::serial_guard();
+    let _serial = cpu_load::serial_guard();
     tracing_subscriber::registry().with(LevelFilter::INFO).with(marple::trace::layer()).init();
-    for engine in cpu_support::engines() {
+    for engine in cpu_load::engines() {
         let sweeper = Sweeper::start();
         let kinds = [CaptureKind::Trace, CaptureKind::Threads, CaptureKind::Cpu];
         let (host, dir, manifest) = incident(engine, &sweeper, kinds.into());
@@ -251,7 +253,7 @@ fn cpu_samples_are_on_trace_thread_and_labelled_with_task() {
 
 #[test]
 fn profile_or_trace_alone_has_no_task_labels_or_samples() {
-    let _serial = cpu_support::serial_guard();
+    let _serial = cpu_load::serial_guard();
     let sweeper = Sweeper::start();
     let (host, dir, manifest) = incident(CpuEngine::Auto, &sweeper, [CaptureKind::Cpu].into());
     for file in artifacts_of_kind(CaptureKind::Cpu, &dir, &manifest) {

@@ -1,14 +1,16 @@
 //! `Agent::shutdown`: what it writes, how long it and a drop within async code block, and the kinds
 //! of the errors around it.
 
-mod host;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::time::Duration;
 
-use host::{WAIT_TIMEOUT, incidents, settings};
 use marple::model::{IncidentState, Outcome};
 use marple::{Builder, CaptureKind, ErrorKind, Settings};
 use tempfile::TempDir;
+
+use crate::support::host::{self, WAIT_TIMEOUT, incidents, settings};
 
 fn settings_in(dir: &TempDir) -> Settings {
     Settings { dir: dir.path().to_owned(), rules: Vec::new(), ..settings() }

@@ -1,16 +1,18 @@
 //! The SIGUSR2 toggle. A separate binary, because a signal disposition is process-wide.
 
-mod host;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use marple::Settings;
 use marple::config::{ToggleSettings, ToggleSignal};
 use marple::model::Origin;
 use rustix::process::{Signal, getpid, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
+
+use crate::support::host::{Host, WAIT_TIMEOUT, settings, wait_for};
 
 #[test]
 fn signal_toggles_and_still_calls_host_handler() {

@@ -1,18 +1,21 @@
 //! A poll that does not return, from its detection to the incident. The detector's exact decisions
 //! are tested without a clock, in `trace::stalls`.
 
-mod host;
-mod peers;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::fs;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
-use host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use marple::config::TraceSettings;
 use marple::model::{CaptureKind, Manifest, Metric, Rule};
 use marple::task::Trace;
+
+use crate::support::host::{Host, WAIT_TIMEOUT, settings, wait_for};
+use crate::support::peers;
+use crate::support::rerun::{self, test_path};
 
 const THRESHOLD: Duration = Duration::from_millis(50);
 
@@ -256,8 +259,7 @@ fn stopped_process_reports_no_stall_and_no_lag() {
 
     let dir = tempfile::tempdir().unwrap();
     let log = fs::File::create(dir.path().join("log")).unwrap();
-    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "stopped_process", "--nocapture"])
+    let mut child = rerun::command(test_path!(stopped_process))
         .env(STOPPED_PROCESS_ENV, dir.path())
         .stderr(log)
         .stdout(std::process::Stdio::null())

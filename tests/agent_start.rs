@@ -7,8 +7,8 @@
 // `fork` needs it.
 #![allow(unsafe_code)]
 
-mod host;
-mod store;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::alloc::System;
 use std::fs::{self, File};
@@ -20,12 +20,15 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use host::{WAIT_TIMEOUT, settings, wait_for};
 use marple::base::SystemClock;
 use marple::config::{HttpSettings, Listen};
 use marple::store::Store;
 use marple::{Agent, AgentHandle, Builder, CaptureKind, Settings};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
+
+use crate::support::host::{self, WAIT_TIMEOUT, settings, wait_for};
+use crate::support::rerun::{self, test_path};
+use crate::support::store;
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
@@ -153,8 +156,8 @@ fn socket_replaced_by_another_process_is_not_removed() {
 
 #[test]
 fn vitals_run_without_descriptors_and_other_parts_start_later() {
-    let test = "vitals_run_without_descriptors_and_other_parts_start_later";
-    store::rerun_under(test, &["prlimit", "--nofile=48"], || {
+    let test = test_path!(vitals_run_without_descriptors_and_other_parts_start_later);
+    rerun::under(test, &["prlimit", "--nofile=48"], || {
         let home = tempfile::tempdir().unwrap();
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = free.local_addr().unwrap();
@@ -181,7 +184,7 @@ fn vitals_run_without_descriptors_and_other_parts_start_later() {
 
 #[test]
 fn agent_starts_in_restricted_container() {
-    let test = "agent_starts_in_restricted_container";
+    let test = test_path!(agent_starts_in_restricted_container);
     // A world-writable volume, an empty /proc/sys, nothing else writable, and a user without a
     // name.
     let contain = "mount -t tmpfs -o mode=2777 none /mnt && mount -t tmpfs none /proc/sys && \
@@ -190,7 +193,7 @@ fn agent_starts_in_restricted_container() {
     if !rustix::process::geteuid().is_root() {
         return eprintln!("{test}: not run, mounting and changing the user need root");
     }
-    store::rerun_under(test, &["unshare", "-m", "sh", "-c", contain, "sh"], || {
+    rerun::under(test, &["unshare", "-m", "sh", "-c", contain, "sh"], || {
         let listen = || Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));
         let agent = start(&settings_in(Path::new("/mnt/volume/captures"), listen()));
         assert_captures(&agent.handle());
@@ -208,7 +211,7 @@ fn agent_starts_in_restricted_container() {
 
 #[test]
 fn ephemeral_directory_is_warned_about_and_volume_is_not() {
-    let test = "ephemeral_directory_is_warned_about_and_volume_is_not";
+    let test = test_path!(ephemeral_directory_is_warned_about_and_volume_is_not);
     // A container: an overlay as root, and a volume mounted in it.
     let contain = "mount -t tmpfs none /mnt && cd /mnt && mkdir up work root && \
                    mount -t overlay overlay -o lowerdir=/,upperdir=up,workdir=work root && \
@@ -220,7 +223,7 @@ fn ephemeral_directory_is_warned_about_and_volume_is_not() {
     // Mounted as the volume. The re-executed test creates a directory, too, and does not use it.
     let volume = tempfile::tempdir().unwrap();
     let set = format!("VOLUME={}", volume.path().display());
-    store::rerun_under(test, &["env", &set, "unshare", "-m", "sh", "-c", contain, "sh"], || {
+    rerun::under(test, &["env", &set, "unshare", "-m", "sh", "-c", contain, "sh"], || {
         let listen = || Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));
         for (dir, is_warned) in [("/captures", true), ("/volume/captures", false)] {
             let agent = start(&settings_in(Path::new(dir), listen()));
@@ -263,7 +266,7 @@ fn stripped_program_is_warned_about() {
         Err(error) => return eprintln!("not run, `strip` is missing: {error}"),
     }
     let ended = Command::new(&program)
-        .args(["--exact", "stripped_process"])
+        .args(rerun::args(test_path!(stripped_process)))
         .env(STRIPPED_ENV, "1")
         .stdout(Stdio::null())
         .status()
@@ -292,8 +295,7 @@ fn new_process_takes_over_when_predecessor_exits() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = free.local_addr().unwrap();
     drop(free);
-    let mut old = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "predecessor_process", "--nocapture"])
+    let mut old = rerun::command(test_path!(predecessor_process))
         .env(PREDECESSOR_ENV, format!("{address} {}", dir.display()))
         .stdin(Stdio::piped())
         .stdout(Stdio::null())

@@ -12,7 +12,8 @@
 ))]
 #![allow(unsafe_code, reason = "libraries cannot be loaded, and memory not locked, without")]
 
-mod host;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::alloc::System;
 use std::ffi::CString;
@@ -25,10 +26,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use host::{Host, WAIT_TIMEOUT, settings};
 use marple::base::Bytes;
 use marple::{Builder, CaptureKind, Settings, heap, os};
 use rustix::mm::{MapFlags, ProtFlags, mmap};
+
+use crate::support::host::{self, Host, WAIT_TIMEOUT, settings};
+use crate::support::rerun::{self, test_path};
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
@@ -41,11 +44,7 @@ fn requested_part() -> Option<String> {
 }
 
 fn run_part(test: &str, part: &str) -> Output {
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "--nocapture", "--test-threads=1", test])
-        .env(PART_ENV, part)
-        .output()
-        .unwrap();
+    let output = rerun::command(test).arg("--test-threads=1").env(PART_ENV, part).output().unwrap();
     println!("{part}: {}", String::from_utf8_lossy(&output.stdout));
     eprintln!("{}", String::from_utf8_lossy(&output.stderr));
     output
@@ -98,7 +97,7 @@ fn overwrite(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 
 #[test]
 fn overwriting_mapped_files_does_not_kill_process() {
-    let test = "overwriting_mapped_files_does_not_kill_process";
+    let test = test_path!(overwriting_mapped_files_does_not_kill_process);
     if requested_part().is_none() {
         let output = run_part(test, "captures");
         assert!(output.status.success(), "{}", output.status);
@@ -187,7 +186,7 @@ const MAX_CAPTURE_KIB: u64 = 32 << 10;
 
 #[test]
 fn locked_memory_host_pays_only_for_used_memory() {
-    let test = "locked_memory_host_pays_only_for_used_memory";
+    let test = test_path!(locked_memory_host_pays_only_for_used_memory);
     if requested_part().is_none() {
         let output = run_part(test, "locked");
         assert!(output.status.success(), "{}", output.status);
@@ -218,7 +217,7 @@ fn locked_memory_host_pays_only_for_used_memory() {
 
 #[test]
 fn host_with_little_address_space_survives() {
-    let test = "host_with_little_address_space_survives";
+    let test = test_path!(host_with_little_address_space_survives);
     let Some(room) = requested_part() else {
         for room in ["4", "8", "12", "16", "32", "64", "96"] {
             let output = run_part(test, room);

@@ -1,7 +1,8 @@
 //! Stalls of unrecorded tasks: plain `tokio::spawn` tasks that block their worker on a runtime
 //! without hooks. The runtime's own counters raise the suspicion and two stacks confirm it.
 
-mod host;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,12 +10,13 @@ use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use marple::config::{StacksSettings, ThreadsMode, TraceSettings};
 use marple::model::{CaptureKind, CaptureSet, Metric, Rule, Stall};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
+
+use crate::support::host::{Host, WAIT_TIMEOUT, settings, wait_for};
 
 const THRESHOLD: Duration = Duration::from_millis(50);
 

@@ -6,9 +6,9 @@
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 #![allow(unsafe_code, reason = "a signal handler, and system calls without a safe face")]
 
-mod host;
-mod seccomp;
-mod store;
+#[path = "support/mod.rs"]
+mod support;
+
 mod syscalls;
 
 use std::alloc::System;
@@ -21,12 +21,15 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use libc::sock_filter;
 use marple::config::{HttpSettings, Listen};
 use marple::model::Outcome;
 use marple::{CaptureSet, Settings};
 use syscalls::{Call, Class, calls};
+
+use crate::support::host::{Host, WAIT_TIMEOUT, settings, wait_for};
+use crate::support::rerun::{self, test_path};
+use crate::support::seccomp;
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
@@ -152,8 +155,8 @@ fn run_agent(expected: &[&str]) -> RunObservations {
 
 #[test]
 fn agent_runs_with_needed_syscalls_only_and_reports_missing_ones() {
-    let test = "agent_runs_with_needed_syscalls_only_and_reports_missing_ones";
-    store::rerun_under(test, &["env"], || {
+    let test = test_path!(agent_runs_with_needed_syscalls_only_and_reports_missing_ones);
+    rerun::under(test, &["env"], || {
         allow_only(|class| class == Class::Needed, seccomp::trap());
         let calls = ["perf_event_open", "setpriority", "timer_create", "rt_tgsigqueueinfo"];
         let observations = run_agent(&calls);
@@ -167,8 +170,8 @@ fn agent_runs_with_needed_syscalls_only_and_reports_missing_ones() {
 
 #[test]
 fn agent_runs_under_killing_system_service_filter() {
-    let test = "agent_runs_under_killing_system_service_filter";
-    store::rerun_under(test, &["env"], || {
+    let test = test_path!(agent_runs_under_killing_system_service_filter);
+    rerun::under(test, &["env"], || {
         let is_in_set = |class| class != Class::Optional { in_system_service: false };
         allow_only(is_in_set, seccomp::kill());
         let observations = run_agent(&[]);
@@ -183,8 +186,8 @@ fn agent_runs_under_killing_system_service_filter() {
 
 #[test]
 fn syscall_table_is_complete() {
-    let test = "syscall_table_is_complete";
-    store::rerun_under(test, &["env"], || {
+    let test = test_path!(syscall_table_is_complete);
+    rerun::under(test, &["env"], || {
         allow_only(|_| true, seccomp::trap());
         let observations = run_agent(&[]);
         assert!(!observations.warnings.contains("system calls"), "{}", observations.warnings);
@@ -193,8 +196,8 @@ fn syscall_table_is_complete() {
 
 #[test]
 fn filter_installed_after_start_is_detected_before_optional_syscall() {
-    let test = "filter_installed_after_start_is_detected_before_optional_syscall";
-    store::rerun_under(test, &["env"], || {
+    let test = test_path!(filter_installed_after_start_is_detected_before_optional_syscall);
+    rerun::under(test, &["env"], || {
         let host = Host::start(settings());
         let handle = host.handle();
         let capture = || {
@@ -218,8 +221,8 @@ fn filter_installed_after_start_is_detected_before_optional_syscall() {
 
 #[test]
 fn syscall_probe_does_not_call_service_sigsys_handler() {
-    let test = "syscall_probe_does_not_call_service_sigsys_handler";
-    store::rerun_under(test, &["env"], || {
+    let test = test_path!(syscall_probe_does_not_call_service_sigsys_handler);
+    rerun::under(test, &["env"], || {
         // The handler reports the call and ends its process; a forked copy writes to the same
         // output.
         let is_in_set = |class| class != Class::Optional { in_system_service: false };

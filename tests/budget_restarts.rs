@@ -4,17 +4,20 @@
 //! The test runs itself as the service: with `MARPLE_TEST_SERVICE` set, `service` raises a gauge
 //! until its rule has decided, prints the decision, and waits to be killed.
 
-mod host;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 use std::{env, thread};
 
-use host::{WAIT_TIMEOUT, gauge_rule, incidents, settings, wait_for};
 use marple::config::BudgetSettings;
 use marple::model::{IncidentState, Rule};
 use marple::{Builder, CaptureKind, Settings};
+
+use crate::support::host::{WAIT_TIMEOUT, gauge_rule, incidents, settings, wait_for};
+use crate::support::rerun::{self, test_path};
 
 const SERVICE_ENV: &str = "MARPLE_TEST_SERVICE";
 const RESTARTS: usize = 20;
@@ -53,8 +56,7 @@ fn crash_loop_stays_within_budget() {
     let dir = home.path().join("captures");
     let mut output_lines = Vec::new();
     for _ in 0..RESTARTS {
-        let mut child = Command::new(env::current_exe().unwrap())
-            .args(["--exact", "service_process", "--nocapture"])
+        let mut child = rerun::command(test_path!(service_process))
             .env(SERVICE_ENV, &dir)
             .stdout(Stdio::piped())
             .spawn()

@@ -2,7 +2,8 @@
 
 #![cfg(all(feature = "cli", feature = "heap"))]
 
-mod peers;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::alloc::System;
 use std::fs::{self, File};
@@ -16,6 +17,8 @@ use marple::base::Bytes;
 use marple::codec::pprof::proto::{Location, Profile};
 use marple::codec::pprof::{read, write_proto};
 use marple::heap;
+
+use crate::support::peers;
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);

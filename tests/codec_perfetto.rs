@@ -1,6 +1,7 @@
 //! Traces as read by Perfetto's own schema and by trace_processor.
 
-mod peers;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,6 +14,8 @@ use marple::codec::perfetto;
 use marple::model::{ArgValue, EventKind, Timeline, TimelineEvent, TrackHandle, TrackKind};
 use proptest::prelude::*;
 use serde_json::Value;
+
+use crate::support::peers;
 
 const START: u64 = 5_000_000_000;
 

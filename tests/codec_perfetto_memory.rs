@@ -1,11 +1,11 @@
 //! Peak memory of writing the CPU samples and the polls of an incident into its trace.
 
-mod counting;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::io;
 use std::time::Duration;
 
-use counting::peak_bytes;
 use jiff::Timestamp;
 use marple::base::{Moment, TimeAnchor};
 use marple::codec::perfetto::{self, Stacks};
@@ -13,6 +13,11 @@ use marple::model::{
     Profile, RawKind, RawSlice, RawTask, Sample, TaskKey, ThreadSlices, TimedSample, Timeline,
     ValueType,
 };
+
+use crate::support::counting::{Counting, peak_bytes};
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 const STACKS: u64 = 5000;
 

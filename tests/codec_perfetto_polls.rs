@@ -1,7 +1,7 @@
 //! Polls and parks as read by Perfetto's own schema and by trace_processor.
 
-mod peers;
-mod trace_support;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,7 +18,9 @@ use marple::model::{
 use marple::task::{self, Trace};
 use marple::trace::configure;
 use tokio::runtime::Builder;
-use trace_support::*;
+
+use crate::support::peers;
+use crate::support::timeline::*;
 
 const NO_ROWS: Vec<Vec<String>> = Vec::new();
 

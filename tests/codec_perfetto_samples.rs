@@ -1,6 +1,7 @@
 //! Stacks in a trace as read by Perfetto's own schema and by trace_processor.
 
-mod peers;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -14,6 +15,8 @@ use marple::model::{
     TaskKey, ThreadDump, ThreadRow, ThreadSlices, TimedSample, Timeline, TimelineEvent, TrackKind,
     ValueType,
 };
+
+use crate::support::peers;
 
 const STATS: &str =
     "select name, value from stats where value > 0 and severity in ('error', 'data_loss')";

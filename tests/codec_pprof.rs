@@ -1,7 +1,7 @@
 //! Profiles as read by Go's pprof and by the crate's own reader.
 
-mod counting;
-mod peers;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::fs::File;
 use std::io::Write;
@@ -17,6 +17,12 @@ use marple::model::{
 };
 use proptest::prelude::*;
 use prost::Message;
+
+use crate::support::counting::{self, Counting};
+use crate::support::peers;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 const CPU: ValueType = ValueType { name: "cpu", unit: "nanoseconds" };
 const SAMPLES: ValueType = ValueType { name: "samples", unit: "count" };

@@ -5,8 +5,8 @@
 //! cause of loss gets a row in `CASES`.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
-mod cpu_support;
-mod peers;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::fs::{self, File};
 use std::hint::black_box;
@@ -14,15 +14,17 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cpu_support::{
-    burn, cpu_time, engines, serial_guard, start, stated_periods, stop, thread_name,
-};
 use marple::base::{Clock, SystemClock};
 use marple::codec::pprof;
 use marple::cpu::CpuSession;
 use marple::cpu::options::Options;
 use marple::model::{CpuEngine, CpuMode, Profile};
 use rustix::time::ClockId;
+
+use crate::support::cpu_load::{
+    burn, cpu_time, engines, serial_guard, start, stated_periods, stop, thread_name,
+};
+use crate::support::peers;
 
 const THREADS: usize = 96;
 

@@ -1,20 +1,24 @@
 //! Threads that start and end, and sessions that start and stop, while signals are in flight.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
-mod counting;
-mod cpu_support;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use counting::allocations;
-use cpu_support::{
-    StopOnDrop, burn, cpu_time, engines, serial_guard, sigprof_is_in, start, stated_periods, stop,
-};
 use marple::model::CpuEngine;
 use rustix::time::ClockId;
+
+use crate::support::counting::{Counting, allocations};
+use crate::support::cpu_load::{
+    StopOnDrop, burn, cpu_time, engines, serial_guard, sigprof_is_in, start, stated_periods, stop,
+};
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 /// Starts threads that live for about 4 ms of CPU time each, until `stop` is set.
 fn spawn_short_threads(stop: &AtomicBool) {

@@ -1,18 +1,20 @@
 //! Samples of each engine in threads with a known workload.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
-mod cpu_support;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::time::Duration;
 
-use cpu_support::{
-    burn, burn_on_threads, check_burners, cpu_periods, engines, function_names, label,
-    serial_guard, start, stated_periods, stop,
-};
 use marple::base::{Clock, Hertz, SystemClock};
 use marple::cpu::CpuSession;
 use marple::cpu::error::Error;
 use marple::symbols;
+
+use crate::support::cpu_load::{
+    burn, burn_on_threads, check_burners, cpu_periods, engines, function_names, label,
+    serial_guard, start, stated_periods, stop,
+};
 
 #[test]
 fn function_times_match_workload_for_any_thread_count() {

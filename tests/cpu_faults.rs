@@ -2,15 +2,19 @@
 //! test is a binary by itself because it installs a counting allocator.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
-mod counting;
-mod cpu_support;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::thread;
 use std::time::Duration;
 
-use counting::allocations;
-use cpu_support::{burn, start, stop};
 use marple::model::CpuEngine;
+
+use crate::support::counting::{Counting, allocations};
+use crate::support::cpu_load::{burn, start, stop};
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 /// Returns the minor page faults of the calling thread.
 #[expect(unsafe_code, reason = "the kernel's answer goes through a pointer")]

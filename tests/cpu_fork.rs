@@ -2,16 +2,18 @@
 #![cfg(all(feature = "cpu", target_os = "linux"))]
 #![allow(unsafe_code, reason = "forking cannot be done without")]
 
-mod cpu_support;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::time::Duration;
 
-use cpu_support::{burn, engines, serial_guard, stop};
 use marple::base::{Clock, Hertz, SystemClock};
 use marple::cpu::error::Error;
 use marple::cpu::options::Options;
 use marple::cpu::{CpuSession, Lookback};
 use marple::model::{CpuEngine, CpuMode};
+
+use crate::support::cpu_load::{burn, engines, serial_guard, stop};
 
 /// Runs `child` in a forked process. Returns its status as from `waitpid`, or -1 if it hung.
 fn run_in_fork(child: impl FnOnce() -> bool) -> i32 {

@@ -2,14 +2,16 @@
 //! stays installed.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
-mod cpu_support;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::time::Duration;
 
-use cpu_support::{burn, start, stop};
 use marple::cpu::error::Error;
 use marple::model::CpuEngine;
 use tokio::signal::unix::{SignalKind, signal};
+
+use crate::support::cpu_load::{burn, start, stop};
 
 #[tokio::test]
 async fn host_sigprof_handler_is_kept() {

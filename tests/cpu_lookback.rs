@@ -1,16 +1,14 @@
 //! The look-back profile has the samples from before a capture, and the session those from after.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
-mod cpu_support;
-mod host;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::fs;
 use std::hint::black_box;
 use std::thread;
 use std::time::Duration;
 
-use cpu_support::{burn, burn_fifty, burn_thirty, cpu_time, engines, stated_periods, sums_below};
-use host::{Host, settings, wait_for};
 use marple::CaptureKind;
 use marple::base::{Clock, Hertz, SystemClock};
 use marple::codec::pprof;
@@ -20,6 +18,11 @@ use marple::cpu::{CpuSession, Lookback};
 use marple::model::{CpuEngine, Profile};
 use marple::symbols;
 use rustix::time::ClockId;
+
+use crate::support::cpu_load::{
+    self, burn, burn_fifty, burn_thirty, cpu_time, engines, stated_periods, sums_below,
+};
+use crate::support::host::{self, Host, settings, wait_for};
 
 /// Runs `function` for 500 ms of CPU time on a thread called `burner`.
 fn burn_in(function: fn(Duration) -> u64) {
@@ -36,7 +39,7 @@ fn samples_by_function(mut profile: Profile) -> [i64; 2] {
 
 #[test]
 fn lookback_and_session_samples_are_separate() {
-    let _serial = cpu_support::serial_guard();
+    let _serial = cpu_load::serial_guard();
     for engine in engines() {
         let options = Options { engine, lookback_frequency: Hertz(99), ..Options::default() };
         let lookback = Lookback::start(&options).unwrap().expect("a look-back");
@@ -68,7 +71,7 @@ fn lookback_and_session_samples_are_separate() {
 
 #[test]
 fn incident_has_lookback_profile() {
-    let _serial = cpu_support::serial_guard();
+    let _serial = cpu_load::serial_guard();
     let cpu = CpuSettings { lookback_frequency_hz: Hertz(99), ..CpuSettings::default() };
     let host = Host::start(marple::Settings { cpu, ..settings() });
     let status = host.handle().status().wait(host::WAIT_TIMEOUT).unwrap();
@@ -97,7 +100,7 @@ fn incident_has_lookback_profile() {
 
 #[test]
 fn without_lookback_there_is_one_profile() {
-    let _serial = cpu_support::serial_guard();
+    let _serial = cpu_load::serial_guard();
     let cpu = CpuSettings { lookback_frequency_hz: Hertz(0), ..CpuSettings::default() };
     let host = Host::start(marple::Settings { cpu, ..settings() });
     let status = || host.handle().status().wait(host::WAIT_TIMEOUT).unwrap();

@@ -9,7 +9,8 @@
 ))]
 #![allow(unsafe_code, reason = "code cannot be generated without")]
 
-mod cpu_support;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::alloc::System;
 use std::hint::black_box;
@@ -17,12 +18,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use cpu_support::{cpu_time, engines, function_names, serial_guard, start, stop};
 use jiff::Timestamp;
 use marple::base::Bytes;
 use marple::model::{Marker, Profile};
 use marple::{heap, symbols};
 use rustix::time::ClockId;
+
+use crate::support::cpu_load::{cpu_time, engines, function_names, serial_guard, start, stop};
+use crate::support::generated_code::{self, map_code};
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
@@ -112,23 +115,6 @@ const FILTER: [&[u8]; 3] = [
 /// [`FILTER`] without a frame: `mov ecx, 2000000; 10 * (imul rax, rax); dec ecx; jnz; ret`
 const FRAMELESS: [&[u8]; 3] =
     [&[0xb9, 0x80, 0x84, 0x1e, 0], FILTER[1], &[0xff, 0xc9, 0x75, 0xd4, 0xc3]];
-/// `push rbp; mov rbp, rsp; call rdi; pop rbp; ret`
-const CALLBACK_CODE: [&[u8]; 1] = [&[0x55, 0x48, 0x89, 0xe5, 0xff, 0xd7, 0x5d, 0xc3]];
-
-fn map_code(code: &[&[u8]], in_file: bool) -> *const () {
-    let code = code.concat();
-    // SAFETY: the kernel chooses the address of the mapping, which is large enough for the code
-    // copied into it.
-    unsafe {
-        let file = if in_file { libc::memfd_create(c"jit".as_ptr(), 0) } else { -1 };
-        let kind = if in_file { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
-        libc::ftruncate(file, 4096);
-        let page = libc::mmap(std::ptr::null_mut(), 4096, 7, kind, file, 0);
-        assert_ne!(page, libc::MAP_FAILED);
-        std::ptr::copy_nonoverlapping(code.as_ptr(), page.cast(), code.len());
-        page.cast()
-    }
-}
 
 type FilterFn = extern "C" fn();
 type CallbackFn = extern "C" fn(FilterFn);
@@ -205,7 +191,10 @@ fn heap_block_from_generated_code_is_under_its_caller() {
     for in_file in [false, true] {
         // SAFETY: the code follows the C calling convention and calls the function it is given.
         let code = unsafe {
-            std::mem::transmute::<*const (), CallbackFn>(map_code(&CALLBACK_CODE, in_file))
+            std::mem::transmute::<*const (), CallbackFn>(map_code(
+                &generated_code::CALLBACK,
+                in_file,
+            ))
         };
         run_callback(code);
     }

@@ -2,23 +2,25 @@
 //! these tests run one at a time.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
-mod cpu_support;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use cpu_support::{
-    StopOnDrop, burn, burn_on_threads, check_burners, function_names, serial_guard, sigprof_is_in,
-    stated_periods, stop,
-};
 use marple::cpu::CpuSession;
 use marple::cpu::error::Error;
 use marple::model::CpuEngine;
 use marple::symbols;
 
+use crate::support::cpu_load::{
+    self, StopOnDrop, burn, burn_on_threads, check_burners, function_names, serial_guard,
+    sigprof_is_in, stated_periods, stop,
+};
+
 fn start(frequency: u32) -> Result<CpuSession, Error> {
-    cpu_support::start(CpuEngine::Pprof, frequency)
+    cpu_load::start(CpuEngine::Pprof, frequency)
 }
 
 #[test]

@@ -5,22 +5,23 @@
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 #![allow(unsafe_code, reason = "timers and signals of the service's own")]
 
-mod cpu_support;
-mod host;
-mod store;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::fs::{self, File};
 use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::Duration;
 
-use cpu_support::{burn, start, stated_periods, stop, thread_name};
-use host::{Host, settings, wait_for};
 use marple::base::warnings;
 use marple::cpu::Lookback;
 use marple::cpu::error::Error;
 use marple::cpu::options::Options;
 use marple::model::{CpuEngine, Profile};
+
+use crate::support::cpu_load::{burn, start, stated_periods, stop, thread_name};
+use crate::support::host::{self, Host, settings, wait_for};
+use crate::support::rerun::{self, test_path};
 
 /// Command prefix that runs as a user whose quotas no other process uses.
 const SEPARATE_USER_COMMAND: [&str; 6] =
@@ -66,8 +67,8 @@ fn perf_is_allowed() -> bool {
 
 #[test]
 fn agent_with_200_threads_uses_at_most_40_descriptors() {
-    let test = "agent_with_200_threads_uses_at_most_40_descriptors";
-    store::rerun_under(test, &["prlimit", "--nofile=1024"], || {
+    let test = test_path!(agent_with_200_threads_uses_at_most_40_descriptors);
+    rerun::under(test, &["prlimit", "--nofile=1024"], || {
         let _sleepers = spawn_sleeping_threads(200);
         let (before, _) = count_descriptors();
         let host = Host::start(settings());
@@ -79,8 +80,8 @@ fn agent_with_200_threads_uses_at_most_40_descriptors() {
 
 #[test]
 fn perf_events_are_closed_when_service_needs_descriptors() {
-    let test = "perf_events_are_closed_when_service_needs_descriptors";
-    store::rerun_under(test, &["prlimit", "--nofile=256"], || {
+    let test = test_path!(perf_events_are_closed_when_service_needs_descriptors);
+    rerun::under(test, &["prlimit", "--nofile=256"], || {
         if !perf_is_allowed() {
             return;
         }
@@ -107,8 +108,8 @@ fn perf_events_are_closed_when_service_needs_descriptors() {
 
 #[test]
 fn perf_events_use_at_most_eighth_of_limit_on_busiest_threads() {
-    let test = "perf_events_use_at_most_eighth_of_limit_on_busiest_threads";
-    store::rerun_under(test, &["prlimit", "--nofile=256"], || {
+    let test = test_path!(perf_events_use_at_most_eighth_of_limit_on_busiest_threads);
+    rerun::under(test, &["prlimit", "--nofile=256"], || {
         if !perf_is_allowed() {
             return;
         }
@@ -128,10 +129,10 @@ fn perf_events_use_at_most_eighth_of_limit_on_busiest_threads() {
 
 #[test]
 fn timers_leave_pending_signals_to_service_and_follow_busy_threads() {
-    let test = "timers_leave_pending_signals_to_service_and_follow_busy_threads";
+    let test = test_path!(timers_leave_pending_signals_to_service_and_follow_busy_threads);
     let wrapper: Vec<&str> =
         SEPARATE_USER_COMMAND.into_iter().chain(["prlimit", "--sigpending=64"]).collect();
-    store::rerun_under(test, &wrapper, || {
+    rerun::under(test, &wrapper, || {
         let _sleepers = spawn_sleeping_threads(100);
         let session = start(CpuEngine::Timer, 99).unwrap();
         let status = fs::read_to_string("/proc/self/status").unwrap();
@@ -169,12 +170,12 @@ fn timers_leave_pending_signals_to_service_and_follow_busy_threads() {
 
 #[test]
 fn memlock_limit_error_is_not_reported_as_permission() {
-    let test = "memlock_limit_error_is_not_reported_as_permission";
+    let test = test_path!(memlock_limit_error_is_not_reported_as_permission);
     let without = "=-sys_admin,-ipc_lock";
     let (bounding, inheritable) =
         (format!("--bounding-set{without}"), format!("--inh-caps{without}"));
     let wrapper = ["prlimit", "--memlock=65536:65536", "setpriv", &bounding, &inheritable];
-    store::rerun_under(test, &wrapper, || {
+    rerun::under(test, &wrapper, || {
         let _sleepers = spawn_sleeping_threads(64);
         let session = start(CpuEngine::Auto, 99).unwrap();
         let engine = session.engine().to_owned();
@@ -188,10 +189,10 @@ fn memlock_limit_error_is_not_reported_as_permission() {
 
 #[test]
 fn thread_spawn_failure_is_error_not_panic() {
-    let test = "thread_spawn_failure_is_error_not_panic";
+    let test = test_path!(thread_spawn_failure_is_error_not_panic);
     let wrapper: Vec<&str> =
         SEPARATE_USER_COMMAND.into_iter().chain(["prlimit", "--nproc=2"]).collect();
-    store::rerun_under(test, &wrapper, || {
+    rerun::under(test, &wrapper, || {
         // The process already has two threads: the harness's and this one.
         let options = Options { lookback_frequency: marple::base::Hertz(19), ..Options::default() };
         let refused = Lookback::start(&options).map(drop);

@@ -2,15 +2,16 @@
 //! life of the process, so the test is a binary by itself.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
-mod cpu_support;
-mod seccomp;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::time::Duration;
 
-use cpu_support::{burn, start, stated_periods, stop};
 use marple::cpu::error::Error;
 use marple::model::CpuEngine;
-use seccomp::{NUMBER_OFFSET, allow, fail, load, require_equal};
+
+use crate::support::cpu_load::{burn, start, stated_periods, stop};
+use crate::support::seccomp::{self, NUMBER_OFFSET, allow, fail, load, require_equal};
 
 /// Makes `perf_event_open` fail with EPERM in every thread of this process.
 fn deny_perf_events() {

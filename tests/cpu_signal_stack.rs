@@ -1,14 +1,16 @@
 //! Profiles of code that runs in a signal handler on an alternate stack.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
-mod cpu_support;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::ptr;
 use std::thread;
 use std::time::Duration;
 
-use cpu_support::{BURN_FUNCTIONS, burn, engines, start, stop, sums_below};
 use marple::symbols;
+
+use crate::support::cpu_load::{BURN_FUNCTIONS, burn, engines, start, stop, sums_below};
 
 /// Enough for this handler and the profiler's handler on top of it.
 const STACK: usize = 128 << 10;

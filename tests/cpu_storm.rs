@@ -26,8 +26,9 @@
 // Signals, forks and `dlopen` need unsafe code.
 #![allow(unsafe_code)]
 
-#[path = "storm/drive.rs"]
-mod drive;
+#[path = "support/mod.rs"]
+mod support;
+
 #[path = "storm/host_signal.rs"]
 mod host_signal;
 #[path = "storm/session.rs"]
@@ -39,8 +40,10 @@ mod workers;
 
 use std::sync::{Mutex, PoisonError};
 
-use drive::Engine;
 use watch::{RunResult, Totals};
+
+use crate::support::drive::Engine;
+use crate::support::rerun::test_path;
 
 /// Runs at the same time would only slow each other down.
 static SERIAL: Mutex<()> = Mutex::new(());
@@ -93,37 +96,37 @@ fn check_totals(engine: Engine, totals: &Totals) {
 
 #[test]
 fn perf_engine_survives_stress() {
-    run_stress_test(Engine::Perf, "perf_engine_survives_stress");
+    run_stress_test(Engine::Perf, test_path!(perf_engine_survives_stress));
 }
 
 #[test]
 fn timer_engine_survives_stress() {
-    run_stress_test(Engine::Timer, "timer_engine_survives_stress");
+    run_stress_test(Engine::Timer, test_path!(timer_engine_survives_stress));
 }
 
 #[test]
 fn wall_mode_survives_stress() {
-    run_stress_test(Engine::Wall, "wall_mode_survives_stress");
+    run_stress_test(Engine::Wall, test_path!(wall_mode_survives_stress));
 }
 
 #[test]
 fn perf_engine_starts_and_stops_under_load() {
-    run_start_stop_test(Engine::Perf, "perf_engine_starts_and_stops_under_load");
+    run_start_stop_test(Engine::Perf, test_path!(perf_engine_starts_and_stops_under_load));
 }
 
 #[test]
 fn timer_engine_starts_and_stops_under_load() {
-    run_start_stop_test(Engine::Timer, "timer_engine_starts_and_stops_under_load");
+    run_start_stop_test(Engine::Timer, test_path!(timer_engine_starts_and_stops_under_load));
 }
 
 #[test]
 fn wall_mode_starts_and_stops_under_load() {
-    run_start_stop_test(Engine::Wall, "wall_mode_starts_and_stops_under_load");
+    run_start_stop_test(Engine::Wall, test_path!(wall_mode_starts_and_stops_under_load));
 }
 
 #[test]
 fn pprof_engine_starts_and_stops_under_load() {
-    run_start_stop_test(Engine::Pprof, "pprof_engine_starts_and_stops_under_load");
+    run_start_stop_test(Engine::Pprof, test_path!(pprof_engine_starts_and_stops_under_load));
 }
 
 fn run_start_stop_test(engine: Engine, test: &str) {
@@ -144,17 +147,26 @@ fn run_start_stop_test(engine: Engine, test: &str) {
 
 #[test]
 fn host_profiling_timer_keeps_running_with_perf_engine() {
-    run_host_timer_test(Engine::Perf, "host_profiling_timer_keeps_running_with_perf_engine");
+    run_host_timer_test(
+        Engine::Perf,
+        test_path!(host_profiling_timer_keeps_running_with_perf_engine),
+    );
 }
 
 #[test]
 fn host_profiling_timer_keeps_running_with_timer_engine() {
-    run_host_timer_test(Engine::Timer, "host_profiling_timer_keeps_running_with_timer_engine");
+    run_host_timer_test(
+        Engine::Timer,
+        test_path!(host_profiling_timer_keeps_running_with_timer_engine),
+    );
 }
 
 #[test]
 fn host_profiling_timer_keeps_running_with_pprof_engine() {
-    run_host_timer_test(Engine::Pprof, "host_profiling_timer_keeps_running_with_pprof_engine");
+    run_host_timer_test(
+        Engine::Pprof,
+        test_path!(host_profiling_timer_keeps_running_with_pprof_engine),
+    );
 }
 
 /// Runs a host with an interval timer and a SIGPROF handler.

@@ -3,15 +3,17 @@
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 #![allow(unsafe_code, reason = "a handler cannot be installed without")]
 
-mod cpu_support;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use cpu_support::{burn, start, stop};
 use marple::cpu::error::Error;
 use marple::model::CpuEngine;
+
+use crate::support::cpu_load::{burn, start, stop};
 
 static HANDLED_SIGNALS: AtomicU64 = AtomicU64::new(0);
 

@@ -2,7 +2,8 @@
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 #![allow(unsafe_code, reason = "libraries cannot be loaded without")]
 
-mod cpu_support;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::ffi::{CString, c_int, c_long};
 use std::path::Path;
@@ -11,9 +12,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use cpu_support::{StopOnDrop, burn, cpu_time, engines, function_names, serial_guard, start, stop};
 use marple::symbols;
 use rustix::time::ClockId;
+
+use crate::support::cpu_load::{
+    StopOnDrop, burn, cpu_time, engines, function_names, serial_guard, start, stop,
+};
 
 const SOURCE: &str = "
 static long inner(long n) { volatile long x = n; while (n-- > 0) x = x * 3 + n; return x; }

@@ -1,9 +1,8 @@
 //! Wall mode: all threads by elapsed time, running or not.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
-mod cpu_support;
-mod host;
-mod peers;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -13,8 +12,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cpu_support::{StopOnDrop, function_names, label, serial_guard, thread_name};
-use host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use marple::CaptureKind;
 use marple::base::{Clock, Hertz, SystemClock};
 use marple::codec::pprof::{self, proto};
@@ -24,6 +21,10 @@ use marple::cpu::options::Options;
 use marple::model::{CpuMode, Outcome, Profile, Sample};
 use marple::symbols;
 use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::support::cpu_load::{StopOnDrop, function_names, label, serial_guard, thread_name};
+use crate::support::host::{Host, WAIT_TIMEOUT, settings, wait_for};
+use crate::support::peers;
 
 #[inline(never)]
 fn burn_until_over(stop: &AtomicBool) {

@@ -31,7 +31,8 @@
 //! and the start of the incident. A new fault goes into `default_rules/faults.rs`, and a healthy
 //! load into `default_rules/healthy.rs`.
 
-mod host;
+#[path = "support/mod.rs"]
+mod support;
 
 #[path = "default_rules/faults.rs"]
 mod faults;

@@ -2,9 +2,10 @@
 //! counted yet. The test is a binary by itself because it installs a counting allocator.
 
 #![cfg(feature = "heap")]
-#![allow(unsafe_code)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
+#[path = "support/mod.rs"]
+mod support;
+
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
@@ -12,42 +13,20 @@ use jiff::Timestamp;
 use marple::base::Bytes;
 use marple::heap;
 
+use crate::support::counting::{ALLOCATED_BYTES, Counting};
+
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting);
-
-static REQUESTED_BYTES: AtomicU64 = AtomicU64::new(0);
-
-struct Counting;
-
-// SAFETY: every call is forwarded to `System`.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        REQUESTED_BYTES.fetch_add(layout.size() as u64, SeqCst);
-        // SAFETY: forwards the caller's arguments.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: forwards the caller's arguments.
-        unsafe { System.dealloc(block, layout) }
-    }
-
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        REQUESTED_BYTES.fetch_add(new_size as u64, SeqCst);
-        // SAFETY: forwards the caller's arguments.
-        unsafe { System.realloc(block, layout, new_size) }
-    }
-}
 
 /// Returns the bytes allocated so far, and from the profile's comment the bytes counted and the
 /// bound on those not counted.
 fn byte_counts() -> [u64; 3] {
     /// Bytes allocated by snapshots, which the profile excludes.
     static SNAPSHOT_BYTES: AtomicU64 = AtomicU64::new(0);
-    let before = REQUESTED_BYTES.load(SeqCst);
+    let before = ALLOCATED_BYTES.load(SeqCst) as u64;
     let profile = heap::snapshot(Timestamp::now()).unwrap();
     let requested =
-        before - SNAPSHOT_BYTES.fetch_add(REQUESTED_BYTES.load(SeqCst) - before, SeqCst);
+        before - SNAPSHOT_BYTES.fetch_add(ALLOCATED_BYTES.load(SeqCst) as u64 - before, SeqCst);
     let comment = profile.comments.iter().find_map(|line| {
         let rest = line.strip_prefix("heap: counted, not sampled: ")?;
         let mut numbers = rest.split(' ').filter_map(|word| word.parse().ok());

@@ -2,20 +2,20 @@
 
 #![cfg(feature = "heap")]
 
-mod account;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::cell::RefCell;
 use std::hint::black_box;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Barrier, Mutex, mpsc};
 
-use account::{
-    ALLOCATED, BLOCKS, COUNTED_SIZES, Counting, REALLOC_FAILURES, assert_exact, block, snapshot,
-    sum_of_counted_sizes,
-};
 use marple::base::Bytes;
 use marple::heap;
 use marple::model::{LabelValue, Profile};
+
+use crate::support::counted_blocks::{assert_exact, block, snapshot, sum_of_counted_sizes};
+use crate::support::counting::{ALLOCATED, BLOCKS, COUNTED_SIZES, Counting, REALLOC_FAILURES};
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting);

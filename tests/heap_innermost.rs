@@ -3,7 +3,8 @@
 
 #![cfg(feature = "heap")]
 
-mod peers;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::alloc::System;
 use std::any::Any;
@@ -17,6 +18,8 @@ use jiff::Timestamp;
 use marple::agent::{HeapWriter, ProcessMemory};
 use marple::base::Bytes;
 use marple::heap;
+
+use crate::support::peers;
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);

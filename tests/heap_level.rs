@@ -3,18 +3,20 @@
 
 #![cfg(feature = "heap")]
 
-mod host;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::alloc::System;
 use std::hint::black_box;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use host::{Host, WAIT_TIMEOUT, settings};
 use marple::base::Bytes;
 use marple::config::HeapSettings;
 use marple::model::{Metric, Outcome, Rule};
 use marple::{CaptureKind, Settings, heap};
+
+use crate::support::host::{self, Host, WAIT_TIMEOUT, settings};
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);

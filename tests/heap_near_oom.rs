@@ -6,6 +6,9 @@
 
 #![cfg(all(feature = "heap", target_os = "linux"))]
 
+#[path = "support/mod.rs"]
+mod support;
+
 use std::alloc::System;
 use std::fs::{self, File};
 use std::hint::black_box;
@@ -16,6 +19,8 @@ use jiff::Timestamp;
 use marple::agent::{HeapWriter, ProcessMemory};
 use marple::base::Bytes;
 use marple::{codec::pprof, heap};
+
+use crate::support::rerun::{self, test_path};
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
@@ -124,7 +129,7 @@ fn symbolized_profile_is_written_512_kib_below_limit() {
         let output = Command::new("/bin/sh")
             .args(["-c", "echo $$ > \"$MARPLE_TEST_GROUP/cgroup.procs\" && exec \"$0\" \"$@\""])
             .arg(std::env::current_exe().unwrap())
-            .args(["--exact", "--nocapture", "symbolized_profile_is_written_512_kib_below_limit"])
+            .args(rerun::args(test_path!(symbolized_profile_is_written_512_kib_below_limit)))
             .env(CGROUP_ENV, &group.0)
             .env("MARPLE_TEST_OUT", &out)
             .output()

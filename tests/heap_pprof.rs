@@ -2,7 +2,8 @@
 
 #![cfg(feature = "heap")]
 
-mod peers;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::alloc::System;
 use std::fs::File;
@@ -13,6 +14,8 @@ use jiff::Timestamp;
 use marple::agent::{HeapWriter, ProcessMemory};
 use marple::base::Bytes;
 use marple::heap;
+
+use crate::support::peers;
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);

@@ -5,18 +5,21 @@
 // Signal handlers, signals and libraries need libc.
 #![allow(unsafe_code)]
 
-mod account;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::ffi::CStr;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::mpsc;
 
-use account::{ALLOCATED, BLOCKS, COUNTED_SIZES, Counting, LIVE, assert_exact, block};
 use jiff::Timestamp;
 use marple::agent::{HeapWriter, ProcessMemory};
 use marple::base::Bytes;
 use marple::heap;
+
+use crate::support::counted_blocks::{assert_exact, block};
+use crate::support::counting::{ALLOCATED, BLOCKS, COUNTED_SIZES, Counting, LIVE};
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting);

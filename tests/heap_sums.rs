@@ -4,15 +4,15 @@
 //! A new cause gets a row in `CASES`, or a test by itself if it needs a separate process.
 
 #![cfg(all(feature = "heap", target_os = "linux"))]
-#![allow(unsafe_code, reason = "an allocator that counts, signal stacks and generated code")]
+#![allow(unsafe_code, reason = "signal stacks, generated code and limits")]
 
-mod peers;
+#[path = "support/mod.rs"]
+mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs::{self, File};
 use std::hint::black_box;
 use std::process::Command;
-use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
@@ -21,44 +21,14 @@ use marple::agent::{HeapWriter, ProcessMemory};
 use marple::base::Bytes;
 use marple::heap;
 
+use crate::support::counting::{ALLOCATED_BYTES, Counting, LIVE_BYTES};
+#[cfg(target_arch = "x86_64")]
+use crate::support::generated_code;
+use crate::support::peers;
+use crate::support::rerun::{self, test_path};
+
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting);
-
-/// Bytes ever allocated (`ALLOCATED`) and in use (`IN_USE`).
-static ALLOCATED: AtomicI64 = AtomicI64::new(0);
-static IN_USE: AtomicI64 = AtomicI64::new(0);
-
-struct Counting;
-
-// SAFETY: every call is forwarded to `System`; counting touches two atomics.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: forwards the caller's arguments.
-        let block = unsafe { System.alloc(layout) };
-        count(block, 0, layout.size());
-        block
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        IN_USE.fetch_sub(layout.size() as i64, SeqCst);
-        // SAFETY: forwards the caller's arguments.
-        unsafe { System.dealloc(block, layout) }
-    }
-
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        // SAFETY: forwards the caller's arguments.
-        let moved = unsafe { System.realloc(block, layout, new_size) };
-        count(moved, layout.size(), new_size);
-        moved
-    }
-}
-
-fn count(block: *mut u8, before: usize, size: usize) {
-    if !block.is_null() {
-        ALLOCATED.fetch_add(size as i64, SeqCst);
-        IN_USE.fetch_add(size as i64 - before as i64, SeqCst);
-    }
-}
 
 /// The process has one set of tables, so the tests run one at a time.
 static SERIAL: Mutex<()> = Mutex::new(());
@@ -80,7 +50,8 @@ struct AllocatorBytes {
 
 impl AllocatorBytes {
     fn now() -> Self {
-        let [allocated, in_use] = [&ALLOCATED, &IN_USE].map(|sum| sum.load(SeqCst) as f64);
+        let [allocated, in_use] =
+            [&ALLOCATED_BYTES, &LIVE_BYTES].map(|sum| sum.load(SeqCst) as f64);
         Self { allocated, in_use }
     }
 
@@ -99,8 +70,8 @@ impl Dump {
         let truly = AllocatorBytes::now();
         writer.write(Timestamp::now(), ProcessMemory::default(), out).unwrap();
         // Allocations of an excluded thread are in no profile.
-        ALLOCATED.store(truly.allocated as i64, SeqCst);
-        IN_USE.store(truly.in_use as i64, SeqCst);
+        ALLOCATED_BYTES.store(truly.allocated as isize, SeqCst);
+        LIVE_BYTES.store(truly.in_use as isize, SeqCst);
         drop(excluded);
         let path = path.to_str().unwrap().to_owned();
         let raw = peers::go_pprof(&["-raw", &path]);
@@ -304,29 +275,24 @@ fn allocate_on_alternate_stack() -> Blocks {
     std::mem::take(&mut HANDLER_BLOCKS.lock().unwrap())
 }
 
-/// `push rbp; mov rbp, rsp; call rdi; pop rbp; ret`
-const WITH_FRAME: &[u8] = &[0x55, 0x48, 0x89, 0xe5, 0xff, 0xd7, 0x5d, 0xc3];
 /// `push rbp; xor ebp, ebp; sub rsp, 0x100; call rdi; add rsp, 0x100; pop rbp; ret`
-const WITHOUT_FRAME: &[u8] = &[
+#[cfg(target_arch = "x86_64")]
+const CALLBACK_WITHOUT_FRAME: [&[u8]; 1] = [&[
     0x55, 0x31, 0xed, 0x48, 0x81, 0xec, 0, 1, 0, 0, 0xff, 0xd7, 0x48, 0x81, 0xc4, 0, 1, 0, 0, 0x5d,
     0xc3,
-];
+]];
 
+#[cfg(target_arch = "x86_64")]
 extern "C" fn allocate_in_callback() {
     allocate_blocks(&mut HANDLER_BLOCKS.lock().unwrap());
 }
 
-fn allocate_in_generated_code(code: &[u8]) -> Blocks {
-    // SAFETY: the mapping is large enough for the code copied into it. The code follows the C
-    // calling convention and calls the function it is given.
-    unsafe {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        let page = libc::mmap(std::ptr::null_mut(), 4096, 7, flags, -1, 0);
-        assert_ne!(page, libc::MAP_FAILED);
-        std::ptr::copy_nonoverlapping(code.as_ptr(), page.cast(), code.len());
-        let run = std::mem::transmute::<*mut libc::c_void, extern "C" fn(extern "C" fn())>(page);
-        run(allocate_in_callback);
-    }
+#[cfg(target_arch = "x86_64")]
+fn allocate_in_generated_code(code: &[&[u8]]) -> Blocks {
+    let page = generated_code::map_code(code, false);
+    // SAFETY: the code follows the C calling convention and calls the function it is given.
+    let run = unsafe { std::mem::transmute::<*const (), extern "C" fn(extern "C" fn())>(page) };
+    run(allocate_in_callback);
     std::mem::take(&mut HANDLER_BLOCKS.lock().unwrap())
 }
 
@@ -352,13 +318,13 @@ const CASES: &[Case] = &[
     #[cfg(target_arch = "x86_64")]
     Case {
         name: "generated code",
-        run: || allocate_in_generated_code(WITH_FRAME),
+        run: || allocate_in_generated_code(&generated_code::CALLBACK),
         lost: "through code without unwind tables",
     },
     #[cfg(target_arch = "x86_64")]
     Case {
         name: "generated code without a frame",
-        run: || allocate_in_generated_code(WITHOUT_FRAME),
+        run: || allocate_in_generated_code(&CALLBACK_WITHOUT_FRAME),
         lost: "no unwind information",
     },
 ];
@@ -425,8 +391,7 @@ fn rerun_alone(test: &str, body: impl FnOnce()) -> String {
     let copy = dir.path().join("program");
     fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
     let mut command = Command::new(&copy);
-    let run =
-        command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(RERUN_ENV, "1");
+    let run = command.args(rerun::args(test)).arg("--test-threads=1").env(RERUN_ENV, "1");
     let output = run.output().unwrap();
     let output_text = String::from_utf8_lossy(&output.stdout);
     println!("{output_text}");
@@ -437,7 +402,7 @@ fn rerun_alone(test: &str, body: impl FnOnce()) -> String {
 
 #[test]
 fn sums_are_complete_after_program_file_was_deleted() {
-    rerun_alone("sums_are_complete_after_program_file_was_deleted", || {
+    rerun_alone(test_path!(sums_are_complete_after_program_file_was_deleted), || {
         fs::remove_file(std::env::current_exe().unwrap()).unwrap();
         check_cases(&CASES[..2]);
     });
@@ -448,7 +413,7 @@ fn sums_are_complete_after_program_file_was_deleted() {
 #[test]
 fn blocks_sampled_before_mappings_are_read_are_in_sums() {
     const HARNESS_SAMPLED_FIRST: &str = "the harness had a sample first";
-    let test = "blocks_sampled_before_mappings_are_read_are_in_sums";
+    let test = test_path!(blocks_sampled_before_mappings_are_read_are_in_sums);
     let body = || {
         // The harness's thread would have samples too, with enough stack to read the files.
         let stat = format!("/proc/self/task/{}/stat", std::process::id());
@@ -491,7 +456,7 @@ fn reserve_heap_memory() {
 
 #[test]
 fn samples_dropped_by_full_tables_are_reported_with_weight() {
-    let test = "samples_dropped_by_full_tables_are_reported_with_weight";
+    let test = test_path!(samples_dropped_by_full_tables_are_reported_with_weight);
     rerun_alone(test, || {
         let mut writer = HeapWriter::reserve();
         heap::set_rate(Bytes(1));

@@ -2,7 +2,8 @@
 
 #![cfg(feature = "heap")]
 
-mod peers;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::alloc::System;
 use std::fs::File;
@@ -15,6 +16,8 @@ use marple::agent::{HeapWriter, ProcessMemory};
 use marple::base::Bytes;
 use marple::heap;
 use marple::model::Profile;
+
+use crate::support::peers;
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);

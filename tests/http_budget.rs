@@ -3,20 +3,22 @@
 //! The test runs itself as the service: with `MARPLE_TEST_SERVICE` set, `service` prints its
 //! address and waits to be killed.
 
-mod host;
-mod web;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 use std::{env, fs, thread};
 
-use host::{WAIT_TIMEOUT, gauge_rule, settings};
 use jiff::{SignedDuration, Timestamp};
 use marple::config::{BudgetSettings, HttpSettings, Listen, StacksSettings, ThreadsMode};
 use marple::{Builder, CaptureKind, Settings};
-use web::{get, send_request, serve_with};
+
+use crate::support::host::{self, WAIT_TIMEOUT, gauge_rule, settings};
+use crate::support::rerun::{self, test_path};
+use crate::support::web::{self, get, send_request, serve_with};
 
 const SERVICE_ENV: &str = "MARPLE_TEST_SERVICE";
 
@@ -43,8 +45,7 @@ struct Service(Child, String);
 
 impl Service {
     fn start(dir: &Path) -> Self {
-        let mut child = Command::new(env::current_exe().unwrap())
-            .args(["--exact", "service_process", "--nocapture"])
+        let mut child = rerun::command(test_path!(service_process))
             .env(SERVICE_ENV, dir)
             .stdout(Stdio::piped())
             .spawn()

@@ -3,20 +3,21 @@
 #![cfg(all(feature = "cpu", feature = "heap", feature = "trace"))]
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 
-mod host;
-mod web;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::alloc::System;
 use std::io::Write;
 use std::thread;
 use std::time::Duration;
 
-use host::{Host, gauge_rule, settings, wait_for};
 use marple::codec::pprof;
 use marple::config::{HttpSettings, Secret};
 use marple::{CaptureKind, Settings};
 use serde_json::Value;
-use web::{Response, get, send_request, serve, serve_with};
+
+use crate::support::host::{Host, gauge_rule, settings, wait_for};
+use crate::support::web::{self, Response, get, send_request, serve, serve_with};
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);

@@ -1,20 +1,21 @@
 //! Tests that files of custom collectors are served like marple's own.
 
-mod host;
-mod web;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::fs;
 use std::io::Write;
 use std::process::Command;
 use std::time::Duration;
 
-use host::{Host, WAIT_TIMEOUT, settings};
 use marple::agent::CollectorOptions;
 use marple::config::{HttpSettings, Listen};
 use marple::model::Manifest;
 use marple::{Builder, CaptureKind, Settings};
 use tempfile::TempDir;
-use web::{get, send_request, serve};
+
+use crate::support::host::{self, Host, WAIT_TIMEOUT, settings};
+use crate::support::web::{self, get, send_request, serve};
 
 /// Returns the name of the file of the collector `name` in an incident.
 fn collector_file<'a>(manifest: &'a Manifest, name: &str) -> &'a str {

@@ -6,9 +6,8 @@
 #![cfg(all(feature = "cpu", feature = "heap", feature = "trace"))]
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 
-mod host;
-mod peers;
-mod web;
+#[path = "support/mod.rs"]
+mod support;
 
 #[path = "http_go/client.rs"]
 mod client;
@@ -21,7 +20,7 @@ mod service;
 
 use std::alloc::System;
 
-use web::Response;
+use crate::support::web::Response;
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);

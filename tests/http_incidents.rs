@@ -1,16 +1,17 @@
 //! Tests of incidents over HTTP, and of files that are not served.
 
-mod host;
-mod web;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::process::Command;
 use std::time::Duration;
 
-use host::Host;
 use marple::CaptureKind;
 use marple::config::HttpSettings;
 use marple::model::Manifest;
-use web::{Response, get, send_request, serve};
+
+use crate::support::host::{self, Host};
+use crate::support::web::{self, Response, get, send_request, serve};
 
 /// Returns a service with one closed incident.
 fn serve_with_closed_incident() -> (Host, String, Manifest) {

@@ -1,53 +1,28 @@
 //! Memory use of HTTP requests: a finished request leaves nothing allocated, and each route stays
 //! below its bound while it is being served. A new route gets a row in [`ROUTES`].
 #![cfg(all(feature = "heap", feature = "trace"))]
-#![allow(unsafe_code, reason = "an allocator cannot be written without")]
 
-mod host;
-mod web;
+#[path = "support/mod.rs"]
+mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use marple::config::HttpSettings;
-use web::serve_with;
 
-struct Counting;
+use crate::support::counting::{self, Counting, LIVE_BYTES};
+use crate::support::host;
+use crate::support::web::{self, serve_with};
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting);
 
-static LIVE_BYTES: AtomicIsize = AtomicIsize::new(0);
-static PEAK_BYTES: AtomicIsize = AtomicIsize::new(0);
-
-// SAFETY: every call is forwarded to `System` unchanged; counting touches two atomics and allocates
-// nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let size = layout.size() as isize;
-        PEAK_BYTES
-            .fetch_max(LIVE_BYTES.fetch_add(size, Ordering::Relaxed) + size, Ordering::Relaxed);
-        // SAFETY: the caller's guarantee about `layout` is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        LIVE_BYTES.fetch_sub(layout.size() as isize, Ordering::Relaxed);
-        // SAFETY: `block` came from `System` through `alloc` above, with this layout.
-        unsafe { System.dealloc(block, layout) }
-    }
-}
-
 /// Returns the peak of live heap during `work` over all threads, in KiB above the level before it.
 fn peak_kib(work: impl FnOnce()) -> isize {
-    let before = LIVE_BYTES.load(Ordering::Relaxed);
-    PEAK_BYTES.store(before, Ordering::Relaxed);
-    work();
-    (PEAK_BYTES.load(Ordering::Relaxed) - before) >> 10
+    counting::peak_bytes(work) >> 10
 }
 
 const CLIENTS: usize = 4;

@@ -1,16 +1,17 @@
 //! Tests of `/metrics` with Prometheus' own tool (Debian: `prometheus`).
 
-mod host;
-mod web;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use host::{gauge_rule, settings, wait_for};
 use marple::config::HttpSettings;
 use marple::{CaptureKind, Settings};
-use web::{get, serve_with};
+
+use crate::support::host::{gauge_rule, settings, wait_for};
+use crate::support::web::{get, serve_with};
 
 #[test]
 fn promtool_accepts_metrics() {

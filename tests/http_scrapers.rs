@@ -17,17 +17,17 @@
 #![cfg(all(feature = "cpu", feature = "heap"))]
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 
-mod host;
-mod peers;
-mod web;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::alloc::System;
 use std::thread;
 
 use marple::codec::pprof;
 use marple::config::{HttpSettings, Secret};
-use peers::GoServer;
-use web::{Response, send_request, serve};
+
+use crate::support::peers::GoServer;
+use crate::support::web::{Response, send_request, serve};
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);

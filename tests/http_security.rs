@@ -1,8 +1,8 @@
 //! Tests of an exposed endpoint: forged hosts and origins, wrong tokens, slow and oversized
 //! clients, and fuzzed requests.
 
-mod host;
-mod web;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -10,13 +10,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use host::{Host, wait_for};
 use marple::config::{HttpSettings, Secret};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::SubscriberExt;
-use web::{get, send_raw, send_request, serve};
+
+use crate::support::host::{self, Host, wait_for};
+use crate::support::web::{self, get, send_raw, send_request, serve};
 
 fn serve_with_token() -> (Host, String) {
     serve(HttpSettings { token: Some(Secret::new("s3cret")), ..HttpSettings::default() })

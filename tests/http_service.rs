@@ -1,13 +1,12 @@
 //! Tests of embedding the routes in other servers: the responses are the same as those of marple's
 //! own listener.
 
-mod host;
-mod web;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::net::SocketAddr;
 
 use axum::Router;
-use host::Host;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use marple::config::{HttpSettings, Secret};
@@ -17,7 +16,9 @@ use tokio::runtime::Runtime;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
-use web::{Response, send_request, serve};
+
+use crate::support::host::{self, Host};
+use crate::support::web::{Response, send_request, serve};
 
 /// Serves `routes` with hyper alone: no axum server, no middleware, one task per connection.
 fn behind_hyper(runtime: &Runtime, routes: Router) -> SocketAddr {

@@ -3,8 +3,8 @@
 #![cfg(all(feature = "cpu", feature = "heap", feature = "trace"))]
 #![cfg(target_os = "linux")]
 
-mod host;
-mod web;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::alloc::System;
 use std::fs;
@@ -13,12 +13,13 @@ use std::io::Write;
 
 use axum::body::Body;
 use axum::http::Request;
-use host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use marple::base::Bytes;
 use marple::config::{HeapSettings, HttpSettings};
 use marple::{Settings, http};
 use tower_service::Service;
-use web::{get, serve};
+
+use crate::support::host::{Host, WAIT_TIMEOUT, settings, wait_for};
+use crate::support::web::{self, get, serve};
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);

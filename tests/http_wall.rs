@@ -1,9 +1,8 @@
 //! Tests of wall-clock profiles of all threads over HTTP.
 #![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 
-mod cpu_support;
-mod host;
-mod web;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,13 +10,14 @@ use std::sync::mpsc;
 use std::time::Instant;
 use std::{fs, thread};
 
-use cpu_support::StopOnDrop;
-use host::settings;
 use marple::Settings;
 use marple::codec::pprof;
 use marple::codec::pprof::proto::{Profile, Sample};
 use marple::config::{HttpSettings, StacksSettings, ThreadsMode};
-use web::{get, serve, serve_with};
+
+use crate::support::cpu_load::StopOnDrop;
+use crate::support::host::{self, settings};
+use crate::support::web::{get, serve, serve_with};
 
 /// Runs `body` while one thread waits and another burns CPU; their names say which.
 fn with_two_threads(body: impl FnOnce()) {

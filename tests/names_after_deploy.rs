@@ -10,8 +10,8 @@
 ))]
 #![allow(unsafe_code, reason = "libraries cannot be loaded without")]
 
-mod host;
-mod peers;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::alloc::System;
 use std::ffi::{CStr, CString, c_void};
@@ -24,10 +24,13 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use marple::base::Bytes;
 use marple::config::{HeapSettings, TraceSettings};
 use marple::{CaptureKind, Settings};
+
+use crate::support::host::{Host, WAIT_TIMEOUT, settings, wait_for};
+use crate::support::peers;
+use crate::support::rerun::{self, test_path};
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
@@ -115,7 +118,8 @@ fn rerun_from_copy(test: &str, deploy: &Deploy) {
     build(LIBRARY, &folder.path().join("libhelp.so"));
     build(REPLACEMENT_SOURCE, &folder.path().join("libother.so"));
     let output = Command::new(&program)
-        .args(["--exact", "--nocapture", "--test-threads=1", test])
+        .args(rerun::args(test))
+        .arg("--test-threads=1")
         .env(FOLDER_ENV, folder.path())
         .output()
         .unwrap();
@@ -126,12 +130,15 @@ fn rerun_from_copy(test: &str, deploy: &Deploy) {
 
 #[test]
 fn names_survive_replacement_of_program_and_library() {
-    rerun_from_copy("names_survive_replacement_of_program_and_library", &Deploy::Replaces);
+    rerun_from_copy(
+        test_path!(names_survive_replacement_of_program_and_library),
+        &Deploy::Replaces,
+    );
 }
 
 #[test]
 fn names_survive_removal_of_program_and_library() {
-    rerun_from_copy("names_survive_removal_of_program_and_library", &Deploy::Removes);
+    rerun_from_copy(test_path!(names_survive_removal_of_program_and_library), &Deploy::Removes);
 }
 
 /// Runs with 1024 descriptors, the limit set by shells and service managers.
@@ -139,7 +146,7 @@ fn names_survive_removal_of_program_and_library() {
 fn names_survive_replacement_with_1024_descriptors() {
     let limit = rustix::process::Rlimit { current: Some(1024), maximum: Some(1024) };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
-    rerun_from_copy("names_survive_replacement_with_1024_descriptors", &Deploy::Replaces);
+    rerun_from_copy(test_path!(names_survive_replacement_with_1024_descriptors), &Deploy::Replaces);
 }
 
 fn assert_names_stay(folder: &Path, deploy: &Deploy) {

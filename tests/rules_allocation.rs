@@ -1,14 +1,19 @@
 //! Tests that evaluating rules allocates nothing. A separate binary, because it replaces the
 //! allocator.
 
-mod counting;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::time::Duration;
 
-use counting::allocations;
 use marple::base::{Bytes, Moment};
 use marple::model::{Limit, Metric, Rule, Vitals};
 use marple::rules::Engine;
+
+use crate::support::counting::{Counting, allocations};
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn rule_evaluation_allocates_nothing() {

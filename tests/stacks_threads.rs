@@ -1,6 +1,9 @@
 //! Tests that a dump has every thread of the process, with its complete stack where possible.
 #![allow(unsafe_code, reason = "a thread blocks a signal")]
 
+#[path = "support/mod.rs"]
+mod support;
+
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,6 +13,8 @@ use marple::codec::text;
 use marple::model::{ThreadDump, ThreadRow};
 use marple::stacks::threads;
 use marple::symbols;
+
+use crate::support::rerun::{self, test_path};
 
 /// Serializes the tests: the threads are those of the process.
 fn serial_guard() -> MutexGuard<'static, ()> {
@@ -211,11 +216,11 @@ fn dump_with_proc_of_other_pid_namespace_is_error() {
         println!("refused: {error}");
         return;
     }
-    let name = "dump_with_proc_of_other_pid_namespace_is_error";
+    let name = test_path!(dump_with_proc_of_other_pid_namespace_is_error);
     let output = std::process::Command::new("unshare")
         .args(["--pid", "--fork"])
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
+        .args(rerun::args(name))
         .env(FOREIGN_PROC_ENV, "1")
         .output();
     let output = match output {

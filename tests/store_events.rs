@@ -1,15 +1,17 @@
 //! Tests of the service's incident callbacks: they are called, and a slow one does not delay the
 //! agent.
 
+#[path = "support/mod.rs"]
+mod support;
+
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-mod host;
-
-use host::{WAIT_TIMEOUT, incidents, settings, wait_for};
 use marple::agent::IncidentEvent;
 use marple::{Builder, CaptureKind, Settings};
+
+use crate::support::host::{self, WAIT_TIMEOUT, incidents, settings, wait_for};
 
 const SHORT: Duration = Duration::from_millis(20);
 

@@ -6,13 +6,12 @@
 //! process. A new combination is another row of [`COMBINATIONS`].
 #![cfg(target_os = "linux")]
 
-mod seccomp;
-mod store;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -21,9 +20,12 @@ use libc::sock_filter;
 use marple::base::{SystemClock, warnings};
 use marple::model::{CaptureKind, IncidentState};
 use marple::store::{ArtifactDraft, Error, Recovery, Store};
-use seccomp::{
-    NUMBER_OFFSET, SECOND_ARG_OFFSET, THIRD_ARG_OFFSET, allow, and, fail, load, require_equal,
+
+use crate::support::rerun::{self, test_path};
+use crate::support::seccomp::{
+    self, NUMBER_OFFSET, SECOND_ARG_OFFSET, THIRD_ARG_OFFSET, allow, and, fail, load, require_equal,
 };
+use crate::support::store;
 
 /// Calls that fail with an error.
 #[derive(Clone, Copy)]
@@ -142,11 +144,7 @@ fn child_parameter(test: &str, value: &str) -> Option<String> {
     if let Ok(what) = std::env::var(CHILD_ENV) {
         return Some(what);
     }
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
-        .env(CHILD_ENV, value)
-        .output()
-        .unwrap();
+    let output = rerun::command(test).env(CHILD_ENV, value).output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (out, err) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success() && out.contains("1 passed"), "{value}: {out}\n{err}");
@@ -171,7 +169,7 @@ fn names(dir: &Path) -> Vec<String> {
 
 #[test]
 fn incidents_are_complete_without_file_system_features_and_warned_about() {
-    let test = "incidents_are_complete_without_file_system_features_and_warned_about";
+    let test = test_path!(incidents_are_complete_without_file_system_features_and_warned_about);
     for at in 0..COMBINATIONS.len() {
         if let Some(at) = child_parameter(test, &at.to_string()) {
             let (lacks, topics) = COMBINATIONS[at.parse::<usize>().unwrap()];
@@ -252,7 +250,7 @@ fn assert_incidents_complete(lacks: &[MissingFeature], topics: &[&str]) {
 
 #[test]
 fn failing_disk_is_not_mistaken_for_missing_sync() {
-    let test = "failing_disk_is_not_mistaken_for_missing_sync";
+    let test = test_path!(failing_disk_is_not_mistaken_for_missing_sync);
     for errno in [EIO, libc::ENOSPC, libc::EDQUOT, EACCES] {
         if let Some(errno) = child_parameter(test, &errno.to_string()) {
             let temp = tempfile::tempdir().unwrap();
@@ -282,7 +280,7 @@ fn failing_disk_is_not_mistaken_for_missing_sync() {
 
 #[test]
 fn fcntl_lock_excludes_second_writer_without_flock() {
-    let test = "fcntl_lock_excludes_second_writer_without_flock";
+    let test = test_path!(fcntl_lock_excludes_second_writer_without_flock);
     if child_parameter(test, "flock").is_some() {
         seccomp::install(&mut filter(&[Call(libc::SYS_flock, ENOSYS)]));
         let temp = tempfile::tempdir().unwrap();
@@ -302,7 +300,7 @@ fn set_age(path: &Path, age: Duration) {
 
 #[test]
 fn start_without_lock_keeps_drafts_of_other_writers() {
-    let test = "start_without_lock_keeps_drafts_of_other_writers";
+    let test = test_path!(start_without_lock_keeps_drafts_of_other_writers);
     if child_parameter(test, "no lock").is_some() {
         seccomp::install(&mut filter(&[Call(libc::SYS_flock, ENOSYS), OpenFileLock(ENOLCK)]));
         let temp = tempfile::tempdir().unwrap();

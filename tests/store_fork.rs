@@ -4,20 +4,22 @@
 // `fork` is unsafe.
 #![allow(unsafe_code)]
 
-mod host;
-mod store;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use host::{Host, WAIT_TIMEOUT, settings};
 use jiff::Timestamp;
 use marple::base::SystemClock;
 use marple::config::StoreSettings;
 use marple::model::CaptureKind;
 use marple::store::{Error, Store};
+
+use crate::support::host::{Host, WAIT_TIMEOUT, settings};
+use crate::support::store;
 
 /// Longer than anything but a hang.
 const DEADLINE_MS: i32 = 60_000;

@@ -1,7 +1,8 @@
 //! Tests of a full file system of 1 MiB: the write fails with a clear error, nothing already
 //! written is lost, and the store continues once there is space.
 
-mod store;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -14,9 +15,12 @@ use marple::config::{DiskReserve, StoreSettings};
 use marple::model::{Artifact, CaptureKind, IncidentState};
 use marple::store::{Error, IncidentDir, Store, StoreLimit};
 
+use crate::support::rerun::{self, test_path};
+use crate::support::store;
+
 /// Runs `body` with a store on a file system of 1 MiB.
 fn run_on_small_disk(test: &str, settings: StoreSettings, body: impl FnOnce(&Path, &Store)) {
-    store::rerun_under(test, store::private_mounts_command(), || {
+    rerun::under(test, store::private_mounts_command(), || {
         let temp = tempfile::tempdir().unwrap();
         store::mount_small_tmpfs(temp.path());
         let dir = temp.path().join("captures");
@@ -46,7 +50,7 @@ fn create_closed_incident(store: &Store, bytes: usize) -> IncidentId {
 
 #[test]
 fn full_device_fails_write_and_keeps_existing_files() {
-    let test = "full_device_fails_write_and_keeps_existing_files";
+    let test = test_path!(full_device_fails_write_and_keeps_existing_files);
     run_on_small_disk(test, store::generous_limits(), |mount, store| {
         let mut incident = store.create_incident("memory", store::manifest()).unwrap();
         let kept = write_artifact(&incident, 300_000).unwrap();
@@ -76,7 +80,7 @@ fn full_device_fails_write_and_keeps_existing_files() {
 
 #[test]
 fn nothing_is_deleted_unless_it_frees_enough_space() {
-    let test = "nothing_is_deleted_unless_it_frees_enough_space";
+    let test = test_path!(nothing_is_deleted_unless_it_frees_enough_space);
     let settings = StoreSettings {
         min_free_space: DiskReserve::Bytes(Bytes::kib(256)),
         ..store::generous_limits()
@@ -100,7 +104,7 @@ fn nothing_is_deleted_unless_it_frees_enough_space() {
 
 #[test]
 fn completely_full_device_keeps_manifests_intact() {
-    let test = "completely_full_device_keeps_manifests_intact";
+    let test = test_path!(completely_full_device_keeps_manifests_intact);
     run_on_small_disk(test, store::generous_limits(), |mount, store| {
         let mut incident = store.create_incident("memory", store::manifest()).unwrap();
         let mut others = fs::File::create(mount.join("others")).unwrap();
@@ -125,8 +129,8 @@ fn completely_full_device_keeps_manifests_intact() {
 
 #[test]
 fn open_on_full_device_marks_interrupted_incidents_later() {
-    let test = "open_on_full_device_marks_interrupted_incidents_later";
-    store::rerun_under(test, store::private_mounts_command(), || {
+    let test = test_path!(open_on_full_device_marks_interrupted_incidents_later);
+    rerun::under(test, store::private_mounts_command(), || {
         let temp = tempfile::tempdir().unwrap();
         store::mount_small_tmpfs(temp.path());
         let dir = temp.path().join("captures");
@@ -149,7 +153,7 @@ fn open_on_full_device_marks_interrupted_incidents_later() {
 
 #[test]
 fn min_free_space_is_kept_during_write() {
-    let test = "min_free_space_is_kept_during_write";
+    let test = test_path!(min_free_space_is_kept_during_write);
     let keep = Bytes::kib(512);
     let settings =
         StoreSettings { min_free_space: DiskReserve::Bytes(keep), ..store::generous_limits() };
@@ -172,8 +176,8 @@ fn min_free_space_is_kept_during_write() {
 
 #[test]
 fn write_beyond_file_size_limit_fails_without_sigxfsz() {
-    let test = "write_beyond_file_size_limit_fails_without_sigxfsz";
-    store::rerun_under(test, &["prlimit", "--fsize=65536"], || {
+    let test = test_path!(write_beyond_file_size_limit_fails_without_sigxfsz);
+    rerun::under(test, &["prlimit", "--fsize=65536"], || {
         let temp = tempfile::tempdir().unwrap();
         let dir = temp.path().join("captures");
         let (store, _) =

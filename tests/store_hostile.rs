@@ -1,7 +1,8 @@
 //! Tests of directories with unexpected content, or that change during use: each gives a clear
 //! error, and nothing is written or removed elsewhere.
 
-mod store;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -13,6 +14,9 @@ use jiff::Timestamp;
 use marple::base::SystemClock;
 use marple::model::CaptureKind;
 use marple::store::{Error, Store};
+
+use crate::support::rerun::{self, test_path};
+use crate::support::store;
 
 fn open(dir: &Path) -> Result<Store, Error> {
     Store::open(dir, store::generous_limits(), Arc::new(SystemClock)).map(|(store, _)| store)
@@ -202,8 +206,8 @@ fn incident_removed_during_use_does_not_affect_others() {
 
 #[test]
 fn read_only_file_system_is_clear_error_and_readable() {
-    let test = "read_only_file_system_is_clear_error_and_readable";
-    store::rerun_under(test, store::private_mounts_command(), || {
+    let test = test_path!(read_only_file_system_is_clear_error_and_readable);
+    rerun::under(test, store::private_mounts_command(), || {
         let temp = tempfile::tempdir().unwrap();
         store::mount_small_tmpfs(temp.path());
         let dir = temp.path().join("captures");
@@ -222,7 +226,7 @@ fn read_only_file_system_is_clear_error_and_readable() {
 #[test]
 fn directory_without_permission_is_clear_error() {
     // Root bypasses permissions, so the test runs as another user then.
-    let test = "directory_without_permission_is_clear_error";
+    let test = test_path!(directory_without_permission_is_clear_error);
     let body = || {
         let temp = tempfile::tempdir().unwrap();
         let dir = temp.path().join("captures");
@@ -249,7 +253,7 @@ fn directory_without_permission_is_clear_error() {
     };
     if rustix::process::geteuid().is_root() {
         let as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
-        store::rerun_under(test, &as_nobody, body);
+        rerun::under(test, &as_nobody, body);
     } else {
         body();
     }

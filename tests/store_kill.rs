@@ -4,13 +4,14 @@
 //! A kill tests the order of the steps, not the syncs between them: the page cache outlives a
 //! process.
 
-mod store;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,9 +23,11 @@ use marple::store::manifest::read;
 use marple::store::{Store, list};
 use sha2::{Digest, Sha256};
 
+use crate::support::rerun::{self, test_path};
+use crate::support::store;
+
 const KILLS: u32 = 200;
 const CHILD_DIR_ENV: &str = "STORE_KILL_DIR";
-const TEST: &str = "two_hundred_kills_leave_complete_files";
 
 fn settings() -> StoreSettings {
     // A small limit, so that incidents are also being removed at the time of a kill.
@@ -90,8 +93,7 @@ fn two_hundred_kills_leave_complete_files() {
 
 /// Starts the writer, waits until it works, and kills it after a random time.
 fn kill_writer(dir: &Path, random: &mut Random) {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", TEST, "--nocapture"])
+    let mut child = rerun::command(test_path!(two_hundred_kills_leave_complete_files))
         .env(CHILD_DIR_ENV, dir)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

@@ -1,19 +1,22 @@
 //! Kills an agent two hundred times while it captures, custom collectors write, and incidents are
 //! removed to free space. The files on disk are complete and within the limits afterwards.
 
-mod host;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use host::{WAIT_TIMEOUT, incidents, settings, wait_for};
 use marple::config::StoreSettings;
 use marple::model::IncidentState;
 use marple::{Builder, CaptureKind, Settings};
+
+use crate::support::host::{WAIT_TIMEOUT, incidents, settings, wait_for};
+use crate::support::rerun::{self, test_path};
 
 /// Directory in which the child writes; set only for the child.
 const CAPTURES_ENV: &str = "MARPLE_TEST_KILL_AGENT";
@@ -42,8 +45,7 @@ fn capture_loop_process() {
 }
 
 fn spawn(captures: &Path) -> Child {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "capture_loop_process"])
+    rerun::command(test_path!(capture_loop_process))
         .env(CAPTURES_ENV, captures)
         .stdout(Stdio::null())
         .spawn()

@@ -1,6 +1,7 @@
 //! Tests of `incident.json` as read by people, other programs and marple.
 
-mod peers;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::collections::BTreeMap;
 
@@ -11,6 +12,8 @@ use marple::model::{
 };
 use marple::store::manifest;
 use proptest::prelude::*;
+
+use crate::support::peers;
 
 fn sample_manifest(value: f64) -> Manifest {
     let opened = "2026-11-23T02:57:33.123Z".parse().unwrap();

@@ -2,10 +2,8 @@
 //! request may need more than [`MAX_PEAK_BYTES`], whatever the store contains.
 #![cfg(all(feature = "http", target_os = "linux"))]
 
-mod counting;
-mod host;
-mod store;
-mod web;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,6 +16,14 @@ use marple::config::{HttpSettings, Listen, StoreSettings};
 use marple::model::{CaptureKind, IncidentState, Manifest, VitalsRow};
 use marple::store::Store;
 use marple::{Builder, Settings};
+
+use crate::support::counting::{self, Counting};
+use crate::support::host;
+use crate::support::store;
+use crate::support::web;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 /// Bound for each request and for opening the store.
 const MAX_PEAK_BYTES: isize = 16 << 20;

@@ -3,19 +3,20 @@
 //! refused and small ones are still written.
 #![cfg(all(feature = "heap", target_os = "linux"))]
 
-mod host;
-mod seccomp;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::alloc::System;
 use std::io::Write;
 use std::time::Duration;
 
-use host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use marple::Settings;
 use marple::agent::CollectorOutput;
 use marple::model::{CaptureKind, Outcome};
-use seccomp::{
-    NUMBER_OFFSET, THIRD_ARG_OFFSET, allow, fail, load, require_at_least, require_equal,
+
+use crate::support::host::{Host, WAIT_TIMEOUT, settings, wait_for};
+use crate::support::seccomp::{
+    self, NUMBER_OFFSET, THIRD_ARG_OFFSET, allow, fail, load, require_at_least, require_equal,
 };
 
 #[global_allocator]

@@ -1,15 +1,17 @@
 //! Tests that the incident directory is created again for the next incident if it is removed while
 //! the agent runs.
 
-mod host;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use host::{Host, WAIT_TIMEOUT, gauge_rule, settings, wait_for};
 use marple::model::IncidentState;
 use marple::{CaptureKind, Settings};
+
+use crate::support::host::{Host, WAIT_TIMEOUT, gauge_rule, settings, wait_for};
 
 const SHORT: Duration = Duration::from_millis(50);
 

@@ -2,7 +2,8 @@
 //! process alone. Each process runs as a different user, so these tests need root, which CI has.
 #![cfg(target_os = "linux")]
 
-mod store;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::fs;
 use std::io::Write;
@@ -16,6 +17,9 @@ use marple::config::StoreSettings;
 use marple::model::CaptureKind;
 use marple::store::{Error, ErrorKind, Location, Store};
 use rustix::fs::{Gid, Uid, chown};
+
+use crate::support::rerun::{self, test_path};
+use crate::support::store;
 
 /// A mount point and the process that uses it.
 #[derive(Clone, Copy)]
@@ -52,7 +56,7 @@ fn run_as_process(test: &str, mount_base: &Path, volume: &Volume, body: impl FnO
     #[rustfmt::skip]
     let wrapper =
         ["env", &base, &name, "setpriv", "--reuid", &user, "--regid", &group, "--groups", &other];
-    store::rerun_under(test, &wrapper, body)
+    rerun::under(test, &wrapper, body)
 }
 
 /// Returns the volume that this process uses.
@@ -101,11 +105,9 @@ fn create_closed_incident(store: &Store) -> std::path::PathBuf {
 
 #[test]
 fn shared_mount_point_gets_private_subdirectory() {
-    let test = "shared_mount_point_gets_private_subdirectory";
+    let test = test_path!(shared_mount_point_gets_private_subdirectory);
     if std::env::var_os(BASE_ENV).is_some() {
-        store::rerun_under(test, &[], || {
-            assert_private_subdirectory(&base_dir(), &current_volume())
-        });
+        rerun::under(test, &[], || assert_private_subdirectory(&base_dir(), &current_volume()));
         return;
     }
     let Some(temp) = create_base_dir() else { return };
@@ -146,10 +148,10 @@ fn assert_private_subdirectory(base: &Path, volume: &Volume) {
 
 #[test]
 fn subdirectory_planted_by_another_user_is_not_used() {
-    let test = "subdirectory_planted_by_another_user_is_not_used";
+    let test = test_path!(subdirectory_planted_by_another_user_is_not_used);
     let volume = &VOLUMES[1];
     if std::env::var_os(BASE_ENV).is_some() {
-        store::rerun_under(test, &[], || {
+        rerun::under(test, &[], || {
             let mount = base_dir().join(volume.name);
             let store = open(&mount, false).unwrap();
             assert_eq!(store.dir(), mount.join("marple-1000-4"));
@@ -176,10 +178,10 @@ fn subdirectory_planted_by_another_user_is_not_used() {
 
 #[test]
 fn unwritable_directory_is_permission_error() {
-    let test = "unwritable_directory_is_permission_error";
+    let test = test_path!(unwritable_directory_is_permission_error);
     let volume = &VOLUMES[0];
     if std::env::var_os(BASE_ENV).is_some() {
-        store::rerun_under(test, &[], || {
+        rerun::under(test, &[], || {
             let error = open(&base_dir(), false).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::NotPermitted, "{error}");
             let error = open(&base_dir().join("below"), false).unwrap_err();
@@ -194,11 +196,11 @@ fn unwritable_directory_is_permission_error() {
 
 #[test]
 fn group_read_allows_group_sidecar_only() {
-    let test = "group_read_allows_group_sidecar_only";
+    let test = test_path!(group_read_allows_group_sidecar_only);
     let sidecar = Volume { process: [2000, 2000, 4242], ..VOLUMES[0] };
     let stranger = Volume { process: [2001, 2001, 2001], ..VOLUMES[0] };
     if std::env::var_os(BASE_ENV).is_some() {
-        store::rerun_under(test, &[], || {
+        rerun::under(test, &[], || {
             let mount = base_dir().join("fs-group");
             match rustix::process::geteuid().as_raw() {
                 1000 => {

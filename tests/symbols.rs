@@ -1,6 +1,7 @@
 //! Tests of symbolization with the files of a real process, and with damaged and hostile ones.
 
-mod counting;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -15,6 +16,11 @@ use object::elf;
 use object::read::elf::{FileHeader, SectionHeader};
 use object::{Endianness, Object};
 use proptest::prelude::*;
+
+use crate::support::counting::{self, Counting};
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 /// Returns the executable mapping of this process that contains `address`, as the kernel lists it,
 /// with its file.

@@ -1,6 +1,7 @@
 //! Compares the trace's polls with the busy time that tokio reports for its workers.
 
-mod trace_support;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -8,7 +9,8 @@ use std::time::Duration;
 
 use marple::model::RawKind;
 use marple::task::Trace;
-use trace_support::*;
+
+use crate::support::timeline::*;
 
 const WORKERS: usize = 2;
 

@@ -1,14 +1,16 @@
 //! Tests of the vitals from before a session. They are kept per process, so this is a separate
 //! binary.
 
-mod trace_support;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::time::Duration;
 
 use marple::base::{Bytes, Clock, SystemClock};
 use marple::model::{Timeline, Vitals};
 use marple::trace::{TraceSession, record_vitals};
-use trace_support::*;
+
+use crate::support::timeline::*;
 
 #[test]
 fn session_has_two_minutes_of_earlier_vitals_per_second() {

@@ -2,7 +2,8 @@
 //! without it.
 #![cfg(tokio_unstable)]
 
-mod trace_support;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +14,8 @@ use marple::model::{RawKind, Timeline, TraceMode};
 use marple::task::{self, JoinSet, Trace};
 use marple::trace::{Hooks, configure, recorded_sources};
 use tokio::runtime::Builder;
-use trace_support::*;
+
+use crate::support::timeline::*;
 
 async fn yield_times(times: usize) {
     for _ in 0..times {

@@ -1,13 +1,15 @@
 //! Tests of vitals as counters, of process events, and of the lifecycle of a session.
 
-mod trace_support;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::time::Duration;
 
 use marple::base::{Bytes, Clock, Moment, SystemClock};
 use marple::model::{TrackKind, Vitals};
 use marple::trace::{Error, TraceSession, record_instant, record_vitals};
-use trace_support::*;
+
+use crate::support::timeline::*;
 
 #[test]
 fn vitals_become_counters_with_given_values_and_times() {

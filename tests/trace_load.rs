@@ -1,7 +1,8 @@
 //! Tests under load: event floods, many threads, sessions that start and stop, and threads that
 //! exit.
 
-mod trace_support;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,9 +12,10 @@ use std::thread;
 use marple::base::{Bytes, Clock, SystemClock};
 use marple::model::{Timeline, TrackKind, Vitals};
 use marple::trace::{TraceSession, record_vitals};
-use trace_support::*;
 use tracing::{info, info_span};
 use tracing_subscriber::prelude::*;
+
+use crate::support::timeline::*;
 
 const DROPPED: &str = "trace events dropped";
 

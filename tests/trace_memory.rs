@@ -1,19 +1,23 @@
 //! Allocations of recording: none while no session runs, and at most `max_bytes` while one does.
 
-mod counting;
-mod trace_support;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use counting::{allocations, peak_bytes};
 use marple::base::{Bytes, Clock, SystemClock};
 use marple::model::Vitals;
 use marple::trace::{TraceSession, record_instant, record_vitals};
-use trace_support::*;
 use tracing::{info, info_span};
 use tracing_subscriber::prelude::*;
+
+use crate::support::counting::{Counting, allocations, peak_bytes};
+use crate::support::timeline::*;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 fn subscribe() {
     static SUBSCRIBED: Once = Once::new();

@@ -1,6 +1,7 @@
 //! Tests that workers' parks are recorded, and that the host's own hooks are still called.
 
-mod trace_support;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +11,9 @@ use marple::base::thread_start;
 use marple::model::RawKind;
 use marple::trace::Hooks;
 use tokio::runtime::Builder;
-use trace_support::*;
+
+use crate::support::timeline;
+use crate::support::timeline::*;
 
 /// Sleeps `times` times in a row, so that the runtime runs out of work as often.
 async fn sleep_repeatedly(times: usize) {
@@ -37,7 +40,7 @@ fn park_slices_alternate_with_polls() {
     assert!(slices.iter().all(|slice| slice.kind == RawKind::Park && slice.name == "parked"));
     let ended = slices.iter().filter(|slice| slice.end.is_some()).count();
     assert!(ended >= 20, "{ended} parks in 20 sleeps");
-    for (_, slices) in trace_support::slices(&timeline) {
+    for (_, slices) in timeline::slices(&timeline) {
         let mut last = slices[0].start;
         for slice in &slices {
             assert!(slice.start >= last, "parks lie beside each other");

@@ -1,7 +1,8 @@
 //! Tests of polls of wrapped tasks on stable tokio: in the rings, in the timeline, and in the
 //! look-back.
 
-mod trace_support;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::collections::{HashMap, HashSet};
 use std::future;
@@ -16,7 +17,8 @@ use marple::model::{RawKind, Timeline, TraceMode};
 use marple::task::{self, JoinSet, Trace};
 use marple::trace::{TraceSession, configure};
 use tokio::runtime::{Builder, Runtime};
-use trace_support::*;
+
+use crate::support::timeline::*;
 
 const MIB: Bytes = Bytes::mib(1);
 const WINDOW: Duration = Duration::from_secs(30);

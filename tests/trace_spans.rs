@@ -1,6 +1,7 @@
 //! Tests that spans and events become slices and instants.
 
-mod trace_support;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::future::poll_fn;
 use std::sync::Once;
@@ -9,9 +10,10 @@ use std::task::Poll;
 
 use marple::base::Clock;
 use marple::model::{Timeline, TrackKind};
-use trace_support::*;
 use tracing::{Instrument, info, info_span};
 use tracing_subscriber::prelude::*;
+
+use crate::support::timeline::*;
 
 fn subscribe() {
     static SUBSCRIBED: Once = Once::new();

@@ -1,6 +1,9 @@
 //! Tests of cgroup limits on all kinds of hosts, each a tree of the files that such a host has.
 #![cfg(target_os = "linux")]
 
+#[path = "support/mod.rs"]
+mod support;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,6 +13,8 @@ use marple::model::{LimitEffect, Metric};
 use marple::vitals::cgroup::Cgroup;
 use marple::vitals::{Reader, Runtimes};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::support::rerun::{self, test_path};
 
 struct HostCase {
     name: &'static str,
@@ -176,9 +181,8 @@ fn limits_stay_known_without_free_descriptors() {
     const ALONE_ENV: &str = "MARPLE_TEST_ALONE";
     // The descriptor limit is per process, so the test runs in a separate one.
     if std::env::var_os(ALONE_ENV).is_none() {
-        let test = "limits_stay_known_without_free_descriptors";
-        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
-        let output = again.args(["--exact", test]).env(ALONE_ENV, "1").output().unwrap();
+        let test = test_path!(limits_stay_known_without_free_descriptors);
+        let output = rerun::command(test).env(ALONE_ENV, "1").output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && text.contains("1 passed"), "{text}");
         return;

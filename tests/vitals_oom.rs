@@ -3,24 +3,27 @@
 //! current cgroup; elsewhere each prints that it was skipped.
 #![cfg(target_os = "linux")]
 
-mod host;
-mod peers;
+#[path = "support/mod.rs"]
+mod support;
 
 use std::alloc::System;
 use std::hint::black_box;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Child;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{env, fs, io, thread};
 
-use host::{WAIT_TIMEOUT, incidents, settings, wait_for};
 use marple::base::SystemClock;
 use marple::config::{StoreSettings, default_rules};
 use marple::model::{CaptureKind, IncidentState, Manifest, Metric, Rule};
 use marple::store::Store;
 use marple::{Builder, Settings};
+
+use crate::support::host::{WAIT_TIMEOUT, incidents, settings, wait_for};
+use crate::support::peers;
+use crate::support::rerun::{self, test_path};
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
@@ -65,10 +68,9 @@ impl Drop for Cgroup {
     }
 }
 
-/// Starts this binary again in `cgroup`, as the test `name`.
-fn spawn(name: &str, dir: &Path, cgroup: &Cgroup, rate: u64) -> io::Result<Child> {
-    Command::new(env::current_exe()?)
-        .args(["--exact", name, "--nocapture"])
+/// Starts this binary again in `cgroup`, as this test.
+fn spawn(test: &str, dir: &Path, cgroup: &Cgroup, rate: u64) -> io::Result<Child> {
+    rerun::command(test)
         .env(DIR_ENV, dir)
         .env(CGROUP_ENV, &cgroup.0)
         .env(RATE_ENV, rate.to_string())
@@ -168,7 +170,8 @@ fn assert_captured_before_oom(mib: u64, min_fraction: f64) {
     cgroup.write("memory.limit_in_bytes", LIMIT);
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("captures");
-    let ended = spawn("leaking_service", &dir, &cgroup, mib << 20).unwrap().wait().unwrap();
+    let ended =
+        spawn(test_path!(leaking_service), &dir, &cgroup, mib << 20).unwrap().wait().unwrap();
     assert_eq!(ended.signal(), Some(9), "the kernel kills it: {ended:?}");
 
     let (_, recovery) = Store::open(&dir, StoreSettings::default(), Arc::new(SystemClock)).unwrap();
@@ -207,7 +210,7 @@ fn heap_profile_is_written_first_near_limit() {
     cgroup.write("memory.limit_in_bytes", LIMIT);
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("captures");
-    let mut child = spawn("crowded_service", &dir, &cgroup, 0).unwrap();
+    let mut child = spawn(test_path!(crowded_service), &dir, &cgroup, 0).unwrap();
     let manifest = wait_for("the trace of an incident", || {
         let (_, manifest) = incidents(&dir).pop()?;
         let is_trace = |kind| kind == CaptureKind::Trace;
@@ -231,7 +234,7 @@ fn cpu_throttling_fires_its_rule() {
     cgroup.write("cpu.cfs_quota_us", 10_000);
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("captures");
-    let mut child = spawn("burning_service", &dir, &cgroup, 0).unwrap();
+    let mut child = spawn(test_path!(burning_service), &dir, &cgroup, 0).unwrap();
     let manifest = wait_for("an incident", || {
         let (_, manifest) = incidents(&dir).pop()?;
         (!manifest.artifacts.is_empty()).then_some(manifest)

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,6 +15,8 @@ use tokio::time::sleep;
 
 use crate::faults;
 use crate::service::SERVICE_ENV;
+use crate::support::host::wait_for;
+use crate::support::rerun;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -234,14 +236,13 @@ async fn make_reports() {
 
 /// Starts the process that this one replaces, and waits until it owns the directory.
 pub(crate) fn start_predecessor() -> Child {
-    let predecessor = Command::new(std::env::current_exe().unwrap())
-        .args(["service_process", "--exact", "--nocapture"])
+    let predecessor = rerun::command("service_process")
         .env(SERVICE_ENV, PREDECESSOR)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    crate::host::wait_for("the predecessor's agent", || fs::metadata("captures/.lock").ok());
+    wait_for("the predecessor's agent", || fs::metadata("captures/.lock").ok());
     predecessor
 }
 

@@ -12,7 +12,8 @@ use marple::model::Manifest;
 use tempfile::TempDir;
 
 use crate::healthy;
-use crate::host::{incidents, wait_for};
+use crate::support::host::{incidents, wait_for};
+use crate::support::rerun;
 
 /// Environment variable with the name of the service that this binary runs as.
 pub(crate) const SERVICE_ENV: &str = "MARPLE_SERVICE";
@@ -55,7 +56,7 @@ impl Service {
             program = copy;
         }
         let process = Command::new(program)
-            .args(["service_process", "--exact", "--nocapture"])
+            .args(rerun::args("service_process"))
             .env(SERVICE_ENV, name)
             .current_dir(dir.path())
             .stdout(Stdio::null())

@@ -12,10 +12,10 @@ use marple::codec::pprof;
 use prost::Message;
 use rustix::process::{Pid, Signal};
 
-use crate::host::wait_for;
-use crate::peers;
 use crate::service::{Service, burn_briefly, grow_during_request};
-use crate::web::{self, get, send_request};
+use crate::support::host::wait_for;
+use crate::support::peers;
+use crate::support::web::{self, get, send_request};
 
 /// Runs `go tool pprof ARGS URL`, as a user on another machine would.
 fn fetch(args: &[&str], url: &str) -> String {

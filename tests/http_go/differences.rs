@@ -7,11 +7,11 @@ use std::thread;
 use marple::codec::pprof;
 use serde_json::Value;
 
-use crate::host::wait_for;
-use crate::peers::{self, GoServer};
 use crate::service::Service;
 use crate::shape;
-use crate::web::{Response, get, send_request};
+use crate::support::host::wait_for;
+use crate::support::peers::{self, GoServer};
+use crate::support::web::{Response, get, send_request};
 
 /// Returns the responses of Go and of marple.
 fn request_both(method: &str, path: &str, body: &str) -> [Response; 2] {

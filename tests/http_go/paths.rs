@@ -3,10 +3,10 @@
 
 use marple::codec::pprof;
 
-use crate::peers::GoServer;
 use crate::service::Service;
 use crate::shape;
-use crate::web::{Response, get, send_request};
+use crate::support::peers::GoServer;
+use crate::support::web::{Response, get, send_request};
 
 /// Requests `path`, which is under `/debug/pprof`, from both servers and compares.
 fn assert_same_as_go(path: &str) {
@@ -136,18 +136,18 @@ fn profile_defaults_to_thirty_seconds() {
 
     let ours = Service::start();
     for query in ["", "?seconds=0", "?seconds=x", "?seconds=-5"] {
-        let mut client = crate::web::connect(&ours.url);
+        let mut client = crate::support::web::connect(&ours.url);
         let head = "Host: localhost\r\nConnection: close";
         write!(client, "GET /debug/pprof/profile{query} HTTP/1.1\r\n{head}\r\n\r\n").unwrap();
         let requested_at = jiff::Timestamp::now();
         let status = || get(&format!("{}/status", ours.url)).json();
-        let until = crate::host::wait_for("the capture to run", || {
+        let until = crate::support::host::wait_for("the capture to run", || {
             status()["streams"][0]["until"].as_str()?.parse::<jiff::Timestamp>().ok()
         });
         let seconds = until.duration_since(requested_at).as_secs();
         assert!((29..60).contains(&seconds), "{query}: {seconds}");
         drop(client);
-        crate::host::wait_for("the capture to be given up", || {
+        crate::support::host::wait_for("the capture to be given up", || {
             (status()["streams"] == serde_json::json!([])).then_some(())
         });
     }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use marple::config::HttpSettings;
 
-use crate::host::{Host, settings};
-use crate::web;
+use crate::support::host::{Host, settings};
+use crate::support::web;
 
 /// A service that keeps 64 MiB allocated and uses a fraction of a core.
 pub(crate) struct Service {

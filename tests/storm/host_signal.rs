@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::drive::Engine;
+use crate::support::drive::Engine;
 use crate::watch::print_line;
 
 /// Number of signals the host has handled.

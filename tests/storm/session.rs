@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::drive::{Engine, Recorded};
+use crate::support::drive::{Engine, Recorded};
 use crate::watch::print_line;
 use crate::workers::{self, Counters};
 

@@ -16,10 +16,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use crate::support::rerun;
+use crate::workers;
 
 const ENGINE_ENV: &str = "STORM_ENGINE";
 const SECONDS_ENV: &str = "STORM_SECONDS";
@@ -101,8 +104,7 @@ pub(crate) fn print_line(line: &str) {
 
 /// Starts `test` as the stress process of `engine` and watches it.
 pub(crate) fn run(test: &str, engine: &str) -> RunResult {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
+    let mut child = rerun::command(test)
         .env(ENGINE_ENV, engine)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -196,9 +198,7 @@ impl ProcessOutput {
         let has_stopped =
             |(_, moved): &(&String, &Instant)| now.duration_since(**moved) > PROGRESS_TIMEOUT;
         let mut standing = self.last_progress.iter().filter(has_stopped).map(|(name, _)| name);
-        standing
-            .find(|name| !crate::workers::MAY_MAKE_NO_PROGRESS.contains(&name.as_str()))
-            .cloned()
+        standing.find(|name| !workers::MAY_MAKE_NO_PROGRESS.contains(&name.as_str())).cloned()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Cost of a dump of 100,000 blocks under 50,000 stacks, and its effect on another thread.
 
-#[path = "../../../tests/heap_dump/blocks.rs"]
+#[path = "../../../tests/support/blocks.rs"]
 mod blocks;
 
 use std::alloc::{GlobalAlloc, Layout};

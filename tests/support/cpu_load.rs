@@ -1,7 +1,5 @@
 //! Workloads with a known distribution of CPU time, and checks of the profiles of them.
 
-#![allow(dead_code, reason = "each test uses some of it")]
-
 use std::fs;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering};

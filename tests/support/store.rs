@@ -1,10 +1,5 @@
-//! Shared by the tests of the store: manifests, settings, and running a test again under other
-//! conditions.
+//! Manifests and settings for a store, and small file systems to put it on.
 
-#![allow(dead_code, reason = "each test binary uses its own part")]
-
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -62,49 +57,6 @@ pub(crate) fn generous_limits() -> StoreSettings {
         min_free_space: DiskReserve::Bytes(Bytes(0)),
         ..StoreSettings::default()
     }
-}
-
-const RERUN_ENV: &str = "STORE_TEST_AGAIN";
-
-/// Runs `body` in a copy of this test binary started by `wrapper`, a command that takes a program
-/// and its arguments, with `env` set. `test` is the name of the calling test. Returns `false` if
-/// the wrapper is not available on this machine; this fails under `CI=true` and prints one line
-/// elsewhere.
-pub(crate) fn rerun_under(test: &str, wrapper: &[&str], body: impl FnOnce()) -> bool {
-    if std::env::var_os(RERUN_ENV).is_some() {
-        body();
-        return true;
-    }
-    let (program, arguments) = wrapper.split_first().unwrap();
-    let possible = Command::new(program)
-        .args(arguments)
-        .arg("true")
-        .output()
-        .is_ok_and(|result| result.status.success());
-    if !possible {
-        assert!(
-            std::env::var_os("CI").is_none_or(|ci| ci != "true"),
-            "`{program}` must work in CI"
-        );
-        eprintln!("{test}: not run, `{}` does not work here", wrapper.join(" "));
-        return false;
-    }
-    // Copies the binary to a place that any user can read.
-    let temp = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(temp.path(), Permissions::from_mode(0o755)).unwrap();
-    let copy = temp.path().join("again");
-    std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
-    let output = Command::new(program)
-        .args(arguments)
-        .arg(copy)
-        .args(["--exact", test, "--nocapture"])
-        .env(RERUN_ENV, "1")
-        .output()
-        .unwrap();
-    let (out, err) =
-        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && out.contains("1 passed"), "{out}\n{err}");
-    true
 }
 
 /// Returns the command that creates a private mount namespace.

@@ -1,5 +1,4 @@
 //! An HTTP client, and services to send requests to.
-#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -8,7 +7,7 @@ use std::time::Duration;
 use marple::Settings;
 use marple::config::{HttpSettings, Listen};
 
-use crate::host::{Host, WAIT_TIMEOUT, settings};
+use crate::support::host::{Host, WAIT_TIMEOUT, settings};
 
 /// Returns an address without a listener.
 pub(crate) fn unused_address() -> SocketAddr {

@@ -5,9 +5,6 @@
 //! `viztracer`. Node comes with the system. A test whose reader is missing fails and names the
 //! command that installs it.
 
-// Every test binary compiles this file and uses a part of it.
-#![allow(dead_code)]
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

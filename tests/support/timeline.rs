@@ -1,5 +1,4 @@
 //! Helpers to read a timeline: strings instead of handles, and tracks by name.
-#![allow(dead_code, unreachable_pub, reason = "every test binary uses its own part of it")]
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -8,25 +7,25 @@ use marple::model::{ArgValue, EventKind, RawKind, Timeline, TrackHandle, TrackKi
 use marple::trace::TraceSession;
 
 /// Serializes the tests of a binary: there is one recorder.
-pub fn serial_guard() -> MutexGuard<'static, ()> {
+pub(crate) fn serial_guard() -> MutexGuard<'static, ()> {
     static SERIAL: Mutex<()> = Mutex::new(());
     SERIAL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-pub fn start() -> TraceSession {
+pub(crate) fn start() -> TraceSession {
     TraceSession::start(Bytes::mib(16), anchor()).unwrap()
 }
 
-pub fn stop(session: TraceSession) -> Timeline {
+pub(crate) fn stop(session: TraceSession) -> Timeline {
     session.stop(SystemClock.now())
 }
 
-pub fn anchor() -> TimeAnchor {
+pub(crate) fn anchor() -> TimeAnchor {
     SystemClock.anchor()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Begin,
     End,
     Instant,
@@ -34,23 +33,23 @@ pub enum Kind {
 }
 
 #[derive(Clone, Debug)]
-pub struct ReadEvent {
-    pub track: usize,
-    pub at: Moment,
-    pub kind: Kind,
-    pub name: String,
-    pub category: String,
-    pub args: Vec<(String, String)>,
+pub(crate) struct ReadEvent {
+    pub(crate) track: usize,
+    pub(crate) at: Moment,
+    pub(crate) kind: Kind,
+    pub(crate) name: String,
+    pub(crate) category: String,
+    pub(crate) args: Vec<(String, String)>,
 }
 
 impl ReadEvent {
-    pub fn arg(&self, name: &str) -> Option<&str> {
+    pub(crate) fn arg(&self, name: &str) -> Option<&str> {
         self.args.iter().find(|(known, _)| known == name).map(|(_, value)| &**value)
     }
 }
 
 /// Returns all events in their recorded order.
-pub fn read_events(timeline: &Timeline) -> Vec<ReadEvent> {
+pub(crate) fn read_events(timeline: &Timeline) -> Vec<ReadEvent> {
     let text = |handle| timeline.strings.get(handle).to_owned();
     timeline
         .events
@@ -82,7 +81,7 @@ pub fn read_events(timeline: &Timeline) -> Vec<ReadEvent> {
 }
 
 /// Returns the events of the thread tracks, one list for each.
-pub fn thread_events(timeline: &Timeline) -> Vec<Vec<ReadEvent>> {
+pub(crate) fn thread_events(timeline: &Timeline) -> Vec<Vec<ReadEvent>> {
     let events = read_events(timeline);
     let tracks = timeline.tracks.iter().enumerate();
     tracks
@@ -92,14 +91,14 @@ pub fn thread_events(timeline: &Timeline) -> Vec<Vec<ReadEvent>> {
 }
 
 /// Returns the events of the process track, without those from before the session.
-pub fn process_events(timeline: &Timeline) -> Vec<ReadEvent> {
+pub(crate) fn process_events(timeline: &Timeline) -> Vec<ReadEvent> {
     let place = timeline.tracks.iter().position(|track| track.kind == TrackKind::Process);
     let events = read_events(timeline).into_iter();
     events.filter(|event| Some(event.track) == place).collect()
 }
 
 /// Returns the events of the calling thread.
-pub fn current_thread_events(timeline: &Timeline) -> Vec<ReadEvent> {
+pub(crate) fn current_thread_events(timeline: &Timeline) -> Vec<ReadEvent> {
     let here = TrackKind::Thread(tid());
     let place = timeline.tracks.iter().position(|track| track.kind == here);
     let events = read_events(timeline).into_iter();
@@ -108,18 +107,18 @@ pub fn current_thread_events(timeline: &Timeline) -> Vec<ReadEvent> {
 
 /// A poll or a park.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Slice {
-    pub kind: RawKind,
-    pub name: String,
-    pub number: u64,
-    pub start: Moment,
+pub(crate) struct Slice {
+    pub(crate) kind: RawKind,
+    pub(crate) name: String,
+    pub(crate) number: u64,
+    pub(crate) start: Moment,
     /// `None` if the slice is in progress.
-    pub end: Option<Moment>,
+    pub(crate) end: Option<Moment>,
 }
 
 /// Returns the polls and parks of each thread by its ID: ordered by their ends, then those in
 /// progress.
-pub fn slices(timeline: &Timeline) -> Vec<(u32, Vec<Slice>)> {
+pub(crate) fn slices(timeline: &Timeline) -> Vec<(u32, Vec<Slice>)> {
     let activity = &timeline.activity;
     let slice = |kind, task: marple::model::TaskKey, start, end: Option<u64>| Slice {
         kind,
@@ -142,12 +141,12 @@ pub fn slices(timeline: &Timeline) -> Vec<(u32, Vec<Slice>)> {
 }
 
 /// Returns the slices of all threads in one list.
-pub fn all_slices(timeline: &Timeline) -> Vec<Slice> {
+pub(crate) fn all_slices(timeline: &Timeline) -> Vec<Slice> {
     slices(timeline).into_iter().flat_map(|(_, slices)| slices).collect()
 }
 
 /// Checks that the slices of each thread are either nested or disjoint.
-pub fn assert_nested(timeline: &Timeline) {
+pub(crate) fn assert_nested(timeline: &Timeline) {
     for (tid, mut slices) in slices(timeline) {
         let end = |slice: &Slice| slice.end.unwrap_or(Moment::from_nanos(u64::MAX));
         slices.sort_by_key(|slice| (slice.start, std::cmp::Reverse(end(slice))));
@@ -165,7 +164,7 @@ pub fn assert_nested(timeline: &Timeline) {
 
 /// Returns the slices and instants of one thread as an outline: `a(b()!event)`, open ones without
 /// `)`.
-pub fn outline(events: &[ReadEvent]) -> String {
+pub(crate) fn outline(events: &[ReadEvent]) -> String {
     let parts = events.iter().map(|event| match event.kind {
         Kind::Begin => format!("{}(", event.name),
         Kind::End => ")".to_owned(),
@@ -176,7 +175,7 @@ pub fn outline(events: &[ReadEvent]) -> String {
 }
 
 /// Checks that each track is ordered by time and that no end lacks its begin.
-pub fn assert_well_formed(timeline: &Timeline) {
+pub(crate) fn assert_well_formed(timeline: &Timeline) {
     let events = read_events(timeline);
     for place in 0..timeline.tracks.len() {
         let mut depth = 0_i64;
@@ -195,7 +194,7 @@ pub fn assert_well_formed(timeline: &Timeline) {
 }
 
 /// Returns once the thread `tid` of this process sleeps in the kernel.
-pub fn wait_until_asleep(tid: u32) {
+pub(crate) fn wait_until_asleep(tid: u32) {
     let is_asleep = || {
         let stat = std::fs::read_to_string(format!("/proc/self/task/{tid}/stat")).unwrap();
         stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S'))
@@ -206,17 +205,17 @@ pub fn wait_until_asleep(tid: u32) {
 }
 
 /// Returns the kernel thread ID of the calling thread.
-pub fn tid() -> u32 {
+pub(crate) fn tid() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get() as u32
 }
 
 /// Returns the number of losses whose cause starts with `cause`.
-pub fn loss_count(timeline: &Timeline, cause: &str) -> u64 {
+pub(crate) fn loss_count(timeline: &Timeline, cause: &str) -> u64 {
     let losses = timeline.losses.iter();
     losses.filter(|loss| loss.cause.starts_with(cause)).map(|loss| loss.count).sum()
 }
 
 /// Returns the name of a track.
-pub fn track_name(timeline: &Timeline, track: TrackHandle) -> &str {
+pub(crate) fn track_name(timeline: &Timeline, track: TrackHandle) -> &str {
     timeline.strings.get(timeline.tracks[track.index()].name)
 }

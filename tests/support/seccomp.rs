@@ -1,6 +1,5 @@
 //! Filters on the system calls of this process, like the profile of a container. A filter is
 //! permanent: each test needs a separate process.
-#![allow(dead_code, reason = "each test uses some of it")]
 #![allow(unsafe_code, reason = "seccomp has no safe face")]
 
 use libc::sock_filter;
@@ -14,7 +13,7 @@ pub(crate) const SECOND_ARG_OFFSET: u32 = 24;
 /// Offset of the low half of the third argument.
 pub(crate) const THIRD_ARG_OFFSET: u32 = 32;
 
-/// Loads the word at offset `place`.
+/// Loads the word at offset `offset`.
 pub(crate) fn load(offset: u32) -> sock_filter {
     sock_filter { code: 0x20, jt: 0, jf: 0, k: offset }
 }
@@ -24,12 +23,12 @@ pub(crate) fn and(mask: u32) -> sock_filter {
     sock_filter { code: 0x54, jt: 0, jf: 0, k: mask }
 }
 
-/// Continues if the loaded word is `value`, else skips `other` instructions.
+/// Continues if the loaded word is `value`, else skips `skip` instructions.
 pub(crate) fn require_equal(value: u32, skip: u8) -> sock_filter {
     sock_filter { code: 0x15, jt: 0, jf: skip, k: value }
 }
 
-/// Continues if the loaded word is at least `value`, else skips `other` instructions.
+/// Continues if the loaded word is at least `value`, else skips `skip` instructions.
 pub(crate) fn require_at_least(value: u32, skip: u8) -> sock_filter {
     sock_filter { code: 0x35, jt: 0, jf: skip, k: value }
 }
@@ -52,7 +51,7 @@ pub(crate) fn trap() -> sock_filter {
     return_action(libc::SECCOMP_RET_TRAP)
 }
 
-/// Allows these calls in every thread; all others get `other`.
+/// Allows these calls in every thread; all others get `default`.
 pub(crate) fn install_list(numbers: impl IntoIterator<Item = i64>, default: sock_filter) {
     let mut filter = vec![load(NUMBER_OFFSET)];
     for number in numbers {

@@ -1,5 +1,4 @@
 //! A host process for tests: a directory, an agent in it, and helpers that wait for its results.
-#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
