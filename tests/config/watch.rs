@@ -5,8 +5,6 @@
 //! trigger file. The watcher reads it in the same pass as the configuration, and its debounce ends
 //! later than that of earlier changes.
 
-#![cfg(unix)]
-
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::symlink;
