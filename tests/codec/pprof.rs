@@ -1,8 +1,5 @@
 //! Profiles as read by Go's pprof and by the crate's own reader.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -18,11 +15,8 @@ use marple::model::{
 use proptest::prelude::*;
 use prost::Message;
 
-use crate::support::counting::{self, Counting};
+use crate::support::counting;
 use crate::support::peers;
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 const CPU: ValueType = ValueType { name: "cpu", unit: "nanoseconds" };
 const SAMPLES: ValueType = ValueType { name: "samples", unit: "count" };

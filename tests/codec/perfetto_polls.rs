@@ -1,8 +1,5 @@
 //! Polls and parks as read by Perfetto's own schema and by trace_processor.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;

@@ -1,8 +1,5 @@
 //! Peak memory of writing the CPU samples and the polls of an incident into its trace.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::io;
 use std::time::Duration;
 
@@ -14,10 +11,7 @@ use marple::model::{
     ValueType,
 };
 
-use crate::support::counting::{Counting, peak_bytes};
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+use crate::support::counting::peak_bytes;
 
 const STACKS: u64 = 5000;
 

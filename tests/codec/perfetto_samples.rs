@@ -1,8 +1,5 @@
 //! Stacks in a trace as read by Perfetto's own schema and by trace_processor.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::fs::File;
 use std::path::PathBuf;
 use std::time::Duration;
