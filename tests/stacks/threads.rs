@@ -1,9 +1,6 @@
 //! Tests that a dump has every thread of the process, with its complete stack where possible.
 #![allow(unsafe_code, reason = "a thread blocks a signal")]
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -125,7 +122,7 @@ fn dump_has_thread_states_names_and_dumping_thread() {
         let state = |name: &str| threads_named(&dump, name).first().map(|thread| thread.state);
         let states = (state("spins"), state("sleeps"));
         let own = dump.threads.iter().filter(|thread| {
-            function_names(&dump, thread).iter().any(|name| name.ends_with("stacks_threads::dump"))
+            function_names(&dump, thread).iter().any(|name| name == "stacks::threads::dump")
         });
         let seen = (states, own.count());
         if seen == ((Some('R'), Some('S')), 1) || start.elapsed() > Duration::from_secs(60) {
