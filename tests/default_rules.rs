@@ -22,9 +22,9 @@
 //! | `healthy_settings` | the settings file is rewritten, also with mistakes |
 //! | `healthy_binary` | the program file is replaced |
 //!
-//! Six are histories of days in `tests/replay`: in `healthy.rs` a daily peak, weekly growth between
-//! deploys, a nightly batch, a cache that warms up and deploys; in `cgroup.rs` page cache up to the
-//! limit.
+//! Six are histories of days in `tests/rules/replay`: in `healthy.rs` a daily peak, weekly growth
+//! between deploys, a nightly batch, a cache that warms up and deploys; in `cgroup.rs` page cache
+//! up to the limit.
 //!
 //! Each service is a child process: this binary with `MARPLE_SERVICE` set. It runs in a directory
 //! with `config/minimal.toml`, on plain `#[tokio::main]`. A test prints the time between the fault

@@ -6,8 +6,9 @@
 //! `rises.rs` for tasks, threads or descriptors that rise; `healthy.rs` for a healthy service;
 //! `budget.rs` for the effects of budgets and cooldowns.
 //!
-//! `cargo test --test replay -- --nocapture` prints the tables. `MARPLE_TRACE=file.csv` replays a
-//! file of `seconds,percent` of memory with `MARPLE_RULES=file.toml`, or with the default rules.
+//! `cargo test --test rules replay:: -- --nocapture` prints the tables. `MARPLE_TRACE=file.csv`
+//! replays a file of `seconds,percent` of memory with `MARPLE_RULES=file.toml`, or with the default
+//! rules.
 
 use std::env;
 use std::path::Path;
@@ -19,21 +20,14 @@ use marple::base::{Moment, Percent};
 use marple::config::{BudgetSettings, Settings, load};
 use marple::model::{CaptureKind, Metric, Mode, Rule, Vitals};
 
-#[path = "replay/budget.rs"]
 mod budget;
-#[path = "replay/cases.rs"]
 mod cases;
 #[cfg(target_os = "linux")]
-#[path = "replay/cgroup.rs"]
 mod cgroup;
-#[path = "replay/healthy.rs"]
 mod healthy;
-#[path = "replay/peers.rs"]
 mod peers;
 #[cfg(target_os = "linux")]
-#[path = "replay/rises.rs"]
 mod rises;
-#[path = "replay/trace.rs"]
 mod trace;
 
 use cases::{HOUR, benign_cases, faulty_cases, file_cases};

@@ -1,8 +1,4 @@
-//! Tests that evaluating rules allocates nothing. A separate binary, because it replaces the
-//! allocator.
-
-#[path = "support/mod.rs"]
-mod support;
+//! Tests that evaluating rules allocates nothing.
 
 use std::time::Duration;
 
@@ -10,10 +6,7 @@ use marple::base::{Bytes, Moment};
 use marple::model::{Limit, Metric, Rule, Vitals};
 use marple::rules::Engine;
 
-use crate::support::counting::{Counting, allocations};
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+use crate::support::counting::allocations;
 
 #[test]
 fn rule_evaluation_allocates_nothing() {

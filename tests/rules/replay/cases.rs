@@ -4,7 +4,7 @@ use std::fs;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use crate::trace::{Trace, TraceMetric, repeat};
+use super::trace::{Trace, TraceMetric, repeat};
 
 pub(crate) const HOUR: f64 = 3600.0;
 
@@ -248,10 +248,10 @@ pub(crate) fn faulty_cases() -> Vec<Case> {
     ]
 }
 
-/// Reads the traces in `tests/replay/traces`. The first line of each gives its expectation: `# of
-/// memory; captures 1 to 4; last 90`.
+/// Reads the traces in `tests/rules/replay/traces`. The first line of each gives its expectation:
+/// `# of memory; captures 1 to 4; last 90`.
 pub(crate) fn file_cases() -> Vec<Case> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/replay/traces");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rules/replay/traces");
     let mut paths: Vec<_> =
         fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.sort();
