@@ -1,8 +1,5 @@
 //! Tests that spans and events become slices and instants.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::future::poll_fn;
 use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -84,7 +81,7 @@ fn task_spans_nest_with_fields_on_polling_workers() {
                 Kind::Begin => {
                     assert_eq!(event.category, "span");
                     assert_eq!(event.arg("level"), Some("INFO"));
-                    assert_eq!(event.arg("target"), Some("trace_spans"));
+                    assert_eq!(event.arg("target"), Some(module_path!()));
                     if event.name == "request" {
                         assert!(open.is_empty());
                         assert_eq!(event.arg("path"), Some("/orders"));
@@ -139,7 +136,7 @@ fn spans_open_at_session_start_begin_there() {
         None,
         "fields of a span made while nothing records are not kept"
     );
-    assert_eq!(events[0].arg("target"), Some("trace_spans"));
+    assert_eq!(events[0].arg("target"), Some(module_path!()));
 }
 
 #[test]

@@ -1,8 +1,5 @@
 //! Allocations of recording: none while no session runs, and at most `max_bytes` while one does.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -13,11 +10,8 @@ use marple::trace::{TraceSession, record_instant, record_vitals};
 use tracing::{info, info_span};
 use tracing_subscriber::prelude::*;
 
-use crate::support::counting::{Counting, allocations, peak_bytes};
+use crate::support::counting::{allocations, peak_bytes};
 use crate::support::timeline::*;
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 fn subscribe() {
     static SUBSCRIBED: Once = Once::new();

@@ -1,8 +1,5 @@
 //! Compares the trace's polls with the busy time that tokio reports for its workers.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;

@@ -1,8 +1,5 @@
-//! Tests of the vitals from before a session. They are kept per process, so this is a separate
-//! binary.
-
-#[path = "support/mod.rs"]
-mod support;
+//! Tests of the vitals from before a session. They are kept per process, so the test needs a
+//! process of its own (nextest).
 
 use std::time::Duration;
 

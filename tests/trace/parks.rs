@@ -1,8 +1,5 @@
 //! Tests that workers' parks are recorded, and that the host's own hooks are still called.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;

@@ -1,9 +1,6 @@
 //! Tests of polls of wrapped tasks on stable tokio: in the rings, in the timeline, and in the
 //! look-back.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::collections::{HashMap, HashSet};
 use std::future;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -69,7 +66,7 @@ fn every_poll_is_recorded_once_under_task_name() {
 
     assert_nested(&timeline);
     assert!(timeline.losses.is_empty(), "{:?}", timeline.losses);
-    let site = |line: u32| format!("tests/trace_polls.rs:{line}");
+    let site = |line: u32| format!("{}:{line}", file!());
     assert_eq!(poll_count(&timeline, &site(line)), 11);
     assert_eq!(poll_count(&timeline, "named"), 21);
     assert_eq!(poll_count(&timeline, &site(line + 4)), 3 * 6);

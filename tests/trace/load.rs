@@ -1,9 +1,6 @@
 //! Tests under load: event floods, many threads, sessions that start and stop, and threads that
 //! exit.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Barrier, Once};

@@ -1,8 +1,5 @@
 //! Tests of vitals as counters, of process events, and of the lifecycle of a session.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::time::Duration;
 
 use marple::base::{Bytes, Clock, Moment, SystemClock};
