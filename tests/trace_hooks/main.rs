@@ -1,8 +1,10 @@
-//! Tests of polls recorded by tokio's hooks. Built with `RUSTFLAGS="--cfg tokio_unstable"`; empty
-//! without it.
+//! Polls recorded by tokio's hooks. Built with `RUSTFLAGS="--cfg tokio_unstable"`, and empty
+//! without it; that is why these tests have a binary of their own.
+//!
+//! What can be tested on stable tokio belongs to `tests/trace`. The allocator is the system's.
 #![cfg(tokio_unstable)]
 
-#[path = "support/mod.rs"]
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::sync::Arc;
@@ -58,7 +60,7 @@ fn hooks_record_every_task_with_spawn_location_and_id() {
     assert_eq!(polls.len(), 11);
     for poll in &polls {
         assert_eq!(poll.kind, RawKind::HookedPoll);
-        assert_eq!(poll.name, format!("tests/trace_hooks.rs:{line}"));
+        assert_eq!(poll.name, format!("{}:{line}", file!()));
         assert_eq!(poll.number.to_string(), id);
     }
     let tasks = |kind| {
@@ -83,7 +85,7 @@ fn wrapped_task_is_recorded_once_under_wrapper_name() {
     assert!(polls.iter().all(|poll| poll.kind == RawKind::HookedPoll));
     let count = |name: &str| polls.iter().filter(|poll| poll.name == name).count();
     assert_eq!(count("named"), 21);
-    assert_eq!(count(&format!("tests/trace_hooks.rs:{line}")), 11);
+    assert_eq!(count(&format!("{}:{line}", file!())), 11);
     assert_eq!(polls.len(), 32);
     let tasks = timeline.activity.tasks.iter();
     assert_eq!(tasks.filter(|task| task.kind() == Some(RawKind::Spawned)).count(), 2);
@@ -110,7 +112,7 @@ fn join_set_task_is_recorded_once() {
     });
     let polls = polls(&timeline);
     assert!(polls.iter().all(|poll| poll.kind == RawKind::HookedPoll), "by the hooks alone");
-    let of_set = format!("tests/trace_hooks.rs:{line}");
+    let of_set = format!("{}:{line}", file!());
     for (id, times) in ids.iter().zip([4, 6, 8]) {
         let of_task: Vec<_> =
             polls.iter().filter(|slice| slice.number.to_string() == *id).collect();
