@@ -11,8 +11,8 @@
 //!
 //! Both send `seconds` to every path if their configuration sets `params`, and both need Go's
 //! sample types: Alloy computes differences of them by name. Both read the response with the
-//! package that `go tool pprof` uses (`github.com/google/pprof/profile`), which `http_go.rs` runs.
-//! The rows are those of `pkg/scrape/scrape.go` of parca-dev/parca (3223b7d) and
+//! package that `go tool pprof` uses (`github.com/google/pprof/profile`), which `tests/http_go`
+//! runs. The rows are those of `pkg/scrape/scrape.go` of parca-dev/parca (3223b7d) and
 //! `internal/component/pyroscope/scrape/scrape_loop.go` of grafana/alloy (052446a).
 #![cfg(all(feature = "cpu", feature = "heap"))]
 #![cfg(all(target_os = "linux", target_env = "gnu"))]

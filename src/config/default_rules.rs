@@ -15,7 +15,7 @@ const DEFAULT_CLEAR_HOLD: Duration = Duration::from_secs(60);
 /// descriptors that grow without bound. Others cover a runtime that is late, late most of the time
 /// or blocked, and a poll that does not end. The last ones cover a blocking pool without a free
 /// thread and repeated panics. `tests/rules/replay.rs` replays three dozen traces with them,
-/// `tests/default_rules.rs` runs services with faults, and `config/marple.toml` lists them in full.
+/// `tests/default_rules` runs services with faults, and `config/marple.toml` lists them in full.
 ///
 /// Each rule captures dumps of threads and tasks, about 5 KB each, which show what every thread and
 /// task is waiting for.

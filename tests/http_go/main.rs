@@ -2,20 +2,18 @@
 //! the same requests to a real Go server and to marple. [`differences`] tests what differs, as the
 //! header of `marple::http` documents. [`client`] runs Go's own client against marple.
 //!
-//! `cargo test --release --test http_go` tests a release build of the service.
+//! A binary of its own, because `cargo test --release --test http_go` tests a release build of the
+//! service, with the default features. The allocator is marple's, as in a service. Other tests of
+//! the endpoint belong to `tests/http`.
 #![cfg(all(feature = "cpu", feature = "heap", feature = "trace"))]
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 
-#[path = "support/mod.rs"]
+#[path = "../support/mod.rs"]
 mod support;
 
-#[path = "http_go/client.rs"]
 mod client;
-#[path = "http_go/differences.rs"]
 mod differences;
-#[path = "http_go/paths.rs"]
 mod paths;
-#[path = "http_go/service.rs"]
 mod service;
 
 use std::alloc::System;

@@ -28,17 +28,15 @@
 //!
 //! Each service is a child process: this binary with `MARPLE_SERVICE` set. It runs in a directory
 //! with `config/minimal.toml`, on plain `#[tokio::main]`. A test prints the time between the fault
-//! and the start of the incident. A new fault goes into `default_rules/faults.rs`, and a healthy
-//! load into `default_rules/healthy.rs`.
+//! and the start of the incident. A new fault goes into `faults.rs`, and a healthy load into
+//! `healthy.rs`. The allocator is marple's, as in a service. nextest runs these tests one at a
+//! time, because their services need the machine for themselves.
 
-#[path = "support/mod.rs"]
+#[path = "../support/mod.rs"]
 mod support;
 
-#[path = "default_rules/faults.rs"]
 mod faults;
-#[path = "default_rules/healthy.rs"]
 mod healthy;
-#[path = "default_rules/service.rs"]
 mod service;
 
 use std::alloc::System;
