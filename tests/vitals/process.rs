@@ -1,6 +1,5 @@
-//! Tests of the vitals of this process itself. It is one test, because memory, threads and
-//! descriptors are counted per process.
-#![cfg(target_os = "linux")]
+//! Tests of the vitals of this process itself. It is one test in a process of its own
+//! (nextest), because memory, threads and descriptors are counted per process.
 
 use std::fs::File;
 use std::sync::{Arc, Barrier};

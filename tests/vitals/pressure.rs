@@ -1,6 +1,5 @@
 //! Tests of the resource pressure on the process, from files such as hosts have, and from a real
 //! quota.
-#![cfg(target_os = "linux")]
 
 use std::fs;
 use std::panic::catch_unwind;

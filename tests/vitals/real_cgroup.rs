@@ -1,7 +1,6 @@
 //! Tests of the limits of a real cgroup created for the test. The whole process moves into it, so
-//! the test has a separate binary. It needs root, or ownership of the current cgroup; elsewhere it
-//! prints that it was skipped.
-#![cfg(target_os = "linux")]
+//! the test needs a process of its own (nextest). It needs root, or ownership of the current
+//! cgroup; elsewhere it prints that it was skipped.
 
 use std::fs;
 use std::io::{self, Write};

@@ -1,8 +1,4 @@
 //! Tests of cgroup limits on all kinds of hosts, each a tree of the files that such a host has.
-#![cfg(target_os = "linux")]
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
