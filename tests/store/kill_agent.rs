@@ -1,9 +1,6 @@
 //! Kills an agent two hundred times while it captures, custom collectors write, and incidents are
 //! removed to free space. The files on disk are complete and within the limits afterwards.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::fs;
 use std::io::Write;
 use std::path::Path;

@@ -1,11 +1,7 @@
 //! Tests of a process that forks: its child writes nothing into the incidents and does not release
 //! the lock.
 
-// `fork` is unsafe.
-#![allow(unsafe_code)]
-
-#[path = "support/mod.rs"]
-mod support;
+#![allow(unsafe_code, reason = "forking cannot be done without")]
 
 use std::io::Write;
 use std::path::Path;

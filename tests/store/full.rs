@@ -1,9 +1,6 @@
 //! Tests of a full file system of 1 MiB: the write fails with a clear error, nothing already
 //! written is lost, and the store continues once there is space.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::path::Path;

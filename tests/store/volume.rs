@@ -1,9 +1,5 @@
 //! Tests of volume mount points as orchestrators provide them: writable, but not owned by the
 //! process alone. Each process runs as a different user, so these tests need root, which CI has.
-#![cfg(target_os = "linux")]
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::fs;
 use std::io::Write;

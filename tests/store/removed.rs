@@ -1,9 +1,6 @@
 //! Tests that the incident directory is created again for the next incident if it is removed while
 //! the agent runs.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;

@@ -1,9 +1,5 @@
 //! Memory use with the largest permitted store: 100 incidents with manifests of maximum length. No
 //! request may need more than [`MAX_PEAK_BYTES`], whatever the store contains.
-#![cfg(all(feature = "http", target_os = "linux"))]
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,13 +13,10 @@ use marple::model::{CaptureKind, IncidentState, Manifest, VitalsRow};
 use marple::store::Store;
 use marple::{Builder, Settings};
 
-use crate::support::counting::{self, Counting};
+use crate::support::counting;
 use crate::support::host;
 use crate::support::store;
 use crate::support::web;
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// Bound for each request and for opening the store.
 const MAX_PEAK_BYTES: isize = 16 << 20;

@@ -1,8 +1,5 @@
 //! Tests of `incident.json` as read by people, other programs and marple.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::collections::BTreeMap;
 
 use marple::base::{Bytes, IncidentId};

@@ -1,9 +1,6 @@
 //! Tests of directories with unexpected content, or that change during use: each gives a clear
 //! error, and nothing is written or removed elsewhere.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};

@@ -4,10 +4,6 @@
 //!
 //! A filter is permanent and applies to all threads, so each combination runs in a separate
 //! process. A new combination is another row of [`COMBINATIONS`].
-#![cfg(target_os = "linux")]
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::fs;
 use std::io::Write;
@@ -138,8 +134,8 @@ fn filter(lacks: &[MissingFeature]) -> Vec<sock_filter> {
 
 const CHILD_ENV: &str = "STORE_FEATURES_CHILD";
 
-/// Runs `test` of this binary again in a child process with `what` in its environment. Returns
-/// `what` in the child and `None` in the parent.
+/// Runs the test at the path `test` again in a child process with `value` in its environment.
+/// Returns `value` in the child and `None` in the parent.
 fn child_parameter(test: &str, value: &str) -> Option<String> {
     if let Ok(what) = std::env::var(CHILD_ENV) {
         return Some(what);

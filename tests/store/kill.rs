@@ -4,9 +4,6 @@
 //! A kill tests the order of the steps, not the syncs between them: the page cache outlives a
 //! process.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
