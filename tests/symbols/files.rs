@@ -1,8 +1,5 @@
 //! Tests of symbolization with the files of a real process, and with damaged and hostile ones.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -17,10 +14,7 @@ use object::read::elf::{FileHeader, SectionHeader};
 use object::{Endianness, Object};
 use proptest::prelude::*;
 
-use crate::support::counting::{self, Counting};
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+use crate::support::counting;
 
 /// Returns the executable mapping of this process that contains `address`, as the kernel lists it,
 /// with its file.
@@ -106,10 +100,10 @@ fn functions_of_binary_have_full_paths() {
     assert_eq!(
         symbols_of(&profile, &addresses),
         [
-            Some("symbols::a_function_of_this_binary".to_owned()),
-            Some("symbols::a_function_of_this_binary".to_owned()),
-            Some("symbols::nested::Generic<T>::method".to_owned()),
-            Some("symbols::nested::Generic<T>::method".to_owned()),
+            Some("symbols::files::a_function_of_this_binary".to_owned()),
+            Some("symbols::files::a_function_of_this_binary".to_owned()),
+            Some("symbols::files::nested::Generic<T>::method".to_owned()),
+            Some("symbols::files::nested::Generic<T>::method".to_owned()),
         ]
     );
     assert_eq!((report.named, report.unnamed, report.problems.len()), (4, 0, 0));
@@ -216,7 +210,7 @@ fn open_file_gives_names_after_replacement_but_not_modification() {
         let report = symbols::symbolize(&mut profile);
         (symbols_of(&profile, &[function]).remove(0), report.problems)
     };
-    let name = Some("symbols::a_function_of_this_binary".to_owned());
+    let name = Some("symbols::files::a_function_of_this_binary".to_owned());
     let (_, other) = &*SMALL_LIBRARY;
     let new = dir.path().join("new");
     fs::write(&new, other).unwrap();

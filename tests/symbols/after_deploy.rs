@@ -1,19 +1,7 @@
 //! Tests that functions keep their names in CPU and heap profiles, thread dumps and stalls after a
-//! deployment replaced or removed the files of the running program. Tests of the fate of loaded
-//! code go here.
-#![cfg(all(
-    feature = "cpu",
-    feature = "heap",
-    feature = "trace",
-    target_os = "linux",
-    target_env = "gnu"
-))]
+//! deployment replaced or removed the files of the running program.
 #![allow(unsafe_code, reason = "libraries cannot be loaded without")]
 
-#[path = "support/mod.rs"]
-mod support;
-
-use std::alloc::System;
 use std::ffi::{CStr, CString, c_void};
 use std::fs;
 use std::hint::black_box;
@@ -31,9 +19,6 @@ use marple::{CaptureKind, Settings};
 use crate::support::host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use crate::support::peers;
 use crate::support::rerun::{self, test_path};
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 /// Folder of the copied program; set only in the child process of a test.
 const FOLDER_ENV: &str = "MARPLE_TEST_FOLDER";
@@ -202,12 +187,12 @@ fn assert_names_stay(folder: &Path, deploy: &Deploy) {
         dir.join(file.unwrap_or_else(|| panic!("no {kind} in {:?}", manifest.artifacts)))
     };
     let cpu = top(&text("cpu"));
-    assert!(cpu.contains("names_after_deploy::burn_in_program"), "{cpu}");
+    assert!(cpu.contains("symbols::after_deploy::burn_in_program"), "{cpu}");
     assert!(cpu.contains("burn_in_the_other (or burn_in_the_library)"), "{cpu}");
     let heap = top(&text("memory"));
-    assert!(heap.contains("names_after_deploy::allocate_in_program"), "{heap}");
+    assert!(heap.contains("symbols::after_deploy::allocate_in_program"), "{heap}");
     let threads = fs::read_to_string(text("threads.txt")).unwrap();
-    assert!(threads.contains("names_after_deploy::assert_names_stay"), "{threads}");
+    assert!(threads.contains("symbols::after_deploy::assert_names_stay"), "{threads}");
     // A reader finds the files by their paths and build IDs.
     let raw = peers::go_pprof(&["-raw", text("cpu").to_str().unwrap()]);
     for path in [&program, &library] {
@@ -243,7 +228,7 @@ fn assert_stall_named(host: &Host) {
     });
     release.send(()).unwrap();
     let function = stall.function.as_deref();
-    assert_eq!(function, Some("names_after_deploy::block_in_program"), "{stall:?}");
+    assert_eq!(function, Some("symbols::after_deploy::block_in_program"), "{stall:?}");
     assert!(stall.via.as_deref().is_some_and(|via| via.contains("mpsc")), "{stall:?}");
     runtime.shutdown_background();
 }
