@@ -1,11 +1,5 @@
 //! `marple symbolize` over a real heap profile: source lines, inlined functions and rejected input.
 
-#![cfg(all(feature = "cli", feature = "heap"))]
-
-#[path = "support/mod.rs"]
-mod support;
-
-use std::alloc::System;
 use std::fs::{self, File};
 use std::hint::black_box;
 use std::path::Path;
@@ -19,9 +13,6 @@ use marple::codec::pprof::{read, write_proto};
 use marple::heap;
 
 use crate::support::peers;
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 /// The line of the leaking allocation.
 const LEAK_LINE: i64 = line!() as i64 + 4;
@@ -81,19 +72,19 @@ fn symbolized_profile_has_lines_and_inlined_functions_in_go() {
     let all: Vec<_> = new.location.iter().map(|location| functions_at(&new, location)).collect();
     // The name has no module path if line tables are the only debug information.
     let is_inlined = |(name, file, line): &(String, String, i64)| {
-        name.ends_with("inlined_leak") && file == "cli_symbolize.rs" && *line == LEAK_LINE
+        name.ends_with("inlined_leak") && file == "symbolize.rs" && *line == LEAK_LINE
     };
     let inlined_frames = all.iter().find(|shown| shown.iter().any(is_inlined));
     let inlined_frames =
         inlined_frames.unwrap_or_else(|| panic!("line {LEAK_LINE} is not in {all:#?}"));
     let at = inlined_frames.iter().position(is_inlined).unwrap();
     let outer =
-        ("cli_symbolize::leak_blocks".to_owned(), "cli_symbolize.rs".to_owned(), LEAK_LINE + 5);
+        ("cli::symbolize::leak_blocks".to_owned(), "symbolize.rs".to_owned(), LEAK_LINE + 5);
     assert_eq!(inlined_frames.get(at + 1), Some(&outer), "{inlined_frames:#?}");
 
     let own = new.mapping.first().unwrap();
     assert!(own.has_functions && own.has_filenames && own.has_line_numbers);
-    let listed = peers::go_pprof(&["-list=cli_symbolize::leak_blocks$", to.to_str().unwrap()]);
+    let listed = peers::go_pprof(&["-list=cli::symbolize::leak_blocks$", to.to_str().unwrap()]);
     assert!(listed.contains("black_box(inlined_leak())"), "{listed}");
 
     let again = run_marple(&[from.to_str().unwrap()]);
