@@ -1,8 +1,7 @@
-//! Unusual stacks: deep recursion and generated code, in profiles of both engines and of the heap.
-//! A test for another kind of stack goes here.
+//! Unusual stacks: deep recursion and generated code, in profiles of both engines. A test
+//! for another kind of stack goes here; blocks from generated code belong to `tests/heap`.
 #![cfg(all(
     feature = "cpu",
-    feature = "heap",
     target_os = "linux",
     target_env = "gnu",
     target_arch = "x86_64"
@@ -12,23 +11,16 @@
 #[path = "support/mod.rs"]
 mod support;
 
-use std::alloc::System;
 use std::hint::black_box;
 use std::os::unix::fs::PermissionsExt;
-use std::sync::Mutex;
 use std::time::Duration;
 
-use jiff::Timestamp;
-use marple::base::Bytes;
 use marple::model::{Marker, Profile};
-use marple::{heap, symbols};
+use marple::symbols;
 use rustix::time::ClockId;
 
 use crate::support::cpu_load::{cpu_time, engines, function_names, serial_guard, start, stop};
-use crate::support::generated_code::{self, map_code};
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
+use crate::support::generated_code::map_code;
 
 /// Returns the fraction of `column`, over the samples of the test's threads, whose stacks match
 /// `counts`.
@@ -117,25 +109,10 @@ const FRAMELESS: [&[u8]; 3] =
     [&[0xb9, 0x80, 0x84, 0x1e, 0], FILTER[1], &[0xff, 0xc9, 0x75, 0xd4, 0xc3]];
 
 type FilterFn = extern "C" fn();
-type CallbackFn = extern "C" fn(FilterFn);
 
 #[inline(never)]
 fn run_filter(code: FilterFn) {
     black_box((black_box(code)(), ()));
-}
-
-#[inline(never)]
-fn run_callback(code: CallbackFn) {
-    black_box((black_box(code)(allocate_block), ()));
-}
-
-const BLOCK_BYTES: usize = 700_001;
-static BLOCKS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
-
-/// Allocates a block. The generated code calls it.
-extern "C" fn allocate_block() {
-    let block = Vec::with_capacity(black_box(BLOCK_BYTES));
-    BLOCKS.lock().unwrap().push(block);
 }
 
 struct RemoveOnDrop(String);
@@ -182,39 +159,4 @@ fn generated_code_is_one_row_under_its_caller() {
             assert!(caller >= 0.9 && named >= 0.9, "{context}: {caller}, {named}");
         }
     }
-}
-
-#[test]
-fn heap_block_from_generated_code_is_under_its_caller() {
-    let _serial = serial_guard();
-    heap::set_rate(Bytes(1));
-    for in_file in [false, true] {
-        // SAFETY: the code follows the C calling convention and calls the function it is given.
-        let code = unsafe {
-            std::mem::transmute::<*const (), CallbackFn>(map_code(
-                &generated_code::CALLBACK,
-                in_file,
-            ))
-        };
-        run_callback(code);
-    }
-    let mut profile = heap::snapshot(Timestamp::now()).unwrap();
-    symbols::symbolize(&mut profile);
-    let mut matching = 0;
-    for sample in &profile.samples {
-        let function_names = function_names(&profile, sample);
-        if function_names.iter().any(|name| name.ends_with("::allocate_block"))
-            && sample.values[3] >= BLOCK_BYTES as i64
-        {
-            let at = |end: &str| function_names.iter().position(|name| name.ends_with(end));
-            assert!(at("::run_callback") > at("::allocate_block"), "{function_names:?}");
-            let code = &function_names[at("::allocate_block").unwrap() + 1];
-            assert!(
-                ["[anonymous code]", "[memfd:jit]"].contains(&code.as_str()),
-                "{function_names:?}"
-            );
-            matching += 1;
-        }
-    }
-    assert!(matching >= 2, "{:?}", profile.losses);
 }

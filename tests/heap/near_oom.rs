@@ -4,12 +4,6 @@
 //! The test needs root and the memory controller (v1 or v2) to create a cgroup. Otherwise it prints
 //! one line and checks nothing, except that it fails if it runs as root and `CI` is set.
 
-#![cfg(all(feature = "heap", target_os = "linux"))]
-
-#[path = "support/mod.rs"]
-mod support;
-
-use std::alloc::System;
 use std::fs::{self, File};
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
@@ -21,9 +15,6 @@ use marple::base::Bytes;
 use marple::{codec::pprof, heap};
 
 use crate::support::rerun::{self, test_path};
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 const LIMIT: u64 = 256 << 20;
 const HEADROOM: u64 = 512 << 10;
@@ -144,7 +135,7 @@ fn symbolized_profile_is_written_512_kib_below_limit() {
         min_remaining = min_remaining.min(remaining);
         let profile = pprof::read(&fs::read(&out).unwrap()).unwrap();
         let names: Vec<&str> = profile.function.iter().map(|f| profile.text(f.name)).collect();
-        assert!(names.contains(&"heap_near_oom::fill_until_headroom"), "{context}{names:?}");
+        assert!(names.contains(&"heap::near_oom::fill_until_headroom"), "{context}{names:?}");
         let in_use: i64 = profile.sample.iter().map(|sample| sample.value[3]).sum();
         assert!(in_use > LIMIT as i64 / 2, "{context}{in_use}");
     }

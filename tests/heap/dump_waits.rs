@@ -1,9 +1,6 @@
 //! No thread waits for a dump. While its writer is blocked, other threads allocate, grow and free
 //! sampled blocks under known and new stacks.
 
-#![cfg(feature = "heap")]
-
-use std::alloc::System;
 use std::hint::black_box;
 use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -13,9 +10,6 @@ use jiff::Timestamp;
 use marple::agent::{HeapWriter, ProcessMemory};
 use marple::base::Bytes;
 use marple::heap;
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 /// Only a thread that waits for the dump takes this long.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(60);

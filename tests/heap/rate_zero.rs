@@ -1,15 +1,8 @@
 //! At rate 0 nothing is recorded, and blocks recorded earlier are still in the profile.
 
-#![cfg(feature = "heap")]
-
-use std::alloc::System;
-
 use jiff::Timestamp;
 use marple::base::Bytes;
 use marple::heap;
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 fn total(name: &str) -> i64 {
     heap::snapshot(Timestamp::now()).unwrap().total(name).unwrap()

@@ -1,16 +1,9 @@
 //! Ten blocks of 20 MiB are 200 MiB in every profile, and 0 after they are freed.
 
-#![cfg(feature = "heap")]
-
-use std::alloc::System;
-
 use jiff::Timestamp;
 use marple::base::Bytes;
 use marple::heap;
 use marple::model::{LabelValue, Profile};
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 const SIZE: usize = 20 << 20;
 const ROUNDS: i64 = 1000;

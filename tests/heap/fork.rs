@@ -1,19 +1,12 @@
 //! A child that is forked while every thread allocates can allocate, take a snapshot and end.
+#![allow(unsafe_code, reason = "forking cannot be done without")]
 
-#![cfg(feature = "heap")]
-// `fork` needs unsafe code.
-#![allow(unsafe_code)]
-
-use std::alloc::System;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use jiff::Timestamp;
 use marple::base::Bytes;
 use marple::heap;
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 /// A time that only a hang exceeds.
 const DEADLINE_MS: i32 = 60_000;

@@ -1,17 +1,11 @@
 //! Stacks are complete in a user's default build, and show the source of a block.
 
-#![cfg(feature = "heap")]
-
-use std::alloc::System;
 use std::hint::black_box;
 
 use jiff::Timestamp;
 use marple::base::Bytes;
 use marple::heap;
 use marple::model::{LabelValue, Profile};
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 const SIZE: usize = 123_456;
 

@@ -1,11 +1,5 @@
 //! Full tables: space is reclaimed, and blocks without an entry are still in the sums.
 
-#![cfg(feature = "heap")]
-
-#[path = "support/mod.rs"]
-mod support;
-
-use std::alloc::System;
 use std::fs::File;
 use std::hint::black_box;
 use std::ops::Range;
@@ -18,9 +12,6 @@ use marple::heap;
 use marple::model::Profile;
 
 use crate::support::peers;
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 /// The process has one set of tables, so the tests run one at a time.
 static SERIAL: Mutex<()> = Mutex::new(());
@@ -143,7 +134,7 @@ fn leak_after_stack_table_overflow_is_at_its_function() {
         .lines()
         .filter(|line| line.contains("without live blocks evicted: the tables are full"));
     assert_eq!(rows.count(), 1, "{}", after.comments);
-    let at_function = after.in_use.cumulative_bytes("heap_tables::leak_blocks");
+    let at_function = after.in_use.cumulative_bytes("heap::full_tables::leak_blocks");
     let expected = (64 * MIB) as f64;
     assert!((expected..expected + 4096.0).contains(&at_function), "{at_function}");
     assert_eq!(after.in_use.cumulative_bytes("[no stack: heap tables full]"), 0.0);
@@ -188,7 +179,7 @@ fn blocks_without_table_entry_are_in_totals_and_space_is_reclaimed() {
     drop((kept, leaked, full));
     let leaked = leak_blocks();
     let after = dump_profiles();
-    assert!(after.in_use.cumulative_bytes("heap_tables::leak_blocks") >= (64 * MIB) as f64);
+    assert!(after.in_use.cumulative_bytes("heap::full_tables::leak_blocks") >= (64 * MIB) as f64);
     let unattributed = after.in_use.cumulative_bytes("[no stack: heap tables full]");
     assert!(unattributed < 4096.0, "{unattributed}: what the process has kept since");
     drop(leaked);

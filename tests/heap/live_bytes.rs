@@ -1,12 +1,6 @@
 //! The number of live bytes wakes a waiting thread from within the allocation that crosses the
 //! threshold, and a rule over it fires.
 
-#![cfg(feature = "heap")]
-
-#[path = "support/mod.rs"]
-mod support;
-
-use std::alloc::System;
 use std::hint::black_box;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -17,9 +11,6 @@ use marple::model::{Metric, Outcome, Rule};
 use marple::{CaptureKind, Settings, heap};
 
 use crate::support::host::{self, Host, WAIT_TIMEOUT, settings};
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 /// There is one count of live bytes in the process, so the tests run one at a time.
 static SERIAL: Mutex<()> = Mutex::new(());

@@ -1,12 +1,6 @@
 //! Go shows the program's own function as innermost, whatever library code it allocates through.
 //! This holds in a debug build and, with `--release`, in an optimized one.
 
-#![cfg(feature = "heap")]
-
-#[path = "support/mod.rs"]
-mod support;
-
-use std::alloc::System;
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet, LinkedList, VecDeque};
 use std::fs::File;
@@ -20,9 +14,6 @@ use marple::base::Bytes;
 use marple::heap;
 
 use crate::support::peers;
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 /// Minimum block size of each function. Nothing else in the program allocates as much.
 const SIZE: usize = 1 << 18;
@@ -217,13 +208,13 @@ fn innermost_frame_is_allocating_program_function() {
         .map(|(name, _)| *name)
         .chain(CALLBACKS)
         .filter(|name| {
-            let flat = flat.get(&format!("heap_innermost::{name}")).copied().unwrap_or(0.0);
+            let flat = flat.get(&format!("heap::innermost::{name}")).copied().unwrap_or(0.0);
             flat < SIZE as f64 * 0.7
         })
         .collect();
     if !lacking.is_empty() {
         for name in &lacking {
-            let focus = format!("-focus=heap_innermost::{name}$");
+            let focus = format!("-focus=heap::innermost::{name}$");
             println!("{name}:\n{}", peers::go_pprof(&["-traces", "-unit=B", &focus, path]));
         }
     }

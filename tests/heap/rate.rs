@@ -1,8 +1,5 @@
 //! The configured rate is in effect as soon as the agent's `start` returns.
 
-#![cfg(feature = "heap")]
-
-use std::alloc::System;
 use std::hint::black_box;
 use std::sync::mpsc;
 
@@ -11,9 +8,6 @@ use marple::base::Bytes;
 use marple::heap;
 use marple::model::LabelValue;
 use marple::{Builder, Settings};
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 const SIZE: usize = 24_007;
 

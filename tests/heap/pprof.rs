@@ -1,11 +1,5 @@
 //! Go's view of a heap profile, and the comments in the profile.
 
-#![cfg(feature = "heap")]
-
-#[path = "support/mod.rs"]
-mod support;
-
-use std::alloc::System;
 use std::fs::File;
 use std::hint::black_box;
 use std::path::Path;
@@ -16,9 +10,6 @@ use marple::base::Bytes;
 use marple::heap;
 
 use crate::support::peers;
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 const MIB: usize = 1 << 20;
 
@@ -63,7 +54,7 @@ fn top_functions(args: &[&str]) -> Vec<(String, String)> {
 }
 
 fn flat_percentage(top: &[(String, String)], function: &str) -> String {
-    let ours = format!("heap_pprof::{function}");
+    let ours = format!("heap::pprof::{function}");
     let found = top.iter().find(|(_, name)| *name == ours);
     found.unwrap_or_else(|| panic!("no {ours} in {top:#?}")).0.clone()
 }
