@@ -1,10 +1,4 @@
-//! A dump allocates nothing from the allocator and next to nothing from the system. The test is a
-//! binary by itself because it installs a counting allocator.
-
-#![cfg(feature = "heap")]
-
-#[path = "support/mod.rs"]
-mod support;
+//! A dump allocates nothing from the allocator and next to nothing from the system.
 
 use std::fs::{self, File};
 use std::io;
@@ -16,10 +10,7 @@ use marple::base::Bytes;
 use marple::{codec::pprof, heap};
 
 use crate::support::blocks::{SIZE, STACKS, allocate_blocks, resident_bytes, thread_cpu_nanos};
-use crate::support::counting::{ALLOCATED_BYTES, CALLS, Counting};
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting);
+use crate::support::counting::{ALLOCATED_BYTES, CALLS};
 
 #[test]
 fn dump_of_100_000_samples_allocates_nothing() {
@@ -60,7 +51,7 @@ fn dump_of_100_000_samples_allocates_nothing() {
     assert_eq!(profile.sample.iter().filter(ours).count(), STACKS);
     let names: Vec<&str> = profile.function.iter().map(|f| profile.text(f.name)).collect();
     for name in ["allocate_left", "allocate_right", "descend"]
-        .map(|name| format!("heap_dump::support::blocks::{name}"))
+        .map(|name| format!("heap_counted::support::blocks::{name}"))
     {
         assert!(names.contains(&name.as_str()), "no {name} in {names:?}");
     }

@@ -1,10 +1,5 @@
 //! At rate 1 the profile is exact, in whatever order threads free and grow each other's blocks.
 
-#![cfg(feature = "heap")]
-
-#[path = "support/mod.rs"]
-mod support;
-
 use std::cell::RefCell;
 use std::hint::black_box;
 use std::sync::atomic::Ordering::SeqCst;
@@ -15,10 +10,7 @@ use marple::heap;
 use marple::model::{LabelValue, Profile};
 
 use crate::support::counted_blocks::{assert_exact, block, snapshot, sum_of_counted_sizes};
-use crate::support::counting::{ALLOCATED, BLOCKS, COUNTED_SIZES, Counting, REALLOC_FAILURES};
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting);
+use crate::support::counting::{ALLOCATED, BLOCKS, COUNTED_SIZES, REALLOC_FAILURES};
 
 /// Counts and tables belong to the process, so the tests run one at a time.
 static SERIAL: Mutex<()> = Mutex::new(());

@@ -2,12 +2,7 @@
 //! for each cause of loss.
 //!
 //! A new cause gets a row in `CASES`, or a test by itself if it needs a separate process.
-
-#![cfg(all(feature = "heap", target_os = "linux"))]
 #![allow(unsafe_code, reason = "signal stacks, generated code and limits")]
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::fs::{self, File};
 use std::hint::black_box;
@@ -21,14 +16,11 @@ use marple::agent::{HeapWriter, ProcessMemory};
 use marple::base::Bytes;
 use marple::heap;
 
-use crate::support::counting::{ALLOCATED_BYTES, Counting, LIVE_BYTES};
+use crate::support::counting::{ALLOCATED_BYTES, LIVE_BYTES};
 #[cfg(target_arch = "x86_64")]
 use crate::support::generated_code;
 use crate::support::peers;
 use crate::support::rerun::{self, test_path};
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting);
 
 /// The process has one set of tables, so the tests run one at a time.
 static SERIAL: Mutex<()> = Mutex::new(());

@@ -1,12 +1,8 @@
 //! The profile stays exact under combined load. Threads free and grow each other's blocks under a
 //! flood of SIGPROF, libraries are loaded and unloaded, and profiles are taken continuously.
 
-#![cfg(all(feature = "heap", target_os = "linux"))]
 // Signal handlers, signals and libraries need libc.
 #![allow(unsafe_code)]
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::ffi::CStr;
 use std::ptr;
@@ -19,10 +15,7 @@ use marple::base::Bytes;
 use marple::heap;
 
 use crate::support::counted_blocks::{assert_exact, block};
-use crate::support::counting::{ALLOCATED, BLOCKS, COUNTED_SIZES, Counting, LIVE};
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting);
+use crate::support::counting::{ALLOCATED, BLOCKS, COUNTED_SIZES, LIVE};
 
 /// Minimum rounds of a thread, and minimum number of signals that must arrive meanwhile.
 const ROUNDS: usize = 10_000;

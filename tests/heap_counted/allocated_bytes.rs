@@ -1,10 +1,5 @@
 //! The count of all bytes ever allocated in a heap profile: a number, and a bound on the bytes not
-//! counted yet. The test is a binary by itself because it installs a counting allocator.
-
-#![cfg(feature = "heap")]
-
-#[path = "support/mod.rs"]
-mod support;
+//! counted yet.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -13,10 +8,7 @@ use jiff::Timestamp;
 use marple::base::Bytes;
 use marple::heap;
 
-use crate::support::counting::{ALLOCATED_BYTES, Counting};
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting);
+use crate::support::counting::ALLOCATED_BYTES;
 
 /// Returns the bytes allocated so far, and from the profile's comment the bytes counted and the
 /// bound on those not counted.
