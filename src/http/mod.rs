@@ -51,7 +51,7 @@
 //!
 //! With hyper alone, wrap a router as `TowerToHyperService::new(router)` of `hyper_util`. In a
 //! tonic server, use `add_routes(Routes::from(router))` with `accept_http1(true)`.
-//! `tests/http_service.rs` shows both.
+//! `tests/http_endpoint/embedding.rs` shows both.
 //!
 //! # Clients
 //!
@@ -65,7 +65,7 @@
 //! `profile`, `threadcreate`. The paths `delta_heap`, `delta_block`, `delta_mutex` and
 //! `/debug/fgprof` are off in their defaults and come from packages outside Go's standard library.
 //! They are 404, as in a Go service without those packages; `heap?seconds=N` is such a difference.
-//! `tests/http_scrapers.rs` sends the requests found in the sources of both. The scrapers
+//! `tests/http_endpoint/scrapers.rs` sends the requests found in the sources of both. The scrapers
 //! themselves are in no package registry and were not run.
 //!
 //! # Differences from Go
@@ -127,8 +127,8 @@
 //! (`response_budget`).
 //!
 //! One capture of each kind runs at a time. Captures with a duration leave capacity for snapshots
-//! and symbols. `tests/http_memory.rs` checks the memory limit of each route. The module `access`
-//! has the checks of a request, `audit` its log lines and counts.
+//! and symbols. `tests/http_endpoint/memory.rs` checks the memory limit of each route. The module
+//! `access` has the checks of a request, `audit` its log lines and counts.
 
 mod access;
 mod archive;

@@ -1,12 +1,6 @@
 //! Tests of clients that read their response slowly or never, and of the CPU that a capture for a
 //! client may use.
-#![cfg(all(feature = "cpu", feature = "heap", feature = "trace"))]
-#![cfg(target_os = "linux")]
 
-#[path = "support/mod.rs"]
-mod support;
-
-use std::alloc::System;
 use std::fs;
 use std::hint::black_box;
 use std::io::Write;
@@ -20,9 +14,6 @@ use tower_service::Service;
 
 use crate::support::host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use crate::support::web::{self, get, serve};
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 #[test]
 fn unread_response_does_not_hold_engine() {

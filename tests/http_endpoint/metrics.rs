@@ -1,8 +1,5 @@
 //! Tests of `/metrics` with Prometheus' own tool (Debian: `prometheus`).
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::Duration;

@@ -1,12 +1,6 @@
 //! Tests of on-demand captures: which request gets the engine, for how long, and when it is
 //! released.
-#![cfg(all(feature = "cpu", feature = "heap", feature = "trace"))]
-#![cfg(all(target_os = "linux", target_env = "gnu"))]
 
-#[path = "support/mod.rs"]
-mod support;
-
-use std::alloc::System;
 use std::io::Write;
 use std::thread;
 use std::time::Duration;
@@ -18,9 +12,6 @@ use serde_json::Value;
 
 use crate::support::host::{Host, gauge_rule, settings, wait_for};
 use crate::support::web::{self, Response, get, send_request, serve, serve_with};
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 fn running_captures(url: &str) -> Vec<Value> {
     get(&format!("{url}/status")).json()["streams"].as_array().unwrap().clone()

@@ -1,7 +1,4 @@
-//! Without the allocator there is no profile, and the error contains the line to add. The test is a
-//! binary by itself because it must not install the allocator.
-
-#![cfg(feature = "heap")]
+//! Without the allocator there is no profile, and the error contains the line to add.
 
 use jiff::Timestamp;
 use marple::heap;

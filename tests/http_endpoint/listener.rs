@@ -1,26 +1,19 @@
-//! The HTTP endpoint, tested over real sockets.
-
-#[path = "support/mod.rs"]
-mod support;
+//! The listener over real sockets: the toggle, the token, ports and unix sockets, a blocked worker.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 use std::{fs, thread};
 
 use marple::config::{HttpSettings, Listen, Secret};
-use marple::model::{CaptureKind, Origin, Outcome};
+use marple::model::Origin;
 use marple::{Builder, Settings, http};
 use serde_json::Value;
 
-use crate::support::host::{self, Host, WAIT_TIMEOUT, artifact_names, settings, wait_for};
-
-/// Returns an address without a listener.
-fn unused_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
+use crate::support::host::{self, Host, WAIT_TIMEOUT, settings, wait_for};
+use crate::support::web::{self, unused_address};
 
 fn settings_with_listener(listen: Listen, token: Option<&str>) -> Settings {
     Settings {
@@ -35,25 +28,15 @@ fn settings_with_listener(listen: Listen, token: Option<&str>) -> Settings {
 }
 
 fn start_host() -> (Host, String) {
-    let address = unused_address();
-    (Host::start(settings_with_listener(Listen::Tcp(address), None)), format!("http://{address}"))
+    web::serve(HttpSettings::default())
 }
 
 /// Sends a request and returns status and body.
 fn send_request(method: &str, url: &str, token: Option<&str>) -> (u16, Value) {
-    let agent: ureq::Agent = ureq::Agent::config_builder()
-        .http_status_as_error(false)
-        .timeout_global(Some(WAIT_TIMEOUT))
-        .build()
-        .into();
-    let request = ureq::http::Request::builder().method(method).uri(url);
-    let request = match token {
-        Some(token) => request.header("Authorization", token),
-        None => request,
-    };
-    let mut response = agent.run(request.body(()).unwrap()).unwrap();
-    let body = response.body_mut().read_to_string().unwrap();
-    (response.status().as_u16(), serde_json::from_str(&body).unwrap_or(Value::String(body)))
+    let headers: Vec<_> = token.map(|token| ("Authorization", token)).into_iter().collect();
+    let response = web::send_request(method, url, &headers, "");
+    let body = response.text();
+    (response.status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
 }
 
 #[test]
@@ -255,84 +238,6 @@ fn responds_and_names_blocker_while_only_worker_is_blocked() {
     release.send(()).unwrap();
     runtime.block_on(stuck).unwrap();
     drop(host);
-}
-
-#[test]
-fn status_reports_what_runs_and_what_is_disabled() {
-    let (host, url) = {
-        let address = unused_address();
-        let rule = host::gauge_rule("queue", [CaptureKind::Trace], Duration::from_secs(1));
-        let settings =
-            Settings { rules: vec![rule], ..settings_with_listener(Listen::Tcp(address), None) };
-        (Host::start(settings), format!("http://{address}"))
-    };
-    host.handle().gauge("queue").unwrap().set(5.0);
-    let status = |what: &str, found: &dyn Fn(&Value) -> bool| {
-        wait_for(what, || {
-            let (_, status) = send_request("GET", &format!("{url}/status"), None);
-            found(&status).then_some(status)
-        })
-    };
-    let status_value = status("the rule to have seen enough", &|status_json| {
-        status_json["rules"][0]["value"] == 5.0
-            && status_json["rules"][0]["decision"] != "warming_up"
-    });
-    let rule = &status_value["rules"][0];
-    let decided = (&rule["name"], &rule["decision"]);
-    assert_eq!(decided, (&"queue".into(), &"within_limits".into()), "{rule}");
-    let why = rule["explanation"].as_str().unwrap();
-    assert!(why.contains('5') && why.contains("10"), "{why}");
-    assert_eq!(status_value["budget"]["admission"], "allowed");
-    for part in ["incidents_per_day", "on_demand_captures_per_day", "incidents_in_a_day"] {
-        assert!(status_value["budget"][part].is_u64(), "{part}: {status_value}");
-    }
-    assert!(status_value["cpu"].is_string(), "the engine and why: {status_value}");
-
-    send_request("POST", &format!("{url}/monitor/notify?action=start"), None);
-    let status_value = status("the captures", &|status_json| {
-        status_json["incidents"][0]["running"].as_array().is_some_and(|running| running.len() > 1)
-    });
-    assert!(
-        status_value["toggle"]["on"] == true && status_value["toggle"]["until"].is_string(),
-        "{status_value}"
-    );
-    let status_value = status("by what means, and the heap's failure", &|status_json| {
-        status_json["engines"]["cpu"].is_string() && status_json["last_failure"].is_string()
-    });
-    assert!(
-        status_value["failures"].to_string().contains("capture"),
-        "{}",
-        status_value["failures"]
-    );
-    drop(host);
-}
-
-/// This binary declares no `#[global_allocator]`.
-#[test]
-fn heap_capture_without_allocator_reports_reason_others_are_written() {
-    let (host, url) = start_host();
-    let notify =
-        |action| send_request("POST", &format!("{url}/monitor/notify?action={action}"), None);
-    notify("start");
-    wait_for("the captures to run", || {
-        (host.incidents().pop()?.1.captures.len() == CaptureKind::ALL.len()).then_some(())
-    });
-    notify("stop");
-    let (_, manifest) = host.wait_for_closed(1).remove(0);
-    for capture in &manifest.captures {
-        let expected = match capture.kind {
-            CaptureKind::Heap => Outcome::Failed,
-            _ => Outcome::Done,
-        };
-        assert_eq!(capture.outcome, expected, "{capture:?}");
-    }
-    let heap = manifest.captures.iter().find(|capture| capture.kind == CaptureKind::Heap).unwrap();
-    let error = heap.error.as_deref().unwrap();
-    assert!(error.contains("#[global_allocator]"), "{error}");
-    for kind in CaptureKind::ALL {
-        let is_there = manifest.artifacts.iter().any(|artifact| artifact.kind == kind);
-        assert_eq!(is_there, kind != CaptureKind::Heap, "{kind}: {:?}", artifact_names(&manifest));
-    }
 }
 
 #[test]

@@ -1,9 +1,5 @@
 //! Memory use of HTTP requests: a finished request leaves nothing allocated, and each route stays
 //! below its bound while it is being served. A new route gets a row in [`ROUTES`].
-#![cfg(all(feature = "heap", feature = "trace"))]
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -13,12 +9,9 @@ use std::time::Duration;
 
 use marple::config::HttpSettings;
 
-use crate::support::counting::{self, Counting, LIVE_BYTES};
+use crate::support::counting::{self, LIVE_BYTES};
 use crate::support::host;
 use crate::support::web::{self, serve_with};
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting);
 
 /// Returns the peak of live heap during `work` over all threads, in KiB above the level before it.
 fn peak_kib(work: impl FnOnce()) -> isize {
@@ -115,8 +108,8 @@ fn exchange(client: &mut TcpStream, method: &str, path: &str) -> bool {
 /// memory holds their connections, the responses that wait for them, and one capture, since one is
 /// made at a time.
 ///
-/// The responses of `/incidents` and below grow with the store; `store_memory.rs` tests them with
-/// the largest allowed store.
+/// The responses of `/incidents` and below grow with the store; `tests/store/memory.rs` tests them
+/// with the largest allowed store.
 const ROUTES: &[(&str, &str, isize)] = &[
     ("/monitor/notify", "GET /monitor/notify?action=status", 2048),
     ("/status", "GET /status", 4096),
@@ -151,8 +144,8 @@ fn every_route_has_memory_bound() {
         let part = source.split(from).nth(1).unwrap().split(to).next().unwrap();
         part.split('"').skip(1).step_by(2)
     };
-    let paths = quoted(include_str!("../src/http/route.rs"), "ALL:", "];");
-    let profiles = quoted(include_str!("../src/http/pprof.rs"), "match request.name {", "_ =>");
+    let paths = quoted(include_str!("../../src/http/route.rs"), "ALL:", "];");
+    let profiles = quoted(include_str!("../../src/http/pprof.rs"), "match request.name {", "_ =>");
     let mut count = 0;
     for route in paths.chain(profiles) {
         assert!(ROUTES.iter().any(|(known, ..)| *known == route), "`{route}` has no row in ROUTES");

@@ -1,8 +1,5 @@
 //! Tests of incidents over HTTP, and of files that are not served.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::process::Command;
 use std::time::Duration;
 

@@ -1,9 +1,6 @@
 //! Tests of an exposed endpoint: forged hosts and origins, wrong tokens, slow and oversized
 //! clients, and fuzzed requests.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -254,7 +251,7 @@ impl<S: tracing::Subscriber> Layer<S> for RecordedEvents {
 fn every_request_is_logged_without_secrets() {
     let events = RecordedEvents::default();
     let subscriber = tracing_subscriber::registry().with(events.clone());
-    // The subscriber is global, and this is the only test of the binary that needs one.
+    // The subscriber is global: the test needs a process of its own (nextest).
     tracing::subscriber::set_global_default(subscriber).unwrap();
     let http = HttpSettings {
         token: Some(Secret::new("s3cret")),

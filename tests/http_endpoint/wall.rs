@@ -1,8 +1,4 @@
 //! Tests of wall-clock profiles of all threads over HTTP.
-#![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};

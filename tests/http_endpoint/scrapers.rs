@@ -14,13 +14,7 @@
 //! package that `go tool pprof` uses (`github.com/google/pprof/profile`), which `tests/http_go`
 //! runs. The rows are those of `pkg/scrape/scrape.go` of parca-dev/parca (3223b7d) and
 //! `internal/component/pyroscope/scrape/scrape_loop.go` of grafana/alloy (052446a).
-#![cfg(all(feature = "cpu", feature = "heap"))]
-#![cfg(all(target_os = "linux", target_env = "gnu"))]
 
-#[path = "support/mod.rs"]
-mod support;
-
-use std::alloc::System;
 use std::thread;
 
 use marple::codec::pprof;
@@ -28,9 +22,6 @@ use marple::config::{HttpSettings, Secret};
 
 use crate::support::peers::GoServer;
 use crate::support::web::{Response, send_request, serve};
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 /// Headers each scraper sends; Go's client adds the encoding by itself.
 const ALLOY: [(&str, &str); 2] = [("User-Agent", "Alloy/v1.9.0 (linux; docker)"), GZIP];

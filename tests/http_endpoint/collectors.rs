@@ -1,8 +1,5 @@
 //! Tests that files of custom collectors are served like marple's own.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::fs;
 use std::io::Write;
 use std::process::Command;

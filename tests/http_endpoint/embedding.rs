@@ -1,9 +1,6 @@
 //! Tests of embedding the routes in other servers: the responses are the same as those of marple's
 //! own listener.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::net::SocketAddr;
 
 use axum::Router;
