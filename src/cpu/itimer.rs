@@ -53,7 +53,7 @@
 //!
 //! marple blocks two libraries whose unwind tables are not valid at every instruction. `libgcc`
 //! switches stacks during the walk while it throws (a host that panics at 1000 Hz gets SIGSEGV
-//! within seconds, `tests/cpu_storm.rs`). `vdso` has wrong tables in some distributions, according
+//! within seconds, `tests/cpu/stress.rs`). `vdso` has wrong tables in some distributions, according
 //! to the README; a wrong table makes the walk read arbitrary addresses. Unwinding and clock reads
 //! are therefore not sampled and count as missing.
 //!

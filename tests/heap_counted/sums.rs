@@ -267,13 +267,6 @@ fn allocate_on_alternate_stack() -> Blocks {
     std::mem::take(&mut HANDLER_BLOCKS.lock().unwrap())
 }
 
-/// `push rbp; xor ebp, ebp; sub rsp, 0x100; call rdi; add rsp, 0x100; pop rbp; ret`
-#[cfg(target_arch = "x86_64")]
-const CALLBACK_WITHOUT_FRAME: [&[u8]; 1] = [&[
-    0x55, 0x31, 0xed, 0x48, 0x81, 0xec, 0, 1, 0, 0, 0xff, 0xd7, 0x48, 0x81, 0xc4, 0, 1, 0, 0, 0x5d,
-    0xc3,
-]];
-
 #[cfg(target_arch = "x86_64")]
 extern "C" fn allocate_in_callback() {
     allocate_blocks(&mut HANDLER_BLOCKS.lock().unwrap());
@@ -316,7 +309,7 @@ const CASES: &[Case] = &[
     #[cfg(target_arch = "x86_64")]
     Case {
         name: "generated code without a frame",
-        run: || allocate_in_generated_code(&CALLBACK_WITHOUT_FRAME),
+        run: || allocate_in_generated_code(&generated_code::CALLBACK_WITHOUT_FRAME),
         lost: "no unwind information",
     },
 ];

@@ -5,6 +5,13 @@
 /// `push rbp; mov rbp, rsp; call rdi; pop rbp; ret`
 pub(crate) const CALLBACK: [&[u8]; 1] = [&[0x55, 0x48, 0x89, 0xe5, 0xff, 0xd7, 0x5d, 0xc3]];
 
+/// [`CALLBACK`] without a frame pointer to follow:
+/// `push rbp; xor ebp, ebp; sub rsp, 0x100; call rdi; add rsp, 0x100; pop rbp; ret`
+pub(crate) const CALLBACK_WITHOUT_FRAME: [&[u8]; 1] = [&[
+    0x55, 0x31, 0xed, 0x48, 0x81, 0xec, 0, 1, 0, 0, 0xff, 0xd7, 0x48, 0x81, 0xc4, 0, 1, 0, 0, 0x5d,
+    0xc3,
+]];
+
 /// Maps a page with `code`: of a memory file, or of no file.
 pub(crate) fn map_code(code: &[&[u8]], in_file: bool) -> *const () {
     let code = code.concat();

@@ -1,8 +1,4 @@
 //! Wall mode: all threads by elapsed time, running or not.
-#![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::fs;
 use std::io::{Read, Write};

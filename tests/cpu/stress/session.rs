@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::watch::print_line;
+use super::workers::{self, Counters};
 use crate::support::drive::{Engine, Recorded};
-use crate::watch::print_line;
-use crate::workers::{self, Counters};
 
 const HERTZ: u32 = 1000;
 
@@ -139,9 +139,9 @@ fn sample_count(recorded: &Recorded) -> u64 {
 }
 
 /// Runs a stress process of starts and stops. Threads are always running, so that signals are
-/// pending when a session ends. `STORM_CYCLES` sets the number of sessions.
+/// pending when a session ends. `STRESS_CYCLES` sets the number of sessions.
 pub(crate) fn starts_and_stops(engine: Engine) {
-    let cycles = std::env::var("STORM_CYCLES").ok().and_then(|text| text.parse().ok());
+    let cycles = std::env::var("STRESS_CYCLES").ok().and_then(|text| text.parse().ok());
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         for _ in 0..4 {

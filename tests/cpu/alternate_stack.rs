@@ -1,8 +1,4 @@
 //! Profiles of code that runs in a signal handler on an alternate stack.
-#![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::ptr;
 use std::thread;

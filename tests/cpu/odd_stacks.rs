@@ -1,15 +1,6 @@
 //! Unusual stacks: deep recursion and generated code, in profiles of both engines. A test
 //! for another kind of stack goes here; blocks from generated code belong to `tests/heap`.
-#![cfg(all(
-    feature = "cpu",
-    target_os = "linux",
-    target_env = "gnu",
-    target_arch = "x86_64"
-))]
 #![allow(unsafe_code, reason = "code cannot be generated without")]
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::hint::black_box;
 use std::os::unix::fs::PermissionsExt;

@@ -101,7 +101,7 @@ fn panic_until(stop: &AtomicBool, on_caught: impl Fn()) {
     fn throw(depth: u32) -> u32 {
         let on_the_way_out = Box::new([depth; 4]);
         if depth == 0 {
-            panic!("of the storm");
+            panic!("of the stress test");
         }
         black_box(throw(black_box(depth - 1))) + on_the_way_out[0]
     }

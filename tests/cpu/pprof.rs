@@ -1,9 +1,5 @@
 //! CPU profiles of this process by the `pprof` crate. SIGPROF belongs to the whole process, so
 //! these tests run one at a time.
-#![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;

@@ -1,8 +1,4 @@
 //! Threads that start and end, and sessions that start and stop, while signals are in flight.
-#![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,13 +8,10 @@ use std::time::Duration;
 use marple::model::CpuEngine;
 use rustix::time::ClockId;
 
-use crate::support::counting::{Counting, allocations};
+use crate::support::counting::allocations;
 use crate::support::cpu_load::{
     StopOnDrop, burn, cpu_time, engines, serial_guard, sigprof_is_in, start, stated_periods, stop,
 };
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// Starts threads that live for about 4 ms of CPU time each, until `stop` is set.
 fn spawn_short_threads(stop: &AtomicBool) {

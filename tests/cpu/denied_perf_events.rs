@@ -1,9 +1,5 @@
 //! A seccomp profile that denies `perf_event_open`, as in most containers. The filter stays for the
-//! life of the process, so the test is a binary by itself.
-#![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
-
-#[path = "support/mod.rs"]
-mod support;
+//! life of the process, so the test needs a process of its own (nextest).
 
 use std::time::Duration;
 

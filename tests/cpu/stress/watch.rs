@@ -21,11 +21,11 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::workers;
 use crate::support::rerun;
-use crate::workers;
 
-const ENGINE_ENV: &str = "STORM_ENGINE";
-const SECONDS_ENV: &str = "STORM_SECONDS";
+const ENGINE_ENV: &str = "STRESS_ENGINE";
+const SECONDS_ENV: &str = "STRESS_SECONDS";
 
 /// Longest time without output, or without progress of a thread: a thousand times what it takes.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(30);
@@ -115,18 +115,18 @@ pub(crate) fn run(test: &str, engine: &str) -> RunResult {
     let reader = thread::spawn(move || {
         lines.map_while(Result::ok).try_for_each(|line| sender.send(line)).is_ok()
     });
-    let mut storm = ProcessOutput::default();
+    let mut output = ProcessOutput::default();
     let failure = loop {
         match receiver.recv_timeout(PROGRESS_TIMEOUT) {
             Ok(line) => {
-                if let Some(name) = storm.parse_line(&line) {
+                if let Some(name) = output.parse_line(&line) {
                     break Some(format!("`{name}` got no further in {PROGRESS_TIMEOUT:?}"));
                 }
             }
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 break Some(format!(
                     "nothing was heard for {PROGRESS_TIMEOUT:?}; last: {}",
-                    storm.last
+                    output.last
                 ));
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => break None,
@@ -140,10 +140,10 @@ pub(crate) fn run(test: &str, engine: &str) -> RunResult {
     }
     let _ = reader.join();
     match child.wait().unwrap() {
-        status if !status.success() => RunResult::Crashed(status, storm.last),
-        _ if storm.refused.is_some() => RunResult::Refused(storm.refused.unwrap_or_default()),
-        status if !storm.done => RunResult::Crashed(status, storm.last),
-        _ => RunResult::Completed(storm.totals),
+        status if !status.success() => RunResult::Crashed(status, output.last),
+        _ if output.refused.is_some() => RunResult::Refused(output.refused.unwrap_or_default()),
+        status if !output.done => RunResult::Crashed(status, output.last),
+        _ => RunResult::Completed(output.totals),
     }
 }
 

@@ -5,8 +5,8 @@ use std::hint::black_box;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::watch::print_line;
 use crate::support::drive::Engine;
-use crate::watch::print_line;
 
 /// Number of signals the host has handled.
 static HANDLED_SIGNALS: AtomicU64 = AtomicU64::new(0);

@@ -2,40 +2,31 @@
 //! mode record it at a requested rate of 1000 Hz.
 //!
 //! The test fails on a crash, a hang, a lost errno or a killed child process, or if the host makes
-//! no progress. The load is in `storm/workers.rs`. Each run is a child process of this program,
+//! no progress. The load is in `stress/workers.rs`. Each run is a child process of this program,
 //! watched through its standard output. A run hangs if it prints nothing for half a minute, or if
 //! one of its threads makes no progress in that time. The test prints the progress with a session
 //! and without.
 //!
-//! `STORM_SECONDS` is the length of each part of a run: one session, then alternating times with
+//! `STRESS_SECONDS` is the length of each part of a run: one session, then alternating times with
 //! and without a session, then sessions started and stopped as fast as possible. The default is 3.
 //! Use 30 by hand for more than the specified minute:
 //!
 //! ```text
-//! STORM_SECONDS=30 cargo test --release --test cpu_storm -- --nocapture --test-threads 1
+//! STRESS_SECONDS=30 cargo test --release --test cpu stress:: -- --nocapture --test-threads 1
 //! ```
 //!
 //! The engine `pprof` is not part of the test: it is for comparison and for platforms without the
 //! other two. In one of two runs on an overloaded machine the host overflowed its stack with it.
-//! `STORM_OF=pprof` replaces another engine by it.
+//! `STRESS_OF=pprof` replaces another engine by it.
 //!
 //! The program needs no other file, so that it can be copied into an older system;
-//! `tests/storm/old-glibc` does that. `STORM_CYCLES` is the number of sessions that the tests of
-//! starting and stopping use: 100, or 1000 by hand.
-#![cfg(all(feature = "cpu", target_os = "linux"))]
-// Signals, forks and `dlopen` need unsafe code.
-#![allow(unsafe_code)]
+//! `tests/cpu/stress/old-glibc` does that. `STRESS_CYCLES` is the number of sessions that the tests
+//! of starting and stopping use: 100, or 1000 by hand.
+#![allow(unsafe_code, reason = "signals, forks and `dlopen` cannot be used without")]
 
-#[path = "support/mod.rs"]
-mod support;
-
-#[path = "storm/host_signal.rs"]
 mod host_signal;
-#[path = "storm/session.rs"]
 mod session;
-#[path = "storm/watch.rs"]
 mod watch;
-#[path = "storm/workers.rs"]
 mod workers;
 
 use std::sync::{Mutex, PoisonError};
@@ -65,10 +56,10 @@ fn run_stress_test(engine: Engine, test: &str) {
     }
 }
 
-/// Returns the engine that `STORM_OF` names, or `engine`. `pprof-rs` on glibc 2.31 is a run that
+/// Returns the engine that `STRESS_OF` names, or `engine`. `pprof-rs` on glibc 2.31 is a run that
 /// fails.
 fn replacement_engine(engine: Engine) -> Engine {
-    std::env::var("STORM_OF").ok().and_then(|name| Engine::from_name(&name)).unwrap_or(engine)
+    std::env::var("STRESS_OF").ok().and_then(|name| Engine::from_name(&name)).unwrap_or(engine)
 }
 
 fn check_totals(engine: Engine, totals: &Totals) {

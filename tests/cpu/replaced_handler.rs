@@ -1,10 +1,6 @@
-//! A host that replaces the profiler's SIGPROF handler during a profile. The test needs a separate
-//! process because the handler stays installed.
-#![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
+//! A host that replaces the profiler's SIGPROF handler during a profile. The test needs a process
+//! of its own (nextest), because the handler stays installed.
 #![allow(unsafe_code, reason = "a handler cannot be installed without")]
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,20 +1,12 @@
-//! The signal handler allocates nothing and causes no page fault in the interrupted thread. The
-//! test is a binary by itself because it installs a counting allocator.
-#![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
-
-#[path = "support/mod.rs"]
-mod support;
+//! The signal handler allocates nothing and causes no page fault in the interrupted thread.
 
 use std::thread;
 use std::time::Duration;
 
 use marple::model::CpuEngine;
 
-use crate::support::counting::{Counting, allocations};
+use crate::support::counting::allocations;
 use crate::support::cpu_load::{burn, start, stop};
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// Returns the minor page faults of the calling thread.
 #[expect(unsafe_code, reason = "the kernel's answer goes through a pointer")]

@@ -1,9 +1,5 @@
 //! A library that is repeatedly loaded, used and unloaded while it is sampled.
-#![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 #![allow(unsafe_code, reason = "libraries cannot be loaded without")]
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::ffi::{CString, c_int, c_long};
 use std::path::Path;

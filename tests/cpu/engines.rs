@@ -1,8 +1,4 @@
 //! Samples of each engine in threads with a known workload.
-#![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::time::Duration;
 

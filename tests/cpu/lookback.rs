@@ -1,8 +1,4 @@
 //! The look-back profile has the samples from before a capture, and the session those from after.
-#![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::fs;
 use std::hint::black_box;

@@ -3,10 +3,6 @@
 //!
 //! For each cause of loss, Go's sums plus the losses that the profile states are that time. A new
 //! cause of loss gets a row in `CASES`.
-#![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::fs::{self, File};
 use std::hint::black_box;
@@ -24,6 +20,8 @@ use rustix::time::ClockId;
 use crate::support::cpu_load::{
     burn, cpu_time, engines, serial_guard, start, stated_periods, stop, thread_name,
 };
+#[cfg(target_arch = "x86_64")]
+use crate::support::generated_code::{CALLBACK_WITHOUT_FRAME, map_code};
 use crate::support::peers;
 
 const THREADS: usize = 96;
@@ -335,28 +333,15 @@ fn run_on_alternate_stack() {
     });
 }
 
-/// `push rbp; xor ebp, ebp; sub rsp, 0x100; call rdi; add rsp, 0x100; pop rbp; ret`
 #[cfg(target_arch = "x86_64")]
-const GENERATED: &[u8] = &[
-    0x55, 0x31, 0xed, 0x48, 0x81, 0xec, 0, 1, 0, 0, 0xff, 0xd7, 0x48, 0x81, 0xc4, 0, 1, 0, 0, 0x5d,
-    0xc3,
-];
-
-#[cfg(target_arch = "x86_64")]
-#[expect(unsafe_code, reason = "code cannot be generated without")]
+#[expect(unsafe_code, reason = "generated code cannot be called without")]
 fn run_generated_code() {
     extern "C" fn burn_in_callback() {
         burn(TIME);
     }
-    // SAFETY: the mapping is large enough for the code copied into it. The code follows the C
-    // calling convention and calls the function it is given.
-    let run = unsafe {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        let page = libc::mmap(std::ptr::null_mut(), 4096, 7, flags, -1, 0);
-        assert_ne!(page, libc::MAP_FAILED);
-        std::ptr::copy_nonoverlapping(GENERATED.as_ptr(), page.cast(), GENERATED.len());
-        std::mem::transmute::<*mut libc::c_void, extern "C" fn(extern "C" fn())>(page)
-    };
+    let page = map_code(&CALLBACK_WITHOUT_FRAME, false);
+    // SAFETY: the code follows the C calling convention and calls the function it is given.
+    let run = unsafe { std::mem::transmute::<*const (), extern "C" fn(extern "C" fn())>(page) };
     run_on_stack(1, || run(burn_in_callback));
 }
 

@@ -2,11 +2,7 @@
 //!
 //! The service keeps the resources it needs, and the profile names the limit that caused each loss.
 //! Each test runs in a process with a different limit.
-#![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
 #![allow(unsafe_code, reason = "timers and signals of the service's own")]
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::fs::{self, File};
 use std::sync::mpsc::{self, Sender};

@@ -1,9 +1,5 @@
-//! A host that handles SIGPROF itself. The test needs a separate process because tokio's handler
-//! stays installed.
-#![cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu"))]
-
-#[path = "support/mod.rs"]
-mod support;
+//! A host that handles SIGPROF itself. The test needs a process of its own (nextest),
+//! because tokio's handler stays installed.
 
 use std::time::Duration;
 

@@ -1,9 +1,5 @@
 //! A forked child drops, stops and queries its parent's recorders, and records itself.
-#![cfg(all(feature = "cpu", target_os = "linux"))]
 #![allow(unsafe_code, reason = "forking cannot be done without")]
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::time::Duration;
 
