@@ -24,7 +24,7 @@
 //! that makes the call. Two threads with the same number of filters are assumed to have the same
 //! ones.
 //!
-//! Calls that marple cannot work without are listed in `tests/syscalls`, with all others.
+//! Calls that marple cannot work without are listed in `tests/agent/syscalls`, with all others.
 
 use crate::base::sync::Mutex;
 use std::cell::Cell;

@@ -1,8 +1,5 @@
 //! Changes of the settings file and the trigger file under a running agent.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::fs;
 use std::path::Path;
 use std::time::Duration;

@@ -1,8 +1,5 @@
 //! A poll that does not return, from its detection to the incident. The detector's exact decisions
-//! are tested without a clock, in `trace::stalls`.
-
-#[path = "support/mod.rs"]
-mod support;
+//! are tested without a clock, in `stalls::recorded_polls`.
 
 use std::fs;
 use std::sync::mpsc::{Receiver, channel};
@@ -98,10 +95,10 @@ fn assert_stall_reported(host: &Host, workers: usize, busy: bool) {
     let (dir, manifest, tid) = block_until_captured(host, workers, busy);
     let reasons: Vec<&str> = manifest.reasons.iter().map(|reason| &*reason.text).collect();
     let about = reasons.join("\n");
-    assert!(about.contains("`sweeper, tests/agent_stalls.rs:"), "{about}");
+    assert!(about.contains(&format!("`sweeper, {}:", file!())), "{about}");
     assert!(about.contains(&format!("on thread {tid} `")), "{about}");
     assert!(about.contains(", worker ") && about.contains(" of runtime "), "{about}");
-    assert!(about.contains("agent_stalls::block_worker"), "{about}");
+    assert!(about.contains("agent::recorded_stalls::block_worker"), "{about}");
     let first = &manifest.reasons[0];
     assert_eq!(
         (first.rule.as_deref(), &first.metric),
@@ -113,7 +110,7 @@ fn assert_stall_reported(host: &Host, workers: usize, busy: bool) {
     assert_eq!(manifest.artifacts[0].phase.as_deref(), Some("stall"), "{:?}", manifest.artifacts);
     let text = fs::read_to_string(dir.join(&manifest.artifacts[0].file)).unwrap();
     assert!(
-        text.contains("# 1 thread at") && text.contains("agent_stalls::block_worker"),
+        text.contains("# 1 thread at") && text.contains("agent::recorded_stalls::block_worker"),
         "{text}"
     );
 
@@ -321,7 +318,7 @@ fn repeatedly_blocked_workers_open_incident_naming_function() {
     let dumps = manifest.artifacts.iter().filter(|artifact| artifact.file.ends_with("threads.txt"));
     let texts: String =
         dumps.map(|artifact| fs::read_to_string(dir.join(&artifact.file)).unwrap()).collect();
-    assert!(texts.contains("agent_stalls::block_briefly"), "{texts}");
+    assert!(texts.contains("agent::recorded_stalls::block_briefly"), "{texts}");
     stop.send(true).unwrap();
     runtime.shutdown_background();
 }
@@ -356,7 +353,9 @@ fn recorded_stall_on_current_thread_runtime_is_reported_once() {
     let stalls = || host.handle().status().wait(WAIT_TIMEOUT).unwrap().stalls;
     let stall = wait_for("the stall", || stalls().pop());
     assert!(stall.task.starts_with("sweeper") && !stall.suspected, "{stall:?}");
-    assert!(stall.function.is_some_and(|name| name.contains("agent_stalls::block_worker")));
+    assert!(
+        stall.function.is_some_and(|name| name.contains("agent::recorded_stalls::block_worker"))
+    );
     let last = ticks();
     wait_for("more looks", || (ticks() > last + 30).then_some(()));
     assert_eq!(stalls().len(), 1);

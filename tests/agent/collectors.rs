@@ -1,9 +1,6 @@
 //! Custom collectors: complete, truncated, timed-out, failing and non-returning ones, and the files
 //! they leave in incidents.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::fs;
 use std::io::Write;
 use std::sync::mpsc;

@@ -1,11 +1,8 @@
 //! A service that crashes in a loop stays inside its budgets. Its processes are real, and each is
 //! killed.
 //!
-//! The test runs itself as the service: with `MARPLE_TEST_SERVICE` set, `service` raises a gauge
-//! until its rule has decided, prints the decision, and waits to be killed.
-
-#[path = "support/mod.rs"]
-mod support;
+//! The test runs itself as the service: with `MARPLE_TEST_SERVICE` set, `service_process` raises a
+//! gauge until its rule has decided, prints the decision, and waits to be killed.
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;

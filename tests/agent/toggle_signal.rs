@@ -1,7 +1,5 @@
-//! The SIGUSR2 toggle. A separate binary, because a signal disposition is process-wide.
-
-#[path = "support/mod.rs"]
-mod support;
+//! The SIGUSR2 toggle. A signal disposition is process-wide, so the test needs a process of its own
+//! (nextest).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -2,15 +2,8 @@
 //! descriptors, a writable file system. The service starts, the agent reports what it lacks, and
 //! acquires it once it is free. Tests with forked children are at the end. Some tests limit or fork
 //! the whole process, so each needs its own process (nextest).
+#![allow(unsafe_code, reason = "forking cannot be done without")]
 
-#![cfg(feature = "http")]
-// `fork` needs it.
-#![allow(unsafe_code)]
-
-#[path = "support/mod.rs"]
-mod support;
-
-use std::alloc::System;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -29,9 +22,6 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 use crate::support::host::{self, WAIT_TIMEOUT, settings, wait_for};
 use crate::support::rerun::{self, test_path};
 use crate::support::store;
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 const SHORT: Duration = Duration::from_millis(50);
 

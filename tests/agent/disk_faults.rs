@@ -3,10 +3,6 @@
 //! captures work again once the fault is over. Each test re-executes itself in a separate process,
 //! because the limits apply to a whole process.
 
-#[path = "support/mod.rs"]
-mod support;
-
-use std::alloc::System;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
@@ -21,9 +17,6 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::support::host::{WAIT_TIMEOUT, incidents, settings, wait_for};
 use crate::support::rerun::{self, test_path};
 use crate::support::store;
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 const SHORT: Duration = Duration::from_millis(50);
 

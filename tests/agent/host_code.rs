@@ -2,10 +2,6 @@
 //! wakers. Ticks, endpoint and captures continue, and the status reports the failure. Tests that
 //! set the global subscriber re-execute themselves in a separate process.
 
-#[path = "support/mod.rs"]
-mod support;
-
-use std::alloc::System;
 use std::io::{PipeReader, Read, Write};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -24,9 +20,6 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::support::host::{self, Host, WAIT_TIMEOUT, settings, wait_for};
 use crate::support::rerun::{self, test_path};
 use crate::support::web::{self, get, serve};
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 const SHORT: Duration = Duration::from_millis(50);
 

@@ -1,9 +1,6 @@
 //! Stalls of unrecorded tasks: plain `tokio::spawn` tasks that block their worker on a runtime
 //! without hooks. The runtime's own counters raise the suspicion and two stacks confirm it.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
@@ -107,7 +104,11 @@ fn sleeping_plain_task_is_reported_with_function_and_start_time() {
             sender.send(tid()).unwrap();
             block_worker(&released);
         });
-        assert_stall_reported(&host, receiver.recv().unwrap(), "agent_suspects::block_worker");
+        assert_stall_reported(
+            &host,
+            receiver.recv().unwrap(),
+            "agent::unrecorded_stalls::block_worker",
+        );
         let stall = stalls(&host).pop().unwrap();
         assert!(stall.started >= before && stall.started <= jiff::Timestamp::now(), "{stall:?}");
         // With one worker the stalled index is certain, and the metric follows the poll.
@@ -143,7 +144,7 @@ fn computing_plain_task_is_reported_as_stall() {
             burn(&done);
         }
     });
-    assert_stall_reported(&host, receiver.recv().unwrap(), "agent_suspects::burn");
+    assert_stall_reported(&host, receiver.recv().unwrap(), "agent::unrecorded_stalls::burn");
     done.store(true, Ordering::Relaxed);
     runtime.block_on(stuck).unwrap();
     runtime.shutdown_background();
@@ -273,10 +274,10 @@ fn burn_until(released: &Receiver<()>) {
 #[test]
 fn unrecorded_stall_on_current_thread_runtime_is_reported() {
     let cases: [(BlockRuntime, &str); 4] = [
-        (block_in_block_on, "agent_suspects::block_worker"),
-        (block_in_task, "agent_suspects::block_worker"),
-        (block_in_local_task, "agent_suspects::block_worker"),
-        (burn_in_task, "agent_suspects::burn_until"),
+        (block_in_block_on, "agent::unrecorded_stalls::block_worker"),
+        (block_in_task, "agent::unrecorded_stalls::block_worker"),
+        (block_in_local_task, "agent::unrecorded_stalls::block_worker"),
+        (burn_in_task, "agent::unrecorded_stalls::burn_until"),
     ];
     for (blocking, function) in cases {
         let (sender, receiver) = channel();

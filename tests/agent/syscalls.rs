@@ -1,17 +1,11 @@
 //! A complete run of the agent under seccomp filters that end the process for a system call not
 //! listed, as service managers and sandboxes install them. The runs also verify the list of all
-//! calls (`tests/syscalls`). A filter cannot be removed, so each test re-executes itself in a
+//! calls ([`table`]). A filter cannot be removed, so each test re-executes itself in a
 //! separate process.
-#![cfg(all(feature = "cpu", feature = "heap", feature = "trace", feature = "http"))]
-#![cfg(all(target_os = "linux", target_env = "gnu"))]
 #![allow(unsafe_code, reason = "a signal handler, and system calls without a safe face")]
 
-#[path = "support/mod.rs"]
-mod support;
+mod table;
 
-mod syscalls;
-
-use std::alloc::System;
 use std::collections::BTreeSet;
 use std::hint::black_box;
 use std::io::{Read, Write};
@@ -25,18 +19,15 @@ use libc::sock_filter;
 use marple::config::{HttpSettings, Listen};
 use marple::model::Outcome;
 use marple::{CaptureSet, Settings};
-use syscalls::{Call, Class, calls};
+use table::{Call, Class, calls};
 
 use crate::support::host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use crate::support::rerun::{self, test_path};
 use crate::support::seccomp;
 
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
-
 /// Writes the number of the trapped call to standard error and exits.
 extern "C" fn trapped(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    let mut text = *b"system call      is not in the list of tests/syscalls\n";
+    let mut text = *b"system call      is not in the list of tests/agent/syscalls\n";
     // SAFETY: the kernel passes a siginfo, in which `si_syscall` follows an address of eight bytes.
     let number = unsafe { info.cast::<u8>().add(24).cast::<i32>().read() };
     let mut remaining = number;

@@ -3,19 +3,8 @@
 //!
 //! Each test re-executes itself in a separate process for the parts that may end the process or
 //! change it for good.
-#![cfg(all(
-    feature = "cpu",
-    feature = "heap",
-    feature = "trace",
-    target_os = "linux",
-    target_env = "gnu"
-))]
 #![allow(unsafe_code, reason = "libraries cannot be loaded, and memory not locked, without")]
 
-#[path = "support/mod.rs"]
-mod support;
-
-use std::alloc::System;
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::hint::black_box;
@@ -32,9 +21,6 @@ use rustix::mm::{MapFlags, ProtFlags, mmap};
 
 use crate::support::host::{self, Host, WAIT_TIMEOUT, settings};
 use crate::support::rerun::{self, test_path};
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 /// Environment variable that names the part of a test to run in a child process.
 const PART_ENV: &str = "MARPLE_TEST_PART";

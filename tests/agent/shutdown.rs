@@ -1,9 +1,6 @@
 //! `Agent::shutdown`: what it writes, how long it and a drop within async code block, and the kinds
 //! of the errors around it.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::time::Duration;
 
 use marple::model::{IncidentState, Outcome};

@@ -1,9 +1,5 @@
 //! CPU samples of an incident: in its trace on the right threads, and in its profiles labelled with
 //! task and span.
-#![cfg(all(feature = "cpu", feature = "trace", target_os = "linux", target_env = "gnu"))]
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::collections::BTreeSet;
 use std::hint::black_box;

@@ -1,6 +1,6 @@
 //! Table of every system call that marple makes, in its own threads and in those of the service.
 //!
-//! `tests/agent_syscalls.rs` checks it: a whole run under filters that allow exactly these calls.
+//! The tests beside it check it: a whole run under filters that allow exactly these calls.
 //!
 //! A call that is added to the code is added here. It is `Needed` only if there is no alternative.
 //! In that case it has to be in systemd's `@system-service`, the filter under which services run.

@@ -1,9 +1,6 @@
 //! Custom counters and histograms, from the recording call to the manifest of the incident they
 //! cause. Also the limits and the vitals before and after the incident in that manifest.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::fs;
 use std::time::Duration;
 

@@ -1,9 +1,6 @@
 //! Tests of the service's incident callbacks: they are called, and a slow one does not delay the
 //! agent.
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;

@@ -1,10 +1,6 @@
 //! A full disk under the incident directory: captures fail with a reason, and work again once space
 //! is free.
 
-#[path = "support/mod.rs"]
-mod support;
-
-use std::alloc::System;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -17,9 +13,6 @@ use marple::model::{IncidentState, Outcome};
 use marple::{Builder, CaptureKind, CaptureSet, Settings};
 
 use crate::support::host::{WAIT_TIMEOUT, incidents, settings, wait_for};
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 /// A tmpfs of 1 MiB, mounted while this value lives.
 struct Tmpfs(PathBuf);

@@ -1,9 +1,5 @@
 //! `kill -9` during captures: every file found afterwards is complete.
 
-#[path = "support/mod.rs"]
-mod support;
-
-use std::alloc::System;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Read;
@@ -21,9 +17,6 @@ use sha2::{Digest, Sha256};
 
 use crate::support::host::{WAIT_TIMEOUT, incidents, settings, wait_for};
 use crate::support::rerun::{self, test_path};
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 /// Environment variable with the child's incident directory; set only for the child.
 const CAPTURES_ENV: &str = "MARPLE_TEST_KILL_CAPTURES";

@@ -1,10 +1,6 @@
 //! End-to-end tests of the agent as a service embeds it: rules and toggles start incidents, and the
 //! incident directories hold the expected files.
 
-#[path = "support/mod.rs"]
-mod support;
-
-use std::alloc::System;
 use std::collections::HashSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -17,9 +13,6 @@ use marple::model::{IncidentState, Origin, Outcome};
 use marple::{Builder, CaptureKind, CaptureSet, Settings};
 
 use crate::support::host::{Host, WAIT_TIMEOUT, artifact_names, gauge_rule, settings, wait_for};
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 const SHORT: Duration = Duration::from_millis(100);
 

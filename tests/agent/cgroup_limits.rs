@@ -1,12 +1,7 @@
 //! Tests in real cgroups: a leak that the kernel ends, and a CPU quota that throttles. The services
 //! are child processes in v1 cgroups created for them. The tests need root, or ownership of the
 //! current cgroup; elsewhere each prints that it was skipped.
-#![cfg(target_os = "linux")]
 
-#[path = "support/mod.rs"]
-mod support;
-
-use std::alloc::System;
 use std::hint::black_box;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -24,9 +19,6 @@ use marple::{Builder, Settings};
 use crate::support::host::{WAIT_TIMEOUT, incidents, settings, wait_for};
 use crate::support::peers;
 use crate::support::rerun::{self, test_path};
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 const DIR_ENV: &str = "MARPLE_TEST_DIR";
 const CGROUP_ENV: &str = "MARPLE_TEST_CGROUP";
@@ -68,7 +60,7 @@ impl Drop for Cgroup {
     }
 }
 
-/// Starts this binary again in `cgroup`, as this test.
+/// Starts this program again in `cgroup`, as the test at this path.
 fn spawn(test: &str, dir: &Path, cgroup: &Cgroup, rate: u64) -> io::Result<Child> {
     rerun::command(test)
         .env(DIR_ENV, dir)

@@ -1,8 +1,5 @@
 //! Counting and listing of a service's panics. The hook and the count are process-wide, so each
-//! test needs its own process (nextest); the test here tolerates no other panic.
-
-#[path = "support/mod.rs"]
-mod support;
+//! test needs a process of its own (nextest); the test here tolerates no other panic.
 
 use std::panic;
 use std::thread;
@@ -12,10 +9,12 @@ use marple::model::{CaptureKind, Metric, Rule};
 
 use crate::support::host::{Host, WAIT_TIMEOUT, settings, wait_for};
 
+/// Line of the panic in [`panic_on`], from which all panics come.
+const PANIC_LINE: u32 = line!() + 5;
+
 /// Panics on a thread named `name`.
 fn panic_on(name: &str, message: &'static str) {
     let thread = thread::Builder::new().name(name.into()).spawn(move || {
-        // All panics come from this line, which the test names.
         panic!("{message}");
     });
     assert!(thread.unwrap().join().is_err());
@@ -43,14 +42,16 @@ fn panics_are_counted_once_and_listed_by_location() {
     panic_on("orders-3", "order 3 is empty");
     let (_, manifest) = host.wait_for_closed(1).remove(0);
     let reason = &manifest.reasons[0].text;
-    assert!(reason.contains(" is above abs 0; most at tests/agent_panics.rs:17 ("), "{reason}");
+    let place = format!("{}:{PANIC_LINE}", file!());
+    let expected = format!(" is above abs 0; most at {place} (");
+    assert!(reason.contains(&expected), "{reason}");
     assert!(reason.ends_with(" is empty"), "{reason}");
     let listed = manifest.artifacts.iter().find(|artifact| artifact.kind == CaptureKind::Panics);
     assert!(listed.is_some_and(|artifact| artifact.file.ends_with(".panics.txt")), "{manifest:?}");
     let text = capture_panics(&host, 2);
     for part in [
         "# 3 panics until ",
-        "\n3 panics at tests/agent_panics.rs:17:9\n    message: order 3 is empty\n",
+        &format!("\n3 panics at {place}:9\n    message: order 3 is empty\n"),
         "    first message: order 1 is empty\n",
         " on thread `orders-3`\n",
     ] {

@@ -1,9 +1,5 @@
 //! Files of an incident, opened with the tools their users open them with.
 
-#[path = "support/mod.rs"]
-mod support;
-
-use std::alloc::System;
 use std::hint::black_box;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,9 +13,6 @@ use tracing_subscriber::prelude::*;
 
 use crate::support::host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use crate::support::peers;
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 static STOP: AtomicBool = AtomicBool::new(false);
 

@@ -1,12 +1,7 @@
 //! Tests of a disk quota that is exhausted while the agent runs. The test kernel may have no
 //! quotas, so a filter on system calls fails large writes as a quota does: large artifacts are
 //! refused and small ones are still written.
-#![cfg(all(feature = "heap", target_os = "linux"))]
 
-#[path = "support/mod.rs"]
-mod support;
-
-use std::alloc::System;
 use std::io::Write;
 use std::time::Duration;
 
@@ -18,9 +13,6 @@ use crate::support::host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use crate::support::seccomp::{
     self, NUMBER_OFFSET, THIRD_ARG_OFFSET, allow, fail, load, require_at_least, require_equal,
 };
-
-#[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
 
 /// Size from which writes exceed the quota. Manifests are smaller.
 const LARGE_WRITE_BYTES: u32 = 32 << 10;
