@@ -1,6 +1,6 @@
 //! Atomics and locks of code that is checked with loom.
 //!
-//! `tests/heap_loom.rs`, `tests/os_loom.rs`, `tests/stacks_loom.rs` and `tests/trace_loom.rs`
+//! `tests/loom_heap` and the modules of `tests/loom`
 //! compile that code again with a module of this name that exports loom's types. They explore all
 //! orders of its loads and stores.
 

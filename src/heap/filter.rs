@@ -3,7 +3,7 @@
 //! Each 256-byte piece of memory maps to a counter. It is incremented before the record of a block
 //! that starts there is inserted, and decremented after the record is removed. A recorded block is
 //! freed after its allocation returned, so the freeing thread reads a counter that includes the
-//! block; 0 means that it has no record. `tests/heap_loom.rs` tests the interleavings.
+//! block; 0 means that it has no record. `tests/loom_heap` tests the interleavings.
 //!
 //! Neighbouring blocks share a counter, because programs free neighbours together. A cache line of
 //! counters covers 16 KiB of heap, so the frees of a working set of 1 MiB touch 64 lines. These

@@ -34,7 +34,7 @@ mod snapshot;
 mod stacks;
 mod thread;
 
-// Separate files, not submodules of the tested files: `tests/heap_loom.rs` compiles the tested
+// Separate files, not submodules of the tested files: `tests/loom_heap` compiles the tested
 // files with atomics that work only in its models.
 #[cfg(test)]
 mod filter_tests;

@@ -17,7 +17,7 @@
 //!
 //! A thread that never continues after a step (fork copies only one thread to the child) costs one
 //! key. A signal handler may run in the middle and use the table. Nothing waits.
-//! `tests/heap_loom.rs` tests the interleavings.
+//! `tests/loom_heap` tests the interleavings.
 
 use std::ops::Range;
 

@@ -8,7 +8,7 @@
 //! uses it at the moment. If the table is full, [`SiteTable::evict`] removes sites without live
 //! blocks by the clock algorithm: a site that was interned again since the hand passed it stays for
 //! one more round. The counts of evicted sites are added to one sum, so the sum over all sites
-//! stays complete. `tests/heap_loom.rs` tests the interleavings.
+//! stays complete. `tests/loom_heap` tests the interleavings.
 
 use super::index::{HashIndex, Internable, Interned};
 use super::sampler::mix;

@@ -19,7 +19,7 @@
 //!   can be validated.
 //!
 //! Nothing waits. A thread that never continues after a step (fork copies only one thread to the
-//! child) costs one slot. `tests/heap_loom.rs` tests the interleavings.
+//! child) costs one slot. `tests/loom_heap` tests the interleavings.
 
 use crate::base::sync::AtomicU64;
 use crate::base::sync::Ordering::{AcqRel, Acquire, Relaxed, Release};

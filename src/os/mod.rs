@@ -38,8 +38,8 @@ pub mod syscalls;
 mod unsupported;
 pub(crate) mod unused_stack;
 
-// Beside the file it tests, not in it: `tests/os_loom.rs` compiles that file with loom's atomics,
-// which work in its models only.
+// Beside the file it tests, not in it: `tests/loom/signal_handlers.rs` compiles that file with
+// loom's atomics, which work in its models only.
 #[cfg(test)]
 mod stack_snapshot_tests;
 

@@ -9,8 +9,8 @@
 //! A thread that is descheduled with a claimed slot blocks only that slot; in an ordered queue it
 //! would block the following ones. If no slot is free, the weight is added to
 //! [`SnapshotPool::lost`]. The pool consists of words of one [`MappedWords`]. Only pages that were
-//! written use memory, so a slot costs as much as the deepest stack it has held. `tests/os_loom.rs`
-//! checks the possible memory orderings.
+//! written use memory, so a slot costs as much as the deepest stack it has held.
+//! `tests/loom/signal_handlers.rs` checks the possible memory orderings.
 
 use crate::base::sync::AtomicU64;
 use crate::base::sync::Ordering::{Acquire, Relaxed, Release};

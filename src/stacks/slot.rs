@@ -27,7 +27,7 @@
 //! nodes in the tasks, saves that memory. But it needs unsafe code that no safe API can protect
 //! from `mem::forget`.
 //!
-//! This file does not interpret wakers. `tests/stacks_loom.rs` compiles it with loom's atomics.
+//! This file does not interpret wakers. `tests/loom/task_slots.rs` compiles it with loom's atomics.
 
 use crate::base::sync::{AtomicU32, AtomicU64, BareMutex, Mutex, Ordering, PoisonError, fence};
 

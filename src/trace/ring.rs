@@ -17,7 +17,8 @@
 //! [`OpenSliceCell`] is one open slice. Its start is cleared before any other word changes and
 //! stored last. So a reader that reads the same start twice has read matching words.
 //!
-//! This file does not interpret the words. `tests/trace_loom.rs` compiles it with loom's atomics.
+//! This file does not interpret the words. `tests/loom/trace_rings.rs` compiles it with loom's
+//! atomics.
 
 use crate::base::sync::{AtomicU64, Ordering, fence};
 

@@ -11,8 +11,8 @@
 //! Neither side waits. Every change of a turn is a read-modify-write, including the replacer's
 //! touch (an addition of 0). All changes of one turn are therefore totally ordered, and each
 //! synchronizes with its predecessors. A reader that claims a slot after the touch reads the new
-//! value. A claim before the touch is visible to the replacer. `tests/os_loom.rs` checks all
-//! orders.
+//! value. A claim before the touch is visible to the replacer. `tests/loom/signal_handlers.rs`
+//! checks all orders.
 
 use std::ptr;
 

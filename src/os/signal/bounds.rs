@@ -8,7 +8,7 @@
 //! If a thread has lost its entry, its handler may read the start of one stack and the end of
 //! another. The end determines the length of the read; the start is only used to check that the
 //! thread is on that stack. So it is sufficient that a reader of the new end also reads the new
-//! start. `tests/os_loom.rs` checks the orderings.
+//! start. `tests/loom/signal_handlers.rs` checks the orderings.
 
 use std::ops::Range;
 

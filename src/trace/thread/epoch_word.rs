@@ -1,4 +1,4 @@
-//! The word of an epoch and its operations. `tests/trace_loom.rs` checks the orderings.
+//! The word of an epoch and its operations. `tests/loom/trace_rings.rs` checks the orderings.
 //!
 //! ```text
 //! detector   checks, finds no poll   rest: sets RESTS    … woken: RESTS is cleared; checks

@@ -1,27 +1,18 @@
-//! Loom models of the ring, the open slice and the epoch.
-//!
-//! `src/trace/ring.rs` and `src/trace/thread/epoch_word.rs` are compiled here a second time, with
-//! loom's atomics instead of std's.
-#![allow(unreachable_pub, dead_code, reason = "the file is compiled as a part of the crate, too")]
+//! Models of the ring, the open slice and the epoch of the trace.
 
-mod base {
-    pub mod sync {
-        pub use loom::sync::atomic::{AtomicU64, Ordering, fence};
-    }
-}
-
-#[path = "../src/trace/thread/epoch_word.rs"]
+#[path = "../../src/trace/thread/epoch_word.rs"]
 mod epoch_word;
-#[path = "../src/trace/ring.rs"]
+#[path = "../../src/trace/ring.rs"]
 mod ring;
 
 use loom::sync::Arc;
 use loom::thread;
 
-use base::sync::AtomicU64;
-use base::sync::Ordering::Relaxed;
 use epoch_word::{RecordingEpoch, WAKE_DETECTOR_BIT};
 use ring::{EventRing, OpenSliceCell};
+
+use crate::base::sync::AtomicU64;
+use crate::base::sync::Ordering::Relaxed;
 
 struct Memory(Vec<AtomicU64>);
 

@@ -1,20 +1,7 @@
-//! Loom models of the task list: a task is created on one thread and ends on another while a dump
-//! reads it.
-//!
-//! `src/stacks/slot.rs` is compiled here a second time, with loom's atomics and locks instead of
-//! std's.
-#![allow(unreachable_pub, dead_code, reason = "the file is compiled as a part of the crate, too")]
+//! Models of the task list: a task is created on one thread and ends on another while a dump reads
+//! it.
 
-mod base {
-    pub mod sync {
-        pub use loom::sync::Mutex;
-        pub use loom::sync::Mutex as BareMutex;
-        pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-        pub use std::sync::PoisonError;
-    }
-}
-
-#[path = "../src/stacks/slot.rs"]
+#[path = "../../src/stacks/slot.rs"]
 mod slot;
 
 use loom::sync::{Arc, Mutex};
@@ -41,6 +28,7 @@ fn slot_with_task(n: u64) -> (Arc<Slots<Waker>>, &'static TaskSlot<Waker>) {
     let slots = Arc::new(slots());
     let slot = LocalFreeList::<_, 2>::new().take(&slots).unwrap();
     slot.assign(n, site(n));
+    assert!(!slot.is_stack_requested(), "also creates the atomic here, see `base::sync`");
     (slots, slot)
 }
 

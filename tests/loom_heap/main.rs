@@ -1,7 +1,10 @@
-//! Models of the allocator's tables, over every order in which loads and stores can be observed.
+//! Loom models of the allocator's tables, over every order in which loads and stores can be
+//! observed.
 //!
 //! The files of the tables are compiled here a second time, with loom's atomics instead of those of
-//! std, and with mappings of a few words.
+//! std, and with mappings of a few words. The tables are constants, so that here, unlike in
+//! `tests/loom`, each atomic is created at first use; hence a binary of its own. The allocator is
+//! the system's.
 #![allow(unreachable_pub, dead_code, reason = "the files are compiled as a part of the crate, too")]
 
 mod base {
@@ -103,7 +106,7 @@ mod os {
     }
 }
 
-#[path = "../src/model/marker.rs"]
+#[path = "../../src/model/marker.rs"]
 mod marker;
 mod model {
     pub use crate::marker::Marker;
@@ -116,19 +119,19 @@ mod sampler {
     }
 }
 
-#[path = "../src/heap/filter.rs"]
+#[path = "../../src/heap/filter.rs"]
 mod filter;
-#[path = "../src/heap/frames.rs"]
+#[path = "../../src/heap/frames.rs"]
 mod frames;
-#[path = "../src/heap/index.rs"]
+#[path = "../../src/heap/index.rs"]
 mod index;
-#[path = "../src/heap/segment.rs"]
+#[path = "../../src/heap/segment.rs"]
 mod segment;
-#[path = "../src/heap/sites.rs"]
+#[path = "../../src/heap/sites.rs"]
 mod sites;
-#[path = "../src/heap/slots.rs"]
+#[path = "../../src/heap/slots.rs"]
 mod slots;
-#[path = "../src/heap/stacks.rs"]
+#[path = "../../src/heap/stacks.rs"]
 mod stacks;
 
 use loom::sync::Arc;

@@ -1,115 +1,23 @@
-//! Loom models of the state that signal handlers and allocating threads share with the agent, over
-//! every permitted order of loads and stores.
-//!
-//! The source files are compiled here a second time, with loom's atomics instead of std's and
-//! mappings of a few words.
-#![allow(unreachable_pub, dead_code, reason = "the files are compiled as a part of the crate, too")]
+//! Models of the state that signal handlers and allocating threads share with the agent: sample
+//! slots, stack bounds, the table of modules.
 #![allow(unsafe_code, reason = "what a pool publishes is freed by hand")]
 
-mod base {
-    pub mod sync {
-        use std::sync::OnceLock;
-
-        pub use loom::sync::atomic::{AtomicU64, Ordering};
-
-        /// A loom atomic created at first use: a pool is `const`, and loom needs a running model.
-        /// The thread that makes the pool must be the first to use it.
-        pub struct AtomicU32(u32, OnceLock<loom::sync::atomic::AtomicU32>);
-
-        impl AtomicU32 {
-            pub const fn new(value: u32) -> Self {
-                Self(value, OnceLock::new())
-            }
-
-            fn get(&self) -> &loom::sync::atomic::AtomicU32 {
-                self.1.get_or_init(|| loom::sync::atomic::AtomicU32::new(self.0))
-            }
-
-            pub fn load(&self, order: Ordering) -> u32 {
-                self.get().load(order)
-            }
-
-            pub fn store(&self, value: u32, order: Ordering) {
-                self.get().store(value, order);
-            }
-
-            pub fn fetch_add(&self, value: u32, order: Ordering) -> u32 {
-                self.get().fetch_add(value, order)
-            }
-
-            pub fn compare_exchange(
-                &self,
-                current: u32,
-                new: u32,
-                success: Ordering,
-                failure: Ordering,
-            ) -> Result<u32, u32> {
-                self.get().compare_exchange(current, new, success, failure)
-            }
-        }
-
-        /// Like [`AtomicU32`]; initially null.
-        pub struct AtomicPtr<T>(OnceLock<loom::sync::atomic::AtomicPtr<T>>);
-
-        impl<T> AtomicPtr<T> {
-            pub const fn new(null: *mut T) -> Self {
-                assert!(null.is_null());
-                Self(OnceLock::new())
-            }
-
-            fn get(&self) -> &loom::sync::atomic::AtomicPtr<T> {
-                self.0.get_or_init(|| loom::sync::atomic::AtomicPtr::new(std::ptr::null_mut()))
-            }
-
-            pub fn load(&self, order: Ordering) -> *mut T {
-                self.get().load(order)
-            }
-
-            pub fn swap(&self, value: *mut T, order: Ordering) -> *mut T {
-                self.get().swap(value, order)
-            }
-        }
-    }
-}
-
-mod os {
-    pub mod mapped_memory {
-        use crate::base::sync::AtomicU64;
-
-        /// Allocated at once, by the thread that makes the model.
-        pub struct MappedWords(Vec<AtomicU64>);
-
-        impl MappedWords {
-            pub fn new(words: usize) -> Self {
-                Self((0..words).map(|_| AtomicU64::new(0)).collect())
-            }
-
-            pub fn get(&self) -> Option<&[AtomicU64]> {
-                Some(&self.0)
-            }
-
-            pub fn get_or_map(&self) -> Option<&[AtomicU64]> {
-                self.get()
-            }
-        }
-    }
-}
-
-#[path = "../src/os/stack_snapshot.rs"]
-mod copied;
-#[path = "../src/os/signal/bounds.rs"]
+#[path = "../../src/os/signal/bounds.rs"]
 mod signal_bounds;
-#[path = "../src/unwind/pool.rs"]
+#[path = "../../src/os/stack_snapshot.rs"]
+mod stack_snapshot;
+#[path = "../../src/unwind/pool.rs"]
 mod unwind_pool;
 
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
 
-use base::sync::Ordering::Relaxed;
-use copied::{SnapshotHeader, SnapshotPool, StackSnapshot};
 use signal_bounds::Bounds;
+use stack_snapshot::{SnapshotHeader, SnapshotPool, StackSnapshot};
 use unwind_pool::SlotPool;
+
+use crate::base::sync::Ordering::Relaxed;
 
 fn run_model(changes: usize, run: impl Fn() + Send + Sync + 'static) {
     let mut run_model = loom::model::Builder::new();
