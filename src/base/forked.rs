@@ -59,6 +59,34 @@ impl<T> Drop for ProcessBound<T> {
     }
 }
 
+/// A flag that one thread holds at a time. A forked child does not inherit it set: the thread that
+/// would clear it does not exist there.
+#[derive(Debug)]
+pub(crate) struct ForkAwareFlag {
+    /// 1 + the fork generation of the process that set it, or 0.
+    holder: AtomicU32,
+}
+
+impl ForkAwareFlag {
+    pub(crate) const fn new() -> Self {
+        Self { holder: AtomicU32::new(0) }
+    }
+
+    /// Sets the flag. Returns `false` if a thread of this process has set it already.
+    pub(crate) fn try_set(&self) -> bool {
+        let own = fork_generation().wrapping_add(1);
+        let holder = self.holder.load(Ordering::Relaxed);
+        let (success, failure) = (Ordering::Acquire, Ordering::Relaxed);
+        holder != own && self.holder.compare_exchange(holder, own, success, failure).is_ok()
+    }
+
+    /// Clears the flag, if this process has set it.
+    pub(crate) fn clear(&self) {
+        let own = fork_generation().wrapping_add(1);
+        let _ = self.holder.compare_exchange(own, 0, Ordering::Release, Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::rc::Rc;
@@ -76,5 +104,18 @@ mod tests {
         assert_eq!(Rc::strong_count(&value), 2, "leaked");
         drop(ProcessBound::new(Rc::clone(&value)));
         assert_eq!(Rc::strong_count(&value), 2);
+    }
+
+    #[test]
+    fn flag_of_the_parent_is_clear_in_a_child() {
+        let flag = ForkAwareFlag::new();
+        assert!(flag.try_set());
+        assert!(!flag.try_set());
+        flag.clear();
+        assert!(flag.try_set(), "cleared");
+        let inherited = ForkAwareFlag { holder: AtomicU32::new(fork_generation().wrapping_sub(1)) };
+        inherited.clear();
+        assert!(inherited.try_set(), "set by the parent");
+        assert!(!inherited.try_set());
     }
 }

@@ -29,7 +29,7 @@ pub mod warnings;
 pub use clock::{Clock, ManualClock, Moment, SystemClock, TimeAnchor};
 pub use code_file::CodeFile;
 pub use error::{Error, ErrorKind};
-pub(crate) use forked::{ProcessBound, enter_child};
+pub(crate) use forked::{ForkAwareFlag, ProcessBound, enter_child};
 pub use id::IncidentId;
 pub use log::LogStatus;
 pub use panic_log::{PanicLocation, RecordedPanics};

@@ -25,16 +25,20 @@
 
 #![allow(unsafe_code)]
 
+mod unwatched;
+
+pub use unwatched::{
+    fork_count, unwatched_children, warn_if_unwatched, warn_if_unwatched_from_allocator,
+};
+
 use crate::base::enter_child;
 use crate::base::log::fork_gate;
 use crate::base::sync::Mutex;
-use std::io::{self, Write as _};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64};
-use std::sync::{OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32};
 
 use libc::c_int;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
@@ -50,24 +54,15 @@ const MAX_CHILDREN: usize = 62;
 /// Flag in a child's slot, set once it runs its own agent.
 const HAS_AGENT: u32 = 1 << 31;
 
-/// Sampled allocations (about 8 MiB at the default rate) after which a child that has logged
-/// nothing writes to standard error.
-const SAMPLES_BEFORE_STDERR: u32 = 16;
-
 /// ID of the process whose agent is running, or 0.
 static OWNER: AtomicU32 = AtomicU32::new(0);
 /// ID of the process that this one was forked from while its agent was running, or 0.
 static PARENT: AtomicU32 = AtomicU32::new(0);
 /// Set in such a child until it has logged that it is not watched.
 static WARNING_PENDING: AtomicBool = AtomicBool::new(false);
-/// Function called in a child. See [`register_child_reset`].
-static RESET_HOOK: OnceLock<fn()> = OnceLock::new();
-static SAMPLED_ALLOCATIONS: AtomicU32 = AtomicU32::new(0);
 static SLOTS: [AtomicI32; MAX_DESCRIPTORS] = [const { AtomicI32::new(FREE) }; MAX_DESCRIPTORS];
 /// Page that this process shares with its children, or null.
 static SHARED_PAGE: AtomicPtr<ForkPage> = AtomicPtr::new(ptr::null_mut());
-/// Device and inode of standard error at the start of the agent.
-static STDERR_IDENTITY: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
 /// Data that children report to their parent.
 #[repr(C)]
@@ -103,7 +98,7 @@ impl ProcessClaim {
         if SHARED_PAGE.load(Acquire).is_null() {
             SHARED_PAGE.store(map_shared_page(), Release);
         }
-        record_stderr_identity();
+        unwatched::record_stderr_identity();
         Some(Self(own))
     }
 }
@@ -218,15 +213,12 @@ extern "C" fn after_fork_in_child() {
     close(inert);
     #[cfg(target_os = "linux")]
     super::own_thread::clear_after_fork();
-    if let Some(reset) = RESET_HOOK.get() {
-        reset();
-    }
     let owner = OWNER.swap(0, AcqRel);
     if owner == 0 {
         return;
     }
     PARENT.store(owner, Release);
-    SAMPLED_ALLOCATIONS.store(0, Relaxed);
+    unwatched::restart_allocation_count();
     WARNING_PENDING.store(true, Release);
     if let Some(page) = shared_page() {
         let own = std::process::id();
@@ -273,167 +265,11 @@ fn close(fd: c_int) {
     }
 }
 
-/// Registers the function that releases, in a forked child, resources claimed by a thread of its
-/// parent. It must be async-signal-safe. Only the first registration takes effect.
-pub(crate) fn register_child_reset(reset: fn()) {
-    RESET_HOOK.get_or_init(|| reset);
-}
-
 /// Returns the process that this one was forked from while an agent was running there. Returns
 /// `None` if there was none, or if an agent has been started since.
 pub fn parent() -> Option<u32> {
     Some(PARENT.load(Acquire)).filter(|parent| *parent != 0)
 }
 
-/// Logs, once in a forked child, that no agent watches it. Costs one load in other processes.
-///
-/// For code that the host calls and that may log; the child has no marple thread that could log.
-#[inline]
-pub fn warn_if_unwatched() {
-    if WARNING_PENDING.load(Relaxed) {
-        warn_unwatched();
-    }
-}
-
-#[cold]
-fn warn_unwatched() {
-    if let Some(parent) = parent()
-        && WARNING_PENDING.swap(false, AcqRel)
-    {
-        let own = std::process::id();
-        tracing::warn!(
-            target: "marple",
-            "process {own} is not watched: it was forked from process {parent}, and the agent's \
-             threads do not survive a fork; start an agent in each process after forking"
-        );
-    }
-}
-
-/// Reports an unwatched child from the allocator; called once per sampled allocation.
-///
-/// Call number `SAMPLES_BEFORE_STDERR` writes to standard error, if that is still the file from the
-/// agent's start and accepts a line without blocking. See also [`warn_if_unwatched`].
-#[inline]
-pub fn warn_if_unwatched_from_allocator() {
-    if WARNING_PENDING.load(Relaxed) {
-        warn_unwatched_on_stderr();
-    }
-}
-
-#[cold]
-fn warn_unwatched_on_stderr() {
-    if SAMPLED_ALLOCATIONS.fetch_add(1, Relaxed) + 1 != SAMPLES_BEFORE_STDERR
-        || !is_stderr_unchanged()
-    {
-        return;
-    }
-    let mut text = [0; 256];
-    let mut rest = &mut text[..];
-    let (own, parent) = (std::process::id(), PARENT.load(Acquire));
-    // Formatting integers into a slice does not allocate.
-    let _ = writeln!(
-        rest,
-        "marple: process {own} is not watched: it was forked from process {parent}; start the \
-         agent after forking"
-    );
-    let remaining = rest.len();
-    let mut ready = libc::pollfd { fd: 2, events: libc::POLLOUT, revents: 0 };
-    // SAFETY: one entry, which lives across the call.
-    let is_writable =
-        unsafe { libc::poll(&raw mut ready, 1, 0) } == 1 && ready.revents & libc::POLLOUT != 0;
-    if is_writable && WARNING_PENDING.swap(false, AcqRel) {
-        // SAFETY: the text is at least that long.
-        unsafe { libc::write(2, text.as_ptr().cast(), text.len() - remaining) };
-    }
-}
-
-fn stderr_identity() -> Option<[u64; 2]> {
-    let mut stat = MaybeUninit::<libc::stat>::zeroed();
-    // SAFETY: `fstat` fills the stat for descriptor 2 of this process, or fails; all-zero is a
-    // valid stat.
-    let stat = unsafe {
-        let failed = libc::fstat(2, stat.as_mut_ptr());
-        (failed == 0).then(|| stat.assume_init())
-    };
-    #[allow(clippy::unnecessary_cast, reason = "the types differ between systems")]
-    stat.map(|stat| [stat.st_dev as u64, stat.st_ino as u64])
-}
-
-fn record_stderr_identity() {
-    let known = stderr_identity().unwrap_or_default();
-    STDERR_IDENTITY.iter().zip(known).for_each(|(place, value)| place.store(value, Relaxed));
-}
-
-/// Returns `true` if standard error is still the same file. A daemon may have closed it, and
-/// another file may have its number.
-fn is_stderr_unchanged() -> bool {
-    stderr_identity().is_some_and(|now| {
-        now == [STDERR_IDENTITY[0].load(Relaxed), STDERR_IDENTITY[1].load(Relaxed)]
-    })
-}
-
-/// Returns the number of forks of this process since its agent was started.
-pub fn fork_count() -> u32 {
-    shared_page().map_or(0, |page| page.forks.load(Acquire))
-}
-
-/// Returns the forks of this process, and their forks, that run without `exec` and without their
-/// own agent. Reads one file for each of at most 62 children that may be alive.
-pub fn unwatched_children() -> Vec<u32> {
-    let Some(page) = shared_page() else { return Vec::new() };
-    let mut found = Vec::new();
-    for child in &page.children {
-        let entry = child.load(Acquire);
-        let pid = entry & !HAS_AGENT;
-        if entry == 0 {
-            continue;
-        }
-        match has_not_execed(pid) {
-            Ok(true) if entry & HAS_AGENT == 0 => found.push(pid),
-            Ok(true) => {}
-            Ok(false) => _ = child.compare_exchange(entry, 0, AcqRel, Relaxed),
-            // The file cannot be read at present: retried at the next call.
-            Err(_) => {}
-        }
-    }
-    found.sort_unstable();
-    found
-}
-
-/// Returns `true` if the process `pid` is alive and has not called `exec` since its fork.
-#[cfg(target_os = "linux")]
-fn has_not_execed(pid: u32) -> io::Result<bool> {
-    /// Kernel flag of a process that was forked and has not called `exec`
-    /// (`include/linux/sched.h`).
-    const PF_FORKNOEXEC: u64 = 0x40;
-
-    let stat = match std::fs::read(format!("/proc/{pid}/stat")) {
-        Ok(stat) => stat,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(false),
-        Err(error) => return Err(error),
-    };
-    let flags = process_flags(&stat).ok_or(io::ErrorKind::InvalidData)?;
-    Ok(flags.is_some_and(|flags| flags & PF_FORKNOEXEC != 0))
-}
-
-#[cfg(not(target_os = "linux"))]
-fn has_not_execed(_pid: u32) -> io::Result<bool> {
-    Ok(false)
-}
-
-/// Returns the kernel's flags in the text of `/proc/PID/stat`; `Some(None)` for a process that has
-/// ended.
-#[cfg(target_os = "linux")]
-fn process_flags(stat: &[u8]) -> Option<Option<u64>> {
-    // The name, in parentheses, may contain any byte.
-    let end = stat.iter().rposition(|&byte| byte == b')')?;
-    let mut fields = std::str::from_utf8(stat.get(end + 1..)?).ok()?.split_ascii_whitespace();
-    let state = fields.next()?;
-    let flags = fields.nth(5)?.parse().ok()?;
-    Some((!matches!(state, "Z" | "X")).then_some(flags))
-}
-
 #[cfg(test)]
-#[path = "fork_tests.rs"]
 mod tests;

@@ -25,6 +25,9 @@ use rustix::mm::munmap;
 
 use crate::base::Bytes;
 
+/// Divisor of the remaining address space that one mapping, or one buffer, may use.
+pub const ADDRESS_SPACE_DIVISOR: u64 = 8;
+
 /// A block of zeroed words that is mapped on first use and stays mapped.
 ///
 /// The constructor is `const`, so it can be used in a static before any other code has run. Pages
@@ -137,8 +140,6 @@ fn map_zeroed(length: usize) -> io::Result<*mut u8> {
 
     /// Size up to which the limit is not checked: such mappings cannot exhaust the address space.
     const UNCHECKED_BYTES: usize = 256 << 10;
-    /// Divisor of the remaining address space that one mapping may use.
-    const ADDRESS_SPACE_DIVISOR: u64 = 8;
     if length > UNCHECKED_BYTES
         && remaining_address_space()
             .is_some_and(|remaining| length as u64 > remaining.get() / ADDRESS_SPACE_DIVISOR)

@@ -26,8 +26,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, PoisonError};
 
-use crate::base::warnings;
-use crate::os::fork;
+use crate::base::{ForkAwareFlag, warnings};
 use crate::os::images::{self, Error};
 use crate::unwind::UnwindError;
 use crate::unwind::modules::{LoadedModules, ReadDepth};
@@ -48,7 +47,7 @@ const MAX_RETIRED: usize = 4;
 /// allocated or freed under this lock, because a thread inside the allocator may take it.
 static CURRENT: Mutex<Option<Arc<LoadedModules>>> = Mutex::new(None);
 static GENERATION: AtomicU64 = AtomicU64::new(0);
-static BUILDING: AtomicBool = AtomicBool::new(false);
+static BUILDING: ForkAwareFlag = ForkAwareFlag::new();
 static RETIRED: Mutex<Vec<RetiredModules>> = Mutex::new(Vec::new());
 static POOL: SlotPool<LoadedModules, MAX_WALKERS> = SlotPool::new();
 static CACHES: [CacheSlot; MAX_WALKERS] = [const { CacheSlot(UnsafeCell::new(None)) }; MAX_WALKERS];
@@ -128,16 +127,14 @@ struct BuildLock;
 impl BuildLock {
     /// Claims the right, or returns `None` if another thread holds it.
     fn claim() -> Option<Self> {
-        // A forked child does not have the thread that held it.
-        fork::register_child_reset(|| BUILDING.store(false, Release));
         // Not `then_some`, whose argument would be made and dropped in any case.
-        if BUILDING.swap(true, Acquire) { None } else { Some(Self) }
+        if BUILDING.try_set() { Some(Self) } else { None }
     }
 }
 
 impl Drop for BuildLock {
     fn drop(&mut self) {
-        BUILDING.store(false, Release);
+        BUILDING.clear();
     }
 }
 

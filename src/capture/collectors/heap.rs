@@ -20,7 +20,7 @@ use crate::config::{HeapSettings, Settings};
 use crate::heap;
 use crate::model::{CaptureKind, Losses, Metric, Profile, Rule, Vitals};
 use crate::os::eventfd::EventListener;
-use crate::os::mapped_memory::remaining_address_space;
+use crate::os::mapped_memory::{ADDRESS_SPACE_DIVISOR, remaining_address_space};
 use crate::unwind;
 
 /// Dumps are serialized: there is one set of reserved buffers.
@@ -36,9 +36,6 @@ static RATES: Mutex<SamplingRates> = Mutex::new(SamplingRates {
 /// tasks of 1 KiB that pile up during the capture have eight samples. At 1 GB/s of allocations it
 /// takes 5 % of a core.
 const RATE_DURING_INCIDENT: Bytes = Bytes::kib(64);
-
-/// One part in this many of the address space left may be reserved.
-const ADDRESS_SPACE_DIVISOR: u64 = 8;
 
 /// Values measured at the last tick; 0 if unknown.
 static RESIDENT: AtomicU64 = AtomicU64::new(0);

@@ -1,5 +1,7 @@
+use std::io;
 use std::os::fd::AsFd;
 
+use super::unwatched::{has_not_execed, process_flags};
 use super::*;
 
 #[test]
