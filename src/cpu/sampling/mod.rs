@@ -36,6 +36,7 @@ mod perf;
 mod period;
 mod recorder;
 mod report;
+mod sample_key;
 mod sample_table;
 mod sample_times;
 mod sampler;

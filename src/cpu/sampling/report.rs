@@ -87,7 +87,8 @@ pub(super) fn build_profile(
         });
     }
     let sampled_periods = sampled_nanos / period.unsigned_abs().max(1);
-    timed.append_times(&mut profile, tables);
+    let logs: Vec<_> = tables.iter().map(|table| &table.log).collect();
+    timed.append_times(&mut profile, &logs);
     add_comments_and_losses(&mut profile, &info, tables);
     add_accuracy_comments(&mut profile, &info, tables, &factors, sampled_periods, thread_table);
     profile.attach_mappings(info.images);

@@ -4,21 +4,12 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::allotment::Unsampled;
+use crate::cpu::sampling::sample_key::SampleKey;
 use crate::cpu::sampling::sample_times::SampleLog;
 use crate::cpu::sampling::scaling::{NameGroup, TABLE_FULL_NAME};
 
 /// Root of the tree: the outer end of every stack.
 const ROOT: u32 = 0;
-
-/// Key of samples with equal thread name and stack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct SampleKey {
-    /// Thread name, as numbered by the roster.
-    pub(super) name: u32,
-    pub(super) stack: u32,
-    /// `true` if the outer end of the stack is missing.
-    pub(super) is_truncated: bool,
-}
 
 /// Number and weight of samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

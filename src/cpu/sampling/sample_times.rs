@@ -1,7 +1,7 @@
 //! Times of samples: thread, time and stack of each, for traces and labels.
 //!
 //! ```text
-//! thread 32 | stack 19, name 12, cut 1 | time - log.zero in ns 48, weight 16
+//! thread 32 | stack 19, name 12, truncated 1 | time - base in ns 48, weight 16
 //! ```
 //!
 //! Each sample takes 16 bytes, and a log holds as many as its table has nodes:
@@ -20,14 +20,12 @@
 use std::collections::HashMap;
 
 use crate::base::Moment;
-use crate::cpu::sampling::sample_table::{SampleKey, SampleTable};
+use crate::cpu::sampling::sample_key::SampleKey;
 use crate::model::{Profile, TimedSample};
 
-/// Key of a sample in one of several consecutive tallies: (index of the tally, key).
+/// Key of a sample in one of several consecutive tables: (index of the table, key).
 pub(super) type SampleOrigin = (usize, SampleKey);
 
-const NAME_BITS: u32 = 12;
-const STACK_BITS: u32 = 19;
 const WEIGHT_BITS: u32 = 16;
 
 /// Margin before the first entry: rings are drained one after the other, so the first entry may not
@@ -64,7 +62,7 @@ impl SampleLog {
             self.base_nanos = nanos.saturating_sub(FIRST_ENTRY_MARGIN_NANOS);
         }
         let offset = nanos.saturating_sub(self.base_nanos);
-        match pack(key) {
+        match key.pack() {
             Some(packed_key) if self.entries.len() < self.max_entries && offset >> 48 == 0 => {
                 let weight = u64::from(weight.min((1 << WEIGHT_BITS) - 1));
                 let time_and_weight = offset << WEIGHT_BITS | weight;
@@ -78,22 +76,8 @@ impl SampleLog {
         self.entries.iter().map(|entry| {
             let weight = entry.time_and_weight & ((1 << WEIGHT_BITS) - 1);
             let at = Moment::from_nanos(self.base_nanos + (entry.time_and_weight >> WEIGHT_BITS));
-            (entry.tid, at, unpack(entry.packed_key), weight as u32)
+            (entry.tid, at, SampleKey::unpack(entry.packed_key), weight as u32)
         })
-    }
-}
-
-fn pack(key: SampleKey) -> Option<u32> {
-    let fits = key.stack >> STACK_BITS == 0 && key.name >> NAME_BITS == 0;
-    let packed = (key.stack << NAME_BITS | key.name) << 1 | u32::from(key.is_truncated);
-    fits.then_some(packed)
-}
-
-fn unpack(packed: u32) -> SampleKey {
-    SampleKey {
-        name: packed >> 1 & ((1 << NAME_BITS) - 1),
-        stack: packed >> (1 + NAME_BITS),
-        is_truncated: packed & 1 == 1,
     }
 }
 
@@ -108,18 +92,18 @@ impl SampleIndex {
         self.0.extend(origins.iter().map(|&origin| (origin, index)));
     }
 
-    /// Adds the times in the logs of `tables` to `profile`.
-    pub(super) fn append_times(self, profile: &mut Profile, tables: &[&SampleTable]) {
-        let entries = tables.iter().map(|tally| tally.log.entries.len()).sum();
+    /// Adds the times in the logs of consecutive tables to `profile`.
+    pub(super) fn append_times(self, profile: &mut Profile, logs: &[&SampleLog]) {
+        let entries = logs.iter().map(|log| log.entries.len()).sum();
         profile.timed_samples.reserve_exact(entries);
-        for (table_index, table) in tables.iter().enumerate() {
-            profile.timed_samples.extend(table.log.iter().filter_map(|(tid, at, key, weight)| {
+        for (table_index, log) in logs.iter().enumerate() {
+            profile.timed_samples.extend(log.iter().filter_map(|(tid, at, key, weight)| {
                 let sample = *self.0.get(&(table_index, key))?;
                 Some(TimedSample { tid, at, sample, weight })
             }));
         }
         profile.timed_samples.sort_by_key(|sample| sample.at);
-        let dropped = tables.iter().map(|tally| tally.log.dropped).sum();
+        let dropped = logs.iter().map(|log| log.dropped).sum();
         profile.losses.add(
             "CPU samples without a timestamp, so not in the trace and without labels: sample log \
              full",
@@ -133,6 +117,7 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
+    use crate::cpu::sampling::sample_table::SampleTable;
     use crate::model::ValueType;
 
     #[test]
@@ -141,24 +126,12 @@ mod tests {
     }
 
     #[test]
-    fn sample_key_survives_packing() {
-        for (name, stack, is_cut) in
-            [(0, 0, false), (4095, (1 << 19) - 1, true), (1, 65_535, false)]
-        {
-            let key = SampleKey { name, stack, is_truncated: is_cut };
-            assert_eq!(pack(key).map(unpack), Some(key));
-        }
-        assert_eq!(pack(SampleKey { name: 4096, stack: 0, is_truncated: false }), None);
-        assert_eq!(pack(SampleKey { name: 0, stack: 1 << 19, is_truncated: false }), None);
-    }
-
-    #[test]
     fn times_are_sorted_and_overflow_is_counted() {
         const CPU: ValueType = ValueType { name: "cpu", unit: "nanoseconds" };
         let (mut first, mut second) = (SampleTable::new(3), SampleTable::new(3));
-        let push = |tally: &mut SampleTable, tid, at, weight| {
-            let key = tally.add(1, &[7], weight, false);
-            tally.log.push(tid, Moment::from_nanos(at), key, weight);
+        let push = |table: &mut SampleTable, tid, at, weight| {
+            let key = table.add(1, &[7], weight, false);
+            table.log.push(tid, Moment::from_nanos(at), key, weight);
             key
         };
         let hour = 3_600_000_000_000;
@@ -172,7 +145,7 @@ mod tests {
         let mut timed = SampleIndex::default();
         timed.insert(5, &[(0, key)]);
         timed.insert(6, &[(1, key)]);
-        timed.append_times(&mut profile, &[&first, &second]);
+        timed.append_times(&mut profile, &[&first.log, &second.log]);
         let seen: Vec<_> = profile
             .timed_samples
             .iter()
