@@ -24,9 +24,9 @@
 //!
 //! # Cost
 //!
-//! `perf` uses one ring per thread, 64 KiB by the arithmetic of [`perf`], and 4 MiB for all rings
-//! at 100 Hz and below. `timer` uses a pool of 2 MiB, and more if stacks are deep on many cores: at
-//! most 32 KiB per slot. The constants of `sample_table` bound the tables.
+//! `perf` uses one ring per thread, 64 KiB by the arithmetic of `perf/ring_size.rs`, and 4 MiB for
+//! all rings at 100 Hz and below. `timer` uses a pool of 2 MiB, and more if stacks are deep on many
+//! cores: at most 32 KiB per slot. The constants of `sample_table` bound the tables.
 //! `cargo bench --bench cpu` prints the times.
 
 mod allotment;
