@@ -30,6 +30,7 @@
 //! `cargo bench --bench cpu` prints the times.
 
 mod allotment;
+mod drain_state;
 mod engine;
 mod images;
 mod perf;

@@ -1,13 +1,12 @@
 //! Reaction to exhausted quotas: releasing samplers, switching the engine and setting a warning.
 
-use crate::cpu::sampling::engine::start_timer_engine;
 use std::time::Duration;
 
+use super::{DrainState, current_table};
 use crate::base::{Moment, warnings};
 use crate::cpu::sampling::allotment::Unsampled;
-use crate::cpu::sampling::engine::SelectedEngine;
+use crate::cpu::sampling::engine::{SelectedEngine, start_timer_engine};
 use crate::cpu::sampling::period::MIN_REBALANCE_INTERVAL;
-use crate::cpu::sampling::recorder::{DrainState, current_table};
 
 /// Minimum intervals between two attempts to switch the engine, in total and per thread: creating a
 /// timer costs 2 us.
@@ -22,13 +21,13 @@ const WARNING_TOPIC: &str = "cpu.engine";
 
 /// Times of the last shortage and of the last attempt to switch the engine.
 #[derive(Debug, Default)]
-pub(crate) struct DescriptorRelief {
+pub(super) struct QuotaShortage {
     last_switch_attempt: Option<Moment>,
     /// Last time with unsampled threads; `Some` while the warning is set.
     last_shortage: Option<Moment>,
 }
 
-impl DescriptorRelief {
+impl QuotaShortage {
     fn update_warning(&mut self, unsampled: Option<&Unsampled>, now: Moment) {
         match (unsampled, self.last_shortage) {
             (Some(unsampled), before) => {
@@ -49,7 +48,7 @@ impl DescriptorRelief {
     }
 }
 
-impl Drop for DescriptorRelief {
+impl Drop for QuotaShortage {
     fn drop(&mut self) {
         if self.last_shortage.is_some() {
             warnings::clear(WARNING_TOPIC);
@@ -58,8 +57,9 @@ impl Drop for DescriptorRelief {
 }
 
 impl DrainState {
-    /// Applies the quotas; examines all threads at most once per `pause`. Called after a drain.
-    pub(crate) fn apply_quotas(&mut self, now: Moment, min_interval: Duration) {
+    /// Applies the quotas; examines all threads at most once per `min_interval`. Called after a
+    /// drain.
+    pub(super) fn apply_quotas(&mut self, now: Moment, min_interval: Duration) {
         self.engine.sampler.rebalance(now, min_interval.max(MIN_REBALANCE_INTERVAL));
         let threads = u32::try_from(self.thread_table.len()).unwrap_or(u32::MAX);
         let switch_interval =
@@ -68,11 +68,11 @@ impl DrainState {
         if let Some(shortage) = &unsampled
             && self.engine.may_switch_to_timer
             && self
-                .quota_relief
+                .quota_shortage
                 .last_switch_attempt
                 .is_none_or(|tried| now.since(tried) >= switch_interval)
         {
-            self.quota_relief.last_switch_attempt = Some(now);
+            self.quota_shortage.last_switch_attempt = Some(now);
             let description = format!("timer: {}", shortage.reason);
             let timers = start_timer_engine(self.frequency, &self.thread_table.tids(), description);
             let unsampled_threads = |chosen: &SelectedEngine| {
@@ -85,7 +85,7 @@ impl DrainState {
                 unsampled = self.engine.sampler.unsampled();
             }
         }
-        self.quota_relief.update_warning(unsampled.as_ref(), now);
+        self.quota_shortage.update_warning(unsampled.as_ref(), now);
         if let (Some(current), Some(table)) =
             (unsampled, current_table(&mut self.session, &mut self.lookback))
             && table.unsampled.as_ref().is_none_or(|before| before.threads <= current.threads)
