@@ -111,7 +111,7 @@ impl Sum {
             // freed.
             *self = Self { amount: AllocatedAmount::default(), generation: record.site.generation };
         }
-        self.amount.add(AllocatedAmount::from_record(record));
+        self.amount.add(record.amount());
     }
 }
 
@@ -467,7 +467,7 @@ struct InUse {
 
 impl InUse {
     fn add(&mut self, record: &BlockRecord) {
-        let amount = AllocatedAmount::from_record(record);
+        let amount = record.amount();
         if record.weight <= 1.0 {
             self.exact.add(amount);
         }

@@ -96,7 +96,7 @@ impl CumulativeStats {
     }
 
     fn count(&self, record: &BlockRecord) {
-        self.allocated.add(AllocatedAmount::from_record(record));
+        self.allocated.add(record.amount());
         self.samples.fetch_add(1, Relaxed);
         let variance = record.variance();
         if variance > 0.0 {
@@ -184,7 +184,7 @@ pub(super) fn record_if_sampled(address: usize, size: usize) {
     CUMULATIVE.count(&record);
     // Counted before it is inserted as live: a dump reads live blocks first and must not show more
     // bytes in use than allocated.
-    SITES.count(site, AllocatedAmount::from_record(&record));
+    SITES.count(site, record.amount());
     insert_record(address, record);
 }
 
@@ -225,7 +225,7 @@ pub(super) fn may_be_recorded(address: usize) -> bool {
 pub(super) fn take_record(address: usize) -> Option<BlockRecord> {
     let record = LIVE_BLOCKS.remove(address)?;
     FILTER.remove(address);
-    LIVE_BYTES.sub(AllocatedAmount::from_record(&record).bytes());
+    LIVE_BYTES.sub(record.amount().bytes());
     Some(record)
 }
 
@@ -238,11 +238,11 @@ pub(super) fn discard_record(record: &BlockRecord) {
 pub(super) fn insert_record(address: usize, record: BlockRecord) {
     FILTER.add(address);
     if LIVE_BLOCKS.insert(address, record) {
-        LIVE_BYTES.add(AllocatedAmount::from_record(&record).bytes());
+        LIVE_BYTES.add(record.amount().bytes());
     } else {
         FILTER.remove(address);
         increment(&LOSSES.dropped);
-        let bytes = u64::try_from(AllocatedAmount::from_record(&record).bytes()).unwrap_or(0);
+        let bytes = u64::try_from(record.amount().bytes()).unwrap_or(0);
         LOSSES.dropped_bytes.fetch_add(bytes, Relaxed);
         discard_record(&record);
     }

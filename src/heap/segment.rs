@@ -1,8 +1,8 @@
 //! A segment of the table of live blocks, and the protocol of its records.
 //!
 //! ```text
-//! keys    [k0..k7] [k8..k15] …           eight per cache line; 0 is free
-//! records {turn, site, size, weight} …   one for each key
+//! keys    [k0..k7] [k8..k15] …               eight per cache line; 0 is free
+//! records {sequence, site, size, weight} …   one for each key
 //! ```
 //!
 //! **Writers.** A block is inserted after the inner allocator has returned it and before the
@@ -10,7 +10,7 @@
 //! therefore in the table at most once, and only one thread at a time inserts or removes it;
 //! threads compete only for free keys. A key goes 0 -> CLAIMED -> address -> 0.
 //!
-//! **Readers.** A dump reads concurrently. `turn` is a seqlock sequence: odd while the record is
+//! **Readers.** A dump reads concurrently. `sequence` is that of a seqlock: odd while the record is
 //! written. A dump that reads the same even sequence and the same key before and after has read one
 //! consistent record. This holds even if the block was freed and its address reused in between. It
 //! skips records that fail this check: those blocks are being allocated or freed at this moment.
@@ -22,7 +22,7 @@
 use std::ops::Range;
 
 use super::sampler::mix;
-use super::sites::SiteId;
+use super::sites::{AllocatedAmount, SiteId};
 use crate::base::sync::{AtomicU64, Ordering, fence};
 
 /// Keys per cache line.
@@ -42,6 +42,11 @@ pub(crate) struct BlockRecord {
 }
 
 impl BlockRecord {
+    /// Returns the amount that the block stands for.
+    pub(crate) fn amount(&self) -> AllocatedAmount {
+        AllocatedAmount::of_blocks(self.weight, self.size)
+    }
+
     /// Returns the block's contribution to the variance of the bytes, in square bytes.
     /// Horvitz-Thompson: `size^2 * (1 - p) / p^2` with `p = 1 / weight`.
     pub(crate) fn variance(&self) -> f64 {

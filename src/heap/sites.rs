@@ -12,7 +12,6 @@
 
 use super::index::{HashIndex, Internable, Interned};
 use super::sampler::mix;
-use super::segment::BlockRecord;
 use super::slots::{BlockSlots, Eviction};
 use crate::base::sync::AtomicU64;
 use crate::base::sync::Ordering::{Acquire, Relaxed, Release};
@@ -72,11 +71,12 @@ impl AllocatedAmount {
     /// Larger than any real amount.
     pub(crate) const MAX: Self = Self { objects_256ths: u64::MAX, bytes: u64::MAX };
 
-    /// Returns the amount that a record stands for.
-    pub(crate) fn from_record(record: &BlockRecord) -> Self {
+    /// Returns the amount of `count` blocks of `size` bytes each. The count of a sample is its
+    /// weight and not a whole number.
+    pub(crate) fn of_blocks(count: f64, size: u64) -> Self {
         Self {
-            objects_256ths: (record.weight * 256.0).round() as u64,
-            bytes: (record.weight * record.size as f64).round() as u64,
+            objects_256ths: (count * 256.0).round() as u64,
+            bytes: (count * size as f64).round() as u64,
         }
     }
 

@@ -9,7 +9,7 @@ fn site_is_keyed_by_stack_and_size() {
     assert!(a != b && b != c && a != c && a.is_some());
     assert_eq!(sites.intern(1, 64), Some((a.unwrap(), false)));
     let block = BlockRecord { site: a.unwrap(), size: 64, weight: 2.5 };
-    (0..3).for_each(|_| sites.count(block.site, AllocatedAmount::from_record(&block)));
+    (0..3).for_each(|_| sites.count(block.site, block.amount()));
     let site = sites.hold(a.unwrap().number).unwrap();
     assert_eq!((site.stack, site.size), (1, 64));
     assert_eq!((site.allocated.objects(), site.allocated.bytes()), (8, 480));
@@ -31,7 +31,7 @@ fn sizes_share_one_site_when_table_is_filling_up() {
 #[test]
 fn sites_without_live_blocks_are_evicted_and_still_counted() {
     let sites = SiteTable::new();
-    let one = |site| AllocatedAmount::from_record(&BlockRecord { site, size: 64, weight: 1.0 });
+    let one = |site| BlockRecord { site, size: 64, weight: 1.0 }.amount();
     // Every fourth block stays alive.
     let mut kept = Vec::new();
     let mut evictions = 0;
@@ -71,10 +71,7 @@ fn sites_without_live_blocks_are_evicted_and_still_counted() {
 fn recently_used_site_is_not_evicted() {
     let sites = SiteTable::new();
     let (often, _) = sites.intern(1, 64).unwrap();
-    sites.count(
-        often,
-        AllocatedAmount::from_record(&BlockRecord { site: often, size: 64, weight: 1.0 }),
-    );
+    sites.count(often, BlockRecord { site: often, size: 64, weight: 1.0 }.amount());
     sites.release(often);
     for stack in 2..=3 * MAX_SITES as u32 {
         while sites.intern(stack, 64).map(|(site, _)| sites.release(site)).is_none() {

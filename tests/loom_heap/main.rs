@@ -142,7 +142,7 @@ use base::sync::{AtomicU8, AtomicU64};
 use filter::AddressFilter;
 use frames::FrameSlots;
 use segment::{BlockRecord, KEYS_PER_LINE, RECORD_WORDS, TableSegment};
-use sites::{AllocatedAmount, SiteId, SiteTable};
+use sites::{SiteId, SiteTable};
 use stacks::StackSlots;
 
 struct Words([AtomicU64; KEYS_PER_LINE * (1 + RECORD_WORDS)]);
@@ -337,10 +337,7 @@ fn threads_agree_on_site_id_and_count_every_block() {
             let sites = Arc::clone(&sites);
             move || {
                 let (site, _) = sites.intern(1, 64).unwrap();
-                sites.count(
-                    site,
-                    AllocatedAmount::from_record(&BlockRecord { site, size: 64, weight: 2.0 }),
-                );
+                sites.count(site, BlockRecord { site, size: 64, weight: 2.0 }.amount());
                 site
             }
         };
@@ -384,7 +381,7 @@ fn dump_never_shows_more_live_than_allocated() {
         };
         let (site, _) = sites.intern(1, 64).unwrap();
         let record = BlockRecord { site, size: 64, weight: 1.0 };
-        sites.count(site, AllocatedAmount::from_record(&record));
+        sites.count(site, record.amount());
         assert!(words.segment().try_insert(0, 64, record));
         let (in_use, shown) = dumping.join().unwrap();
         met.add(Some(u32::from(in_use) + 2 * u32::from(shown)));
@@ -403,10 +400,7 @@ fn evicted_site_is_not_found_and_keeps_its_counts() {
     check_bounded(move || {
         let sites = Arc::new(SiteTable::new());
         let count = |site| {
-            sites.count(
-                site,
-                AllocatedAmount::from_record(&BlockRecord { site, size: 64, weight: 1.0 }),
-            );
+            sites.count(site, BlockRecord { site, size: 64, weight: 1.0 }.amount());
         };
         let (first, _) = sites.intern(1, 64).unwrap();
         count(first);
