@@ -15,19 +15,17 @@
 //! bytes allocated. A site is in one window, so each block is summed once. A block that is
 //! allocated or freed during the sweep may be missing.
 
-use std::fmt;
+mod comments;
+
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::frames::{self, EVICTED_STACK, TABLE_FULL_STACK};
-use super::live;
-use super::recorder::{
-    BYTES_BEFORE_EXACT, CUMULATIVE, LIVE_BLOCKS, LOSSES, SITES, STACKS, effective_rate,
-};
+use super::recorder::{CUMULATIVE, LIVE_BLOCKS, LOSSES, SITES, STACKS};
 use super::segment::BlockRecord;
 use super::sites::{ANY_SIZE, AllocatedAmount, AllocationSite, TABLE_FULL_SITE};
-use super::{Error, ProfilerExclusion, exclude_current_thread, is_installed, rate, thread};
+use super::{Error, ProfilerExclusion, exclude_current_thread, is_installed};
 use crate::base::Bytes;
-use crate::model::{Losses, Mapping, Marker, ValueType};
+use crate::model::{Losses, Mapping, ValueType};
 use crate::os::images;
 use crate::unwind::{self, MAX_FRAMES};
 
@@ -50,49 +48,6 @@ pub const DEFAULT_SAMPLE_TYPE: &str = "inuse_space";
 
 /// Unit of the sampling period.
 pub const PERIOD_TYPE: ValueType = ValueType { name: "space", unit: "bytes" };
-
-/// Regular expression for the functions between the program and the tables: the language's
-/// allocation entry points, the growth functions of containers, and marple's own functions. A
-/// viewer that applies it shows the function of the program that requested the memory as the
-/// innermost; the file itself keeps every frame.
-///
-/// The expression matches whole names. A dropped frame also drops everything it calls, so functions
-/// that run the program's closures or iterators are not listed (`or_insert_with`, `from_iter`,
-/// `extend`). Listed functions call back into the program only to clone, hash, compare or format a
-/// value. In a name of several functions (` (or ...)`) those of the program come first, so the
-/// names after a listed function are of the same kind. Go drops the text in brackets and leaves the
-/// space.
-pub const DROP_FRAMES: &str = concat!(
-    r"((__rustc.*::)?__(rust|rg)_(alloc|alloc_zeroed|realloc)",
-    r"|<.* as core::alloc::global::GlobalAlloc>::.*",
-    r"|<?marple::heap::alloc::Allocator.*",
-    r"|<?alloc::(alloc|raw_vec)::.*",
-    r"|alloc::boxed::(box_new.*|Box<.*>::(new(_in|_uninit|_uninit_in)?|pin|(try_)?clone_from_ref_in))",
-    r"|alloc::boxed::convert::<impl core::convert::From<.*>::from",
-    r"|<?alloc::(vec::Vec<.*>|string::String)>?",
-    r"::(with_capacity|with_capacity_in|reserve|reserve_exact|push|push_mut|push_str|grow_one",
-    r"|append|append_elements|extend_from_slice|extend_from_within|extend_with|insert|insert_mut|insert_str",
-    r"|into_boxed_slice|into_boxed_str|resize|shrink_to|shrink_to_fit|split_off)",
-    r"|<alloc::(vec::Vec<.*>|string::String) as core::(clone::Clone>::clone|convert::From<.*>::from",
-    r"|fmt::Write>::write_(str|char))",
-    r"|(alloc::vec|<.* as alloc::vec::spec_from_elem::SpecFromElem>)::from_elem",
-    r"|<alloc::vec::Vec<.*> as alloc::vec::spec_extend::SpecExtend<&T,core::slice::iter::Iter<T>>>",
-    r"::spec_extend",
-    r"|<?(.* as )?alloc::(slice|str)::(<impl .*>|join_generic_copy)(::.*)?",
-    r"|<.* as alloc::string::(SpecToString|ToString)>::(spec_)?to_string",
-    r"|alloc::fmt::format(::.*)?",
-    r"|<?alloc::(rc::Rc|sync::Arc)<.*>::(new|new_in|pin|allocate_for_.*|copy_from_slice|from_box(_in)?)",
-    r"|<alloc::(rc::Rc|sync::Arc)<.*> as core::convert::From<.*>::from",
-    r"|alloc::collections::btree::(node::.*|map::entry::VacantEntry<.*>::insert(_entry)?",
-    r"|map::BTreeMap<.*>::insert|set::BTreeSet<.*>::(insert|replace))",
-    r"|alloc::collections::(binary_heap::BinaryHeap|linked_list::LinkedList|vec_deque::VecDeque)<.*>",
-    r"::(with_capacity|with_capacity_in|reserve|reserve_exact|grow|insert|insert_mut|push",
-    r"|push_(back|front)(_mut|_node)?|resize)",
-    r"|(hashbrown|std::collections::hash)::(map::HashMap|set::HashSet)<.*>",
-    r"::(with_capacity.*|reserve|insert|entry|replace|shrink_to_fit)",
-    r"|hashbrown::(rustc_entry::.*::rustc_entry|raw::RawTable(Inner|<.*>)::.*)",
-    r")( .*)?",
-);
 
 /// Sum of the live blocks of a site.
 #[derive(Clone, Copy, Default)]
@@ -209,7 +164,7 @@ impl Drop for HeapDump<'_> {
 }
 
 impl HeapDump<'_> {
-    /// Passes every sample to `see` and stops at the first error. Takes about 0.1 us per sample and
+    /// Passes every sample to `visit` and stops at the first error. Takes about 0.1 us per sample and
     /// frame.
     pub fn visit_samples<E>(
         &mut self,
@@ -296,8 +251,8 @@ impl HeapDump<'_> {
         });
     }
 
-    /// Fills `batch` with the next frames of the passed samples whose address is above `after`, in
-    /// ascending order, as (address, number). Addresses are those of [`crate::model::Frame`]. The
+    /// Fills `batch` with the next frames of the passed samples whose address is above
+    /// `last_address`, in ascending order, as (address, number). Addresses are those of [`crate::model::Frame`]. The
     /// batch is empty if no frames remain.
     pub fn next_frames(&self, last_address: u64, batch: &mut Vec<(u64, u32)>) {
         batch.clear();
@@ -332,80 +287,6 @@ impl HeapDump<'_> {
     /// Returns the estimated bytes in use. Valid after [`Self::visit_samples`].
     pub fn in_use(&self) -> Bytes {
         Bytes(self.in_use.bytes as u64)
-    }
-
-    /// Passes comments for the reader, one line each, to `see`. Valid after
-    /// [`Self::visit_samples`].
-    pub fn visit_comments<E>(
-        &self,
-        mut visit: impl FnMut(fmt::Arguments<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
-        match rate() {
-            Bytes(0) => visit(format_args!("heap sampling is off"))?,
-            Bytes(1) => visit(format_args!(
-                "heap: every allocation is recorded, because the rate is 1; about {} bytes \
-                 allocated at an earlier rate are estimated from samples",
-                BYTES_BEFORE_EXACT.load(Relaxed)
-            ))?,
-            Bytes(rate) => {
-                visit(format_args!("heap: one sample in {rate} bytes allocated, on average"))?;
-            }
-        }
-        let coarser = Bytes(effective_rate());
-        if coarser != rate() {
-            visit(format_args!(
-                "heap: the table of live blocks holds {} of {} entries; the effective rate is one \
-                 sample in {} bytes",
-                LIVE_BLOCKS.len(),
-                live::TOTAL_KEYS,
-                coarser.get()
-            ))?;
-        }
-        let InUse { records, bytes, variance, exact, table_full: without_room } = self.in_use;
-        let error = variance.sqrt();
-        visit(format_args!(
-            "heap: {bytes:.0} bytes in use, standard error {error:.0} ({:.1} %), \
-             from {records} samples",
-            percent(error, bytes)
-        ))?;
-        if rate() == Bytes(1) {
-            visit(format_args!(
-                "heap: of the bytes in use, {} in {} blocks are exact; the others are estimated \
-                 from samples at a coarser rate",
-                exact.bytes(),
-                exact.objects()
-            ))?;
-        }
-        if without_room.bytes() > 0 {
-            visit(format_args!(
-                "heap: {} of the bytes in use are attributed to {}: too many stacks with live \
-                 blocks for the tables",
-                without_room.bytes(),
-                Marker::TablesFull.name()
-            ))?;
-        }
-        let (samples, error) = CUMULATIVE.totals();
-        let (objects, bytes) = (self.allocated.objects(), self.allocated.bytes());
-        let source_note =
-            if rate() == Bytes(1) { ", all of it from samples at a coarser rate" } else { "" };
-        visit(format_args!(
-            "heap: since program start: {objects} blocks and {bytes} bytes allocated, standard \
-             error {error:.0} ({:.1} %){source_note}, from {samples} samples",
-            percent(error, bytes as f64)
-        ))?;
-        let (counted, unreported) = thread::allocated_bytes();
-        visit(format_args!(
-            "heap: counted, not sampled: {counted} bytes allocated since program start, plus up to \
-             {unreported} that threads have not reported yet or did not report before they ended"
-        ))?;
-        match (LOSSES.dropped.load(Relaxed), LOSSES.dropped_bytes.load(Relaxed)) {
-            (0, _) => visit(format_args!("heap: no sample was dropped"))?,
-            (samples, bytes) => visit(format_args!(
-                "heap: {samples} samples were dropped and represent {bytes} bytes: up to that many \
-                 more bytes may be in use"
-            ))?,
-        }
-        Ok(())
     }
 
     /// Returns the losses since the program started, as causes and counts.
@@ -447,11 +328,6 @@ fn loss_counts() -> impl Iterator<Item = (&'static str, u64)> {
     .into_iter()
     .map(|(cause, count)| (cause, count.load(Relaxed)))
     .filter(|&(_, count)| count > 0)
-}
-
-/// Returns `part` as a percentage of `whole`.
-fn percent(part: f64, total: f64) -> f64 {
-    if total > 0.0 { part / total * 100.0 } else { 0.0 }
 }
 
 /// Sums over all live records.

@@ -17,6 +17,7 @@
 //! is as cheap, but exists only in jemalloc.
 
 mod alloc;
+mod drop_frames;
 mod dump;
 mod filter;
 mod frames;
@@ -54,9 +55,10 @@ use crate::os::eventfd::EventListener;
 use crate::os::images;
 
 pub use alloc::Allocator;
+pub use drop_frames::DROP_FRAMES;
 pub use dump::{
-    DEFAULT_SAMPLE_TYPE, DROP_FRAMES, DumpBuffers, HeapDump, HeapSample, MAX_FRAMES_PER_BATCH,
-    PERIOD_TYPE, SAMPLE_TYPES, losses,
+    DEFAULT_SAMPLE_TYPE, DumpBuffers, HeapDump, HeapSample, MAX_FRAMES_PER_BATCH, PERIOD_TYPE,
+    SAMPLE_TYPES, losses,
 };
 pub use snapshot::snapshot;
 pub use thread::{ProfilerExclusion, exclude_current_thread};
@@ -99,8 +101,8 @@ pub fn in_use() -> Option<Bytes> {
 }
 
 /// Sets the threshold for [`threshold_events`], replacing an earlier one. The thread whose
-/// allocation raises [`in_use`] above `mark` wakes the waiting task once. Wakes it at once if the
-/// value is already above.
+/// allocation raises [`in_use`] above `threshold` wakes the waiting task once. Wakes it at once if
+/// the value is already above.
 pub fn arm_threshold(threshold: Bytes) {
     recorder::LIVE_BYTES.arm(threshold);
 }

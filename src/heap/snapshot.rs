@@ -28,7 +28,7 @@ pub fn snapshot(now: Timestamp) -> Result<Profile, Error> {
     let (types, period_type) = (&dump::SAMPLE_TYPES, dump::PERIOD_TYPE);
     let mut profile = Profile::new(types, period_type, rate().get() as i64, now);
     profile.default_sample_type = dump::DEFAULT_SAMPLE_TYPE;
-    profile.drop_frames = dump::DROP_FRAMES.to_owned();
+    profile.drop_frames = super::DROP_FRAMES.to_owned();
     let mut addresses = Vec::new();
     let Ok(()) = heap_dump.visit_samples::<std::convert::Infallible>(|sample| {
         addresses.clear();
