@@ -17,6 +17,7 @@
 //! is as cheap, but exists only in jemalloc.
 
 mod alloc;
+mod bytes_by_rate;
 mod drop_frames;
 mod dump;
 mod filter;

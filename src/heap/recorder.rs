@@ -13,6 +13,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
+use super::bytes_by_rate::{BytesByRate, RateShares};
 use super::filter::AddressFilter;
 use super::live::{LiveBlocks, coarsened_rate};
 use super::segment::BlockRecord;
@@ -44,16 +45,23 @@ pub(super) static LIVE_BYTES: LiveBytes = LiveBytes::new();
 pub(super) static CUMULATIVE: CumulativeStats = CumulativeStats::new();
 static FILTER: AddressFilter = AddressFilter::new();
 
-/// Bytes allocated before [`RATE`] became 1.
-pub(super) static BYTES_BEFORE_EXACT: AtomicU64 = AtomicU64::new(0);
+static BYTES_BY_RATE: BytesByRate = BytesByRate::new();
 
 /// Sets the rate for all threads.
 pub(super) fn set_rate(rate: u64) {
-    if RATE.swap(rate, Relaxed) != rate && rate == 1 {
+    let previous = RATE.swap(rate, Relaxed);
+    if previous != rate {
         let (counted, _) = thread::allocated_bytes();
-        BYTES_BEFORE_EXACT.store(counted, Relaxed);
+        BYTES_BY_RATE.record_change(previous, counted);
     }
     thread::set_floor(rate);
+}
+
+/// Returns the bytes allocated since the program started, by the rate. Excludes bytes that threads
+/// have not reported yet.
+pub(super) fn bytes_by_rate() -> RateShares {
+    let (counted, _) = thread::allocated_bytes();
+    BYTES_BY_RATE.shares(RATE.load(Relaxed), counted)
 }
 
 /// Returns the effective sampling rate, which is coarser than [`RATE`] if the table of live blocks

@@ -1,4 +1,5 @@
-//! At rate 0 nothing is recorded, and blocks recorded earlier are still in the profile.
+//! At rate 0 nothing is recorded, blocks recorded earlier are still in the profile, and later
+//! profiles state the bytes without samples.
 
 use jiff::Timestamp;
 use marple::base::Bytes;
@@ -25,4 +26,8 @@ fn rate_zero_records_nothing() {
     drop((own_blocks, theirs, recorded));
     assert!(total("inuse_space") < 1 << 30);
     assert_eq!(total("alloc_space"), before);
+    heap::set_rate(Bytes(1));
+    let comments = heap::snapshot(Timestamp::now()).unwrap().comments;
+    let unsampled = "of the counted bytes were allocated while sampling was off";
+    assert!(comments.iter().any(|comment| comment.contains(unsampled)), "{comments:?}");
 }

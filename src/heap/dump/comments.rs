@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::{HeapDump, InUse};
 use crate::base::Bytes;
-use crate::heap::recorder::{BYTES_BEFORE_EXACT, CUMULATIVE, LIVE_BLOCKS, LOSSES, effective_rate};
+use crate::heap::recorder::{CUMULATIVE, LIVE_BLOCKS, LOSSES, bytes_by_rate, effective_rate};
 use crate::heap::{live, rate, thread};
 use crate::model::Marker;
 
@@ -16,12 +16,13 @@ impl HeapDump<'_> {
         &self,
         mut visit: impl FnMut(fmt::Arguments<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
+        let by_rate = bytes_by_rate();
         match rate() {
             Bytes(0) => visit(format_args!("heap sampling is off"))?,
             Bytes(1) => visit(format_args!(
                 "heap: every allocation is recorded, because the rate is 1; about {} bytes \
                  allocated at an earlier rate are estimated from samples",
-                BYTES_BEFORE_EXACT.load(Relaxed)
+                by_rate.estimated
             ))?,
             Bytes(rate) => {
                 visit(format_args!("heap: one sample in {rate} bytes allocated, on average"))?;
@@ -74,6 +75,13 @@ impl HeapDump<'_> {
             "heap: counted, not sampled: {counted} bytes allocated since program start, plus up to \
              {unreported} that threads have not reported yet or did not report before they ended"
         ))?;
+        if by_rate.unsampled > 0 {
+            visit(format_args!(
+                "heap: about {} of the counted bytes were allocated while sampling was off; no \
+                 sample represents them",
+                by_rate.unsampled
+            ))?;
+        }
         match (LOSSES.dropped.load(Relaxed), LOSSES.dropped_bytes.load(Relaxed)) {
             (0, _) => visit(format_args!("heap: no sample was dropped"))?,
             (samples, bytes) => visit(format_args!(
