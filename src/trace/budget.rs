@@ -7,7 +7,6 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::model::{ArgValue, StringHandle, TimelineEvent};
-use crate::trace::span_log::SpanRecord;
 
 /// Size of an event in the timeline, without its arguments.
 pub(super) const EVENT_BYTES: usize = size_of::<TimelineEvent>();
@@ -15,10 +14,8 @@ pub(super) const EVENT_BYTES: usize = size_of::<TimelineEvent>();
 /// Size of an argument in the timeline.
 const ARG_BYTES: usize = size_of::<(StringHandle, ArgValue)>();
 
-/// Size of a record, including its part of the list of chunks.
-const RECORD_BYTES: usize = size_of::<SpanRecord>() + 1;
-
-const _: () = assert!(RECORD_BYTES <= 41, "a record stays within 40 bytes");
+/// Size of a record of a span, including its part of the list of chunks: `40 + 1`.
+pub(super) const RECORD_BYTES: usize = 41;
 
 /// Size of a text in the timeline's string table, in addition to its bytes, at the peak of the
 /// table's growth, when the old and the new table both exist: reference counts 24 + row 48 + hash

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use tracing::Metadata;
 
-use super::budget::{TEXT_OVERHEAD_BYTES, TraceBudget, event_cost, is_exhausted};
+use super::budget::{RECORD_BYTES, TEXT_OVERHEAD_BYTES, TraceBudget, event_cost, is_exhausted};
 use super::fields::FieldList;
 use super::loss::{LossCause, LossCounts};
 use crate::base::{Clock, Moment, SystemClock};
@@ -72,6 +72,8 @@ pub(super) struct SpanRecord {
     pub(super) at: Moment,
     pub(super) kind: RecordKind,
 }
+
+const _: () = assert!(size_of::<SpanRecord>() < RECORD_BYTES, "a record costs more than charged");
 
 /// Result of recording an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
