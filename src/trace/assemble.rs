@@ -18,7 +18,8 @@ use tracing::Metadata;
 use super::fields::{FieldList, MESSAGE};
 use super::flight::{self, Window};
 use super::loss::LossCounts;
-use super::recorder::{self, RecorderState};
+use super::recorder::RecorderState;
+use super::sources;
 use crate::base::{Moment, TimeAnchor};
 use crate::model::{
     ArgValue, EventKind, StringHandle, Timeline, TimelineEvent, TrackHandle, TrackKind,
@@ -102,7 +103,7 @@ fn write_process_track(
     }
     instants.sort_by_key(|instant| instant.at);
     let end = instants.last().map_or(now, |last| now.max(last.at));
-    let mut args = vec![("recorded", recorder::recorded_sources())];
+    let mut args = vec![("recorded", sources::recorded_sources())];
     if complete.is_some() {
         args.push(("clock", cycle_clock::source().name()));
     }

@@ -5,33 +5,25 @@
 //! the last closure set replaces the earlier ones silently. So a service passes its own closures to
 //! [`Hooks`].
 //!
-//! With `--cfg tokio_unstable` there are also hooks around each poll (`unstable.rs`).
+//! With `--cfg tokio_unstable` there are also hooks around each poll (`hooks/unstable.rs`).
+
+mod unstable;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::runtime::Builder;
 
-use super::recorder;
+use super::sources;
 use super::thread;
-use super::unstable::{self, TaskHooks};
 use crate::base::thread_start;
 use crate::model::{RawKind, TaskKey};
 use crate::os::clock::cycle_clock;
 use crate::os::fork;
+use unstable::TaskHooks;
 
 /// Number of runtimes with the hooks.
 static RUNTIME_COUNT: AtomicU64 = AtomicU64::new(0);
-
-/// `true` if the hooks of some runtime report its tasks.
-static TASK_HOOKS_INSTALLED: AtomicBool = AtomicBool::new(false);
-
-/// Returns `true` if the hooks of some runtime report its tasks. Constant `false` in a build
-/// without such hooks.
-#[inline]
-pub(super) fn has_task_hooks() -> bool {
-    unstable::TASK_HOOKS_AVAILABLE && TASK_HOOKS_INSTALLED.load(Ordering::Relaxed)
-}
 
 /// Records the activity of each worker of the runtime in the runtime trace. Parked times are slices
 /// named `parked`. In a program built with `--cfg tokio_unstable` every poll of every task is
@@ -81,7 +73,7 @@ pub struct Hooks {
     park: Option<Hook>,
     unpark: Option<Hook>,
     notify_thread_starts: bool,
-    pub(super) tasks: TaskHooks,
+    tasks: TaskHooks,
 }
 
 impl Hooks {
@@ -132,11 +124,10 @@ impl Hooks {
     /// closure was given; start also if threads are reported to CPU profiles. Task hooks are set if
     /// the build has them.
     pub fn apply(self, builder: &mut Builder) -> &mut Builder {
-        recorder::mark_hooks_installed();
+        sources::mark_hooks_installed();
         let runtime = RUNTIME_COUNT.fetch_add(1, Ordering::Relaxed) + 1;
-        let Self { start, stop, park, unpark, notify_thread_starts: tells_of_threads, tasks } =
-            self;
-        if tells_of_threads {
+        let Self { start, stop, park, unpark, notify_thread_starts, tasks } = self;
+        if notify_thread_starts {
             builder.on_thread_start(move || {
                 thread_start::notify_thread_started();
                 fork::warn_if_unwatched();
@@ -148,7 +139,6 @@ impl Hooks {
         if let Some(stop) = stop {
             builder.on_thread_stop(move || stop());
         }
-        TASK_HOOKS_INSTALLED.store(unstable::TASK_HOOKS_AVAILABLE, Ordering::Relaxed);
         tasks.apply(builder);
         builder.on_thread_park(move || {
             if let Some(park) = &park {

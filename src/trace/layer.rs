@@ -19,6 +19,7 @@ use super::budget::is_exhausted;
 use super::fields::FieldList;
 use super::loss::LossCause;
 use super::recorder;
+use super::sources;
 use crate::trace::span_log::{EndOutcome, LogPages, Source};
 
 /// Creates the layer that records spans and events in the runtime trace. Add it once to the
@@ -53,7 +54,7 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
     fn on_layer(&mut self, _: &mut S) {
-        recorder::mark_layer_installed();
+        sources::mark_layer_installed();
     }
 
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {

@@ -15,7 +15,7 @@
 //! event costs two reads of the CPU's counter and a few stores. Nothing is locked, allocated or
 //! encoded, and the ring overwrites its oldest records. So a capture includes the seconds before it
 //! (`flight.rs`). The source of polls depends on the build. Under `--cfg tokio_unstable`, tokio's
-//! hooks report every poll of every task (`unstable.rs`). Otherwise only wrapped futures are
+//! hooks report every poll of every task (`hooks/unstable.rs`). Otherwise only wrapped futures are
 //! recorded (`task.rs`). Parks come from hooks in both cases. The manifest and the trace name the
 //! available sources.
 //!
@@ -57,15 +57,16 @@ mod layer;
 mod loss;
 pub(crate) mod open_polls;
 mod process_events;
+mod process_recorder;
 mod recorder;
 mod registry;
 mod ring;
 mod session;
 mod sites;
+mod sources;
 mod span_log;
 mod task;
 mod thread;
-mod unstable;
 
 #[cfg(not(feature = "internals"))]
 pub(crate) use flight::configure;
@@ -77,18 +78,18 @@ pub use hooks::instrument;
 pub use hooks::{Hooks, instrument_runtime};
 pub use layer::{Layer, layer};
 #[cfg(not(feature = "internals"))]
-pub(crate) use process_events::{record_instant, record_vitals};
+pub(crate) use process_recorder::{record_instant, record_vitals};
 #[cfg(feature = "internals")]
 #[doc(hidden)]
-pub use process_events::{record_instant, record_vitals};
-#[cfg(not(feature = "internals"))]
-pub(crate) use recorder::recorded_sources;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub use recorder::recorded_sources;
+pub use process_recorder::{record_instant, record_vitals};
 #[cfg(not(feature = "internals"))]
 pub(crate) use session::{Error, TraceSession};
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub use session::{Error, TraceSession};
+#[cfg(not(feature = "internals"))]
+pub(crate) use sources::recorded_sources;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub use sources::recorded_sources;
 pub(crate) use task::PollNode;

@@ -4,15 +4,11 @@
 //! their own share of the memory, because all other data is interpreted with the help of these
 //! tracks.
 
-use crate::base::sync::Mutex;
-use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use super::budget::EVENT_BYTES;
-use super::flight;
 use super::loss::{LossCause, LossCounts};
-use super::recorder;
-use crate::base::{Clock, Moment, SystemClock};
+use crate::base::Moment;
 use crate::model::Vitals;
 
 /// Maximum length of an instant's text in bytes.
@@ -96,7 +92,7 @@ pub(super) struct ProcessEvents {
 }
 
 impl ProcessEvents {
-    /// Creates an empty list that may use `left` bytes.
+    /// Creates an empty list that may use `remaining` bytes.
     pub(super) fn new(remaining: usize) -> Self {
         Self { remaining, values: Vec::new(), instants: Vec::new(), counts: LossCounts::default() }
     }
@@ -109,7 +105,20 @@ impl ProcessEvents {
         }
     }
 
-    fn push_vitals(&mut self, vitals: &Vitals) {
+    /// Returns the bytes that the list may still use.
+    pub(super) fn remaining(&self) -> usize {
+        self.remaining
+    }
+
+    /// Returns the maximum price of `vitals`.
+    pub(super) fn cost_of(vitals: &Vitals) -> usize {
+        let custom_values =
+            vitals.gauges.len() + vitals.counters.len() + 2 * vitals.histograms.len();
+        (BUILTIN_COUNTERS + custom_values) * VALUE_COST
+    }
+
+    /// Adds the values of `vitals` at `vitals.at`.
+    pub(super) fn push_vitals(&mut self, vitals: &Vitals) {
         let builtin: [_; BUILTIN_COUNTERS] = [
             (CounterTrack::Rss, vitals.rss.map(|bytes| bytes.get() as f64)),
             (CounterTrack::WorkingSet, vitals.working_set.map(|bytes| bytes.get() as f64)),
@@ -119,9 +128,9 @@ impl ProcessEvents {
             (CounterTrack::Fds, vitals.fds.map(|n| n as f64)),
             (CounterTrack::Lag, vitals.lag.map(|lag| lag.as_nanos() as f64)),
         ];
-        for (series, value) in builtin {
+        for (track, value) in builtin {
             if let Some(value) = value {
-                self.push_value(vitals.at, series, value);
+                self.push_value(vitals.at, track, value);
             }
         }
         for (name, value) in &vitals.gauges {
@@ -138,7 +147,8 @@ impl ProcessEvents {
         }
     }
 
-    fn push_instant(&mut self, at: Moment, name: &str, text: &str) {
+    /// Adds an instant. Texts longer than 1 KiB are cut.
+    pub(super) fn push_instant(&mut self, at: Moment, name: &str, text: &str) {
         let (name, text) = (truncate_text(name), truncate_text(text));
         if self
             .try_charge(2 * size_of::<ProcessEvent>() + EVENT_BYTES + 2 * (name.len() + text.len()))
@@ -154,80 +164,6 @@ impl ProcessEvents {
         };
         self.remaining = remaining;
         true
-    }
-}
-
-/// Records the vitals of one tick as counters at `vitals.at`. Also keeps one reading a second of
-/// the last two minutes for future sessions.
-///
-/// `rss` and `working set` are in bytes, `cpu` in cores, `runtime lag` in nanoseconds. `tasks
-/// alive`, `threads`, `fds`, every `gauge.NAME`, `counter.NAME.rate`, `histogram.NAME.p50` and
-/// `.p99` are counts. Values that could not be measured are omitted.
-pub fn record_vitals(vitals: &Vitals) {
-    flight::calibrate();
-    RECENT_VITALS.lock().unwrap_or_else(PoisonError::into_inner).push(vitals);
-    if let Some(shared) = recorder::running_session() {
-        shared.process_events().push_vitals(vitals);
-    }
-}
-
-/// Fills the list of a new session with the vitals from before it, using at most half of its
-/// memory.
-pub(super) fn add_recent_vitals(shared: &recorder::RecorderState) {
-    let recent = RECENT_VITALS.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut process_events = shared.process_events();
-    let mut remaining = process_events.remaining / 2;
-    let fitting = recent.newest_first().take_while(|vitals| {
-        let custom_values =
-            vitals.gauges.len() + vitals.counters.len() + 2 * vitals.histograms.len();
-        let cost = (BUILTIN_COUNTERS + custom_values) * VALUE_COST;
-        remaining.checked_sub(cost).inspect(|&left| remaining = left).is_some()
-    });
-    for vitals in fitting {
-        process_events.push_vitals(vitals);
-    }
-}
-
-/// Number of vitals kept while no session runs: one a second for two minutes.
-const MAX_RECENT: usize = 120;
-
-/// Minimum time between them. Less than a second, so that a tick that is slightly early is kept.
-const MIN_RECENT_INTERVAL: Duration = Duration::from_millis(950);
-
-static RECENT_VITALS: Mutex<RecentVitals> = Mutex::new(RecentVitals { rows: Vec::new(), next: 0 });
-
-/// Ring buffer of the last vitals.
-#[derive(Default)]
-struct RecentVitals {
-    rows: Vec<Vitals>,
-    next: usize,
-}
-
-impl RecentVitals {
-    fn push(&mut self, vitals: &Vitals) {
-        let last = self.newest_first().next();
-        if last.is_some_and(|last| vitals.at.since(last.at) < MIN_RECENT_INTERVAL) {
-            return;
-        }
-        match self.rows.get_mut(self.next) {
-            Some(row) => *row = vitals.clone(),
-            None => self.rows.push(vitals.clone()),
-        }
-        self.next = (self.next + 1) % MAX_RECENT;
-    }
-
-    fn newest_first(&self) -> impl Iterator<Item = &Vitals> {
-        let (newer, older) = self.rows.split_at_checked(self.next).unwrap_or((&self.rows, &[]));
-        newer.iter().rev().chain(older.iter().rev())
-    }
-}
-
-/// Records an event of the process as a whole, such as a trigger and its reason. Does nothing while
-/// no session runs. A text longer than 1 KiB is cut.
-pub fn record_instant(name: &str, text: &str) {
-    if let Some(shared) = recorder::running_session() {
-        let mut process_events = shared.process_events();
-        process_events.push_instant(SystemClock.now(), name, text);
     }
 }
 

@@ -13,12 +13,11 @@
 use crate::base::sync::Mutex;
 use std::cell::RefCell;
 use std::mem;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::budget::TraceBudget;
 use super::fields::FieldList;
-use super::hooks;
 use super::loss::{LossCause, LossCounts};
 use crate::trace::process_events::ProcessEvents;
 use crate::trace::span_log::{LogPages, SpanLog};
@@ -27,13 +26,6 @@ static SESSION: AtomicU64 = AtomicU64::new(0);
 static RUNNING: Mutex<RunningRecorder> = Mutex::new(RunningRecorder { sessions: 0, shared: None });
 static UNATTACHED_LOSSES: [AtomicU64; LossCause::ALL.len()] =
     [const { AtomicU64::new(0) }; LossCause::ALL.len()];
-
-/// `true` if a subscriber has the layer, and if a runtime was built with the hooks.
-static LAYER_INSTALLED: AtomicBool = AtomicBool::new(false);
-static HOOKS_INSTALLED: AtomicBool = AtomicBool::new(false);
-
-/// `true` if a future was wrapped.
-static TASKS_WRAPPED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     static ATTACHED: RefCell<AttachedRecorder> = const { RefCell::new(AttachedRecorder { session: 0, attachment: Attachment::SessionEnded }) };
@@ -80,49 +72,6 @@ enum Attachment {
     OutOfBudget,
     /// The session ended before the thread attached.
     SessionEnded,
-}
-
-/// Returns a description of what recordings contain. It depends on the build and on what the
-/// service installed.
-pub fn recorded_sources() -> &'static str {
-    let [spans, parks, tasks] = [&LAYER_INSTALLED, &HOOKS_INSTALLED, &TASKS_WRAPPED]
-        .map(|flag| flag.load(Ordering::Relaxed));
-    match (hooks::has_task_hooks(), tasks, parks, spans) {
-        (true, _, _, true) => "polls from tokio's hooks, parks, spans",
-        (true, _, _, false) => "polls from tokio's hooks, parks",
-        (false, true, true, true) => "polls of wrapped tasks, parks, spans",
-        (false, true, true, false) => "polls of wrapped tasks, parks",
-        (false, true, false, true) => "polls of wrapped tasks, spans",
-        (false, true, false, false) => "polls of wrapped tasks",
-        (false, false, true, true) => "spans and parks",
-        (false, false, true, false) => "parks",
-        (false, false, false, true) => "spans",
-        (false, false, false, false) => "vitals only",
-    }
-}
-
-/// Returns `true` if anything writes to rings.
-pub(super) fn has_ring_writers() -> bool {
-    HOOKS_INSTALLED.load(Ordering::Relaxed) || TASKS_WRAPPED.load(Ordering::Relaxed)
-}
-
-/// Notes that a future was wrapped.
-#[inline]
-pub(super) fn mark_tasks_wrapped() {
-    // The load first avoids a store to a flag that all spawning threads share.
-    if !TASKS_WRAPPED.load(Ordering::Relaxed) {
-        TASKS_WRAPPED.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Notes that a subscriber has the layer.
-pub(super) fn mark_layer_installed() {
-    LAYER_INSTALLED.store(true, Ordering::Relaxed);
-}
-
-/// Notes that a runtime builder has the hooks.
-pub(super) fn mark_hooks_installed() {
-    HOOKS_INSTALLED.store(true, Ordering::Relaxed);
 }
 
 /// Returns the number of the running session. This is the whole cost while none runs.

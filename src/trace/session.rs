@@ -5,9 +5,10 @@ use std::sync::Arc;
 use super::assemble::assemble;
 use super::flight::{self, RING_BYTES_DIVISOR, Window};
 use super::recorder::{self, RecorderState};
+use super::sources;
 use crate::base::{Bytes, Clock, Moment, SystemClock, TimeAnchor};
 use crate::model::Timeline;
-use crate::trace::process_events;
+use crate::trace::process_recorder;
 
 /// Errors of starting a recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -56,7 +57,7 @@ impl TraceSession {
             return Err(Error::TooSmall { given: max_bytes, minimum: MIN_BYTES });
         }
         // Without a writer of rings, spans, events and vitals get the rings' share too.
-        let remaining = if recorder::has_ring_writers() {
+        let remaining = if sources::has_ring_writers() {
             max_bytes.get() / RING_BYTES_DIVISOR
         } else {
             max_bytes.get()
@@ -67,7 +68,7 @@ impl TraceSession {
             [threads, process].map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
         let started = SystemClock.now();
         let shared = recorder::start(threads, process).ok_or(Error::Busy)?;
-        process_events::add_recent_vitals(&shared);
+        process_recorder::add_recent_vitals(&shared);
         let window = flight::begin(max_bytes);
         Ok(Self { shared: Some(shared), window, anchor, started })
     }

@@ -9,8 +9,7 @@
 
 use std::mem::ManuallyDrop;
 
-use super::hooks;
-use super::recorder;
+use super::sources;
 use super::thread;
 use crate::model::{RawKind, TaskKey};
 use crate::os::clock::cycle_clock;
@@ -26,9 +25,9 @@ impl PollNode {
     /// Records the spawn of a task with this site and number.
     #[inline]
     pub(crate) fn new(site: u16, number: u64) -> Self {
-        recorder::mark_tasks_wrapped();
+        sources::mark_tasks_wrapped();
         let task = TaskKey { site, number };
-        if !hooks::has_task_hooks() {
+        if !sources::has_task_hooks() {
             thread::record_task_event(RawKind::Spawned, task);
         }
         Self { task }
@@ -43,7 +42,7 @@ impl PollNode {
     /// Starts a poll at `tick`. Returns its slice, or `None` if the hooks record the poll.
     #[inline]
     pub(crate) fn begin_poll(&mut self, tick: u64) -> Option<PollSlice> {
-        if hooks::has_task_hooks() && thread::set_poll_site(self.task.site) {
+        if sources::has_task_hooks() && thread::set_poll_site(self.task.site) {
             return None;
         }
         thread::begin_slice(RawKind::WrappedPoll, self.task, tick);
@@ -64,7 +63,7 @@ impl PollNode {
     /// Ends the last poll and the task, at the same tick.
     #[inline]
     pub(crate) fn end_task(&mut self, slice: Option<PollSlice>) {
-        if let Some(slice) = slice.filter(|_| !hooks::has_task_hooks()) {
+        if let Some(slice) = slice.filter(|_| !sources::has_task_hooks()) {
             let PollSlice { task, start } = *ManuallyDrop::new(slice);
             thread::end_slice_and_task(RawKind::WrappedPoll, task, start);
             self.task.number = 0;
@@ -75,7 +74,7 @@ impl PollNode {
 impl Drop for PollNode {
     #[inline]
     fn drop(&mut self) {
-        if !hooks::has_task_hooks() {
+        if !sources::has_task_hooks() {
             thread::record_task_event(RawKind::Ended, self.task);
         }
     }

@@ -18,14 +18,11 @@ mod present {
 
     use tokio::runtime::{Builder, TaskMeta};
 
-    use super::super::hooks::Hooks;
-    use super::super::thread;
+    use super::super::Hooks;
     use crate::base::SpawnSite;
     use crate::model::{RawKind, TaskKey};
     use crate::os::clock::cycle_clock;
-
-    /// `true` if task hooks are compiled in.
-    pub(in super::super) const TASK_HOOKS_AVAILABLE: bool = true;
+    use crate::trace::thread;
 
     type TaskHook = Arc<dyn Fn(&TaskMeta<'_>) + Send + Sync>;
 
@@ -143,8 +140,6 @@ mod present {
 #[cfg(not(tokio_unstable))]
 mod absent {
     use tokio::runtime::Builder;
-
-    pub(in super::super) const TASK_HOOKS_AVAILABLE: bool = false;
 
     #[derive(Clone, Default)]
     pub(in super::super) struct TaskHooks;
