@@ -19,10 +19,12 @@ use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::registry::{self, RingOwner};
+use super::epoch::{self, EPOCH, RECORDING_START};
+use super::registry;
 use super::ring::Words;
 use super::sites;
-use super::thread::{self, EPOCH, RECORDING_START, ThreadRings, dropped_without_ring};
+use super::thread::dropped_without_ring;
+use super::thread_rings::{RingOwner, ThreadRings};
 use crate::base::{Bytes, Moment};
 use crate::model::{
     Activity, Calibration, Losses, OpenSlice, RawSlice, RawTask, StringTable, ThreadSlices,
@@ -121,7 +123,7 @@ impl FlightRecorder {
             RECORDING_START.store(tick, Ordering::Relaxed);
         }
         registry::set_limits(usize::try_from(bytes).unwrap_or(usize::MAX), self.window_in_ticks());
-        thread::set_recording(enabled.then_some(self.recordings));
+        epoch::set_recording(enabled.then_some(self.recordings));
     }
 
     fn push_clock_pair(&mut self, tick: u64, at: Moment) {

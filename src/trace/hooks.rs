@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::runtime::Builder;
 
+use super::epoch::is_recording;
 use super::sources;
 use super::thread;
 use crate::base::thread_start;
@@ -145,7 +146,7 @@ impl Hooks {
                 park();
             }
             thread::set_runtime(runtime);
-            if thread::is_recording() {
+            if is_recording() {
                 thread::begin_slice(RawKind::Park, TaskKey::default(), cycle_clock::now());
             }
         });

@@ -50,6 +50,8 @@
 
 mod assemble;
 mod budget;
+mod epoch;
+mod epoch_word;
 mod fields;
 mod flight;
 mod hooks;
@@ -67,6 +69,7 @@ mod sources;
 mod span_log;
 mod task;
 mod thread;
+mod thread_rings;
 
 #[cfg(not(feature = "internals"))]
 pub(crate) use flight::configure;

@@ -1,21 +1,14 @@
 //! Access to the polls in progress, for stall detection: which thread is in which poll since when,
 //! which polls ended since the last look, and a wake-up for the next poll that starts.
 
-use std::sync::atomic::Ordering;
-
-pub(crate) use super::flight::calibration;
-pub(crate) use super::registry::{RingOwner, all_rings as threads};
-pub(crate) use super::sites::describe as task_name;
-use super::thread::EPOCH;
-pub(crate) use super::thread::{
-    POLL_STARTED, ThreadRings, arm_wakeup, disarm_wakeup, is_wakeup_armed,
+pub(crate) use super::epoch::{
+    POLL_STARTED, arm_wakeup, disarm_wakeup, is_recording as are_recorded, is_wakeup_armed,
 };
+pub(crate) use super::flight::calibration;
+pub(crate) use super::registry::all_rings as threads;
+pub(crate) use super::sites::describe as task_name;
+pub(crate) use super::thread_rings::{RingOwner, ThreadRings};
 use crate::model::{OpenSlice, RawKind};
-
-/// Returns `true` if polls are recorded.
-pub(crate) fn are_recorded() -> bool {
-    EPOCH.load(Ordering::Relaxed) != 0
-}
 
 pub(crate) const fn is_poll(kind: RawKind) -> bool {
     matches!(kind, RawKind::HookedPoll | RawKind::WrappedPoll)

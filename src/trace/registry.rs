@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::thread;
 
-use super::thread::{RingMemory, ThreadRings};
+use super::thread_rings::{RingMemory, RingOwner, ThreadRings};
 use crate::os::clock::cycle_clock;
 use crate::os::mapped_memory::MappedWords;
 use crate::os::proc::threads;
@@ -36,20 +36,6 @@ const MAX_LOCK_ATTEMPTS: u32 = 256;
 /// Returns the memory, in bytes, of rings for `slices` slices.
 const fn ring_bytes(slices: usize) -> usize {
     (slices + slices / SLICES_PER_TASK_RECORD) * 16
-}
-
-/// The current or last owner of a thread's rings.
-#[derive(Clone, Debug)]
-pub(crate) struct RingOwner {
-    /// Unique number of this ownership.
-    pub(crate) id: u64,
-    pub(crate) tid: u32,
-    pub(crate) thread: Arc<str>,
-    /// The first records of this thread.
-    pub(crate) first_slice: u64,
-    pub(crate) first_task: u64,
-    /// End of the thread, in ticks; `None` while it runs.
-    pub(crate) ended_at: Option<u64>,
 }
 
 #[derive(Default)]

@@ -9,6 +9,7 @@
 
 use std::mem::ManuallyDrop;
 
+use super::epoch::is_recording;
 use super::sources;
 use super::thread;
 use crate::model::{RawKind, TaskKey};
@@ -36,7 +37,7 @@ impl PollNode {
     /// Returns the current tick. It is exact only while polls are recorded.
     #[inline]
     pub(crate) fn tick() -> u64 {
-        if thread::is_recording() { cycle_clock::now() } else { cycle_clock::coarse_now() }
+        if is_recording() { cycle_clock::now() } else { cycle_clock::coarse_now() }
     }
 
     /// Starts a poll at `tick`. Returns its slice, or `None` if the hooks record the poll.

@@ -1,6 +1,6 @@
 //! Models of the ring, the open slice and the epoch of the trace.
 
-#[path = "../../src/trace/thread/epoch_word.rs"]
+#[path = "../../src/trace/epoch_word.rs"]
 mod epoch_word;
 #[path = "../../src/trace/ring.rs"]
 mod ring;
@@ -121,7 +121,7 @@ impl Recording {
         Self { epoch, slices: [word(), word()] }
     }
 
-    /// Starts a poll as `Rings::begin` does. Returns `true` if it wakes the detector.
+    /// Starts a poll as `ThreadRings::begin` does. Returns `true` if it wakes the detector.
     fn poll(&self, thread: usize) -> bool {
         let is_wakeup_armed = self.epoch.load(Relaxed) & WAKE_DETECTOR_BIT != 0;
         self.slices[thread].store(1, Relaxed);

@@ -22,6 +22,7 @@ mod present {
     use crate::base::SpawnSite;
     use crate::model::{RawKind, TaskKey};
     use crate::os::clock::cycle_clock;
+    use crate::trace::epoch::is_recording;
     use crate::trace::thread;
 
     type TaskHook = Arc<dyn Fn(&TaskMeta<'_>) + Send + Sync>;
@@ -41,7 +42,7 @@ mod present {
             let Self { before_poll, after_poll, spawn, terminate } = self;
             builder.on_before_task_poll(move |meta| {
                 call_hook(before_poll.as_ref(), meta);
-                if thread::is_recording() {
+                if is_recording() {
                     thread::begin_slice(RawKind::HookedPoll, task_key(meta), cycle_clock::now());
                 }
             });
@@ -107,7 +108,7 @@ mod present {
 
     #[inline]
     fn task_key(meta: &TaskMeta<'_>) -> TaskKey {
-        if !thread::is_recording() {
+        if !is_recording() {
             return TaskKey::default();
         }
         let site = SpawnSite { name: None, location: meta.spawned_at() };

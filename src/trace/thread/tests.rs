@@ -1,4 +1,7 @@
 use super::*;
+use crate::trace::epoch::{
+    POLL_STARTED, arm_wakeup, disarm_wakeup, is_wakeup_armed, set_recording,
+};
 
 /// The recorder is process-wide state, so one test covers all of it.
 #[test]

@@ -1,8 +1,9 @@
 //! The word of an epoch and its operations. `tests/loom/trace_rings.rs` checks the orderings.
 //!
 //! ```text
-//! detector   checks, finds no poll   rest: sets RESTS    … woken: RESTS is cleared; checks
-//! thread     loads the word with RESTS: opens its slice  stir: clears RESTS; wakes if it was set
+//! detector   checks and finds no poll; arm_wakeup sets the bit; sleeps; woken, checks again
+//! thread     loads the word with the bit; opens its slice; disarm_wakeup clears the bit; if it
+//!            was set, wakes the detector
 //! ```
 //!
 //! Each change is a release and an acquire. So a detector that reads the bit as cleared also reads
