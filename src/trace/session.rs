@@ -29,8 +29,9 @@ pub enum Error {
 /// Minimum memory of a session.
 const MIN_BYTES: Bytes = Bytes::kib(64);
 
-/// Divisor of the part of the rest reserved for vitals and instants. With 16 MiB in total the part
-/// holds the two minutes before and four ticks a second of seven counters for two minutes.
+/// Divisor of the part of the rest reserved for vitals and instants. With 16 MiB in total and a
+/// writer of rings, the part is 512 KiB, or 3855 values of 136 bytes. It holds seven counters for
+/// the two minutes before the session and for 107 s of four ticks a second in it.
 const PROCESS_EVENTS_DIVISOR: u64 = 8;
 
 /// The only recording session of this process. Dropping it stops the recording and discards the
