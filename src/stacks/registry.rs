@@ -1,16 +1,16 @@
 //! The registry of wrapped tasks.
 //!
-//! A task owns a [`TaskRegistration`], and the ticket a [`Slot`] of the process's [`Slots`].
-//! Dropping the ticket unregisters the task. Creating and ending a task takes no lock and touches
-//! no memory that other threads write at the time. A poll costs three plain stores and a load in
-//! the task's own cache line. `slot.rs` describes the mechanism.
+//! A task owns a [`TaskRegistration`], and the registration a [`Slot`] of the process's [`Slots`].
+//! Dropping the registration unregisters the task. Creating and ending a task takes no lock and
+//! touches no memory that other threads write at the time. A poll costs three plain stores and two
+//! loads in the task's own cache line. `slot.rs` describes the mechanism.
 //!
 //! No foreign code runs under a lock. A waker that is replaced, or dropped with its task, is
 //! dropped outside of the lock: its drop can drop another task, which enters this registry again.
 //! Cloning one only increments a count.
 //!
-//! Stored wakers form a cycle: the waker holds the task, the task's ticket the slot, the slot the
-//! waker. The cycle ends with the task's future. Every runtime drops it when the task completes or
+//! Stored wakers form a cycle: the waker holds the task, the task's registration the slot, the slot
+//! the waker. The cycle ends with the task's future. Every runtime drops it when the task completes or
 //! is aborted, or when the runtime shuts down. An executor that cancels a detached task when its
 //! last waker is dropped would leak the task; tokio does not do that.
 
@@ -119,8 +119,8 @@ pub(super) fn calibration() -> Calibration {
     Calibration::new(FIRST_PAIR.get().copied().into_iter().chain([cycle_clock::tick_and_time()]))
 }
 
-/// Returns at most `most` tasks from `from` on, and the cursor of the next task if there are more.
-/// Requests the stacks of tasks that can be woken for the dump `ask`, unless that is 0. A default
+/// Returns at most `max` tasks from `from` on, and the cursor of the next task if there are more.
+/// Requests the stacks of tasks that can be woken for the dump `dump`, unless that is 0. A default
 /// cursor starts at the first task.
 pub(super) fn list_batch(
     from: SlotCursor,
@@ -166,8 +166,8 @@ pub struct TaskRegistration {
 }
 
 impl TaskRegistration {
-    /// Registers a task of the [`Site`](crate::base::SpawnSite) with this number. Returns the
-    /// ticket and the task's own number, which is unique in the process. Costs about 5 ns, and one
+    /// Registers a task of the [`SpawnSite`](crate::base::SpawnSite) with this number. Returns the
+    /// registration and the task's own number, which is unique in the process. Costs about 5 ns, and one
     /// allocation per 256 tasks above the previous maximum.
     #[inline]
     pub fn new(site: u16) -> (Self, u64) {

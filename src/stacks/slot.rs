@@ -1,21 +1,21 @@
 //! The slot of a task, and the store of free slots.
 //!
 //! ```text
-//! Slots ── Mutex { every chunk, the free slots }     accessed once per 32 tasks
-//!            │ take 32            ▲ give back 32
-//! Hand  ── a thread's free slots, at most 64         accessed when a task is created or ends
-//!            │ take one           ▲ put one
-//! Slot  ── 64 bytes of atomics, and its own lock around the waker
+//! Slots          Mutex { every chunk, the free slots }   accessed once per 32 tasks
+//!   │ take 32       ▲ give back 32
+//! LocalFreeList  free slots of a thread, at most 64      accessed when a task is created or ends
+//!   │ take one      ▲ put one
+//! TaskSlot       64 bytes of atomics, and its own lock around the waker
 //! ```
 //!
-//! A slot moves from the hand of the thread that creates a task to that of the thread that ends it.
+//! A slot moves from the list of the thread that creates a task to that of the thread that ends it.
 //! Neither waits for the other. Only threads that create more tasks than they end, or the reverse,
 //! access the store. A task that never waited has no waker and never takes its slot's lock.
 //!
 //! ```text
-//! make    fence(Release)   site, polled (Relaxed)   owner = n (Release)      before: owner = 0
-//! end     owner = 0 (under the lock, if there is a waker)
-//! look    lock   owner (Acquire)   site   fence(Acquire)   owner again: valid if unchanged
+//! assign   fence(Release)   site, last_poll (Relaxed)   owner = n (Release)   before: owner = 0
+//! release  owner = 0 (under the lock, if there is a waker)
+//! view     lock   owner (Acquire)   site   fence(Acquire)   owner again: valid if unchanged
 //! ```
 //!
 //! Task numbers are never reused, so reading the same number twice means the same task. Under the
@@ -23,7 +23,7 @@
 //! So a request made under the lock never reaches a later task of the slot.
 //!
 //! Slots are never returned to the allocator. They take 64 bytes for each of the maximum number of
-//! tasks alive at once, plus the threads' hands. The obvious alternative, an intrusive list of
+//! tasks alive at once, plus the threads' lists. The obvious alternative, an intrusive list of
 //! nodes in the tasks, saves that memory. But it needs unsafe code that no safe API can protect
 //! from `mem::forget`.
 //!
@@ -105,8 +105,8 @@ impl<W> TaskSlot<W> {
         self.stored.lock().unwrap_or_else(PoisonError::into_inner).replace(fresh)
     }
 
-    /// Returns the state of the task, if the slot has one. If the task can be woken and `ask` is
-    /// not 0, the dump `ask` requests its stack.
+    /// Returns the state of the task, if the slot has one. If the task can be woken and `dump`
+    /// is not 0, that dump requests its stack.
     pub(super) fn view(&self, dump: u32) -> Option<SlotView<W>>
     where
         W: Clone,
@@ -147,7 +147,7 @@ impl<W> TaskSlot<W> {
         self.polling_thread.store(0, Ordering::Relaxed);
     }
 
-    /// Discards the start of the current poll: the previous poll started at `before`.
+    /// Discards the start of the current poll: the previous poll started at `previous`.
     pub(super) fn restore_last_poll(&self, previous: u64) {
         self.last_poll.store(previous, Ordering::Relaxed);
     }
@@ -179,7 +179,7 @@ impl<W> TaskSlot<W> {
     }
 }
 
-/// All slots, and the free ones that are in no thread's hand.
+/// All slots, and the free ones that are in no thread's list.
 #[derive(Debug)]
 pub(super) struct Slots<W: 'static> {
     pub(super) store: Mutex<SlotStore<W>>,
@@ -204,8 +204,8 @@ impl<W> SlotStore<W> {
 }
 
 impl<W> Slots<W> {
-    /// Moves at most `most` free slots to the empty `hand`. Allocates `chunk` slots first if there
-    /// are none.
+    /// Moves at most `max_slots` free slots to the empty `free_list`. Allocates `chunk` slots first
+    /// if there are none.
     #[cold]
     fn fill(&self, free_list: &mut Vec<&'static TaskSlot<W>>, max_slots: usize, chunk: usize) {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
