@@ -84,15 +84,18 @@ fn dump_threads(
     } else {
         SampledStacks::without_signals(&threads)
     };
-    if let Some(reason) = &sampled.signal_error {
-        profile.comments.push(reason.clone());
-    }
+    let access = match &sampled.signal_error {
+        _ if !signals => SignalAccess::Disabled,
+        Some(_) => SignalAccess::Unavailable,
+        None => SignalAccess::Available,
+    };
+    profile.comments.extend(sampled.signal_error.clone());
     let rows: Vec<ThreadRow> = (sampled.listed.into_iter())
         .filter(|thread| !sampled.ended.contains(&thread.tid))
         .map(|thread| {
             let stack = sampled.stacks.get(&thread.tid);
             ThreadRow {
-                remark: remark(&thread, signals, sampled.signal, stack),
+                remark: remark(&thread, access, stack),
                 stack: stack.and_then(|stack| profile.intern_stack(&stack.frames)),
                 tid: thread.tid,
                 name: thread.name,
@@ -140,8 +143,18 @@ struct SampledStacks {
     stacks: HashMap<u32, Stack>,
     /// Threads that had ended before their signal.
     ended: Vec<u32>,
-    signal: i32,
+    /// Reason why no thread could be signalled.
     signal_error: Option<String>,
+}
+
+/// Use of the signal in a dump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SignalAccess {
+    Available,
+    /// The signal's handler cannot be installed, or the signal cannot be sent.
+    Unavailable,
+    /// The caller does not allow signals.
+    Disabled,
 }
 
 impl SampledStacks {
@@ -159,17 +172,13 @@ struct Stack {
 
 fn sample_threads(clock: &dyn Clock, threads: &Threads) -> Result<SampledStacks, Error> {
     let sampler = match ThreadSampler::lock() {
-        Ok(net) => net,
-        Err(error) => {
-            let signal_error = Some(error);
-            return Ok(SampledStacks {
-                signal: SIGNAL,
-                signal_error,
-                ..SampledStacks::without_signals(threads)
-            });
+        Ok(sampler) => sampler,
+        Err(reason) => {
+            let listed = SampledStacks::without_signals(threads);
+            return Ok(SampledStacks { signal_error: Some(reason), ..listed });
         }
     };
-    let mut sampled = SampledStacks { signal: SIGNAL, ..SampledStacks::default() };
+    let mut sampled = SampledStacks::default();
     let own = threads::current_tid();
     if threads.tids.contains(&own) {
         let mut frames = [0; MAX_FRAMES];
@@ -183,7 +192,7 @@ fn sample_threads(clock: &dyn Clock, threads: &Threads) -> Result<SampledStacks,
     let signalled = threads.tids.chunks(READ_AHEAD_THREADS).flat_map(|tids| {
         let before = listed.len();
         listed.extend(tids.iter().filter_map(|&tid| threads.thread_state(tid)));
-        let answers = |thread: &&Thread| thread.tid != own && !blocks_signal(thread, SIGNAL);
+        let answers = |thread: &&Thread| thread.tid != own && !blocks_signal(thread);
         let answering = listed.iter().skip(before).filter(answers);
         answering.map(|thread| thread.tid).collect::<Vec<u32>>()
     });
@@ -194,21 +203,48 @@ fn sample_threads(clock: &dyn Clock, threads: &Threads) -> Result<SampledStacks,
     Ok(sampled)
 }
 
-fn blocks_signal(thread: &Thread, signal: i32) -> bool {
-    thread.blocked >> (signal - 1) & 1 == 1
+fn blocks_signal(thread: &Thread) -> bool {
+    thread.blocked >> (SIGNAL - 1) & 1 == 1
 }
 
 /// Returns the reason why there is no complete stack; empty if there is one.
-fn remark(thread: &Thread, signals: bool, signal: i32, stack: Option<&Stack>) -> &'static str {
+fn remark(thread: &Thread, access: SignalAccess, stack: Option<&Stack>) -> &'static str {
     match stack.map(|stack| stack.end) {
         Some(WalkEnd::Complete) => "",
         Some(WalkEnd::CopyTooShort) => "stack truncated: deeper than 256 KiB",
         Some(WalkEnd::TooManyFrames) => "stack truncated: deeper than 4096 frames",
         Some(WalkEnd::NoUnwindInfo) => "stack truncated: code without unwind information",
         Some(WalkEnd::OtherStack) => "stack truncated: signal handler on an alternate stack",
-        None if !signals => "no stack: threads are not signalled",
-        None if signal == 0 => "no stack: no handler for SIGURG",
-        None if blocks_signal(thread, signal) => "no stack: blocks SIGURG",
+        None if access == SignalAccess::Disabled => "no stack: threads are not signalled",
+        None if access == SignalAccess::Unavailable => "no stack: SIGURG cannot be used",
+        None if blocks_signal(thread) => "no stack: blocks SIGURG",
         None => "no stack: no reply to SIGURG within 100 ms",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_stack_is_attributed_to_its_cause() {
+        let thread = |blocked| Thread {
+            tid: 1,
+            name: String::new(),
+            state: 'S',
+            wait_channel: String::new(),
+            cpu_time: std::time::Duration::ZERO,
+            blocked,
+        };
+        let blocks = 1 << (SIGNAL - 1);
+        for (access, blocked, expected) in [
+            (SignalAccess::Disabled, blocks, "no stack: threads are not signalled"),
+            (SignalAccess::Unavailable, blocks, "no stack: SIGURG cannot be used"),
+            (SignalAccess::Unavailable, 0, "no stack: SIGURG cannot be used"),
+            (SignalAccess::Available, blocks, "no stack: blocks SIGURG"),
+            (SignalAccess::Available, 0, "no stack: no reply to SIGURG within 100 ms"),
+        ] {
+            assert_eq!(remark(&thread(blocked), access, None), expected);
+        }
     }
 }

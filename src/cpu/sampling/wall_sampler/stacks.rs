@@ -68,7 +68,7 @@ impl WallSampler {
                         *checked_at,
                         &[],
                         true,
-                        "no stack: no handler for SIGURG",
+                        "no stack: SIGURG cannot be used",
                     );
                 }
                 return;
