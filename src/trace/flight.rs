@@ -206,10 +206,7 @@ pub(super) fn end(window: Window, strings: &mut StringTable) -> FlightSnapshot {
         "polls and parks dropped: no memory for another thread's ring",
         lost_records().saturating_sub(lost_before),
     );
-    if !cycle_clock::is_trusted() {
-        losses.add("times may be wrong: the kernel stopped using the CPU's timestamp counter", 1);
-    }
-
+    let is_clock_trusted = cycle_clock::is_trusted();
     let calibration = Calibration::new(pairs);
     let oldest = threads
         .iter()
@@ -217,6 +214,13 @@ pub(super) fn end(window: Window, strings: &mut StringTable) -> FlightSnapshot {
         .filter_map(|copies| copies.slices.first().map(|words| RawSlice(*words).start()));
     let complete_from = calibration.moment(oldest.max().map_or(from, |oldest| oldest.max(from)));
     let activity = build_activity(threads, (from, cutoff), calibration, strings);
+    if !is_clock_trusted {
+        losses.add(
+            "polls and parks with times that may be wrong: the kernel stopped using the CPU's \
+             timestamp counter",
+            record_count(&activity),
+        );
+    }
     FlightSnapshot { activity, complete_from, losses }
 }
 
@@ -266,6 +270,12 @@ fn build_activity(
     let from = calibration.moment(from);
     let sites = sites::names(strings);
     Activity { calibration, start: from, threads: thread_slices, tasks, sites }
+}
+
+/// Returns the number of slices and task events.
+fn record_count(activity: &Activity) -> u64 {
+    let slices = activity.threads.iter().map(|thread| thread.slices.len() + thread.open.len());
+    (slices.sum::<usize>() + activity.tasks.len()) as u64
 }
 
 /// Discards a capture without reading its data.
