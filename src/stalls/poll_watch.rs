@@ -227,7 +227,7 @@ pub(crate) fn longest_poll() -> Option<Duration> {
         } else {
             excluded_time(&mut waits, own, start, now)
         };
-        longest = longest.max(lasted.saturating_sub(excluded.run_delay + excluded.standstill));
+        longest = longest.max(excluded.own_time(lasted));
     }
     Some(longest)
 }

@@ -41,7 +41,7 @@ pub(crate) struct ThreadPollState {
     pub(crate) open_poll: Option<(Moment, TaskKey, u64)>,
 }
 
-/// A stall found by a check.
+/// A poll measured by a check: a stall if `duration` reaches the threshold.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct FoundStall {
     pub(crate) thread: u64,
@@ -98,8 +98,8 @@ impl RecordedPollDetector {
     /// Evaluates the thread states `seen` at `now`. Returns the stalls found and the time until the
     /// next check.
     ///
-    /// * `told`: `true` if the wake-up was armed, so that a poll started since the last check would
-    ///   have triggered this check earlier.
+    /// * `was_armed`: `true` if the wake-up was armed, so that a poll started since the last check
+    ///   would have triggered this check earlier.
     /// * `ended(thread, from)`: the records of a thread from number `from` on, ordered by end.
     /// * `exclude(thread, from, until)`: the part of the interval that is not the thread's own
     ///   time.
@@ -128,6 +128,11 @@ impl RecordedPollDetector {
                 continue;
             };
             moved |= known.next_record != next || running.is_some();
+            let mut measure = |task, start: Moment, until: Moment, start_tick| {
+                let excluded = exclude(thread, start, until);
+                let duration = excluded.own_time(until.since(start));
+                FoundStall { thread, task, start, duration, excluded, start_tick }
+            };
             if is_late && known.next_record != next {
                 let open_since = running.map(|(start, ..)| start);
                 let long = outermost_long_polls(
@@ -139,19 +144,11 @@ impl RecordedPollDetector {
                     if is_same_poll(known.reported_start, start) {
                         continue;
                     }
-                    let excluded = exclude(thread, start, end);
-                    let lasted = own_time(end.since(start), excluded);
-                    if lasted >= self.threshold {
-                        found.push(FoundStall {
-                            thread,
-                            task,
-                            start,
-                            duration: lasted,
-                            excluded,
-                            start_tick: None,
-                        });
+                    let poll = measure(task, start, end, None);
+                    if poll.duration >= self.threshold {
+                        found.push(poll);
                     } else {
-                        self.starved.count(&mut known.starved_start, start, excluded);
+                        self.starved.count(&mut known.starved_start, &poll);
                     }
                 }
             }
@@ -161,22 +158,14 @@ impl RecordedPollDetector {
             if lasted < self.threshold {
                 due = due.min(self.threshold - lasted);
             } else if !is_same_poll(known.reported_start, start) {
-                let excluded = exclude(thread, start, now);
-                let lasted = own_time(lasted, excluded);
-                if lasted < self.threshold {
-                    due = due.min(self.threshold - lasted);
-                    self.starved.count(&mut known.starved_start, start, excluded);
-                    continue;
+                let poll = measure(task, start, now, Some(tick));
+                if poll.duration >= self.threshold {
+                    known.reported_start = Some(start);
+                    found.push(poll);
+                } else {
+                    due = due.min(self.threshold - poll.duration);
+                    self.starved.count(&mut known.starved_start, &poll);
                 }
-                known.reported_start = Some(start);
-                found.push(FoundStall {
-                    thread,
-                    task,
-                    start,
-                    duration: lasted,
-                    excluded,
-                    start_tick: Some(tick),
-                });
             }
         }
         if moved {
@@ -216,19 +205,16 @@ impl RecordedPollDetector {
 }
 
 impl StarvedPolls {
-    /// Counts the poll that started at `start`, at most once, if its thread waited for a core.
-    fn count(&mut self, counted: &mut Option<Moment>, start: Moment, excluded: ExcludedTime) {
-        self.longest_wait = self.longest_wait.max(excluded.run_delay);
-        if !excluded.run_delay.is_zero() && !is_same_poll(*counted, start) {
+    /// Counts a poll, at most once, if its thread waited for a core. `counted` is the start of the
+    /// poll of the thread that was counted last.
+    fn count(&mut self, counted: &mut Option<Moment>, poll: &FoundStall) {
+        let run_delay = poll.excluded.run_delay;
+        self.longest_wait = self.longest_wait.max(run_delay);
+        if !run_delay.is_zero() && !is_same_poll(*counted, poll.start) {
             self.polls += 1;
-            *counted = Some(start);
+            *counted = Some(poll.start);
         }
     }
-}
-
-/// Returns the own time of a poll: `lasted - waited - still`.
-fn own_time(lasted: Duration, excluded: ExcludedTime) -> Duration {
-    lasted.saturating_sub(excluded.run_delay + excluded.standstill)
 }
 
 /// Returns the outermost polls in `ended` that lasted for at least `threshold`. Skips polls inside
@@ -251,7 +237,7 @@ fn outermost_long_polls(
 }
 
 fn is_same_poll(known: Option<Moment>, start: Moment) -> bool {
-    known.is_some_and(|told| told.since(start).max(start.since(told)) < START_TOLERANCE)
+    known.is_some_and(|known| known.since(start).max(start.since(known)) < START_TOLERANCE)
 }
 
 #[cfg(test)]

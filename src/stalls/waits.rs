@@ -44,6 +44,13 @@ pub(crate) struct ExcludedTime {
     pub(crate) standstill: Duration,
 }
 
+impl ExcludedTime {
+    /// Returns the own time of a poll that took `duration`: `duration - run_delay - standstill`.
+    pub(crate) fn own_time(self, duration: Duration) -> Duration {
+        duration.saturating_sub(self.run_delay + self.standstill)
+    }
+}
+
 /// The counters of one thread at one moment.
 #[derive(Clone, Copy, Debug)]
 struct WaitReading {
