@@ -26,7 +26,7 @@ pub(crate) use crate::stalls::poll_roles::{blocks_worker, is_in_place_function};
 use crate::stalls::thread_probe::{SampledStack, ThreadProbe};
 use crate::symbols;
 use crate::trace::open_polls::threads_in_recorded_polls;
-use crate::vitals::Runtimes;
+use crate::vitals::{Runtimes, thread_name_stem};
 
 /// Time for which a thread that is not a worker is skipped.
 const NON_WORKER_SKIP_TIME: Duration = Duration::from_secs(10);
@@ -287,7 +287,7 @@ impl StackExaminer {
     /// Returns the threads named like one of `workers`.
     fn candidate_threads(&mut self, now: Moment, workers: &[u32]) -> Vec<u32> {
         self.ignored_threads.retain(|_, until| *until > now);
-        let names: Vec<String> = workers.iter().filter_map(|&tid| self.name_prefix(tid)).collect();
+        let names: Vec<String> = workers.iter().filter_map(|&tid| self.name_stem(tid)).collect();
         if names.is_empty() {
             return Vec::new();
         }
@@ -303,17 +303,15 @@ impl StackExaminer {
         tids.retain(|tid| !workers.contains(tid) && !self.ignored_threads.contains_key(tid));
         let (matching, others) = tids
             .into_iter()
-            .partition(|&tid| self.name_prefix(tid).is_some_and(|name| names.contains(&name)));
+            .partition(|&tid| self.name_stem(tid).is_some_and(|name| names.contains(&name)));
         let others: Vec<u32> = others;
         self.ignored_threads
             .extend(others.into_iter().map(|tid| (tid, now + NON_WORKER_SKIP_TIME)));
         matching
     }
 
-    /// Returns the thread's name without its trailing number.
-    fn name_prefix(&self, tid: u32) -> Option<String> {
-        let name = self.probe.name(tid)?;
-        Some(name.trim_end_matches(|end: char| end.is_ascii_digit()).to_owned())
+    fn name_stem(&self, tid: u32) -> Option<String> {
+        Some(thread_name_stem(&self.probe.name(tid)?).to_owned())
     }
 
     /// Symbolizes the stacks that contain frames of unknown role.

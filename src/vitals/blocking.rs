@@ -19,6 +19,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 use super::Runtimes;
+use super::run_time::RunTime;
 use crate::base::standstill::running_time;
 use crate::base::{Clock, Moment};
 use crate::os::clock::cpu_timer;
@@ -66,9 +67,8 @@ pub(super) struct BlockingProbe {
 
 #[derive(Default)]
 struct ProbeReply {
-    /// Time at which the closure ran, in nanoseconds since the clock's zero plus one; 0 if it has
-    /// not run.
-    ran_at: AtomicU64,
+    /// Time at which the closure ran.
+    ran_at: RunTime,
     thread: AtomicU32,
     /// CPU time of that thread at that time, in nanoseconds.
     cpu_nanos: AtomicU64,
@@ -85,14 +85,14 @@ impl BlockingProbe {
             return;
         }
         (self.sent_at, self.last_sent_at) = (Some(now), Some(now));
-        self.reply.ran_at.store(0, Ordering::Relaxed);
+        self.reply.ran_at.clear();
         let (answer, clock) = (Arc::clone(&self.reply), Arc::clone(clock));
         drop(runtime.spawn_blocking(move || {
-            let ran = clock.now().as_nanos().saturating_add(1);
+            let ran_at = clock.now();
             let cpu = u64::try_from(threads::cpu_time().as_nanos()).unwrap_or(u64::MAX);
             answer.cpu_nanos.store(cpu, Ordering::Relaxed);
             answer.thread.store(threads::current_tid(), Ordering::Relaxed);
-            answer.ran_at.store(ran, Ordering::Release);
+            answer.ran_at.set(ran_at);
         }));
     }
 
@@ -104,18 +104,18 @@ impl BlockingProbe {
             }
             return self.waited;
         };
-        match self.reply.ran_at.load(Ordering::Acquire) {
-            0 => self.waited.max(running_time(sent, now)),
-            ran => {
+        match self.reply.ran_at.get() {
+            None => self.waited.max(running_time(sent, now)),
+            Some(ran_at) => {
                 self.sent_at = None;
-                self.waited = running_time(sent, Moment::from_nanos(ran - 1));
+                self.waited = running_time(sent, ran_at);
                 self.waited
             }
         }
     }
 
     /// Returns `true` if no closure is pending, and the last one was late or was sent at least
-    /// `time` ago.
+    /// `min_interval` ago.
     pub(super) fn may_send(&self, now: Moment, min_interval: Duration) -> bool {
         let was_late = self.waited >= MIN_LATE_WAIT;
         self.sent_at.is_none()
@@ -249,15 +249,14 @@ impl BlockingPools {
     /// Reads the names of the threads that were new at the last scan again. Returns `true` if there
     /// were any.
     fn confirm_names(&mut self) -> bool {
-        let Self { thread_list: Some(tasks), unconfirmed_names: unsettled, threads, .. } = self
-        else {
+        let Self { thread_list: Some(list), unconfirmed_names, threads, .. } = self else {
             return false;
         };
         let mut has_confirmed = false;
-        for tid in unsettled.drain(..) {
+        for tid in unconfirmed_names.drain(..) {
             let Some(thread) = threads.get_mut(&tid) else { continue };
-            if let Some(name) = tasks.name(tid) {
-                thread.stem = stem(&name).into();
+            if let Some(name) = list.name(tid) {
+                thread.stem = thread_name_stem(&name).into();
             }
             thread.has_final_name = true;
             has_confirmed = true;
@@ -267,13 +266,13 @@ impl BlockingPools {
 
     /// Lists the threads if their number has changed, and reads the names of new ones.
     fn list_threads(&mut self, now: Moment) {
-        let Some(tasks) = &mut self.thread_list else { return };
-        let count = tasks.count();
+        let Some(list) = &mut self.thread_list else { return };
+        let count = list.count();
         let threads = u32::try_from(self.tids.len()).unwrap_or(u32::MAX);
         let pause = LIST_INTERVAL_PER_THREAD.saturating_mul(threads);
         let pause = if count == self.thread_count { LIST_INTERVAL.max(pause) } else { pause };
         let is_recent = self.listed_at.is_some_and(|at| now.since(at) < pause);
-        if is_recent || tasks.list(&mut self.tids).is_err() {
+        if is_recent || list.list(&mut self.tids).is_err() {
             return;
         }
         (self.listed_at, self.thread_count) = (Some(now), count);
@@ -288,8 +287,8 @@ impl BlockingPools {
                 self.thread_count = None;
                 break;
             }
-            if let Some(name) = tasks.name(tid) {
-                let stem = stem(&name).into();
+            if let Some(name) = list.name(tid) {
+                let stem = thread_name_stem(&name).into();
                 let thread =
                     PoolThread { stem, has_final_name: false, has_worker_name: false, cpu: None };
                 self.threads.insert(tid, thread);
@@ -350,8 +349,8 @@ impl BlockingPools {
     }
 }
 
-/// Returns the name of a thread without the trailing number.
-fn stem(name: &str) -> &str {
+/// Returns the name of a thread without the trailing number, in which the threads of a pool differ.
+pub(crate) fn thread_name_stem(name: &str) -> &str {
     name.trim_end_matches(|end: char| end.is_ascii_digit())
 }
 

@@ -26,12 +26,15 @@ mod lag_percentile;
 mod probe;
 mod reader;
 mod rise;
+mod run_time;
 mod runtimes;
 mod stalled;
 mod trend;
 
 #[doc(hidden)]
 pub use crate::metrics::{Counter, Gauge, Histogram, count_panics};
+#[cfg(feature = "trace")]
+pub(crate) use blocking::thread_name_stem;
 pub use reader::Reader;
 pub use runtimes::Runtimes;
 

@@ -6,7 +6,7 @@
 //! accumulates in a stuck runtime.
 //!
 //! ```text
-//! reader   sent = now, ran = 0, notify ────────> next tick: lag = ran - sent, or so far now - sent
+//! reader   sent = now, ran = None, notify ─────> next tick: lag = ran - sent, or so far now - sent
 //! task                                ran = now
 //! ```
 //!
@@ -33,13 +33,15 @@
 //! runtime's shared memory alive, not the runtime: shutdown does not wait for handles.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::runtime::{Handle, Id, RuntimeFlavor, RuntimeMetrics};
 use tokio::sync::Notify;
 
 use super::blocking::BlockingProbe;
+use super::run_time::RunTime;
+use super::runtimes::is_parked;
 use super::stalled::{ProbeState, StalledTime};
 use crate::base::{Clock, Moment, standstill};
 use crate::os::proc::threads;
@@ -120,7 +122,7 @@ impl RuntimeProbe {
     }
 
     /// Returns the reading, and wakes the task for the next tick. An idle runtime's task is woken
-    /// only if `rest` has passed since the last time. Returns `None` if the runtime has shut down.
+    /// only if `wake_interval` has passed since the last time. Returns `None` if the runtime has shut down.
     pub(super) fn read(
         &mut self,
         clock: &dyn Clock,
@@ -132,12 +134,12 @@ impl RuntimeProbe {
         let metrics = self.handle.metrics();
         let tasks = (metrics.num_alive_tasks() as u64).saturating_sub(1);
         let now = clock.now();
-        let state = match (self.sent_at, self.state.ran_at.load(Ordering::Acquire)) {
+        let state = match (self.sent_at, self.state.ran_at.get()) {
             (None, _) => ProbeState::Asleep,
-            (Some(sent), 0) => ProbeState::Waiting(standstill::running_time(sent, now)),
-            (Some(sent), ran) => {
+            (Some(sent), None) => ProbeState::Waiting(standstill::running_time(sent, now)),
+            (Some(sent), Some(ran_at)) => {
                 self.sent_at = None;
-                ProbeState::Ran(standstill::running_time(sent, Moment::from_nanos(ran - 1)))
+                ProbeState::Ran(standstill::running_time(sent, ran_at))
             }
         };
         let lag = self.last_sent_at.map(|_| state.lag());
@@ -146,16 +148,15 @@ impl RuntimeProbe {
         if self.sent_at.is_none() && !(was_woken_recently && has_parked_worker(&metrics)) {
             self.sent_at = Some(now);
             self.last_sent_at = self.sent_at;
-            self.state.ran_at.store(0, Ordering::Relaxed);
+            self.state.ran_at.clear();
             self.state.wake.notify_one();
         }
         Some(ProbeReading { tasks, lag, state })
     }
 }
 
-/// Returns `true` if a worker is parked: its count of parks and unparks is odd.
 fn has_parked_worker(runtime: &RuntimeMetrics) -> bool {
-    (0..runtime.num_workers()).any(|worker| runtime.worker_park_unpark_count(worker) % 2 == 1)
+    (0..runtime.num_workers()).any(|worker| is_parked(runtime.worker_park_unpark_count(worker)))
 }
 
 impl Drop for RuntimeProbe {
@@ -169,9 +170,8 @@ impl Drop for RuntimeProbe {
 #[derive(Default)]
 struct RuntimeProbeState {
     wake: Notify,
-    /// Time at which the task ran, in nanoseconds since the clock's zero plus one; 0 if it has not
-    /// run.
-    ran_at: AtomicU64,
+    /// Time at which the task ran.
+    ran_at: RunTime,
     /// Thread that ran the task: a worker.
     thread: AtomicU32,
     stop: AtomicBool,
@@ -195,6 +195,6 @@ async fn run(alive: Alive, clock: Arc<dyn Clock>) {
             return;
         }
         shared.thread.store(threads::current_tid(), Ordering::Relaxed);
-        shared.ran_at.store(clock.now().as_nanos().saturating_add(1), Ordering::Release);
+        shared.ran_at.set(clock.now());
     }
 }

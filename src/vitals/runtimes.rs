@@ -128,8 +128,7 @@ impl Runtimes {
                 let busy = metrics.worker_total_busy_duration(worker).as_nanos();
                 WorkerProgress {
                     worker: (*number, worker as u32),
-                    // An odd count of parks and unparks: the worker is parked.
-                    is_parked: park_unpark_count % 2 == 1,
+                    is_parked: is_parked(park_unpark_count),
                     counters: (park_unpark_count, busy as u64),
                     driver_tid: driver,
                 }
@@ -171,6 +170,11 @@ impl Runtimes {
     fn lock(&self) -> MutexGuard<'_, Vec<ObservedRuntime>> {
         lock(&self.0.handles)
     }
+}
+
+/// Returns `true` if a worker with this count of parks and unparks is parked: the count is odd.
+pub(super) const fn is_parked(park_unpark_count: u64) -> bool {
+    park_unpark_count % 2 == 1
 }
 
 /// Ignores poisoning: no code panics under these locks, and a list is consistent between
