@@ -41,7 +41,9 @@
 //! no progress, some of them block no worker, and none is reported. A thread whose stack shows that
 //! it handed its worker to another thread (`block_in_place`) is dismissed.
 
-use std::collections::BTreeMap;
+mod tracked_thread;
+mod worker_threads;
+
 use std::time::Duration;
 
 use crate::base::Moment;
@@ -49,28 +51,16 @@ use crate::model::WorkerProgress;
 use crate::stalls::recorded_polls::{CHECK_INTERVAL, IDLE_CHECK_INTERVAL};
 use crate::stalls::search_budget::SearchBudget;
 use crate::stalls::workers::{BUSY_CHECK_INTERVAL, WorkerState, WorkerStates};
+use tracked_thread::TrackedThread;
+pub(crate) use worker_threads::WorkerThread;
+use worker_threads::WorkerThreads;
 
 /// Longest time between two counter updates of a worker without a stall: 61 polls of 5 ms, plus a
 /// margin.
 const MAX_BATCH_DURATION: Duration = Duration::from_millis(310);
 
-/// Samples in the same poll that are required before a computing thread is reported. If two tasks
-/// alternate, one of them is in eight consecutive samples once in 128 times (`2 * 2^-8`). With
-/// tasks 11 ms apart on average, over [`MAX_BATCH_DURATION`], this almost never happens.
-const MIN_SAME_SAMPLES: u32 = 8;
-
-/// Minimum time between two samples of a computing thread; at most twice as long. On average
-/// [`MIN_SAME_SAMPLES`] of them fit into [`MAX_BATCH_DURATION`].
-const SAMPLE_INTERVAL: Duration = Duration::from_millis(25);
-
-/// The same for a thread whose stall was reported, to find the end of the stall.
-const REPORTED_SAMPLE_INTERVAL: Duration = Duration::from_millis(150);
-
 /// Minimum time between two searches over all running threads.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(20);
-
-/// Maximum CPU time that a sleeping thread uses to answer one signal.
-const MAX_HANDLER_CPU_TIME: Duration = Duration::from_micros(50);
 
 /// Maximum number of threads followed at once.
 pub(crate) const MAX_TRACKED_THREADS: usize = 64;
@@ -94,16 +84,6 @@ pub(crate) struct SleepingWorker {
     pub(crate) tid: u32,
     pub(crate) cpu_time: Duration,
     pub(crate) asleep_since: Moment,
-}
-
-/// State of a worker's thread at a check.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct WorkerThread {
-    pub(crate) tid: u32,
-    /// CPU time used so far.
-    pub(crate) cpu_time: Duration,
-    /// `true` if the thread is in a recorded poll.
-    pub(crate) in_recorded_poll: bool,
 }
 
 /// Result of a sampling round for one thread.
@@ -138,68 +118,11 @@ pub(crate) struct SuspectedStall {
 pub(crate) struct UnrecordedPollDetector {
     threshold: Duration,
     workers: WorkerStates,
-    threads: BTreeMap<u32, WorkerThreadState>,
+    threads: WorkerThreads,
     tracked: Vec<TrackedThread>,
     /// Earliest time of the next search over all running threads.
     next_search: Option<Moment>,
     budget: SearchBudget,
-}
-
-/// A worker's thread.
-#[derive(Debug)]
-struct WorkerThreadState {
-    cpu_time: Duration,
-    /// Time since which `cpu` is unchanged.
-    unchanged_since: Moment,
-    in_recorded_poll: bool,
-    /// `Unset` unless the thread was found parked and has slept since then.
-    parked_baseline: WorkerBaseline,
-}
-
-/// CPU time of a thread after it answered a signal. It becomes known at the next check.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum WorkerBaseline {
-    Unset,
-    Pending,
-    At(Duration),
-}
-
-impl WorkerBaseline {
-    /// Compares with the CPU time `cpu` read by a check. Returns `true` if the thread has run since
-    /// it answered.
-    fn has_run(&mut self, cpu: Duration) -> bool {
-        match *self {
-            Self::Unset => true,
-            Self::Pending => {
-                *self = Self::At(cpu);
-                false
-            }
-            Self::At(before) => cpu.saturating_sub(before) > MAX_HANDLER_CPU_TIME,
-        }
-    }
-}
-
-#[derive(Debug)]
-struct TrackedThread {
-    tid: u32,
-    poll_hash: u64,
-    first_seen: Moment,
-    /// Time at which the thread was last seen running.
-    last_ran: Moment,
-    /// `true` if the thread had slept at the last sample.
-    was_asleep: bool,
-    /// Number of samples in this poll.
-    same_samples: u32,
-    /// Time of the next sample.
-    next_sample: Moment,
-    signal_baseline: WorkerBaseline,
-    /// `true` if the thread has run since it answered.
-    has_run: bool,
-    /// Run delay of the thread at the first and at the last sample in this poll.
-    run_delay: (Duration, Duration),
-    reported: bool,
-    /// `true` if the thread blocks no worker, or if that is unknown.
-    dismissed: bool,
 }
 
 /// Suspected stalls that need a closer inspection of their threads' stacks.
@@ -210,18 +133,12 @@ pub(crate) struct StallSuspects {
     max_stalled: usize,
 }
 
-impl TrackedThread {
-    fn is_undecided(&self) -> bool {
-        !self.reported && !self.dismissed
-    }
-}
-
 impl UnrecordedPollDetector {
     pub(crate) fn new(threshold: Duration) -> Self {
         Self {
             threshold,
             workers: WorkerStates::new(threshold),
-            threads: BTreeMap::new(),
+            threads: WorkerThreads::default(),
             tracked: Vec::new(),
             next_search: None,
             budget: SearchBudget::new(),
@@ -236,7 +153,7 @@ impl UnrecordedPollDetector {
     /// Restarts all measurements at `now`, up to which the process was stopped.
     pub(crate) fn restart_measurements(&mut self, now: Moment) {
         self.workers.restart_measurements(now);
-        self.threads.values_mut().for_each(|thread| thread.unchanged_since = now);
+        self.threads.restart_measurements(now);
         self.tracked.retain(|thread| thread.reported);
     }
 
@@ -250,7 +167,10 @@ impl UnrecordedPollDetector {
     ) -> (Option<PollStackRequest>, Duration) {
         self.budget.refill(now);
         let interval = self.workers.update(now, progress);
-        self.update_threads(now, threads);
+        self.threads.update(now, threads);
+        for thread in &mut self.tracked {
+            thread.update(self.threads.cpu_time(thread.tid));
+        }
         let stuck = self.workers.without_progress(now).count();
         let min_interval = self.budget.min_check_interval().min(Duration::from_millis(500));
         if stuck == 0 {
@@ -263,16 +183,14 @@ impl UnrecordedPollDetector {
         let may_follow_hints = self.budget.exceeds_reserve() || (is_late && self.budget.has_any());
 
         let reported = self.tracked.iter().filter(|thread| thread.reported).count();
-        let recorded = self.threads.values().filter(|thread| thread.in_recorded_poll).count();
+        let recorded = self.threads.in_recorded_polls();
         let explained = self.tracked.iter().filter(|thread| !thread.dismissed).count()
             + if is_complete { recorded } else { 0 };
         let may_search =
             stuck > explained && may_follow_hints && self.next_search.is_none_or(|at| now >= at);
-        let running = self.threads.iter().filter(|(tid, thread)| {
-            let is_followed = self.tracked.iter().any(|followed| followed.tid == **tid);
-            thread.unchanged_since == now && !thread.in_recorded_poll && !is_followed
-        });
-        let search: Vec<u32> = running.map(|(&tid, _)| tid).filter(|_| may_search).collect();
+        let is_tracked = |tid: &u32| self.tracked.iter().any(|tracked| tracked.tid == *tid);
+        let running = self.threads.running(now).filter(|tid| may_search && !is_tracked(tid));
+        let search: Vec<u32> = running.collect();
         let search_by_name = may_search && !is_complete;
         let should_sample = |thread: &&TrackedThread| {
             let sampled =
@@ -295,33 +213,6 @@ impl UnrecordedPollDetector {
         ((request != PollStackRequest::default()).then_some(request), next)
     }
 
-    /// Updates the CPU times of the workers' threads at `now`.
-    fn update_threads(&mut self, now: Moment, threads: &[WorkerThread]) {
-        self.threads.retain(|tid, _| threads.iter().any(|thread| thread.tid == *tid));
-        for &WorkerThread { tid, cpu_time: cpu, in_recorded_poll: recorded } in threads {
-            let fresh = WorkerThreadState {
-                cpu_time: cpu,
-                unchanged_since: now,
-                in_recorded_poll: recorded,
-                parked_baseline: WorkerBaseline::Unset,
-            };
-            let known = self.threads.entry(tid).or_insert(fresh);
-            if known.cpu_time != cpu {
-                (known.cpu_time, known.unchanged_since) = (cpu, now);
-            }
-            known.in_recorded_poll = recorded;
-            if known.parked_baseline.has_run(cpu) {
-                known.parked_baseline = WorkerBaseline::Unset;
-            }
-        }
-        for thread in &mut self.tracked {
-            // A thread that belongs to no known worker is assumed to run.
-            let known = self.threads.get(&thread.tid);
-            thread.has_run =
-                known.is_none_or(|known| thread.signal_baseline.has_run(known.cpu_time));
-        }
-    }
-
     /// Returns the threads that have slept for the threshold and may be in a poll, and the time at
     /// which the next thread reaches the threshold.
     fn sleeping_threads(
@@ -329,24 +220,21 @@ impl UnrecordedPollDetector {
         now: Moment,
         is_complete: bool,
     ) -> (Vec<SleepingWorker>, Option<Moment>) {
-        let sleeps =
-            |thread: &&WorkerThreadState| thread.unchanged_since < now && !thread.in_recorded_poll;
         // All threads are known, and at most as many sleep as workers were parked all the time. So
         // the sleeping threads are the parked workers.
-        if is_complete
-            && self.threads.values().filter(sleeps).count() <= self.workers.parked_count()
-        {
+        if is_complete && self.threads.sleeping(now).count() <= self.workers.parked_count() {
             return (Vec::new(), None);
         }
-        let open = self.threads.iter().filter(|(tid, thread)| {
-            sleeps(thread)
-                && thread.parked_baseline == WorkerBaseline::Unset
-                && !self.tracked.iter().any(|tracked| {
-                    tracked.tid == **tid && !tracked.is_undecided() && !tracked.has_run
-                })
-        });
+        let is_decided = |tid: u32| {
+            let mut tracked = self.tracked.iter().filter(|tracked| tracked.tid == tid);
+            tracked.any(|tracked| !tracked.is_undecided() && !tracked.has_run)
+        };
+        let open = self
+            .threads
+            .sleeping(now)
+            .filter(|(tid, thread)| !thread.is_parked() && !is_decided(*tid));
         let (mut sleeping, mut due) = (Vec::new(), None::<Moment>);
-        for (&tid, thread) in open {
+        for (tid, thread) in open {
             let at = thread.unchanged_since + self.threshold;
             if now < at {
                 due = Some(due.map_or(at, |due| due.min(at)));
@@ -358,13 +246,13 @@ impl UnrecordedPollDetector {
                 });
             }
         }
-        sleeping.sort_unstable_by_key(|still| still.asleep_since);
+        sleeping.sort_unstable_by_key(|sleeping| sleeping.asleep_since);
         sleeping.truncate(MAX_TRACKED_THREADS / 4);
         (sleeping, due)
     }
 
-    /// Evaluates at `now` the samples of a round that started at `asked`. [`Self::check`] must have
-    /// been called before.
+    /// Evaluates at `now` the samples of a round that started at `sampled_at`. [`Self::check`] must
+    /// have been called before.
     pub(crate) fn ingest(
         &mut self,
         now: Moment,
@@ -388,16 +276,12 @@ impl UnrecordedPollDetector {
             [only] => Some(only.progress.worker),
             _ => None,
         };
-        let is_certain = |thread: &&TrackedThread| {
-            let slept = thread.was_asleep && sampled_at.since(thread.last_ran) >= self.threshold;
-            let waited = thread.run_delay.1.saturating_sub(thread.run_delay.0);
-            let own = sampled_at.since(thread.first_seen).saturating_sub(waited);
-            let same = exceeds_batch
-                && thread.same_samples >= MIN_SAME_SAMPLES
-                && own >= self.threshold.max(MAX_BATCH_DURATION);
-            thread.is_undecided() && (slept || same)
-        };
-        let suspects = self.tracked.iter().filter(is_certain).map(|thread| SuspectedStall {
+        let certain = self.tracked.iter().filter(|thread| {
+            thread.has_slept(sampled_at, self.threshold)
+                || (exceeds_batch && thread.has_computed(sampled_at, self.threshold))
+        });
+        let certain = certain.filter(|thread| thread.is_undecided());
+        let suspects = certain.map(|thread| SuspectedStall {
             tid: thread.tid,
             first_seen: thread.first_seen,
             duration: sampled_at.since(thread.first_seen),
@@ -408,25 +292,23 @@ impl UnrecordedPollDetector {
         (max_stalled > 0 && !suspects.is_empty()).then_some(StallSuspects { suspects, max_stalled })
     }
 
-    /// Applies the result of inspecting the suspects: `is_stuck` returns `true` for a thread that
+    /// Applies the result of inspecting the suspects: `is_stalled` returns `true` for a thread that
     /// is stalled. Returns the stalls to report.
     pub(crate) fn confirm(
         &mut self,
         candidates: StallSuspects,
-        is_stuck: impl Fn(u32) -> bool,
+        is_stalled: impl Fn(u32) -> bool,
     ) -> Vec<SuspectedStall> {
-        let StallSuspects { suspects: mut suspicions, max_stalled: most } = candidates;
-        let inspected: Vec<u32> = suspicions.iter().map(|suspicion| suspicion.tid).collect();
-        suspicions.retain(|suspicion| is_stuck(suspicion.tid));
-        if suspicions.len() > most {
-            suspicions.clear();
+        let StallSuspects { mut suspects, max_stalled } = candidates;
+        let inspected: Vec<u32> = suspects.iter().map(|suspect| suspect.tid).collect();
+        suspects.retain(|suspect| is_stalled(suspect.tid));
+        if suspects.len() > max_stalled {
+            suspects.clear();
         }
         for thread in self.tracked.iter_mut().filter(|thread| inspected.contains(&thread.tid)) {
-            thread.reported = suspicions.iter().any(|suspicion| suspicion.tid == thread.tid);
-            thread.next_sample = thread.next_sample.max(thread.last_ran + REPORTED_SAMPLE_INTERVAL);
-            thread.dismissed = !thread.reported;
+            thread.decide(suspects.iter().any(|suspect| suspect.tid == thread.tid));
         }
-        suspicions
+        suspects
     }
 
     /// Returns the start of the oldest reported poll that is still in progress.
@@ -435,49 +317,22 @@ impl UnrecordedPollDetector {
     }
 
     fn ingest_sample(&mut self, now: Moment, sample: &PollSample) {
-        let known = self.tracked.iter_mut().find(|thread| thread.tid == sample.tid);
-        let Some(poll) = sample.poll_hash else {
+        let Some(poll_hash) = sample.poll_hash else {
             self.tracked.retain(|thread| thread.tid != sample.tid);
-            if let Some(thread) = self.threads.get_mut(&sample.tid) {
-                thread.parked_baseline = WorkerBaseline::Pending;
-            }
+            self.threads.mark_parked(sample.tid);
             if !sample.is_worker {
                 self.workers.dismiss(sample.tid, now);
             }
             return;
         };
-        let since = sample.asleep_since.unwrap_or(now);
-        let next = now + jittered(SAMPLE_INTERVAL, now);
-        if let Some(thread) = known
-            && thread.poll_hash == poll
-        {
-            thread.same_samples += 1;
-            thread.was_asleep = sample.asleep_since.is_some();
-            thread.last_ran = since.max(thread.last_ran);
-            thread.next_sample =
-                if thread.is_undecided() { next } else { now + REPORTED_SAMPLE_INTERVAL };
-            thread.signal_baseline = WorkerBaseline::Pending;
-            thread.run_delay.1 = sample.run_delay;
-            return;
-        }
-        let fresh = TrackedThread {
-            tid: sample.tid,
-            poll_hash: poll,
-            first_seen: since,
-            last_ran: since,
-            was_asleep: sample.asleep_since.is_some(),
-            same_samples: 1,
-            next_sample: next,
-            signal_baseline: WorkerBaseline::Pending,
-            has_run: true,
-            run_delay: (sample.run_delay, sample.run_delay),
-            reported: false,
-            dismissed: false,
-        };
-        match self.tracked.iter().position(|thread| thread.tid == sample.tid) {
-            Some(at) => self.tracked[at] = fresh,
-            None if self.tracked.len() < MAX_TRACKED_THREADS => self.tracked.push(fresh),
-            None => {}
+        if let Some(thread) = self.tracked.iter_mut().find(|thread| thread.tid == sample.tid) {
+            if thread.poll_hash == poll_hash {
+                thread.add_sample(now, sample);
+            } else {
+                *thread = TrackedThread::new(now, poll_hash, sample);
+            }
+        } else if self.tracked.len() < MAX_TRACKED_THREADS {
+            self.tracked.push(TrackedThread::new(now, poll_hash, sample));
         }
     }
 }
