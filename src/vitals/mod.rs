@@ -22,12 +22,15 @@ mod blocking;
 pub mod cgroup;
 mod contention;
 mod cpu_times;
+mod intervals;
 mod lag_percentile;
+mod limits;
 mod probe;
 mod reader;
 mod rise;
 mod run_time;
 mod runtimes;
+mod slow_readings;
 mod stalled;
 mod trend;
 

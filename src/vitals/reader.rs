@@ -5,16 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::blocking::{BlockingPools, BlockingProbe};
-use super::cgroup::{Cgroup, LimitProblem, ResourcePressure};
+use super::cgroup::Cgroup;
 use super::contention::{ContentionInput, ContentionReader};
+use super::intervals::take_if_due;
+use super::limits::LimitReader;
 use super::probe::{RuntimeProbe, idle_wake_interval};
 use super::rise::RiseDetector;
 use super::runtimes::Runtimes;
+use super::slow_readings::SlowReadings;
 use super::trend::GrowthTrend;
-use crate::base::{Bytes, Clock, Moment, Percent, SystemClock, panic_log, standstill, warnings};
+use crate::base::{Bytes, Clock, Moment, Percent, SystemClock, standstill};
 use crate::metrics::{Distribution, Metrics, MetricsReader};
 use crate::model::{Limit, LimitEffect, MemoryLimitUsage, Vitals, WorkerProgress};
-use crate::os::proc::cores::CoreCounter;
 use crate::os::proc::process;
 use crate::os::proc::procfs::Procfs;
 use crate::vitals::lag_percentile::LagPercentile;
@@ -22,19 +24,6 @@ use crate::vitals::lag_percentile::LagPercentile;
 /// Interval at which limits are read again. They are changed by hand or by an autoscaler, which
 /// poll less often than once a second. Reading them at every tick would double its cost.
 const LIMITS_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Interval at which the limits of the process are read. They change only by hand, from outside.
-const PROCESS_LIMITS_INTERVAL: Duration = Duration::from_secs(10);
-
-/// Topic of the warning about unreadable limits.
-const LIMIT_WARNING_TOPIC: &str = "memory.limit";
-
-/// Interval at which pressure is read: the kernel updates its averages every two seconds.
-const PRESSURE_INTERVAL: Duration = Duration::from_secs(2);
-
-/// Interval at which the machine's memory is read. It changes by hotplug only, and reading it
-/// allocates.
-const MACHINE_MEMORY_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Minimum interval of closures sent through blocking pools.
 const BLOCKING_PROBE_INTERVAL: Duration = Duration::from_secs(1);
@@ -59,21 +48,7 @@ pub struct Reader {
     procfs: Procfs,
     cgroup: Cgroup,
     limits_read_at: Option<Moment>,
-    memory_limit: Option<Limit<Bytes>>,
-    /// `true` if `memory_limit` is that of a cgroup.
-    is_cgroup_memory_limit: bool,
-    cpu_limit: Option<Limit<f64>>,
-    cpus: CoreCounter,
-    cores_read_at: Option<Moment>,
-    cores: Option<f64>,
-    process_limits_read_at: Option<Moment>,
-    address_space_limit: Option<Limit<Bytes>>,
-    data_limit: Option<Limit<Bytes>>,
-    /// Active warning about limits.
-    limit_problem: Option<LimitProblem>,
-    machine_read_at: Option<Moment>,
-    machine_memory: Option<Limit<Bytes>>,
-    affinity_source: Arc<str>,
+    limits: LimitReader,
     previous_cpu: Option<(Moment, Duration)>,
     slow_readings: SlowReadings,
     lag_percentile: LagPercentile,
@@ -91,73 +66,12 @@ pub struct Reader {
     root: PathBuf,
 }
 
-/// Values that are read each second and are valid until the next.
-#[derive(Debug, Default)]
-struct SlowReadings {
-    /// Cumulative counters.
-    pressure: ResourcePressure,
-    panics: Option<u64>,
-    fd_limit: Option<u64>,
-    pressure_read_at: Option<Moment>,
-    /// Growth of the counters in the last second.
-    throttled: Option<Percent>,
-    memory_high: Option<u64>,
-    memory_max: Option<u64>,
-    oom_kills: Option<u64>,
-    new_panics: Option<u64>,
-}
-
 /// Result of one tick for all observed runtimes together.
 #[derive(Clone, Copy, Debug)]
 struct RuntimesReading {
     tasks: u64,
     lag: Option<Duration>,
     stalled: Percent,
-}
-
-impl SlowReadings {
-    fn read(&mut self, now: Moment, cgroup: &Cgroup) {
-        let before = self.pressure;
-        let pressure = if take_if_due(&mut self.pressure_read_at, now, PRESSURE_INTERVAL) {
-            cgroup.pressure()
-        } else {
-            let ResourcePressure { memory_pressure, cpu_pressure, io_pressure, .. } = before;
-            ResourcePressure {
-                memory_pressure,
-                cpu_pressure,
-                io_pressure,
-                ..cgroup.pressure_counters()
-            }
-        };
-        let growth = |now: Option<u64>, before: Option<u64>| Some(now?.saturating_sub(before?));
-        let periods = growth(pressure.cpu_periods, before.cpu_periods);
-        // Without a period nothing ran, and nothing was throttled.
-        self.throttled = growth(pressure.throttled_periods, before.throttled_periods)
-            .zip(periods)
-            .map(|(n, of)| Percent::of(n as f64, of as f64).unwrap_or(Percent(0.0)));
-        // If another cgroup's limit is in force, the events are not comparable.
-        let is_same_cgroup = pressure.memory_level == before.memory_level;
-        let growth_at = |now, before| if is_same_cgroup { growth(now, before) } else { None };
-        self.memory_high = growth_at(pressure.memory_high_events, before.memory_high_events);
-        self.memory_max = growth_at(pressure.memory_max_events, before.memory_max_events);
-        self.oom_kills = growth(pressure.oom_kills, before.oom_kills);
-        let panics = panic_log::count();
-        self.new_panics = panics.map(|now| now.saturating_sub(self.panics.unwrap_or(now)));
-        self.panics = panics;
-        self.pressure = pressure;
-    }
-
-    fn write(&self, vitals: &mut Vitals) {
-        vitals.cpu_throttled = self.throttled;
-        vitals.fd_limit = self.fd_limit;
-        vitals.memory_pressure = self.pressure.memory_pressure;
-        vitals.cpu_pressure = self.pressure.cpu_pressure;
-        vitals.io_pressure = self.pressure.io_pressure;
-        vitals.memory_high = self.memory_high;
-        vitals.memory_max = self.memory_max;
-        vitals.oom_kills = self.oom_kills;
-        vitals.panics = self.new_panics;
-    }
 }
 
 impl Reader {
@@ -184,19 +98,7 @@ impl Reader {
             procfs: Procfs::open(root),
             cgroup: Cgroup::discover(root),
             limits_read_at: None,
-            memory_limit: None,
-            is_cgroup_memory_limit: false,
-            cpu_limit: None,
-            cpus: CoreCounter::default(),
-            cores_read_at: None,
-            cores: None,
-            process_limits_read_at: None,
-            address_space_limit: None,
-            data_limit: None,
-            limit_problem: None,
-            machine_read_at: None,
-            machine_memory: None,
-            affinity_source: "cpu affinity".into(),
+            limits: LimitReader::new(),
             previous_cpu: None,
             slow_readings: SlowReadings::default(),
             lag_percentile: LagPercentile::default(),
@@ -225,7 +127,10 @@ impl Reader {
     /// once a minute for the machine's memory.
     pub fn read_into(&mut self, now: Moment, vitals: &mut Vitals) {
         if take_if_due(&mut self.limits_read_at, now, LIMITS_INTERVAL) {
-            self.read_limits(now);
+            let are_process_limits_due = self.limits.read(now, &mut self.cgroup);
+            if are_process_limits_due && !self.has_run_delays {
+                self.has_run_delays = self.blocking_pools.check_run_delays();
+            }
             self.slow_readings.read(now, &self.cgroup);
             self.metrics.update(now);
             self.read_contention(vitals.threads);
@@ -235,7 +140,8 @@ impl Reader {
         vitals.rss = self.procfs.rss(now);
         self.read_memory(vitals);
         vitals.cpu_cores = self.read_cpu(vitals);
-        vitals.cpu_limit.clone_from(&self.cpu_limit);
+        vitals.cpu_limit.clone_from(&self.limits.cpu);
+        vitals.fd_limit = self.limits.descriptors;
         vitals.tasks = runtimes.map(|reading| reading.tasks);
         vitals.threads = self.procfs.threads(now);
         vitals.fds = self.procfs.fds(now);
@@ -260,56 +166,11 @@ impl Reader {
         self.metrics.distributions()
     }
 
-    /// Reads the limits in force: a cgroup's if it is lower than that of the machine. Warns about
-    /// limits that cannot be read.
-    fn read_limits(&mut self, now: Moment) {
-        self.cgroup.refresh();
-        if take_if_due(&mut self.machine_read_at, now, MACHINE_MEMORY_INTERVAL) {
-            self.machine_memory = process::physical_memory()
-                .map(|value| Limit { value, source: "physical memory".into() });
-        }
-        let machine = self.machine_memory.as_ref();
-        let cgroup = self
-            .cgroup
-            .memory_limit()
-            .filter(|limit| machine.is_none_or(|machine| limit.value < machine.value));
-        self.is_cgroup_memory_limit = cgroup.is_some();
-        self.memory_limit = cgroup.or(machine).cloned();
-
-        let problem = self.cgroup.problem();
-        if problem != self.limit_problem {
-            match problem {
-                Some(problem) => warnings::set(LIMIT_WARNING_TOPIC, self.cgroup.describe(problem)),
-                None => warnings::clear(LIMIT_WARNING_TOPIC),
-            }
-            self.limit_problem = problem;
-        }
-
-        if take_if_due(&mut self.process_limits_read_at, now, PROCESS_LIMITS_INTERVAL) {
-            self.slow_readings.fd_limit = process::descriptor_limit();
-            self.has_run_delays = self.has_run_delays || self.blocking_pools.check_run_delays();
-            let limit = |value: Option<Bytes>, source: &str| {
-                value.map(|value| Limit { value, source: source.into() })
-            };
-            self.address_space_limit =
-                limit(process::address_space_limit(), "RLIMIT_AS (ulimit -v)");
-            self.data_limit = limit(process::data_limit(), "RLIMIT_DATA (ulimit -d)");
-        }
-        if take_if_due(&mut self.cores_read_at, now, self.cpus.validity()) {
-            self.cores = self.cpus.read().map(f64::from);
-        }
-        let cores = self.cores;
-        let quota =
-            self.cgroup.cpu_limit().filter(|limit| cores.is_none_or(|cores| limit.value < cores));
-        self.cpu_limit = quota
-            .cloned()
-            .or_else(|| cores.map(|value| Limit { value, source: self.affinity_source.clone() }));
-    }
-
     /// Reads memory usage and its limit.
     fn read_memory(&mut self, vitals: &mut Vitals) {
-        vitals.memory_limit.clone_from(&self.memory_limit);
-        let cgroup_use = self.is_cgroup_memory_limit.then(|| self.cgroup.memory_use()).flatten();
+        vitals.memory_limit.clone_from(&self.limits.memory);
+        let is_cgroup_limit = self.limits.is_cgroup_memory;
+        let cgroup_use = is_cgroup_limit.then(|| self.cgroup.memory_use()).flatten();
         match cgroup_use {
             Some(memory) => {
                 vitals.working_set = Some(memory.working_set);
@@ -321,14 +182,14 @@ impl Reader {
                 vitals.working_set = vitals.rss.map(|rss| Bytes(rss.get().saturating_sub(file)));
             }
         }
-        vitals.memory_limit_effect = match self.is_cgroup_memory_limit {
+        vitals.memory_limit_effect = match is_cgroup_limit {
             true => self.cgroup.at_memory_limit(),
             false => LimitEffect::Kill,
         };
         vitals.kill_limit = match vitals.memory_limit_effect {
             LimitEffect::Kill => None,
             _ => {
-                let machine = self.machine_memory.as_ref().map(|machine| machine.value);
+                let machine = self.limits.machine_memory.as_ref().map(|machine| machine.value);
                 self.cgroup.kill_limit().into_iter().chain(machine).min()
             }
         };
@@ -336,8 +197,8 @@ impl Reader {
             let limit = limit.clone()?;
             Some(MemoryLimitUsage { used: used()?, limit, limit_effect: LimitEffect::Fail })
         };
-        let space = memory_wall(&self.address_space_limit, &|| self.procfs.address_space());
-        let data = memory_wall(&self.data_limit, &|| self.procfs.data());
+        let space = memory_wall(&self.limits.address_space, &|| self.procfs.address_space());
+        let data = memory_wall(&self.limits.data, &|| self.procfs.data());
         vitals.address_space = space.into_iter().chain(data).max_by(|a, b| {
             let share = |wall: &MemoryLimitUsage| wall.percent().map_or(0.0, Percent::get);
             share(a).total_cmp(&share(b))
@@ -367,7 +228,7 @@ impl Reader {
         }
         let now = self.clock.now();
         self.runtimes.read_worker_progress(&mut self.worker_progress);
-        let cores = self.cpu_limit.as_ref().map_or(f64::INFINITY, |limit| limit.value);
+        let cores = self.limits.cpu.as_ref().map_or(f64::INFINITY, |limit| limit.value);
         let cpu = process::cpu_time();
         let workers = self.worker_progress.as_slice();
         let was_suspended = self
@@ -460,17 +321,8 @@ impl std::fmt::Debug for Reader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Reader")
             .field("runtimes", &self.probes.len())
-            .field("memory_limit", &self.memory_limit)
-            .field("cpu_limit", &self.cpu_limit)
+            .field("memory_limit", &self.limits.memory)
+            .field("cpu_limit", &self.limits.cpu)
             .finish_non_exhaustive()
     }
-}
-
-/// Returns `true`, and sets `last` to `now`, if `every` has passed since `last`.
-fn take_if_due(last: &mut Option<Moment>, now: Moment, interval: Duration) -> bool {
-    let is_due = last.is_none_or(|last| now.since(last) >= interval);
-    if is_due {
-        *last = Some(now);
-    }
-    is_due
 }
