@@ -25,9 +25,9 @@
 //! ns) and about 3 ns. While a runtime trace is recorded, it costs two reads and about 6 ns.
 //! Creating and ending a task costs about 10 ns. No memory is allocated per task.
 
-#[cfg(not(feature = "trace"))]
-mod absent;
 mod join_set;
+#[cfg(not(feature = "trace"))]
+mod unsupported;
 
 use std::future::Future;
 use std::hint::black_box;
@@ -45,7 +45,7 @@ use crate::stacks::{TaskRegistration, poll_capturing};
 #[cfg(feature = "trace")]
 use crate::trace::PollNode;
 #[cfg(not(feature = "trace"))]
-use absent::PollNode;
+use unsupported::PollNode;
 
 pub use join_set::JoinSet;
 
@@ -54,10 +54,10 @@ pin_project! {
     #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
     pub struct Traced<F> {
-        // Before the ticket: code run by the future's drop still belongs to the task.
+        // Before the registration: code run by the future's drop still belongs to the task.
         #[pin]
         future: F,
-        ticket: TaskRegistration,
+        registration: TaskRegistration,
         node: PollNode,
     }
 }
@@ -69,7 +69,7 @@ impl<F: Future> Future for Traced<F> {
         let this = self.project();
         let tick = PollNode::tick();
         let slice = this.node.begin_poll(tick);
-        let guard = this.ticket.begin_poll(tick);
+        let guard = this.registration.begin_poll(tick);
         if guard.is_stack_requested() {
             // Hidden from the optimizer: if the poll were inlined into marple's function, the
             // task's outermost function would have no frame and so no name.
@@ -79,7 +79,7 @@ impl<F: Future> Future for Traced<F> {
         let outcome = this.future.poll(cx);
         match outcome {
             Poll::Pending => {
-                this.ticket.store_waker(cx.waker());
+                this.registration.store_waker(cx.waker());
                 drop(guard);
                 PollNode::end_pending_poll(slice);
             }
@@ -154,5 +154,5 @@ fn wrap<F>(name: Option<&'static str>, future: F, place: &'static Location<'stat
     fork::warn_if_unwatched();
     let site = SpawnSite { name, location: place }.intern();
     let (registration, number) = TaskRegistration::new(site);
-    Traced { future, ticket: registration, node: PollNode::new(site, number) }
+    Traced { future, registration, node: PollNode::new(site, number) }
 }

@@ -1,4 +1,4 @@
-//! A replacement without effect for a task's trace state, in builds without tracing.
+//! Stub of a task's trace state, which needs the `trace` feature.
 
 use crate::os::clock::cycle_clock;
 
