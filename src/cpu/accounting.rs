@@ -18,7 +18,7 @@ const NOISE_SAMPLES: u64 = 2;
 const NOISE_DIVISOR: u64 = 200;
 
 /// Adds the expected and actual number of samples for `cpu_time` to `profile`. `lost` samples are
-/// already reported as losses; the remaining shortfall is added as a loss with the cause `rest`.
+/// already reported as losses; the remaining shortfall is added as a loss with `cause`.
 pub(super) fn report_losses(
     profile: &mut Profile,
     cpu_time: Duration,

@@ -44,7 +44,7 @@ impl<A> Allocator<A> {
 
 // SAFETY: every block is allocated and freed by `inner` with the caller's own arguments. The rest
 // accesses only marple's tables; it does not unwind and does not allocate through `self`
-// recursively (`record` excludes its own thread).
+// recursively (`record_if_sampled` excludes its own thread).
 unsafe impl<A: GlobalAlloc> GlobalAlloc for Allocator<A> {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -123,8 +123,8 @@ impl<A: GlobalAlloc> Allocator<A> {
         unsafe { self.inner.dealloc(block, layout) }
     }
 
-    /// Reallocates a block: one free and one allocation of `new_size` bytes. `spent` is the result
-    /// of `spend(new_size)`.
+    /// Reallocates a block: one free and one allocation of `new_size` bytes. `within_budget` is the
+    /// result of `try_consume(new_size)`.
     #[cold]
     #[inline(never)]
     unsafe fn realloc_cold(
@@ -152,8 +152,8 @@ impl<A: GlobalAlloc> Allocator<A> {
     }
 }
 
-/// Completes an allocation after `spend` returned `false`. Always inlined: `record` skips a fixed
-/// number of frames above it.
+/// Completes an allocation after `try_consume` returned `false`. Always inlined:
+/// `record_if_sampled` skips a fixed number of frames above it.
 #[inline(always)]
 fn sample_allocation(block: *mut u8, size: usize) {
     if block.is_null() {

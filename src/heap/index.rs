@@ -101,7 +101,7 @@ pub(crate) trait Internable {
     /// Creates a slot with the item, held. Returns `None` if there is no space.
     fn create(&self) -> Option<u32>;
 
-    /// Drops an unused result of `make`.
+    /// Drops an unused result of `create`.
     fn discard(&self, number: u32) {
         self.release(number);
     }

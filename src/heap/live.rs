@@ -83,7 +83,7 @@ impl<const KEYS: usize> LiveBlocks<KEYS> {
         Some(record)
     }
 
-    /// Passes every record that is in the table during the whole call to `see` exactly once, and
+    /// Passes every record that is in the table during the whole call to `visit` exactly once, and
     /// possibly some that are inserted or removed meanwhile.
     pub(crate) fn for_each(&self, mut visit: impl FnMut(BlockRecord)) {
         for words in self.segments.iter().map_while(MappedWords::get) {

@@ -242,7 +242,8 @@ pub(super) fn discard_record(record: &BlockRecord) {
     SITES.release(record.site);
 }
 
-/// Inserts a record. Also reinserts the result of `take` if the block was not freed after all.
+/// Inserts a record. Also reinserts the result of `take_record` if the block was not freed after
+/// all.
 pub(super) fn insert_record(address: usize, record: BlockRecord) {
     FILTER.add(address);
     if LIVE_BLOCKS.insert(address, record) {

@@ -12,8 +12,9 @@
 //! A weight uses the rate at which its interval was drawn, so a changed rate causes no bias.
 //!
 //! ```text
-//!  interval: |------------------ wait ------------------|== left ==|
-//!             not granted yet; at most GRANT per refill   ^ current byte; `spend` lowers `left`
+//!  interval: |----------- bytes_until_sample -----------|== budget ==|
+//!             not granted yet; a grant per refill         ^ current byte; `try_consume` lowers
+//!                                                           `budget`
 //! ```
 //!
 //! The granted and not yet spent bytes are the only part of a thread's bytes that is unknown
@@ -22,9 +23,9 @@
 //! [`MIN_REFILL_BYTES`].
 //!
 //! The exponential distribution is memoryless: an interval may be discarded and redrawn at any time
-//! that was chosen independently of it. `decide` decides the current block by the old interval and
-//! only then applies a new rate; the small [`REFILL_BYTES`] limits the delay. At rate 1 each block
-//! is recorded regardless of the interval, so a thread applies that rate with its next block.
+//! that was chosen independently of it. `sample` decides on the current block by the old interval
+//! and only then applies a new rate; the small [`REFILL_BYTES`] limits the delay. At rate 1 each
+//! block is recorded regardless of the interval, so a thread applies that rate with its next block.
 //!
 //! Intervals are integers, rounded down. A block of a whole number of bytes ends the interval `x`
 //! if and only if it ends `floor(x)`, so rounding changes no probability.
@@ -48,14 +49,14 @@ const INFINITE_INTERVAL: u64 = u64::MAX >> 1;
 /// destroyed.
 pub(crate) struct AllocationSampler {
     budget: Cell<i64>,
-    /// Value of `left` when it was last set.
+    /// Value of `budget` when it was last set.
     refill_size: Cell<i64>,
-    /// All bytes so far, except those counted down from `granted`.
+    /// All bytes so far, except those counted down from `refill_size`.
     counted_bytes: Cell<u64>,
-    /// Values of `passed` and `granted` at the last report.
+    /// Values of `counted_bytes` and `refill_size` at the last report.
     last_reported: Cell<AllocatedDelta>,
     bytes_until_sample: Cell<u64>,
-    /// Rate at which `wait` was drawn; `None` before the first draw.
+    /// Rate at which the interval was drawn; `None` before the first draw.
     interval_rate: Cell<Option<u64>>,
     rng_state: Cell<u64>,
 }
@@ -69,7 +70,7 @@ pub(crate) struct AllocatedDelta {
 }
 
 impl AllocationSampler {
-    /// Creates a sampler without an interval: its first `spend` returns `false`, and `decide`
+    /// Creates a sampler without an interval: its first `try_consume` returns `false`, and `sample`
     /// requires a `seed`.
     pub(crate) const fn new() -> Self {
         Self {
@@ -91,7 +92,7 @@ impl AllocationSampler {
     /// Seeds the random numbers and draws the first interval.
     pub(crate) fn seed(&self, seed: u64, rate: u64) {
         self.rng_state.set(seed);
-        // The preceding `spend` returned `false` because there was no interval.
+        // The preceding `try_consume` returned `false` because there was no interval.
         self.budget.set(self.refill_size.get());
         self.redraw_interval(rate);
     }
@@ -104,7 +105,7 @@ impl AllocationSampler {
     }
 
     /// Counts `size` bytes. Returns `true` if they were within the grant, that is, certainly not
-    /// recorded. If `false`, the caller must call `decide` or `undo_consume`. A `floor` above 0
+    /// recorded. If `false`, the caller must call `sample` or `undo_consume`. A `floor` above 0
     /// refuses the rest of the grant, see [`EXACT_FLOOR`].
     #[inline]
     pub(crate) fn try_consume(&self, size: usize, floor: i64) -> bool {
@@ -113,13 +114,13 @@ impl AllocationSampler {
         budget >= floor
     }
 
-    /// Reverts a `spend` whose block was not allocated.
+    /// Reverts a `try_consume` whose block was not allocated.
     pub(crate) fn undo_consume(&self, size: usize) {
         self.budget.set(self.budget.get().wrapping_add(size as i64));
     }
 
-    /// Decides on a block after `spend(size)` returned `false`: returns its weight if it must be
-    /// recorded. Later intervals are drawn at `rate`.
+    /// Decides on a block after `try_consume(size)` returned `false`: returns its weight if it must
+    /// be recorded. Later intervals are drawn at `rate`.
     pub(crate) fn sample(&self, size: usize, rate: u64) -> Option<f64> {
         self.undo_consume(size);
         self.counted_bytes.set(self.counted_bytes.get().wrapping_add(size as u64));
@@ -150,7 +151,7 @@ impl AllocationSampler {
     }
 
     /// Returns the change since the last call, to be added to the sum over all threads. Must be
-    /// called after each `seed`, `restart` and `decide`, before the next `spend`.
+    /// called after each `seed`, `redraw_interval` and `sample`, before the next `try_consume`.
     pub(crate) fn take_delta(&self) -> AllocatedDelta {
         let current = AllocatedDelta {
             bytes: self.counted_bytes.get(),

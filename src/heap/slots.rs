@@ -95,7 +95,7 @@ impl<const PAYLOAD_WORDS: usize, const SLOTS_PER_CHUNK: usize, const MAX_CHUNKS:
         }
     }
 
-    /// Claims a slot that was never claimed, below `cap`. If the kernel refuses a mapping, no
+    /// Claims a slot that was never claimed, below `limit`. If the kernel refuses a mapping, no
     /// number is consumed.
     pub(crate) fn claim_fresh(&self, limit: u64) -> Option<u32> {
         let limit = limit.min((MAX_CHUNKS * SLOTS_PER_CHUNK) as u64);

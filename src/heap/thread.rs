@@ -37,14 +37,14 @@ pub(super) fn set_floor(rate: u64) {
 }
 
 /// Counts `size` bytes. Returns `true` if the block is not sampled. If `false`, the caller must
-/// call `decide` or `undo_consume`.
+/// call `sample_block` or `undo_consume`.
 #[inline]
 pub(super) fn try_consume(size: usize) -> bool {
     let floor = FLOOR.0.load(Relaxed);
     THREAD.with(|thread| thread.sampler.try_consume(size, floor))
 }
 
-/// Reverts a `spend` that returned `false`.
+/// Reverts a `try_consume` that returned `false`.
 pub(super) fn undo_consume(size: usize) {
     THREAD.with(|thread| thread.sampler.undo_consume(size));
 }
@@ -76,7 +76,8 @@ fn publish_delta(sampler: &AllocationSampler) {
     }
 }
 
-/// Decides on a block after `spend` returned `false`: returns its weight if it must be recorded.
+/// Decides on a block after `try_consume` returned `false`: returns its weight if it must be
+/// recorded.
 pub(super) fn sample_block(size: usize, rate: u64) -> Option<f64> {
     THREAD.with(|thread| {
         let sampler = &thread.sampler;

@@ -106,7 +106,7 @@ impl ReplyQueue {
         }
     }
 
-    /// Takes all replies, once there are `wanted` of them or `most` has passed.
+    /// Takes all replies, once there are `expected` of them or `timeout` has passed.
     pub(super) fn collect(&self, expected: usize, timeout: Duration) -> Vec<TaskReply> {
         let mut pending = self.lock();
         pending.expected = expected;

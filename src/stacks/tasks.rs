@@ -247,7 +247,8 @@ impl Dump {
         moment(cycle_clock::now()).since(moment(tick))
     }
 
-    /// Takes replies until `wanted` have arrived, `most` has passed, or the deadline is reached.
+    /// Takes replies until `expected` have arrived, `timeout` has passed, or the deadline is
+    /// reached.
     fn collect_replies(&mut self, clock: &dyn Clock, expected: usize, timeout: Duration) {
         let now = clock.now();
         let deadline = (now + timeout).min(self.deadline.max(now));

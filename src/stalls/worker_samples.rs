@@ -186,7 +186,7 @@ impl StallCandidates {
         self.detector.charge(cost, false);
     }
 
-    /// Returns the suspected stalls that are confirmed, given the result of `is_stuck` for each
+    /// Returns the suspected stalls that are confirmed, given the result of `is_stalled` for each
     /// thread.
     pub(crate) fn confirm(
         &mut self,

@@ -39,7 +39,8 @@ impl WorkerState {
         self.dismissed_until.is_some_and(|until| now < until)
     }
 
-    /// Returns `true` if its counters have been unchanged for longer than usual: 1.25 x `usual`.
+    /// Returns `true` if its counters have been unchanged for longer than usual:
+    /// `1.25 * usual_batch`.
     pub(crate) fn is_late(&self, now: Moment) -> bool {
         now.since(self.unchanged_since) > self.usual_batch + self.usual_batch / 4
     }

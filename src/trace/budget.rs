@@ -49,7 +49,8 @@ impl TraceBudget {
         self.session
     }
 
-    /// Takes `most` bytes, or `least` if `most` are not available. Returns `None` if neither are.
+    /// Takes `preferred` bytes, or `minimum` if so many are not available. Returns `None` if
+    /// neither are.
     pub(super) fn reserve(&self, preferred: usize, minimum: usize) -> Option<usize> {
         let reserved = [preferred, minimum].into_iter().find(|&bytes| {
             let subtract = |remaining: usize| remaining.checked_sub(bytes);

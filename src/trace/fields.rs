@@ -38,7 +38,7 @@ pub(super) struct FieldList {
 impl FieldList {
     /// Collects the fields that `record` passes to the visitor, followed by those of `earlier` with
     /// other names. Returns `None` if there are no fields. Adds the number of fields above the
-    /// limit to `left_out`.
+    /// limit to `omitted`.
     pub(super) fn collect(
         earlier: Option<&Self>,
         omitted: &mut u64,

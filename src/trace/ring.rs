@@ -71,8 +71,8 @@ impl<M: AsRef<[AtomicU64]>> EventRing<M> {
         self.head.load(Ordering::Acquire)
     }
 
-    /// Copies the records from `first` on, newest first, until `wanted` returns `false`. `gone` is
-    /// exact only if everything was wanted.
+    /// Copies the records from `first` on, newest first, until `wanted` returns `false`.
+    /// `overwritten` is exact only if everything was wanted.
     pub(crate) fn copy(&self, first: u64, wanted: impl Fn(Words) -> bool) -> CopiedRecords {
         let mut records = Vec::new();
         let (next, overwritten) = self.copy_into(&mut records, first, wanted);

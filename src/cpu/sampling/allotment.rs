@@ -90,7 +90,7 @@ impl WaitingThreads {
     }
 }
 
-/// Assigns `room` samplers. A thread replaces another only if it used more than twice as much.
+/// Assigns `limit` samplers. A thread replaces another only if it used more than twice as much.
 pub(super) fn plan_exchange(
     mut active: Vec<ThreadUsage>,
     mut waiting: Vec<ThreadUsage>,

@@ -84,7 +84,7 @@ pub(crate) fn start_perf_engine(
     }
 }
 
-/// Starts timers, with `words` as the reason. Returns an error if no thread can have one.
+/// Starts timers; `description` has the reason. Returns an error if no thread can have one.
 pub(crate) fn start_timer_engine(
     frequency: Hertz,
     tids: &[u32],

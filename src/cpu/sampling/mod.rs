@@ -4,7 +4,7 @@
 //! ```text
 //!  perf: ring per thread ──┐             ┌─ window   the last seconds, by buckets (look-back)
 //!                          ├─ drain ─────┤
-//!  timer: pool of slots ───┘  unwind     └─ during   the running session
+//!  timer: pool of slots ───┘  unwind     └─ session  the running session
 //!                             deduplicate
 //! ```
 //!
@@ -15,12 +15,12 @@
 //! some milliseconds.
 //!
 //! One sampler runs at a time. While a session runs, the sampler uses the session's frequency and
-//! the window is inactive; the window's previous content is the session's `before`. The two are
-//! never paid for at the same time.
+//! the window is inactive; the window's previous content is the session's look-back profile. The
+//! two are never paid for at the same time.
 //!
-//! The weight of samples is determined when the profile is built. `cpu_clocks` records the CPU time
-//! that the kernel charged to each thread in a bucket or session. `scaling` scales the samples of
-//! each name to add up to it.
+//! The weight of samples is determined when the profile is built. `thread_cpu_clocks` records the
+//! CPU time that the kernel charged to each thread in a bucket or session. `scaling` scales the
+//! samples of each name to add up to it.
 //!
 //! # Cost
 //!

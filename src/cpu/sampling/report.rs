@@ -1,4 +1,4 @@
-//! Conversion of tallies to a profile with comments on its accuracy.
+//! Conversion of sample tables to a profile with comments on its accuracy.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -57,7 +57,7 @@ pub(super) struct SampleTable {
 }
 
 impl SampleTable {
-    /// Creates a tally with at most `limit` nodes, `limit` keys of 100 bytes each and `limit`
+    /// Creates a table with at most `max_entries` nodes, as many keys of 100 bytes each and as many
     /// times. Memory grows with use.
     pub(super) fn new(max_entries: usize) -> Self {
         Self {
@@ -126,7 +126,7 @@ impl SampleTable {
         }
     }
 
-    /// Returns samples and charged time by name. The roster bounds the number of names.
+    /// Returns samples and charged time by name. The thread table bounds the number of names.
     pub(super) fn name_groups(&self) -> impl Iterator<Item = (u32, &NameGroup)> + '_ {
         self.name_groups.iter().map(|(&name, group)| (name, group))
     }

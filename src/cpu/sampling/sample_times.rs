@@ -50,7 +50,7 @@ pub(super) struct SampleLog {
 }
 
 impl SampleLog {
-    /// Creates a log of at most `limit` times.
+    /// Creates a log of at most `max_entries` times.
     pub(super) fn new(max_entries: usize) -> Self {
         Self { base_nanos: 0, entries: Vec::new(), max_entries, dropped: 0 }
     }

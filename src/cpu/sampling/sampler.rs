@@ -1,4 +1,4 @@
-//! The interface of the `perf` and `timer` engines and the choice between them.
+//! The interface of the `perf` and `timer` engines.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ pub(super) trait CpuSampler: Send {
     /// Sets the sampling frequency.
     fn set_frequency(&mut self, frequency: Hertz);
 
-    /// Passes each sample since the last call and its time to `take`. Returns the lost weight.
+    /// Passes each sample since the last call and its time to `on_sample`. Returns the lost weight.
     fn drain(
         &mut self,
         scope: DrainScope<'_>,
@@ -48,7 +48,7 @@ pub(super) trait CpuSampler: Send {
     ) -> u64;
 
     /// Releases samplers beyond the quotas and assigns free ones to waiting threads. Called after
-    /// [`CpuSampler::drain`] in each pass; examines all threads at most once per `pause`.
+    /// [`CpuSampler::drain`] in each pass; examines all threads at most once per `min_interval`.
     fn rebalance(&mut self, now: Moment, min_interval: Duration);
 
     /// Returns the number of waiting threads and the reason, or `None` if all are sampled.

@@ -21,18 +21,19 @@ impl ThreadCpuClocks {
         self.0.insert(tid, ThreadClock { last_read: cpu_time, sampled_weight: 0 });
     }
 
-    /// Records a sample. Returns `false` without an account: then the caller must charge the time.
+    /// Records a sample. Returns `false` if the thread is not tracked; the caller must then charge
+    /// the time.
     pub(super) fn record_sample(&mut self, tid: u32, weight: u64) -> bool {
         let clock = self.0.get_mut(&tid);
-        clock.is_some_and(|account| {
-            account.sampled_weight += weight;
+        clock.is_some_and(|clock| {
+            clock.sampled_weight += weight;
             true
         })
     }
 
     /// Returns the CPU time of a thread since the last call. Some ended threads are no longer
-    /// readable (`told` is `None`); their samples determine the time, which is accurate for the sum
-    /// of many.
+    /// readable (`cpu_time` is `None`); their samples determine the time, which is accurate for the
+    /// sum of many.
     pub(super) fn take_delta(
         &mut self,
         tid: u32,

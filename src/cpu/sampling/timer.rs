@@ -150,8 +150,8 @@ impl TimerSampler {
         Ok(())
     }
 
-    /// Starts timers for these threads up to `allowed` in total; the others wait. Threads with more
-    /// CPU time come first.
+    /// Starts timers for these threads up to `timer_quota` in total; the others wait. Threads with
+    /// more CPU time come first.
     fn start_timers(&mut self, tids: &[u32], timer_quota: usize, reason: &str) {
         let bounds = StackBounds::open();
         let available = timer_quota.saturating_sub(self.threads.len());

@@ -41,7 +41,7 @@ pub(super) struct WallProfileInfo {
     pub(super) allow_signals: bool,
 }
 
-/// Builds the profile of `tally`, whose weights are microseconds.
+/// Builds the profile of `table`, whose weights are microseconds.
 pub(super) fn build_profile(
     info: WallProfileInfo,
     table: &SampleTable,

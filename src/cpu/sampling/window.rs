@@ -33,7 +33,7 @@ impl LookbackWindow {
         Self { buckets: VecDeque::new(), bucket_span: span / BUCKETS }
     }
 
-    /// Starts a bucket; `cpu` is the total CPU time of the process.
+    /// Starts a bucket; `cpu_at_start` is the total CPU time of the process.
     pub(super) fn begin_bucket(&mut self, now: Moment, cpu_at_start: Duration) {
         while self.buckets.len() > BUCKETS as usize {
             self.buckets.pop_front();
@@ -45,7 +45,7 @@ impl LookbackWindow {
         });
     }
 
-    /// Returns `true` if the next bucket must start. No bucket is shorter than `least`.
+    /// Returns `true` if the next bucket must start. No bucket is shorter than `min_span`.
     pub(super) fn needs_rotation(&self, now: Moment, min_span: Duration) -> bool {
         let bucket_span = self.bucket_span.max(min_span);
         self.buckets.back().is_some_and(|last| now.since(last.started) >= bucket_span)
