@@ -10,7 +10,7 @@
 
 use jiff::Timestamp;
 
-use super::incidents::{CommandResult, IncidentCommand, IncidentUpdate, Incidents};
+use super::incidents::{CaptureRequest, CommandResult, IncidentCommand, IncidentUpdate, Incidents};
 use crate::base::{ClockReading, IncidentId, Moment, TimeAnchor};
 use crate::config::BudgetSettings;
 use crate::model::{CaptureKind, CaptureSet, Metric, Mode, Origin, Reason, Rule, Vitals};
@@ -204,8 +204,8 @@ impl Decider {
             opened = true;
             new_id()
         };
-        let claim = (kinds, rule.duration);
-        let id = self.incidents.claim_for_rule(now, make_id, &rule.name, claim, reason);
+        let request = CaptureRequest { kinds, duration: rule.duration };
+        let id = self.incidents.claim_for_rule(now, make_id, &rule.name, request, reason);
         self.incidents.request_collectors(id, &rule.collectors);
         if opened {
             self.budget.consume(now, &rule.name, id);

@@ -21,18 +21,20 @@
 //! - An incident is closed once, and only while nothing is running.
 //! - Every opened incident is closed after [`Incidents::shut_down`].
 
+mod claims;
+mod command;
 mod incident;
-mod job;
 
 use std::mem;
 use std::time::Duration;
 
 use crate::base::{IncidentId, Moment};
-use crate::model::{CaptureSet, CollectorSelection, Reason};
-use incident::{CaptureClaim, Claimant, Incident, IncidentPhase};
-pub(crate) use job::{
+use crate::model::CollectorSelection;
+pub(crate) use claims::CaptureRequest;
+pub(crate) use command::{
     CommandResult, IncidentCommand, IncidentUpdate, IncidentView, ManifestUpdate, ToggleState,
 };
+use incident::{Claimant, Incident, IncidentPhase};
 
 /// Minimum interval between two manifest updates of an open incident. The interval is the larger of
 /// this and a tenth of the incident's age. The vitals before a kill are thus on disk, and an
@@ -56,8 +58,8 @@ pub(crate) struct Incidents {
 
 impl Incidents {
     /// Sets the time after an incident's opening in which any claim joins it.
-    pub(crate) fn set_join_window(&mut self, join: Duration) {
-        self.join_window = join;
+    pub(crate) fn set_join_window(&mut self, join_window: Duration) {
+        self.join_window = join_window;
     }
 
     /// Sets whether custom collectors are registered; if not, [`CollectorSelection::All`] is a
@@ -81,101 +83,6 @@ impl Incidents {
             // The collector may return before the result of its start command arrives.
             incident.has_collector_output = true;
         }
-    }
-
-    /// Returns `true` if a rule without an incident would join one.
-    pub(crate) fn has_joinable(&self, now: Moment) -> bool {
-        self.joinable(now, |_| false).is_some()
-    }
-
-    /// Returns the number of firings of `rule`, which has no incident, in the incident it would
-    /// join, or `None` if there is none to join.
-    pub(crate) fn fire_count_in_joinable(&self, now: Moment, rule: &str) -> Option<usize> {
-        let index = self.joinable(now, |_| false)?;
-        self.open.get(index).map(|open| open.fire_count(rule))
-    }
-
-    /// Returns the number of firings of `rule` in incident `id`.
-    pub(crate) fn fire_count(&self, id: IncidentId, rule: &str) -> usize {
-        self.open.iter().find(|open| open.id == id).map_or(0, |open| open.fire_count(rule))
-    }
-
-    /// Claims `kinds` for a duration because `rule` fired. The rule keeps the incident open until
-    /// it clears.
-    pub(crate) fn claim_for_rule(
-        &mut self,
-        now: Moment,
-        new_id: impl FnOnce() -> IncidentId,
-        rule: &str,
-        claim: (CaptureSet, Duration),
-        reason: Reason,
-    ) -> IncidentId {
-        let is_own = |incident: &Incident| incident.active_rules.iter().any(|name| name == rule);
-        let incident =
-            self.claim(now, new_id, Claimant::Rule(rule.to_owned()), claim, reason, is_own);
-        if !incident.active_rules.iter().any(|name| name == rule) {
-            incident.active_rules.push(rule.to_owned());
-        }
-        incident.record_fire(rule);
-        let runs = incident.running.intersection(claim.0).iter();
-        incident.recapture =
-            incident.recapture.union(runs.filter(|kind| kind.is_snapshot()).collect());
-        incident.id
-    }
-
-    /// Records that the condition of `rule` ended or that the rule was removed.
-    pub(crate) fn clear(&mut self, rule: &str) {
-        for incident in &mut self.open {
-            incident.active_rules.retain(|name| name != rule);
-        }
-    }
-
-    /// Turns the toggle on for at most `max_duration` from now. No effect if it is on.
-    pub(crate) fn toggle_on(
-        &mut self,
-        now: Moment,
-        new_id: impl FnOnce() -> IncidentId,
-        (kinds, max_duration): (CaptureSet, Duration),
-        reason: Reason,
-    ) -> ToggleState {
-        if let Some(state) = self.toggle {
-            return state;
-        }
-        let (since, claim) = (reason.at, (kinds, max_duration));
-        let incident = self.claim(now, new_id, Claimant::Toggle, claim, reason, |_| false).id;
-        let state = ToggleState {
-            incident,
-            turned_on_at: since,
-            turns_off_at: now + max_duration,
-            max_duration,
-        };
-        self.toggle = Some(state);
-        state
-    }
-
-    /// Turns the toggle off. Returns its previous state.
-    pub(crate) fn toggle_off(&mut self) -> Option<ToggleState> {
-        let state = self.toggle.take()?;
-        for incident in &mut self.open {
-            incident.claims.retain(|claim| claim.claimant != Claimant::Toggle);
-        }
-        Some(state)
-    }
-
-    /// Returns the state of the toggle, or `None` if it is off.
-    pub(crate) fn toggle_state(&self) -> Option<ToggleState> {
-        self.toggle
-    }
-
-    /// Claims captures for a duration on a call from code.
-    pub(crate) fn claim_from_code(
-        &mut self,
-        now: Moment,
-        new_id: impl FnOnce() -> IncidentId,
-        claim: (CaptureSet, Duration),
-        reason: Reason,
-    ) -> IncidentId {
-        self.claim(now, new_id, Claimant::Call, claim, reason, |_| false).id
     }
 
     /// Ends the claims that have expired at `now`.
@@ -222,7 +129,8 @@ impl Incidents {
     pub(crate) fn next_command(&mut self, now: Moment) -> Option<IncidentCommand> {
         let capturing_id = self.open.iter().find(|i| !i.running.is_empty()).map(|i| i.id);
         for incident in &mut self.open {
-            let (id, claimed) = (incident.id, incident.claimed_kinds());
+            let id = incident.id;
+            let claimed = incident.claimed_kinds();
             if incident.phase == IncidentPhase::Pending {
                 let update = incident.take_manifest_update();
                 return Some(IncidentCommand::Open { id, name: incident.name.clone(), update });
@@ -277,8 +185,12 @@ impl Incidents {
     }
 
     /// Applies the result of a command.
-    pub(crate) fn apply_result(&mut self, now: Moment, done: CommandResult) -> Vec<IncidentUpdate> {
-        let id = match done {
+    pub(crate) fn apply_result(
+        &mut self,
+        now: Moment,
+        result: CommandResult,
+    ) -> Vec<IncidentUpdate> {
+        let id = match result {
             CommandResult::Opened { id, .. }
             | CommandResult::Started { id, .. }
             | CommandResult::Collecting { id, .. }
@@ -291,7 +203,7 @@ impl Incidents {
             return Vec::new();
         };
         let incident = &mut self.open[index];
-        match done {
+        match result {
             CommandResult::Opened { ok: true, .. } => {
                 incident.phase = IncidentPhase::Open;
                 incident.begin_claims(now);
@@ -299,18 +211,16 @@ impl Incidents {
             CommandResult::Opened { ok: false, .. } => {
                 return self.remove(index, |rule| IncidentUpdate::OpenFailed(rule, id));
             }
-            CommandResult::Started { requested: asked, running, .. } => {
+            CommandResult::Started { requested, running, .. } => {
                 incident.running = incident.running.union(running);
                 incident.failed_to_start =
-                    incident.failed_to_start.union(asked.difference(running));
+                    incident.failed_to_start.union(requested.difference(running));
                 incident.begin_claims(now);
             }
             CommandResult::Stopped { kinds, .. } => {
                 incident.running = incident.running.difference(kinds)
             }
-            CommandResult::Collecting { deadline: until, .. } => {
-                incident.collector_deadline = until
-            }
+            CommandResult::Collecting { deadline, .. } => incident.collector_deadline = deadline,
             CommandResult::ManifestUpdated { .. } | CommandResult::Recaptured { .. } => {}
             CommandResult::Closed { ok: true, .. } => {
                 return self.remove(index, IncidentUpdate::CaptureEnded);
@@ -340,76 +250,8 @@ impl Incidents {
         self.open.is_empty()
     }
 
-    /// Returns the index of the incident that a claim at `now` joins. In order of preference: one
-    /// that is capturing, one of the claimant or that nothing holds open, one opened within `join`.
-    fn joinable(&self, now: Moment, is_own: impl Fn(&Incident) -> bool) -> Option<usize> {
-        let find = |wanted: &dyn Fn(&Incident) -> bool| {
-            self.open.iter().position(|i| i.phase != IncidentPhase::Closing && wanted(i))
-        };
-        find(&|i| i.is_capturing())
-            .or_else(|| find(&|i| is_own(i) || i.is_over()))
-            .or_else(|| find(&|i| now.since(i.opened_at.0) < self.join_window))
-    }
-
-    /// Adds a claim to the incident it joins, or to a new one.
-    fn claim(
-        &mut self,
-        now: Moment,
-        new_id: impl FnOnce() -> IncidentId,
-        claimant: Claimant,
-        (kinds, duration): (CaptureSet, Duration),
-        reason: Reason,
-        is_own: impl Fn(&Incident) -> bool,
-    ) -> &mut Incident {
-        let index = self.joinable(now, is_own).unwrap_or_else(|| {
-            self.open.push(Incident {
-                id: new_id(),
-                name: claimant.incident_name().to_owned(),
-                opened_at: (now, reason.at),
-                phase: IncidentPhase::Pending,
-                claims: Vec::new(),
-                active_rules: Vec::new(),
-                finishing_rules: Vec::new(),
-                running: CaptureSet::EMPTY,
-                failed_to_start: CaptureSet::EMPTY,
-                recapture: CaptureSet::EMPTY,
-                fire_counts: Vec::new(),
-                unwritten_reasons: Vec::new(),
-                reason_count: 0,
-                dropped_reasons: 0,
-                pending_collectors: CollectorSelection::EMPTY,
-                collector_deadline: None,
-                has_collector_output: false,
-                update_manifest_at: now + MIN_MANIFEST_UPDATE_INTERVAL,
-                close_at: now,
-            });
-            self.open.len() - 1
-        });
-        let incident = &mut self.open[index];
-        incident.add_reason(reason);
-        let until = (claimant == Claimant::Toggle).then(|| now + duration);
-        match incident
-            .claims
-            .iter_mut()
-            .find(|c| c.claimant == claimant && claimant != Claimant::Call)
-        {
-            Some(claim) => {
-                claim.kinds = claim.kinds.union(kinds);
-                claim.duration = duration;
-                if claim.claimant == Claimant::Toggle {
-                    claim.ends_at = until;
-                }
-            }
-            None => {
-                incident.claims.push(CaptureClaim { claimant, kinds, duration, ends_at: until })
-            }
-        }
-        incident.begin_claims(now);
-        incident
-    }
-
-    /// Clears `refused` where captures are no longer wanted. Returns the rules whose captures have
-    /// ended.
+    /// Clears `failed_to_start` where captures are no longer wanted. Returns the rules whose
+    /// captures have ended.
     fn take_ended_captures(&mut self) -> Vec<IncidentUpdate> {
         let mut updates = Vec::new();
         for incident in &mut self.open {

@@ -9,6 +9,7 @@ use crate::agent::status::{CaptureStarted, ToggleStatus};
 use crate::base::{Error as PublicError, IncidentId, Moment};
 use crate::model::{CaptureKind, CaptureSet, CollectorSelection, Origin, Reason};
 use crate::policy::decider::has_high_fd_usage;
+use crate::policy::incidents::CaptureRequest;
 
 /// Maximum time a reply waits for the incident directory. After that it reports that there is none
 /// yet.
@@ -45,12 +46,14 @@ impl AgentState {
             }
             return;
         }
-        let kinds = self.with_descriptors(kinds.unwrap_or(self.settings.toggle.capture));
-        let claim = (kinds, self.settings.toggle.max_duration);
+        let request = CaptureRequest {
+            kinds: self.with_descriptors(kinds.unwrap_or(self.settings.toggle.capture)),
+            duration: self.settings.toggle.max_duration,
+        };
         let reason = self.manual_reason(origin, format!("toggled on by {}", origin.description()));
         let now = self.clock.now();
         let was_on = self.decider.incidents.toggle_state().is_some();
-        let state = self.decider.incidents.toggle_on(now, self.new_id(), claim, reason);
+        let state = self.decider.incidents.toggle_on(now, self.new_id(), request, reason);
         if !was_on {
             self.request_collectors(state.incident);
         }
@@ -78,8 +81,8 @@ impl AgentState {
         let reason =
             self.manual_reason(Origin::Code, format!("requested by the service for {duration:?}"));
         let now = self.clock.now();
-        let claim = (self.with_descriptors(kinds), duration);
-        let id = self.decider.incidents.claim_from_code(now, self.new_id(), claim, reason);
+        let request = CaptureRequest { kinds: self.with_descriptors(kinds), duration };
+        let id = self.decider.incidents.claim_from_code(now, self.new_id(), request, reason);
         self.request_collectors(id);
         self.start_vitals_recording(id);
         self.reply_when_opened(Some(id), PendingReply::Capture { reply });

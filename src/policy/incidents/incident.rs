@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::job::ManifestUpdate;
+use super::command::ManifestUpdate;
 use crate::base::{IncidentId, Moment};
 use crate::model::{CaptureSet, CollectorSelection, Reason};
 

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 
 use super::incident::MAX_REASONS;
 use super::*;
-use crate::model::{CaptureKind, Origin};
+use crate::model::{CaptureKind, CaptureSet, Origin, Reason};
 
 fn at(seconds: u64) -> Moment {
     Moment::from_nanos(seconds * 1_000_000_000)
@@ -29,6 +29,14 @@ const SECOND: Duration = Duration::from_secs(1);
 
 fn cpu() -> CaptureSet {
     [CaptureKind::Cpu].into()
+}
+
+fn request(kinds: CaptureSet, seconds: u32) -> CaptureRequest {
+    CaptureRequest { kinds, duration: SECOND * seconds }
+}
+
+fn cpu_for(seconds: u32) -> CaptureRequest {
+    request(cpu(), seconds)
 }
 
 /// Simulates a capture thread on which every command succeeds at once.
@@ -79,11 +87,14 @@ fn command_names(commands: &[IncidentCommand]) -> Vec<&'static str> {
 #[test]
 fn rule_opens_captures_and_closes_when_it_clears() {
     let mut incidents = Incidents::default();
-    incidents.claim_for_rule(at(0), id, "memory", (cpu(), SECOND * 5), reason(Origin::Rule));
+    incidents.claim_for_rule(at(0), id, "memory", cpu_for(5), reason(Origin::Rule));
     assert_eq!(command_names(&run_all_commands(&mut incidents, at(0))), ["open", "start"]);
     assert_eq!(incidents.next_expiry(), Some(at(5)));
     assert_eq!(incidents.expire(at(5)), []);
-    assert_eq!(incidents.next_command(at(5)).map(|job| command_names(&[job])), Some(vec!["stop"]));
+    assert_eq!(
+        incidents.next_command(at(5)).map(|command| command_names(&[command])),
+        Some(vec!["stop"])
+    );
     let stopped = CommandResult::Stopped { id: incidents.open[0].id, kinds: cpu() };
     assert_eq!(
         incidents.apply_result(at(6), stopped),
@@ -102,12 +113,11 @@ fn rule_opens_captures_and_closes_when_it_clears() {
 #[test]
 fn rule_firing_during_a_capture_joins_the_incident() {
     let mut incidents = Incidents::default();
-    let first =
-        incidents.claim_for_rule(at(0), id, "memory", (cpu(), SECOND * 5), reason(Origin::Rule));
+    let first = incidents.claim_for_rule(at(0), id, "memory", cpu_for(5), reason(Origin::Rule));
     run_all_commands(&mut incidents, at(0));
     let heap = CaptureSet::from([CaptureKind::Heap]);
     let second =
-        incidents.claim_for_rule(at(2), id, "tasks", (heap, SECOND * 5), reason(Origin::Rule));
+        incidents.claim_for_rule(at(2), id, "tasks", request(heap, 5), reason(Origin::Rule));
     assert_eq!(first, second);
     assert_eq!(command_names(&run_all_commands(&mut incidents, at(2))), ["start", "note"]);
     assert_eq!(incidents.expire(at(5)), []);
@@ -129,25 +139,23 @@ fn rule_firing_during_a_capture_joins_the_incident() {
 #[test]
 fn rule_does_not_join_incident_waiting_to_clear() {
     let mut incidents = Incidents::default();
-    let first =
-        incidents.claim_for_rule(at(0), id, "memory", (cpu(), SECOND), reason(Origin::Rule));
+    let first = incidents.claim_for_rule(at(0), id, "memory", cpu_for(1), reason(Origin::Rule));
     run_all_commands(&mut incidents, at(0));
     incidents.expire(at(1));
     run_all_commands(&mut incidents, at(1));
-    let second = incidents.claim_for_rule(at(60), id, "cpu", (cpu(), SECOND), reason(Origin::Rule));
+    let second = incidents.claim_for_rule(at(60), id, "cpu", cpu_for(1), reason(Origin::Rule));
     assert_ne!(first, second);
     run_all_commands(&mut incidents, at(60));
     incidents.expire(at(61));
     run_all_commands(&mut incidents, at(61));
-    let again =
-        incidents.claim_for_rule(at(90), id, "memory", (cpu(), SECOND), reason(Origin::Rule));
+    let again = incidents.claim_for_rule(at(90), id, "memory", cpu_for(1), reason(Origin::Rule));
     assert_eq!(again, first, "a rule captures again within its incident");
 }
 
 #[test]
 fn failed_capture_start_is_not_retried_while_claimed() {
     let mut incidents = Incidents::default();
-    let first = incidents.claim_from_code(at(0), id, (cpu(), SECOND), reason(Origin::Code));
+    let first = incidents.claim_from_code(at(0), id, cpu_for(1), reason(Origin::Code));
     assert!(matches!(incidents.next_command(at(0)), Some(IncidentCommand::Open { .. })));
     incidents.apply_result(at(0), CommandResult::Opened { id: first, ok: true });
     assert!(matches!(incidents.next_command(at(0)), Some(IncidentCommand::Start { .. })));
@@ -162,8 +170,7 @@ fn failed_capture_start_is_not_retried_while_claimed() {
 #[test]
 fn incident_without_directory_is_removed_and_rule_is_notified() {
     let mut incidents = Incidents::default();
-    let first =
-        incidents.claim_for_rule(at(0), id, "memory", (cpu(), SECOND), reason(Origin::Rule));
+    let first = incidents.claim_for_rule(at(0), id, "memory", cpu_for(1), reason(Origin::Rule));
     incidents.next_command(at(0));
     let updates = incidents.apply_result(at(0), CommandResult::Opened { id: first, ok: false });
     assert_eq!(
@@ -177,7 +184,7 @@ fn incident_without_directory_is_removed_and_rule_is_notified() {
 fn failed_close_is_retried_after_delay() {
     let mut incidents = Incidents::default();
     let first =
-        incidents.claim_from_code(at(0), id, (CaptureSet::EMPTY, SECOND), reason(Origin::Code));
+        incidents.claim_from_code(at(0), id, request(CaptureSet::EMPTY, 1), reason(Origin::Code));
     run_all_commands(&mut incidents, at(0));
     incidents.expire(at(1));
     assert!(matches!(incidents.next_command(at(1)), Some(IncidentCommand::Close { .. })));
@@ -192,12 +199,11 @@ fn failed_close_is_retried_after_delay() {
 #[test]
 fn toggling_during_one_command_opens_one_incident() {
     let mut incidents = Incidents::default();
-    let first =
-        incidents.toggle_on(at(0), id, (cpu(), SECOND * 300), reason(Origin::Http)).incident;
+    let first = incidents.toggle_on(at(0), id, cpu_for(300), reason(Origin::Http)).incident;
     assert!(matches!(incidents.next_command(at(0)), Some(IncidentCommand::Open { .. })));
     for _ in 0..500 {
         incidents.toggle_off();
-        let on = incidents.toggle_on(at(0), id, (cpu(), SECOND * 300), reason(Origin::Http));
+        let on = incidents.toggle_on(at(0), id, cpu_for(300), reason(Origin::Http));
         assert_eq!(on.incident, first);
     }
     incidents.toggle_off();
@@ -348,19 +354,19 @@ proptest! {
         for step in steps {
             match step {
                 Step::Fire(rule, bits, secs) => {
-                    let claim = (kinds(bits), SECOND * secs as u32);
+                    let captures = request(kinds(bits), secs as u32);
                     let rule = format!("rule{rule}");
-                    let id = incidents.claim_for_rule(now, id, &rule, claim, reason(Origin::Rule));
+                    let id = incidents.claim_for_rule(now, id, &rule, captures, reason(Origin::Rule));
                     incidents.request_collectors(id, &CollectorSelection::All);
                 }
                 Step::CollectorReturned => thread.collecting.iter().for_each(|id| incidents.collector_returned(*id)),
                 Step::Clear(rule) => incidents.clear(&format!("rule{rule}")),
                 Step::Toggle => match incidents.toggle_state() {
                     Some(_) => { incidents.toggle_off(); }
-                    None => { incidents.toggle_on(now, id, (CaptureSet::all(), SECOND * 9), reason(Origin::Http)); }
+                    None => { incidents.toggle_on(now, id, request(CaptureSet::all(), 9), reason(Origin::Http)); }
                 },
                 Step::Call(bits, secs) => {
-                    incidents.claim_from_code(now, id, (kinds(bits), SECOND * secs as u32), reason(Origin::Code));
+                    incidents.claim_from_code(now, id, request(kinds(bits), secs as u32), reason(Origin::Code));
                 }
                 Step::AdvanceTime(secs) => {
                     now = now + SECOND * secs as u32;

@@ -90,7 +90,7 @@ pub(crate) enum CommandResult {
     Opened { id: IncidentId, ok: bool },
     /// `running`: the requested captures that were started.
     Started { id: IncidentId, requested: CaptureSet, running: CaptureSet },
-    /// `until`: the earliest deadline of the running collectors, or `None` if none is running.
+    /// `deadline`: the earliest deadline of the running collectors, or `None` if none is running.
     Collecting { id: IncidentId, deadline: Option<Moment> },
     /// These captures ended, successfully or not.
     Stopped { id: IncidentId, kinds: CaptureSet },
