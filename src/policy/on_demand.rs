@@ -23,6 +23,7 @@
 
 #![cfg_attr(not(feature = "http"), allow(dead_code, reason = "only the endpoint uses it"))]
 
+mod command;
 mod profile_kind;
 mod request;
 
@@ -30,8 +31,9 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::base::{Moment, TimeAnchor};
-use crate::model::{CaptureKind, CaptureSet};
+use crate::model::CaptureSet;
 use crate::policy::daily_quota::DailyQuota;
+pub(crate) use command::{OnDemandCommand, OnDemandResult};
 use profile_kind::ProfileClass;
 pub(crate) use profile_kind::{HeapView, ProfileForm, ProfileKind, ThreadView};
 pub(crate) use request::{ProfileError, ProfileRequest, ProfileResponse};
@@ -52,58 +54,6 @@ pub struct OnDemandStatus {
     pub owner: String,
     /// Time at which it ends, once it is running.
     pub until: Option<Timestamp>,
-}
-
-/// A command for the capture thread.
-#[derive(Clone, Debug)]
-pub(crate) enum OnDemandCommand {
-    /// Takes a snapshot and encodes it.
-    Snapshot { id: u64, kind: ProfileKind },
-    /// Starts a recording.
-    Start { id: u64, kind: ProfileKind },
-    /// Stops a recording and keeps its data.
-    Stop { id: u64, cut_short: Option<String> },
-    /// Sends the data to be encoded.
-    Encode { id: u64 },
-    /// Drops a recording and its data.
-    Cancel { id: u64 },
-}
-
-impl OnDemandCommand {
-    /// Returns a description of the command for use within a sentence.
-    pub(crate) fn description(&self) -> &'static str {
-        match self {
-            Self::Snapshot { .. } => "taking a profile or dump for a client",
-            Self::Start { .. } => "starting a profile for a client",
-            Self::Stop { .. } => "stopping a profile for a client",
-            Self::Encode { .. } => "passing a client's profile to the encoder",
-            Self::Cancel { .. } => "canceling a client's profile",
-        }
-    }
-
-    pub(crate) fn id(&self) -> u64 {
-        match self {
-            Self::Snapshot { id, .. }
-            | Self::Start { id, .. }
-            | Self::Stop { id, .. }
-            | Self::Encode { id }
-            | Self::Cancel { id } => *id,
-        }
-    }
-}
-
-/// Result of a command.
-pub(crate) enum OnDemandResult {
-    /// The recording started.
-    Started { id: u64, engine: Option<(CaptureKind, String)> },
-    /// The recording stopped and its data is kept.
-    Stopped { id: u64 },
-    /// The data is being encoded.
-    Encoding { id: u64 },
-    /// The capture finished, successfully or not, and no data is kept.
-    Finished { id: u64, result: Result<ProfileResponse, ProfileError> },
-    /// The capture was dropped.
-    Canceled { id: u64 },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,12 +143,11 @@ impl OnDemandCaptures {
                     self.quota.consume(now);
                 }
                 self.last_id += 1;
-                let (id, phase) = (self.last_id, RequestPhase::Waiting);
                 self.requests.push(OnDemandRequest {
-                    id,
+                    id: self.last_id,
                     request,
                     requested_at: now,
-                    phase,
+                    phase: RequestPhase::Waiting,
                     command_in_flight: false,
                 });
             }
@@ -208,9 +157,9 @@ impl OnDemandCaptures {
     /// Returns an error if there are too many captures of `class`.
     fn class_limit_error(&self, class: ProfileClass) -> Option<ProfileError> {
         let count =
-            self.requests.iter().filter(|stream| stream.request.kind.class() == class).count();
-        let (max_requests, class_name) = (class.max_requests(), class.name());
-        let by = format!("{max_requests} {class_name} are in progress or queued; retry later");
+            self.requests.iter().filter(|capture| capture.request.kind.class() == class).count();
+        let max_requests = class.max_requests();
+        let by = format!("{max_requests} {} are in progress or queued; retry later", class.name());
         (count >= max_requests).then_some(ProfileError::Busy { by, retry_after: None })
     }
 
@@ -226,11 +175,11 @@ impl OnDemandCaptures {
 
     /// Removes the capture at index `at`. If it produced nothing, it is refunded.
     fn remove(&mut self, at: usize, refund: bool) -> OnDemandRequest {
-        let stream = self.requests.remove(at);
-        if refund && stream.request.kind.counts_against_quota() {
-            self.quota.refund(stream.requested_at);
+        let capture = self.requests.remove(at);
+        if refund && capture.request.kind.counts_against_quota() {
+            self.quota.refund(capture.requested_at);
         }
-        stream
+        capture
     }
 
     fn engine_conflict(
@@ -240,7 +189,7 @@ impl OnDemandCaptures {
         in_use: &[EngineInUse],
     ) -> Option<ProfileError> {
         let engine = kind.engine()?;
-        let conflict = in_use.iter().find(|taken| taken.kinds.contains(engine))?;
+        let conflict = in_use.iter().find(|used| used.kinds.contains(engine))?;
         let until = match conflict.until {
             Some(until) => format!("until {}", format_time(anchor, until)),
             None => "until its captures end".to_owned(),
@@ -255,18 +204,17 @@ impl OnDemandCaptures {
     /// Returns the command that must precede those of incidents: to stop a capture that uses an
     /// engine an incident needs.
     pub(crate) fn urgent_command(&mut self, in_use: &[EngineInUse]) -> Option<OnDemandCommand> {
-        let needed =
-            in_use.iter().fold(CaptureSet::EMPTY, |wanted, taken| wanted.union(taken.kinds));
-        let stream = self.requests.iter_mut().find(|stream| {
-            matches!(stream.phase, RequestPhase::Running { .. })
-                && stream.request.kind.engine().is_some_and(|engine| needed.contains(engine))
+        let needed = in_use.iter().fold(CaptureSet::EMPTY, |wanted, used| wanted.union(used.kinds));
+        let capture = self.requests.iter_mut().find(|capture| {
+            matches!(capture.phase, RequestPhase::Running { .. })
+                && capture.request.kind.engine().is_some_and(|engine| needed.contains(engine))
         })?;
-        stream.command_in_flight = true;
-        let engine = stream.request.kind.engine();
-        let by = in_use.iter().find(|taken| engine.is_some_and(|kind| taken.kinds.contains(kind)));
-        let by = by.map_or_else(String::new, |taken| taken.by.clone());
+        capture.command_in_flight = true;
+        let engine = capture.request.kind.engine();
+        let by = in_use.iter().find(|used| engine.is_some_and(|kind| used.kinds.contains(kind)));
+        let by = by.map_or_else(String::new, |used| used.by.clone());
         Some(OnDemandCommand::Stop {
-            id: stream.id,
+            id: capture.id,
             cut_short: Some(format!("the engine was needed by {by}")),
         })
     }
@@ -281,26 +229,26 @@ impl OnDemandCaptures {
         let now = anchor.moment;
         self.reject_waiting(anchor, in_use);
         let shut = self.is_shut_down;
-        let has_command = |stream: &OnDemandRequest| match stream.phase {
+        let has_command = |capture: &OnDemandRequest| match capture.phase {
             RequestPhase::Encoding => false,
-            _ if stream.is_disconnected() || shut => true,
+            _ if capture.is_disconnected() || shut => true,
             RequestPhase::Waiting | RequestPhase::Stopped => true,
             RequestPhase::Running { until } => until <= now,
         };
-        let stream = self.requests.iter_mut().find(|stream| has_command(stream))?;
-        stream.command_in_flight = true;
-        let id = stream.id;
-        Some(match stream.phase {
+        let capture = self.requests.iter_mut().find(|capture| has_command(capture))?;
+        capture.command_in_flight = true;
+        let id = capture.id;
+        Some(match capture.phase {
             RequestPhase::Running { .. } | RequestPhase::Stopped
-                if stream.is_disconnected() || shut =>
+                if capture.is_disconnected() || shut =>
             {
                 OnDemandCommand::Cancel { id }
             }
-            RequestPhase::Waiting if stream.request.kind.duration().is_some() => {
-                OnDemandCommand::Start { id, kind: stream.request.kind.clone() }
+            RequestPhase::Waiting if capture.request.kind.duration().is_some() => {
+                OnDemandCommand::Start { id, kind: capture.request.kind.clone() }
             }
             RequestPhase::Waiting => {
-                OnDemandCommand::Snapshot { id, kind: stream.request.kind.clone() }
+                OnDemandCommand::Snapshot { id, kind: capture.request.kind.clone() }
             }
             RequestPhase::Running { .. } => OnDemandCommand::Stop { id, cut_short: None },
             RequestPhase::Stopped | RequestPhase::Encoding => OnDemandCommand::Encode { id },
@@ -312,21 +260,21 @@ impl OnDemandCaptures {
     /// for either: at low priority they may take long.
     fn reject_waiting(&mut self, anchor: TimeAnchor, in_use: &[EngineInUse]) {
         let mut index = 0;
-        while let Some(stream) = self.requests.get(index) {
-            let waits = match stream.phase {
-                RequestPhase::Waiting => !stream.command_in_flight,
+        while let Some(capture) = self.requests.get(index) {
+            let waits = match capture.phase {
+                RequestPhase::Waiting => !capture.command_in_flight,
                 RequestPhase::Encoding => self.is_shut_down,
                 RequestPhase::Running { .. } | RequestPhase::Stopped => false,
             };
             let refusal = match waits {
                 true if self.is_shut_down => Some(ProfileError::Stopped),
-                true => self.engine_conflict(anchor, &stream.request.kind, in_use),
+                true => self.engine_conflict(anchor, &capture.request.kind, in_use),
                 false => None,
             };
-            if waits && (stream.is_disconnected() || refusal.is_some()) {
-                let stream = self.remove(index, true);
+            if waits && (capture.is_disconnected() || refusal.is_some()) {
+                let capture = self.remove(index, true);
                 if let Some(refusal) = refusal {
-                    let _ = stream.request.reply.send(Err(refusal));
+                    let _ = capture.request.reply.send(Err(refusal));
                 }
             } else {
                 index += 1;
@@ -336,39 +284,38 @@ impl OnDemandCaptures {
 
     /// Applies the result of a command at `now`. Returns the number of bytes returned to the
     /// client, if any.
-    pub(crate) fn apply_result(&mut self, now: Moment, done: OnDemandResult) -> Option<u64> {
+    pub(crate) fn apply_result(&mut self, now: Moment, result: OnDemandResult) -> Option<u64> {
         let (OnDemandResult::Started { id, .. }
         | OnDemandResult::Stopped { id }
         | OnDemandResult::Encoding { id }
         | OnDemandResult::Finished { id, .. }
-        | OnDemandResult::Canceled { id }) = done;
-        let index = self.requests.iter().position(|stream| stream.id == id)?;
-        let stream = self.requests.get_mut(index)?;
-        stream.command_in_flight = false;
-        match done {
+        | OnDemandResult::Canceled { id }) = result;
+        let index = self.requests.iter().position(|capture| capture.id == id)?;
+        let capture = self.requests.get_mut(index)?;
+        capture.command_in_flight = false;
+        match result {
             OnDemandResult::Started { .. } => {
-                let duration = stream.request.kind.duration().unwrap_or_default();
-                stream.phase = RequestPhase::Running { until: now + duration };
+                let duration = capture.request.kind.duration().unwrap_or_default();
+                capture.phase = RequestPhase::Running { until: now + duration };
                 None
             }
             OnDemandResult::Stopped { .. } => {
-                stream.phase = RequestPhase::Stopped;
+                capture.phase = RequestPhase::Stopped;
                 None
             }
             OnDemandResult::Encoding { .. } => {
-                stream.phase = RequestPhase::Encoding;
+                capture.phase = RequestPhase::Encoding;
                 None
             }
             OnDemandResult::Finished { result, .. } => {
-                let bytes = result.as_ref().ok().map(|streamed| streamed.bytes.len() as u64);
-                let stream = self.remove(index, result.is_err());
-                let _ = stream.request.reply.send(result);
+                let bytes = result.as_ref().ok().map(|response| response.bytes.len() as u64);
+                let capture = self.remove(index, result.is_err());
+                let _ = capture.request.reply.send(result);
                 bytes
             }
             OnDemandResult::Canceled { .. } => {
-                let stream = self.remove(index, false);
-                let stopped = ProfileError::Stopped;
-                let _ = stream.request.reply.send(Err(stopped));
+                let capture = self.remove(index, false);
+                let _ = capture.request.reply.send(Err(ProfileError::Stopped));
                 None
             }
         }
@@ -376,8 +323,8 @@ impl OnDemandCaptures {
 
     /// Returns the time at which [`OnDemandCaptures::next_command`] next has a command.
     pub(crate) fn next_expiry(&self) -> Option<Moment> {
-        let until = |stream: &OnDemandRequest| match stream.phase {
-            RequestPhase::Running { until } if !stream.command_in_flight => Some(until),
+        let until = |capture: &OnDemandRequest| match capture.phase {
+            RequestPhase::Running { until } if !capture.command_in_flight => Some(until),
             _ => None,
         };
         self.requests.iter().filter_map(until).min()
@@ -393,10 +340,10 @@ impl OnDemandCaptures {
     }
 
     pub(crate) fn status(&self, anchor: TimeAnchor) -> Vec<OnDemandStatus> {
-        let status = |stream: &OnDemandRequest| OnDemandStatus {
-            take: stream.request.kind.name(),
-            owner: stream.request.client.clone(),
-            until: match stream.phase {
+        let status = |capture: &OnDemandRequest| OnDemandStatus {
+            take: capture.request.kind.name(),
+            owner: capture.request.client.clone(),
+            until: match capture.phase {
                 RequestPhase::Running { until } => Some(anchor.wall_at(until)),
                 RequestPhase::Waiting | RequestPhase::Stopped | RequestPhase::Encoding => None,
             },
@@ -406,7 +353,7 @@ impl OnDemandCaptures {
 }
 
 impl OnDemandRequest {
-    /// Returns `true` if `take` cannot start while this capture exists. Unencoded data takes
+    /// Returns `true` if `kind` cannot start while this capture exists. Unencoded data takes
     /// memory, possibly that of a whole heap; a capture with an engine releases it before encoding.
     fn conflicts_with(&self, kind: &ProfileKind) -> bool {
         let engine_released =
