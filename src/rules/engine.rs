@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use super::Admission;
+use super::decision::{Decision, StateExplanation};
+use super::decision_history::{DecisionChange, DecisionHistory};
 use super::history::FireRecord;
-use super::past::{DecisionChange, DecisionHistory};
-use super::verdict::{Decision, StateExplanation};
-use super::watch::WatchedRule;
+use super::watched_rule::WatchedRule;
 use crate::base::{EventTime, Moment};
 use crate::model::{Rule, Vitals};
 
@@ -80,7 +80,7 @@ impl Engine {
         self.evaluate_with_admission(now, vitals, &|_| admission)
     }
 
-    /// Evaluates every rule like [`Engine::evaluate`]. `opening` returns the permission of each
+    /// Evaluates every rule like [`Engine::evaluate`]. `admission` returns the permission of each
     /// rule that is about to open an incident.
     pub fn evaluate_with_admission<'e>(
         &'e mut self,
@@ -98,12 +98,12 @@ impl Engine {
     /// Excludes `time`, in which the process was stopped and nothing was measured, from the hold
     /// times.
     pub fn exclude_standstill(&mut self, time: Duration) {
-        self.watched_rules.iter_mut().for_each(|watch| watch.exclude_standstill(time));
+        self.watched_rules.iter_mut().for_each(|watched| watched.exclude_standstill(time));
     }
 
     /// Returns the rule at `index`.
     pub fn rule(&self, index: usize) -> Option<&Rule> {
-        self.watched_rules.get(index).map(|watch| &watch.rule)
+        self.watched_rules.get(index).map(|watched| &watched.rule)
     }
 
     /// Marks a capture of the rule called `name` as running. The rule does not fire until
@@ -117,13 +117,13 @@ impl Engine {
     /// Marks a capture of the rule called `name` as ended at `now`, or as cancelled. Its cooldown
     /// starts.
     pub fn capture_ended(&mut self, name: &str, now: Moment) {
-        self.find(name).into_iter().for_each(|watch| watch.capture_ended(now));
+        self.find(name).into_iter().for_each(|watched| watched.capture_ended(now));
     }
 
     /// Records that the incident of the rule called `name` could not be opened. It is retried
     /// within a minute.
     pub fn incident_open_failed(&mut self, name: &str, now: Moment) {
-        self.find(name).into_iter().for_each(|watch| watch.incident_open_failed(now));
+        self.find(name).into_iter().for_each(|watched| watched.incident_open_failed(now));
     }
 
     /// Records that the incident of the rule called `name` may have no more captures.
@@ -135,9 +135,9 @@ impl Engine {
     /// 24 hours. The time is the end of the capture, or its start if it is running. Returns `None`
     /// if there was no capture.
     pub fn history(&self, name: &str) -> Option<(EventTime, &[FireRecord])> {
-        let watch = self.watched_rules.iter().find(|watch| watch.rule.name == name)?;
-        let records = watch.history.records();
-        let times = [watch.last_capture_end, records.last().map(|record| record.at)];
+        let watched = self.watched_rules.iter().find(|watched| watched.rule.name == name)?;
+        let records = watched.history.records();
+        let times = [watched.last_capture_end, records.last().map(|record| record.at)];
         let last = times.into_iter().flatten().min_by_key(|time| time.age(self.now))?;
         Some((last, records))
     }
@@ -145,7 +145,7 @@ impl Engine {
     /// Restores the state of the rule called `name` that an earlier process saved: the end of its
     /// last capture and its incidents.
     pub fn restore_rule(&mut self, name: &str, captured: EventTime, records: &[FireRecord]) {
-        self.find(name).into_iter().for_each(|watch| watch.restore(captured, records));
+        self.find(name).into_iter().for_each(|watched| watched.restore(captured, records));
     }
 
     /// Replaces the rules. A rule with the name of an existing one keeps part of its state:
@@ -160,35 +160,35 @@ impl Engine {
     pub fn replace(&mut self, rules: Vec<Rule>) -> Vec<Rule> {
         let mut old = std::mem::take(&mut self.watched_rules);
         for rule in rules {
-            let known = old.iter().position(|watch| watch.rule.name == rule.name);
-            let watch = match known {
+            let known = old.iter().position(|watched| watched.rule.name == rule.name);
+            let watched = match known {
                 Some(index) => {
-                    let mut watch = old.swap_remove(index);
-                    watch.replace_rule(rule);
-                    watch
+                    let mut watched = old.swap_remove(index);
+                    watched.replace_rule(rule);
+                    watched
                 }
                 None => WatchedRule::new(rule),
             };
-            self.watched_rules.push(watch);
+            self.watched_rules.push(watched);
         }
-        old.into_iter().filter(|watch| watch.active).map(|watch| watch.rule).collect()
+        old.into_iter().filter(|watched| watched.active).map(|watched| watched.rule).collect()
     }
 
     /// Returns the state of each rule, in the rules' order.
     pub fn states(&self) -> impl Iterator<Item = State<'_>> {
-        self.watched_rules.iter().map(|watch| State {
-            rule: &watch.rule,
-            value: watch.value,
-            decision: watch.decision,
-            changed_at: watch.changed_at,
-            active: watch.active,
-            incidents: watch.history.incident_count(self.now),
-            decision_history: &watch.decision_history,
+        self.watched_rules.iter().map(|watched| State {
+            rule: &watched.rule,
+            value: watched.value,
+            decision: watched.decision,
+            changed_at: watched.changed_at,
+            active: watched.active,
+            incidents: watched.history.incident_count(self.now),
+            decision_history: &watched.decision_history,
             now: self.now,
         })
     }
 
     fn find(&mut self, name: &str) -> Option<&mut WatchedRule> {
-        self.watched_rules.iter_mut().find(|watch| watch.rule.name == name)
+        self.watched_rules.iter_mut().find(|watched| watched.rule.name == name)
     }
 }

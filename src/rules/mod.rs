@@ -51,18 +51,18 @@
 //! A decision takes a few dozen additions and allocates nothing. A running sum, updated with the
 //! newest and the oldest value, would be cheaper but would drift.
 
+mod decision;
+mod decision_history;
 mod engine;
 mod history;
-mod past;
 mod ring;
-mod verdict;
-mod watch;
+mod watched_rule;
 
+pub use decision::{Condition, Decision, HoldReason, StateExplanation, ThresholdCrossing};
+pub use decision_history::DecisionChange;
 pub use engine::{Engine, State};
 pub use history::{FireKind, FireRecord, MAX_URGENT};
-pub use past::DecisionChange;
 pub use ring::WINDOW;
-pub use verdict::{Condition, Decision, HoldReason, StateExplanation, ThresholdCrossing};
 
 use crate::base::Moment;
 

@@ -23,7 +23,8 @@ impl ValueRing {
         if let (Some(slot), Some(time)) =
             (self.values.get_mut(self.next), self.times.get_mut(self.next))
         {
-            (*slot, *time) = (value, now);
+            *slot = value;
+            *time = now;
         }
         self.next = (self.next + 1) % WINDOW;
         self.len = (self.len + 1).min(WINDOW);
@@ -75,7 +76,8 @@ impl ValueRing {
 fn slope(points: impl Iterator<Item = (f64, f64)> + Clone) -> f64 {
     let count = points.clone().count() as f64;
     let (x, y) = points.clone().fold((0.0, 0.0), |(x, y), point| (x + point.0, y + point.1));
-    let (mean_x, mean_y) = (x / count, y / count);
+    let mean_x = x / count;
+    let mean_y = y / count;
     let (xy, xx) = points.fold((0.0, 0.0), |(xy, xx), (x, y)| {
         let dx = x - mean_x;
         (xy + dx * (y - mean_y), xx + dx * dx)

@@ -1,6 +1,6 @@
 //! Earlier decisions of a rule.
 
-use super::verdict::Decision;
+use super::decision::Decision;
 use crate::base::Moment;
 
 /// Number of decisions kept, 2 KiB a rule. An incident has about six changes, from `within_limits`
@@ -26,7 +26,7 @@ pub(super) struct DecisionHistory {
 }
 
 impl DecisionHistory {
-    /// Adds `said` and drops the oldest decision.
+    /// Adds `change` and drops the oldest decision.
     pub(super) fn push(&mut self, change: DecisionChange) {
         if let Some(slot) = self.changes.get_mut(self.next) {
             *slot = Some(change);

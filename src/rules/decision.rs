@@ -237,23 +237,23 @@ impl StateExplanation<'_> {
         f: &mut fmt::Formatter<'_>,
         crossing: ThresholdCrossing,
     ) -> fmt::Result {
-        let ThresholdCrossing { value, threshold, condition: by, average } = crossing;
-        let (value, threshold) = (self.amount(value), self.amount(threshold));
-        match by {
+        let value = self.amount(crossing.value);
+        let threshold = self.amount(crossing.threshold);
+        match crossing.condition {
             Condition::Abs => write!(f, "{} {value} is above abs {threshold}", self.rule.metric),
             Condition::Below => write!(f, "{} {value} is below {threshold}", self.rule.metric),
             Condition::Diff => write!(
                 f,
                 "{} {value} is at or above {threshold} (average {} plus diff {} %)",
                 self.rule.metric,
-                self.amount(average),
+                self.amount(crossing.average),
                 self.rule.diff.unwrap_or_default(),
             ),
-            Condition::Forecast { time_to_limit: left } => write!(
+            Condition::Forecast { time_to_limit } => write!(
                 f,
                 "{} {value} is projected to reach its limit {threshold} in {:?}",
                 self.rule.metric,
-                truncate_to_millis(left),
+                truncate_to_millis(time_to_limit),
             ),
         }
     }
@@ -262,8 +262,8 @@ impl StateExplanation<'_> {
         let metric = &self.rule.metric;
         match hold {
             HoldReason::NoValue => write!(f, "{metric} has no value"),
-            HoldReason::WarmingUp { value_count: seen } => {
-                write!(f, "warming up: {seen} of {WINDOW} values of {metric} collected")
+            HoldReason::WarmingUp { value_count } => {
+                write!(f, "warming up: {value_count} of {WINDOW} values of {metric} collected")
             }
             HoldReason::BelowMin { value, min } => {
                 write!(f, "{metric} {} is below min {}", self.amount(value), self.amount(min))
@@ -279,7 +279,8 @@ impl StateExplanation<'_> {
             }
             HoldReason::WithinLimits { value, abs, average } => {
                 if let Some(below) = self.rule.below {
-                    let (value, below) = (self.amount(value), self.amount(below));
+                    let value = self.amount(value);
+                    let below = self.amount(below);
                     return write!(f, "{metric} {value} is not below {below}");
                 }
                 write!(f, "{metric} {} is within limits: ", self.amount(value))?;
@@ -294,9 +295,13 @@ impl StateExplanation<'_> {
                 self.amount(value),
                 self.amount(clear),
             ),
-            HoldReason::Pending { crossing, started_at: since, hold_time: need } => {
+            HoldReason::Pending { crossing, started_at, hold_time } => {
                 self.write_crossing(f, crossing)?;
-                write!(f, ", for {:?} of {need:?}", truncate_to_millis(self.now.since(since)))
+                write!(
+                    f,
+                    ", for {:?} of {hold_time:?}",
+                    truncate_to_millis(self.now.since(started_at))
+                )
             }
             HoldReason::Capturing { crossing } => {
                 self.write_crossing(f, crossing)?;
@@ -310,7 +315,7 @@ impl StateExplanation<'_> {
                     truncate_to_millis(until.since(self.now))
                 )
             }
-            HoldReason::Repeating { crossing, until, repeats, immediate_threshold: sooner } => {
+            HoldReason::Repeating { crossing, until, repeats, immediate_threshold } => {
                 self.write_crossing(f, crossing)?;
                 write!(
                     f,
@@ -318,7 +323,7 @@ impl StateExplanation<'_> {
                      those incidents are repeats): delayed for another {:?}",
                     truncate_to_millis(until.since(self.now))
                 )?;
-                match sooner {
+                match immediate_threshold {
                     Some(value) if self.rule.below.is_some() => {
                         write!(f, ", or until it is below {}", self.amount(value))
                     }
@@ -326,17 +331,17 @@ impl StateExplanation<'_> {
                     None => Ok(()),
                 }
             }
-            HoldReason::Clearing { value, started_at: since, hold_time: need } => write!(
+            HoldReason::Clearing { value, started_at, hold_time } => write!(
                 f,
-                "{metric} {} is within limits, for {:?} of {need:?}",
+                "{metric} {} is within limits, for {:?} of {hold_time:?}",
                 self.amount(value),
-                truncate_to_millis(self.now.since(since)),
+                truncate_to_millis(self.now.since(started_at)),
             ),
-            HoldReason::NotWorse { crossing, headroom: room } => {
+            HoldReason::NotWorse { crossing, headroom } => {
                 self.write_crossing(f, crossing)?;
                 f.write_str(", but it is already captured and no worse")?;
-                match room {
-                    Some(room) => write!(f, ": headroom is {}", self.amount(room)),
+                match headroom {
+                    Some(headroom) => write!(f, ": headroom is {}", self.amount(headroom)),
                     None => Ok(()),
                 }
             }

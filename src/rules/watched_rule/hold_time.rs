@@ -17,7 +17,7 @@ struct Period {
     start: Moment,
     /// Time of the last recorded tick.
     last_tick: Moment,
-    /// Time since `begun` in which the condition was false.
+    /// Time since `start` in which the condition was false.
     false_time: Duration,
 }
 
@@ -28,8 +28,8 @@ impl HeldTime {
         let period =
             self.0.get_or_insert(Period { start: now, last_tick: now, false_time: Duration::ZERO });
         period.last_tick = now;
-        // If it has held for longer, only the last `need` counts, and missed time is scaled with
-        // it.
+        // If it has held for longer, only the last `hold_time` counts, and missed time is scaled
+        // with it.
         let held_time = now.since(period.start);
         if held_time > hold_time {
             period.false_time =
@@ -40,7 +40,7 @@ impl HeldTime {
     }
 
     /// Records a tick at which the condition is false. Resets if it was false for more than a fifth
-    /// of `need`.
+    /// of `hold_time`.
     pub(super) fn record_false(&mut self, now: Moment, hold_time: Duration) {
         let Some(period) = &mut self.0 else { return };
         period.false_time += now.since(period.last_tick);
@@ -65,7 +65,8 @@ mod tests {
 
     const HOLD_TIME: Duration = Duration::from_secs(10);
 
-    /// Returns the tick, four a second, at which a condition with this history has held for `need`.
+    /// Returns the tick, four a second, at which a condition with this history has held for
+    /// `hold_time`.
     fn first_held_tick(hold_time: Duration, mut is_true: impl FnMut(u64) -> bool) -> Option<u64> {
         let mut held = HeldTime::default();
         (0..4000).find(|&tick| {

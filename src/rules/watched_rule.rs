@@ -1,18 +1,18 @@
 //! One rule and its state.
 
 pub(super) mod admission;
-mod hold;
+mod hold_time;
 
 use std::time::Duration;
 
+use super::decision::{Condition, Decision, HoldReason, ThresholdCrossing};
+use super::decision_history::{DecisionChange, DecisionHistory};
 use super::history::{FireHistory, FireRecord};
-use super::past::{DecisionChange, DecisionHistory};
 use super::ring::{ValueRing, WINDOW};
-use super::verdict::{Condition, Decision, HoldReason, ThresholdCrossing};
 use super::{Admission, LastFire};
 use crate::base::{EventTime, Moment};
 use crate::model::{HoldDurations, Metric, Mode, Rule, Vitals};
-use hold::HeldTime;
+use hold_time::HeldTime;
 
 /// Time without a value after which an incident clears. A value can be missing for some ticks, for
 /// example while the process has no descriptor left.
@@ -265,10 +265,10 @@ impl WatchedRule {
         let Rule { min, max, .. } = self.rule;
         if value < min {
             let HoldDurations { abs, diff, forecast, below } = self.rule.hold;
-            let needs = [abs, diff, forecast, below];
+            let hold_times = [abs, diff, forecast, below];
             self.hold_times
                 .iter_mut()
-                .zip(needs)
+                .zip(hold_times)
                 .for_each(|(held, hold_time)| held.record_false(now, hold_time));
             return Err(HoldReason::BelowMin { value, min });
         }
@@ -278,7 +278,7 @@ impl WatchedRule {
         }
         let average = self.ring.average();
         let crossing =
-            |by, threshold| ThresholdCrossing { value, threshold, condition: by, average };
+            |condition, threshold| ThresholdCrossing { value, threshold, condition, average };
         let above =
             self.rule.abs.filter(|abs| value > *abs).map(|abs| crossing(Condition::Abs, abs));
         let raised = self.rule.diff.and_then(|diff| {
@@ -289,7 +289,8 @@ impl WatchedRule {
                 .then(|| crossing(Condition::Diff, raised / scale))
         });
         let forecast = self.rule.forecast.zip(limit).and_then(|(horizon, limit)| {
-            let (rise_rate, headroom) = (self.ring.rise_rate(), limit - value);
+            let rise_rate = self.ring.rise_rate();
+            let headroom = limit - value;
             (rise_rate > 0.0 && headroom <= rise_rate * horizon.as_secs_f64()).then(|| {
                 crossing(
                     Condition::Forecast { time_to_limit: duration_from_secs(headroom / rise_rate) },
@@ -300,7 +301,8 @@ impl WatchedRule {
         let below = self.rule.below.filter(|below| value < *below);
         let below = below.map(|below| crossing(Condition::Below, below));
         let holds = self.rule.hold;
-        let (mut fires, mut pending) = (None, None);
+        let mut fires = None;
+        let mut pending = None;
         let conditions: [_; Condition::COUNT] = [
             (above, holds.abs),
             (raised, holds.diff),

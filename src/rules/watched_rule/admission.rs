@@ -1,19 +1,20 @@
 //! Admission of a value that has crossed a threshold long enough: capture or hold.
 
-use crate::rules::history::MIN_HEADROOM_FRACTION;
-use crate::rules::history::WORSE_HEADROOM_FRACTION;
-use crate::rules::history::WORSE_VALUE_FACTOR;
 use std::time::Duration;
 
 use super::{LimitAhead, WatchedRule};
 use crate::base::Moment;
 use crate::model::{Refire, Rule};
-use crate::rules::history::{DAY, FireCandidate, FireKind};
-use crate::rules::verdict::{Condition, Decision, HoldReason, ThresholdCrossing};
+use crate::rules::decision::{Condition, Decision, HoldReason, ThresholdCrossing};
+use crate::rules::history::{
+    DAY, FireCandidate, FireKind, MIN_HEADROOM_FRACTION, WORSE_HEADROOM_FRACTION,
+    WORSE_VALUE_FACTOR,
+};
 use crate::rules::{Admission, LastFire};
 
 /// Maximum time until the retry after an incident could not be opened (for example on a full disk).
 const MAX_OPEN_RETRY_DELAY: Duration = Duration::from_secs(60);
+
 impl WatchedRule {
     /// Decides on a value that has crossed a threshold long enough: fire, or hold with a reason.
     pub(super) fn decide_crossing(
@@ -28,7 +29,7 @@ impl WatchedRule {
         let limit = limit.filter(|_| !lower_is_worse);
         let headroom = limit.map(|limit| (limit - crossing.value).max(0.0));
         let forecast = match crossing.condition {
-            Condition::Forecast { time_to_limit: left } => Some(left),
+            Condition::Forecast { time_to_limit } => Some(time_to_limit),
             _ => None,
         };
         let fire = LastFire { value: crossing.value, headroom };
@@ -136,7 +137,8 @@ impl WatchedRule {
         if self.is_capturing {
             return Some(HoldReason::Capturing { crossing });
         }
-        let (captured, cooldown) = (self.last_capture_end?, self.rule.cooldown);
+        let captured = self.last_capture_end?;
+        let cooldown = self.rule.cooldown;
         let repeats = self.history.repeat_count(now);
         if self.rule.refire == Refire::AfterCooldown || repeats == 0 {
             let until = captured.time_at_age(cooldown);
@@ -153,8 +155,8 @@ impl WatchedRule {
     fn is_worse_than_last(&self, crossing: ThresholdCrossing, candidate: &FireCandidate) -> bool {
         match self.last_fire {
             None => true,
-            Some(mark) if candidate.lower_is_worse => has_fallen_by_step(mark.value, crossing),
-            Some(mark) => is_worse(mark, candidate),
+            Some(last) if candidate.lower_is_worse => has_fallen_by_step(last.value, crossing),
+            Some(last) => is_worse(last, candidate),
         }
     }
 
@@ -166,14 +168,14 @@ impl WatchedRule {
     }
 }
 
-/// Returns `true` if `candidate` is worse than `mark` by at least one step.
-fn is_worse(mark: LastFire, candidate: &FireCandidate) -> bool {
+/// Returns `true` if `candidate` is worse than `last` by at least one step.
+fn is_worse(last: LastFire, candidate: &FireCandidate) -> bool {
     let value = candidate.fire.value;
-    match (candidate.headroom_at(&mark), candidate.fire.headroom, candidate.limit) {
+    match (candidate.headroom_at(&last), candidate.fire.headroom, candidate.limit) {
         (Some(before), Some(room), Some(limit)) => {
             room <= before * WORSE_HEADROOM_FRACTION && room >= limit * MIN_HEADROOM_FRACTION
         }
-        _ => value >= mark.value * WORSE_VALUE_FACTOR && value > mark.value,
+        _ => value >= last.value * WORSE_VALUE_FACTOR && value > last.value,
     }
 }
 
