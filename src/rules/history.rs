@@ -13,20 +13,16 @@
 //!   last capture: six a day.
 //! - Both together are limited to [`MAX_URGENT`] a day.
 
+mod candidate;
+
 use std::time::Duration;
 
 use super::LastFire;
 use crate::base::{EventTime, Moment};
-
-/// A value is worse if `headroom <= WORSE_HEADROOM_FRACTION * headroom at the last capture`.
-pub(crate) const WORSE_HEADROOM_FRACTION: f64 = 2.0 / 3.0;
-
-/// Without a limit, a value is worse if `value >= WORSE_VALUE_FACTOR * value at the last capture`.
-pub(crate) const WORSE_VALUE_FACTOR: f64 = 1.5;
-
-/// Share of the limit. With less headroom a value does not count as worse. There are eight captures
-/// between 80 % and this point, and another would not finish in time.
-pub(crate) const MIN_HEADROOM_FRACTION: f64 = 0.01;
+pub(super) use candidate::{
+    FireCandidate, MIN_HEADROOM_FRACTION, WORSE_HEADROOM_FRACTION, WORSE_VALUE_FACTOR,
+};
+use candidate::{is_worse, merge_worst};
 
 /// Length of the history.
 pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -37,8 +33,6 @@ pub const MAX_URGENT: usize = 16;
 /// Maximum number of records. At most 16 are urgent; a rule with a cooldown of a minute has ten
 /// repeats.
 const MAX_RECORDS: usize = 32;
-/// Forecasts shorter than this are treated as equal: no capture would finish in time.
-const MIN_FORECAST: Duration = Duration::from_millis(500);
 
 /// Reason why a rule was allowed to open an incident.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,55 +64,6 @@ pub struct FireRecord {
     pub forecast: Option<Duration>,
     /// Reason why it was opened.
     pub kind: FireKind,
-}
-
-/// A value that crossed a threshold, to be compared with earlier captures.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct FireCandidate {
-    pub(super) fire: LastFire,
-    pub(super) limit: Option<f64>,
-    /// `true` if the value is past a soft limit, which only slows the process down. `limit` is then
-    /// the hard limit behind it.
-    pub(super) is_above_soft_limit: bool,
-    /// Time to the limit if the condition is `forecast`.
-    pub(super) forecast: Option<Duration>,
-    /// `true` for a rule with `below`, where a lower value is worse.
-    pub(super) lower_is_worse: bool,
-}
-
-impl FireCandidate {
-    /// Returns the headroom between `mark` and the limit of this candidate.
-    pub(super) fn headroom_at(&self, fire: &LastFire) -> Option<f64> {
-        match self.limit {
-            // Before the value reached the soft limit, the headroom was measured to that limit.
-            Some(limit) if self.is_above_soft_limit => Some((limit - fire.value).max(0.0)),
-            _ => fire.headroom,
-        }
-    }
-
-    fn is_worse_than(&self, record: &FireRecord) -> bool {
-        let (worst_fire, value) = (record.worst_fire, self.fire.value);
-        match (self.headroom_at(&worst_fire), self.fire.headroom, self.limit) {
-            // Near the limit a value does not count as worse, unless the earlier one was far from
-            // it.
-            (Some(before), Some(room), Some(limit)) => {
-                let near = limit * MIN_HEADROOM_FRACTION;
-                room <= before * WORSE_HEADROOM_FRACTION && (room >= near || before > 3.0 * near)
-            }
-            _ if self.lower_is_worse => {
-                value < worst_fire.value - worst_fire.value.abs() * (1.0 - WORSE_HEADROOM_FRACTION)
-            }
-            _ => value > worst_fire.value && value >= worst_fire.value * WORSE_VALUE_FACTOR,
-        }
-    }
-
-    fn is_sooner_than(&self, record: &FireRecord) -> bool {
-        let Some(time_to_limit) = self.forecast else { return false };
-        record.forecast.is_none_or(|before| {
-            let before = before.max(MIN_FORECAST);
-            time_to_limit.max(MIN_FORECAST) <= before.mul_f64(WORSE_HEADROOM_FRACTION)
-        })
-    }
 }
 
 /// The incidents of one rule within a day, oldest first. Allocates once.
@@ -154,8 +99,8 @@ impl FireHistory {
         if self.records.len() >= MAX_RECORDS {
             self.records.remove(self.eviction_index(candidate.lower_is_worse));
         }
-        let FireCandidate { fire: mark, forecast, .. } = *candidate;
-        self.records.push(FireRecord { at: now.into(), worst_fire: mark, forecast, kind });
+        let FireCandidate { fire, forecast, .. } = *candidate;
+        self.records.push(FireRecord { at: now.into(), worst_fire: fire, forecast, kind });
     }
 
     /// Records another capture in the last incident.
@@ -163,7 +108,7 @@ impl FireHistory {
         match self.records.last_mut() {
             Some(last) => {
                 last.at = now.into();
-                merge_worst(last, candidate.fire, candidate.forecast, candidate.lower_is_worse);
+                merge_worst(last, candidate);
             }
             None => self.record_opened(now, candidate, FireKind::Worse),
         }
@@ -283,31 +228,6 @@ fn repeat_delay(cooldown: Duration, repeats: usize) -> Duration {
     cooldown.saturating_mul(factor).min(DAY.max(cooldown))
 }
 
-fn is_worse(mark: &LastFire, before: &LastFire, lower_is_worse: bool) -> bool {
-    match (before.headroom, mark.headroom) {
-        // Past a soft limit the headroom grows again, because it is measured to the hard limit.
-        (Some(before_room), Some(room)) => room < before_room || mark.value > before.value,
-        _ if lower_is_worse => mark.value < before.value,
-        _ => mark.value > before.value,
-    }
-}
-
-/// Keeps the worse of two captures in `record`.
-fn merge_worst(
-    record: &mut FireRecord,
-    mark: LastFire,
-    forecast: Option<Duration>,
-    lower_is_worse: bool,
-) {
-    if is_worse(&mark, &record.worst_fire, lower_is_worse) {
-        record.worst_fire = mark;
-    }
-    record.forecast = match (record.forecast, forecast) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    };
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -319,9 +239,8 @@ mod tests {
     }
 
     fn memory(value: f64) -> FireCandidate {
-        let mark = LastFire { value, headroom: Some(100.0 - value) };
         FireCandidate {
-            fire: mark,
+            fire: LastFire { value, headroom: Some(100.0 - value) },
             limit: Some(100.0),
             is_above_soft_limit: false,
             forecast: None,
