@@ -10,7 +10,7 @@ use super::dir::{Dir, is_dir};
 use super::error::Error;
 use super::manifest::{self, MAX_MANIFEST_BYTES, ManifestHead};
 use super::names::{IncidentName, MANIFEST_FILE, artifact_form};
-use super::place::Location;
+use super::location::Location;
 use crate::base::IncidentId;
 use crate::model::Manifest;
 

@@ -41,8 +41,8 @@
 //! the directory stays locked until that child exits. The agent closes the descriptor in
 //! children (`os::fork`). A child created by `fork` and `exec` has no copy.
 //!
-//! File systems lack features; `file_system` lists them with the fallbacks. `place` describes the
-//! directory that is used if other users can write to the configured one.
+//! File systems lack features; `file_system` lists them with the fallbacks. `location` describes
+//! the directory that is used if other users can write to the configured one.
 //!
 //! The alternative is an embedded database or an index file. It lists faster, but its content can
 //! disagree with the files. There are a hundred incidents, not a million. Retention reads only
@@ -54,21 +54,21 @@ mod dir;
 mod draft;
 mod entries;
 mod error;
+mod evicted;
 mod file_system;
 #[cfg(test)]
 mod fixture;
 mod incident;
 mod index;
 mod lifetime;
+mod location;
 mod lock;
 pub mod manifest;
 mod manifest_head;
 mod names;
 mod open_incident;
-mod place;
 mod prune;
 mod recovery;
-mod removed;
 mod retention;
 mod space;
 mod usage;
@@ -86,12 +86,12 @@ pub use crate::store::space::PrunedArtifacts;
 pub use crate::store::space::RetentionReport;
 pub use draft::ArtifactDraft;
 pub use error::{Error, ErrorKind, StoreLimit};
+pub use evicted::EvictedIncident;
 pub use incident::IncidentDir;
 pub use index::{IncidentEntries, IncidentEntry, find, list, open_artifact};
+pub use location::Location;
 pub use names::MANIFEST_FILE;
-pub use place::Location;
 pub use recovery::Recovery;
-pub use removed::EvictedIncident;
 
 use crate::base::{Bytes, Clock, IncidentId};
 use crate::config::StoreSettings;
@@ -175,7 +175,7 @@ impl Store {
         settings: StoreSettings,
         clock: Arc<dyn Clock>,
     ) -> Result<(Self, Recovery), Error> {
-        let chosen = place::open_or_create(location.configured(), settings.group_read)?;
+        let chosen = location::open_or_create(location.configured(), settings.group_read)?;
         let lock = WriterLock::acquire(&chosen.dir)?;
         chosen.report();
         chosen.dir.set_group_read(settings.group_read);

@@ -34,7 +34,7 @@ use super::error::{Error, StoreLimit};
 use super::names::{
     EVICTED_PREFIX, IncidentName, MANIFEST_FILE, is_silly_renamed, sanitize_incident_name,
 };
-use super::removed::EvictedIncident;
+use super::evicted::EvictedIncident;
 use crate::base::{Bytes, IncidentId};
 use crate::store::prune::{prune_artifacts, removable_files};
 use crate::store::usage::{LimitExceeded, SpaceUsage, StoreInner};

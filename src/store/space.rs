@@ -1,7 +1,7 @@
 //! Requests for space, and what enforcing the limits did.
 
 use super::error::{Error, StoreLimit};
-use super::removed::EvictedIncident;
+use super::evicted::EvictedIncident;
 use crate::base::{Bytes, IncidentId};
 use std::path::PathBuf;
 

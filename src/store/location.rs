@@ -176,7 +176,7 @@ fn open_existing(path: &Path) -> Result<Dir, Error> {
     Ok(private_dir.unwrap_or(outer))
 }
 
-/// Returns `true` if only the user `us` can write to the directory of `stat`.
+/// Returns `true` if only the user `uid` can write to the directory of `stat`.
 fn is_private(stat: &Stat, uid: u32) -> bool {
     stat.st_uid == uid && stat.st_mode & 0o022 == 0
 }
