@@ -81,9 +81,6 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use crate::store::space::BlockedRemoval;
-pub use crate::store::space::PrunedArtifacts;
-pub use crate::store::space::RetentionReport;
 pub use draft::ArtifactDraft;
 pub use error::{Error, ErrorKind, StoreLimit};
 pub use evicted::EvictedIncident;
@@ -92,6 +89,7 @@ pub use index::{IncidentEntries, IncidentEntry, find, list, open_artifact};
 pub use location::Location;
 pub use names::MANIFEST_FILE;
 pub use recovery::Recovery;
+pub use space::{BlockedRemoval, PrunedArtifacts, RetentionReport, StoreUsage};
 
 use crate::base::{Bytes, Clock, IncidentId};
 use crate::config::StoreSettings;
@@ -101,43 +99,6 @@ use usage::StoreInner;
 
 /// A limit for `state.json`, which holds a few numbers per rule.
 const MAX_STATE_BYTES: Bytes = Bytes::mib(1);
-
-/// Usage of a store: bytes stored, space available, and files deleted since it was opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct StoreUsage {
-    /// Bytes in finished files and drafts of incidents.
-    pub bytes: Bytes,
-    /// The limit on `bytes` (`store.max_bytes`).
-    pub max_bytes: Bytes,
-    /// Free bytes of the file system beyond `store.min_free_space`, or `None` if it does not report
-    /// them.
-    pub free: Option<Bytes>,
-    /// `true` if the directory is in memory (tmpfs, ramfs), where files count against the memory
-    /// limit.
-    pub in_memory: bool,
-    /// Bytes that may still be written to a directory in memory: half of the memory left below the
-    /// limit. `None` if the directory is not in memory or the limit is unknown.
-    pub memory_left: Option<Bytes>,
-    /// Incidents evicted to enforce any of the limits.
-    pub incidents_removed: u64,
-    /// Files pruned from incidents that stay.
-    pub artifacts_removed: u64,
-}
-
-impl StoreUsage {
-    /// Returns the usage of a store that is not open.
-    pub(crate) fn unknown(settings: &StoreSettings) -> Self {
-        Self {
-            bytes: Bytes(0),
-            max_bytes: settings.max_bytes,
-            free: None,
-            in_memory: false,
-            memory_left: None,
-            incidents_removed: 0,
-            artifacts_removed: 0,
-        }
-    }
-}
 
 /// An incident directory opened for writing. Clones share it. The lock is released when the last
 /// clone, [`IncidentDir`] and [`ArtifactDraft`] of it is dropped.

@@ -9,17 +9,16 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::StoreUsage;
 use super::ages::IncidentAges;
 use super::dir::{Dir, DiskSpace};
 use super::error::{Error, StoreLimit};
+use super::evicted::EvictedIncident;
+use super::location::Location;
 use super::lock::WriterLock;
 use super::names::sanitize_incident_name;
-use super::location::Location;
-use super::evicted::EvictedIncident;
 use crate::base::{Bytes, Clock, IncidentId};
 use crate::config::{DiskReserve, RuleStoreSettings, StoreSettings};
-use crate::store::space::{RetentionReport, SpaceRequest};
+use crate::store::space::{RetentionReport, SpaceRequest, StoreUsage};
 
 /// State shared by all handles of a store.
 pub(super) struct StoreInner {
