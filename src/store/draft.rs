@@ -13,12 +13,11 @@ use jiff::Timestamp;
 
 use super::dir::{NamingResult, file_size_limit};
 use super::error::{Error, StoreLimit};
-use crate::store::open_incident::IncidentInner;
-
 use super::names::{PART_SUFFIX, artifact_name, custom_extension, short_stem};
 use crate::base::Bytes;
 use crate::model::{Artifact, ArtifactFormat, FileName};
-use crate::store::usage::SpaceReservation;
+use crate::store::open_incident::IncidentInner;
+use crate::store::reservation::SpaceReservation;
 
 /// Encoders write a few bytes at a time. Space is reserved and the kernel called once per buffer. A
 /// draft started because memory is low must not need much memory itself.

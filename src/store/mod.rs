@@ -69,6 +69,7 @@ mod names;
 mod open_incident;
 mod prune;
 mod recovery;
+mod reservation;
 mod retention;
 mod space;
 mod usage;

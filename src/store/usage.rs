@@ -6,12 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::ages::IncidentAges;
 use super::dir::{Dir, DiskSpace};
-use super::error::{Error, StoreLimit};
+use super::error::StoreLimit;
 use super::evicted::EvictedIncident;
 use super::location::Location;
 use super::lock::WriterLock;
@@ -89,7 +88,7 @@ impl SpaceUsage {
         open.fold(self.closed_bytes.get(rule).copied().unwrap_or(0), u64::saturating_add)
     }
 
-    fn reserve(&mut self, id: IncidentId, bytes: u64) {
+    pub(super) fn reserve(&mut self, id: IncidentId, bytes: u64) {
         self.reserved_bytes += bytes;
         self.memory_left = self.memory_left.map(|left| left.saturating_sub(bytes));
         if let Some(open) = self.open_incidents.get_mut(&id) {
@@ -97,8 +96,8 @@ impl SpaceUsage {
         }
     }
 
-    /// Releases a reservation. Counts it as stored if `stored` is `true`.
-    fn release(&mut self, id: IncidentId, bytes: u64, is_stored: bool) {
+    /// Releases a reservation. Counts it as stored if `is_stored` is `true`.
+    pub(super) fn release(&mut self, id: IncidentId, bytes: u64, is_stored: bool) {
         let stored_bytes = if is_stored { bytes } else { 0 };
         self.reserved_bytes = self.reserved_bytes.saturating_sub(bytes);
         self.stored_bytes = self.stored_bytes.saturating_add(stored_bytes);
@@ -159,7 +158,8 @@ impl StoreInner {
         self.free_space(&mut self.lock_usage(), SpaceRequest::default())
     }
 
-    /// Returns the first space limit, from narrow to wide, that would not hold with `need` added.
+    /// Returns the first space limit, from narrow to wide, that would not hold with `request`
+    /// added.
     pub(super) fn exceeded_limit(
         &self,
         usage: &SpaceUsage,
@@ -262,58 +262,6 @@ impl Drop for StoreInner {
 impl std::fmt::Debug for StoreInner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("StoreInner").field("dir", &self.root.path()).finish_non_exhaustive()
-    }
-}
-
-/// A space reservation of one draft. Dropping it releases the space.
-#[derive(Debug)]
-pub(super) struct SpaceReservation {
-    store: Arc<StoreInner>,
-    incident: IncidentId,
-    bytes: u64,
-}
-
-impl SpaceReservation {
-    pub(super) fn new(shared: &Arc<StoreInner>, incident: IncidentId) -> Self {
-        Self { store: Arc::clone(shared), incident, bytes: 0 }
-    }
-
-    /// Reserves `bytes` more for the file at `path`. Prunes and evicts closed incidents if
-    /// necessary.
-    pub(super) fn grow(&mut self, bytes: u64, path: impl FnOnce() -> PathBuf) -> Result<(), Error> {
-        let mut usage = self.store.lock_usage();
-        let request =
-            SpaceRequest { bytes, incident: Some(self.incident), ..SpaceRequest::default() };
-        if self.store.exceeded_limit(&usage, request).is_some() {
-            self.store.free_space(&mut usage, request);
-            if let Some(LimitExceeded { limit, .. }) = self.store.exceeded_limit(&usage, request) {
-                return Err(Error::Full { path: path(), limit });
-            }
-        }
-        usage.reserve(self.incident, bytes);
-        self.bytes += bytes;
-        Ok(())
-    }
-
-    /// Runs `publish`, which names the file, and counts the reservation as stored if it returns
-    /// `true`. The lock is held during both: a directory scan in between would count the file
-    /// twice.
-    pub(super) fn commit(
-        &mut self,
-        publish: impl FnOnce() -> Result<bool, Error>,
-    ) -> Result<bool, Error> {
-        let mut usage = self.store.lock_usage();
-        let published = publish()?;
-        if published {
-            usage.release(self.incident, std::mem::take(&mut self.bytes), true);
-        }
-        Ok(published)
-    }
-}
-
-impl Drop for SpaceReservation {
-    fn drop(&mut self) {
-        self.store.lock_usage().release(self.incident, self.bytes, false);
     }
 }
 
