@@ -4,13 +4,13 @@
 //! incident that is `open` in its manifest, or finishes a `.part` file. The pid in a manifest is
 //! not checked, because in a container every process can have pid 1.
 
-use std::{fmt, io};
+mod unlisted_artifacts;
 
-use hmac_sha256::Hash;
+use std::fmt;
+
 use jiff::Timestamp;
 
 use super::dir::{Dir, is_dir, is_file};
-use super::draft::hex;
 use super::error::Error;
 use super::index::read_manifest_head;
 use super::names::{
@@ -18,12 +18,12 @@ use super::names::{
     is_part_file,
 };
 use super::retention::finish_eviction;
-use crate::base::{Bytes, IncidentId};
-use crate::model::{Artifact, CaptureKind, IncidentState, Manifest, Outcome};
+use crate::base::IncidentId;
+use crate::model::{Artifact, IncidentState, Outcome};
 use crate::store::manifest_head::write_manifest_head;
-use crate::store::space::BlockedRemoval;
-use crate::store::space::RetentionReport;
+use crate::store::space::{BlockedRemoval, RetentionReport};
 use crate::store::usage::StoreInner;
+use unlisted_artifacts::unlisted_artifacts;
 
 /// Seconds after which an unlocked entry counts as abandoned. A later start recovers it.
 const RECENT_SECONDS: i64 = 15 * 60;
@@ -197,57 +197,6 @@ fn mark_interrupted(shared: &StoreInner, dir: &Dir, recovery: &mut Recovery) -> 
     Ok(())
 }
 
-/// Returns the complete artifacts in `dir` that the manifest does not list.
-fn unlisted_artifacts(dir: &Dir, manifest: &Manifest) -> Result<Vec<Artifact>, Error> {
-    let mut artifacts = Vec::new();
-    for name in dir.entry_names()? {
-        let listed = manifest.artifacts.iter().any(|artifact| artifact.file == name);
-        if let Some(form) = artifact_form(&name)
-            && !listed
-            && dir.stat(&name)?.is_some_and(|stat| is_file(&stat))
-        {
-            artifacts.push(describe_artifact(dir, name, form.kind())?);
-        }
-    }
-    // Sorted by length first: numbers have three digits, or more from 1000 on.
-    artifacts.sort_by_key(|artifact| (artifact.file.len(), artifact.file.clone()));
-    Ok(artifacts)
-}
-
-/// Describes an artifact from its content. The time of its last write stands in for the time of its
-/// evidence.
-fn describe_artifact(dir: &Dir, file: String, kind: CaptureKind) -> Result<Artifact, Error> {
-    let read_error = |source| Error::io("read", dir.path_of(&file), source);
-    let mut content = dir.open_file(&file)?;
-    let mut hash = HashingWriter(Hash::new());
-    let bytes = Bytes(io::copy(&mut content, &mut hash).map_err(read_error)?);
-    let modified = content.metadata().and_then(|meta| meta.modified()).map_err(read_error)?;
-    let taken = Timestamp::try_from(modified).unwrap_or_default();
-    Ok(Artifact {
-        file,
-        kind,
-        bytes,
-        sha256: hex(hash.0.finalize()),
-        taken,
-        phase: None,
-        note: None,
-    })
-}
-
-/// A writer that hashes its input.
-struct HashingWriter(Hash);
-
-impl io::Write for HashingWriter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -259,6 +208,7 @@ mod tests {
     use super::*;
     use crate::base::Clock;
     use crate::config::StoreSettings;
+    use crate::model::CaptureKind;
 
     #[test]
     fn clean_directory_is_unchanged() {
