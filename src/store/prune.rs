@@ -47,25 +47,25 @@ fn removable_of_form(mut files: Vec<(u32, &str, u64)>) -> Vec<(&str, u64)> {
     removable.map(|(_, &(_, name, bytes))| (name, bytes)).collect()
 }
 
-/// Returns the shortest prefix of `spare` with at least `missing` bytes, or `None` if all have
+/// Returns the shortest prefix of `removable` with at least `missing_bytes`, or `None` if all have
 /// less.
 pub(super) fn select_to_free<'f>(
     removable: &[(&'f str, u64)],
-    missing: u64,
+    missing_bytes: u64,
 ) -> Option<Vec<(&'f str, u64)>> {
     let mut freed = 0_u64;
     let mut chosen = Vec::new();
     for &(name, bytes) in removable {
-        if freed >= missing {
+        if freed >= missing_bytes {
             break;
         }
         freed = freed.saturating_add(bytes);
         chosen.push((name, bytes));
     }
-    (freed >= missing && !chosen.is_empty()).then_some(chosen)
+    (freed >= missing_bytes && !chosen.is_empty()).then_some(chosen)
 }
 
-/// Prunes the closed `incident` until `missing` bytes are freed or all of `spare` is deleted.
+/// Prunes the closed `incident` until `missing_bytes` are freed or all of `removable` is deleted.
 /// Returns the deleted files and the remaining size, or `None` if a foreign file keeps the incident
 /// unchanged.
 ///
@@ -76,7 +76,8 @@ pub(super) fn prune_artifacts(
     root: &Dir,
     incident: &str,
     removable: &[(String, u64)],
-    (limit, missing): (StoreLimit, u64),
+    limit: StoreLimit,
+    missing_bytes: u64,
     now: Timestamp,
 ) -> Result<Option<(Vec<String>, u64)>, Error> {
     let dir = root.subdir(incident)?;
@@ -84,7 +85,7 @@ pub(super) fn prune_artifacts(
         return Ok(None);
     }
     let removable: Vec<_> = removable.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();
-    let chosen = select_to_free(&removable, missing).unwrap_or(removable);
+    let chosen = select_to_free(&removable, missing_bytes).unwrap_or(removable);
     let mut head = read_manifest_head(&dir)?;
     let names: Vec<String> = chosen.iter().map(|(name, _)| (*name).to_owned()).collect();
     discard(&mut head.manifest, &names, limit, now);
@@ -97,7 +98,7 @@ pub(super) fn prune_artifacts(
     Ok(Some((names, remaining_bytes)))
 }
 
-/// Moves the files `names` in `manifest` from artifacts to removed artifacts, with `bound` as the
+/// Moves the files `names` in `manifest` from artifacts to removed artifacts, with `limit` as the
 /// reason.
 pub(super) fn discard(
     manifest: &mut Manifest,

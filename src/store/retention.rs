@@ -19,24 +19,20 @@
 //!
 //! A limit of a rule evicts incidents of that rule only.
 
-use crate::store::entries::finished_files;
-use crate::store::entries::foreign_entry;
-use crate::store::space::BlockedRemoval;
-use crate::store::space::PrunedArtifacts;
-use crate::store::space::RetentionReport;
-use crate::store::space::SpaceRequest;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 
 use super::dir::{Dir, is_dir};
 use super::error::{Error, StoreLimit};
+use super::evicted::EvictedIncident;
 use super::names::{
     EVICTED_PREFIX, IncidentName, MANIFEST_FILE, is_silly_renamed, sanitize_incident_name,
 };
-use super::evicted::EvictedIncident;
 use crate::base::{Bytes, IncidentId};
+use crate::store::entries::{finished_files, foreign_entry};
 use crate::store::prune::{prune_artifacts, removable_files};
+use crate::store::space::{BlockedRemoval, PrunedArtifacts, RetentionReport, SpaceRequest};
 use crate::store::usage::{LimitExceeded, SpaceUsage, StoreInner};
 
 /// A limit on the evicted incidents waiting to be logged, far above what one command evicts.
@@ -58,8 +54,8 @@ enum RetentionStep {
 
 impl StoreInner {
     /// Prunes and evicts closed incidents, the least valuable first, until every limit holds with
-    /// `need` added. If bytes are short and evicting all of them would not free enough, it deletes
-    /// nothing.
+    /// `request` added. If bytes are short and evicting all of them would not free enough, it
+    /// deletes nothing.
     pub(super) fn free_space(
         &self,
         usage: &mut SpaceUsage,
@@ -117,7 +113,8 @@ impl StoreInner {
                         &self.root,
                         &incident.file_name,
                         &removable,
-                        (limit, missing),
+                        limit,
+                        missing,
                         now,
                     ) {
                         Ok(Some((files, bytes))) => {
@@ -128,7 +125,7 @@ impl StoreInner {
                             usage.pruned_count += files.len() as u64;
                             report.pruned.push(PrunedArtifacts { id, files, limit });
                         }
-                        // The incident itself can still be evicted; if not, `remove` reports the
+                        // The incident itself can still be evicted; if not, `evict` reports the
                         // foreign file.
                         Ok(None) => {}
                         Err(error) => report.errors.push(error),
@@ -165,7 +162,7 @@ impl StoreInner {
             remaining(settings.max_bytes_per_incident, open.stored_bytes + open.reserved_bytes),
         )];
         if let Some(max_bytes) =
-            usage.limits_of_rule(&open.rule).and_then(|bounds| bounds.max_bytes)
+            usage.limits_of_rule(&open.rule).and_then(|limits| limits.max_bytes)
         {
             let closed_bytes = usage.closed_bytes.get(&open.rule).copied().unwrap_or(0);
             let used = usage.bytes_of_rule(&open.rule).saturating_sub(closed_bytes);
@@ -218,7 +215,7 @@ impl StoreInner {
         let settings = &usage.settings;
         let is_expired = |at: &usize| {
             let name = &incidents[*at].name;
-            let rule_max_age = usage.limits_of_rule(&name.name).and_then(|bounds| bounds.max_age);
+            let rule_max_age = usage.limits_of_rule(&name.name).and_then(|limits| limits.max_age);
             usage.ages.age(name.id) > rule_max_age.unwrap_or(settings.max_age)
                 && is_between_first_and_last(incidents, *at)
         };
@@ -270,8 +267,9 @@ impl StoreInner {
     }
 }
 
-/// Returns the least valuable incident of `goes`: the oldest of the rule with the highest usage by
-/// `weight`. The first and the last incident of a rule are returned only if there is no other.
+/// Returns the least valuable incident of `candidates`: the oldest of the rule with the highest
+/// usage by `weight`. The first and the last incident of a rule are returned only if there is no
+/// other.
 ///
 /// The first shows how the problem began, the last its present state; those between are the most
 /// alike. Choosing the rule with the highest usage keeps a rule that fires all day from displacing
@@ -314,7 +312,7 @@ fn scan_incidents(root: &Dir) -> Result<Vec<StoredIncident>, Error> {
     for file_name in root.entry_names()? {
         let Some(name) = IncidentName::parse(&file_name) else { continue };
         if root.stat(&file_name)?.is_some_and(|stat| is_dir(&stat)) {
-            // An unreadable directory counts as an incident; `remove` reports the error.
+            // An unreadable directory counts as an incident; `evict` reports the error.
             let files =
                 root.subdir(&file_name).and_then(|dir| finished_files(&dir)).unwrap_or_default();
             let bytes = files.iter().fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes));
@@ -359,7 +357,8 @@ pub(super) fn finish_eviction(root: &Dir, dir_name: &str) -> Result<Option<PathB
     Ok(None)
 }
 
-/// Deletes `names` from `dir`, the manifest last, and then `dir` itself, which is named `gone`.
+/// Deletes `names` from `dir`, the manifest last, and then `dir` itself, which is named
+/// `dir_name`.
 fn delete_incident(
     root: &Dir,
     dir_name: &str,
