@@ -52,7 +52,7 @@ struct AgeRecord {
 }
 
 impl IncidentAges {
-    /// Updates the ages. `held` are the present incidents with the wall times in their names.
+    /// Updates the ages. `incidents` are the present incidents with the wall times in their names.
     pub(super) fn update(
         &mut self,
         root: &Dir,

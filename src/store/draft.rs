@@ -126,7 +126,7 @@ impl ArtifactDraft {
         self.rejected_size
     }
 
-    /// Turns the draft into an artifact `{service}_{domain}.{seq}.{form}`, completely or not at
+    /// Turns the draft into an artifact `{service}_{instance}.{seq}.{form}`, completely or not at
     /// all.
     ///
     /// 1. Write the buffer and sync the file. A crash before or during this step leaves nothing, or
@@ -301,7 +301,8 @@ fn unused_part_name(incident: &IncidentInner) -> Result<String, Error> {
     Ok(part_name)
 }
 
-/// Renames `file` to `name`, or links it if it has no name. `part` is its temporary name, if any.
+/// Renames `file` to `name`, or links it if it has no name. `part_name` is its temporary name, if
+/// any.
 ///
 /// If an unnamed file cannot be linked (no `/proc`, no hard links), it is copied to a named file
 /// first. Later drafts then have a name from the start.

@@ -105,7 +105,7 @@ impl Fixture {
         self.create_closed_for_rule("memory", bytes)
     }
 
-    /// Creates a closed incident like [`Self::closed`], of the rule `name`.
+    /// Creates a closed incident like [`Self::create_closed`], of the rule `name`.
     pub(super) fn create_closed_for_rule(&self, name: &str, bytes: usize) -> IncidentId {
         use std::io::Write;
         self.clock.advance(Duration::from_secs(1));

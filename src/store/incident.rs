@@ -1,8 +1,5 @@
 //! An open incident: its directory and its manifest.
 
-use crate::store::manifest_head::write_manifest;
-use crate::store::open_incident::IncidentInner;
-
 use std::path::Path;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
@@ -15,6 +12,8 @@ use super::error::{Error, StoreLimit};
 use super::names::{IncidentName, MANIFEST_FILE, NEW_PREFIX, PART_SUFFIX, artifact_stem};
 use crate::base::{Bytes, IncidentId};
 use crate::model::{ArtifactFormat, FileName, Manifest};
+use crate::store::manifest_head::write_manifest;
+use crate::store::open_incident::IncidentInner;
 use crate::store::prune::{discard, removable_files, select_to_free};
 use crate::store::space::SpaceRequest;
 use crate::store::usage::{Registration, StoreInner};
@@ -101,8 +100,8 @@ impl IncidentDir {
         &self.manifest
     }
 
-    /// Starts an artifact of `form` with evidence of the time `taken`. A capture kind selects its
-    /// main form. Drafts are independent of each other and of this handle, so other threads can
+    /// Starts an artifact of `form` with evidence of the time `taken_at`. A capture kind selects
+    /// its main form. Drafts are independent of each other and of this handle, so other threads can
     /// write them concurrently.
     ///
     /// # Errors
@@ -115,7 +114,7 @@ impl IncidentDir {
         ArtifactDraft::begin(&self.inner, form.into(), taken_at)
     }
 
-    /// Starts a custom artifact, named `{service}_{domain}.{seq}.custom.{name}`. Otherwise like
+    /// Starts a custom artifact, named `{service}_{instance}.{seq}.custom.{name}`. Otherwise like
     /// [`Self::draft`].
     ///
     /// # Errors
@@ -165,17 +164,19 @@ impl IncidentDir {
         };
         let (names, freed): (Vec<String>, Vec<u64>) =
             chosen.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes)).unzip();
-        let before = (self.manifest.artifacts.clone(), self.manifest.removed.clone());
+        let artifacts_before = self.manifest.artifacts.clone();
+        let removed_before = self.manifest.removed.clone();
         let now = store.clock.wall();
         if let Err(error) = self.update(|manifest| discard(manifest, &names, exceeded.limit, now)) {
-            (self.manifest.artifacts, self.manifest.removed) = before;
+            self.manifest.artifacts = artifacts_before;
+            self.manifest.removed = removed_before;
             return Err(error);
         }
         for (name, bytes) in names.iter().zip(freed) {
             self.inner.dir.unlink(name)?;
-            let mut ledger = store.lock_usage();
-            ledger.resize(self.id(), bytes, 0);
-            ledger.pruned_count += 1;
+            let mut usage = store.lock_usage();
+            usage.resize(self.id(), bytes, 0);
+            usage.pruned_count += 1;
         }
         self.inner.dir.sync()?;
         Ok(store.exceeded_limit(&store.lock_usage(), request).is_none())

@@ -84,7 +84,7 @@ impl IncidentName {
     }
 }
 
-/// Returns `{service}_{domain}`, the part of an artifact's name that identifies its origin.
+/// Returns `{service}_{instance}`, the part of an artifact's name that identifies its origin.
 pub(super) fn artifact_stem(service: &str, instance: &str) -> String {
     format!("{}_{}", sanitize(service, "-", "service"), sanitize(instance, "-", "instance"))
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 #[derive(Debug)]
 pub(crate) struct IncidentInner {
     pub(crate) dir: Dir,
-    /// `{service}_{domain}`.
+    /// `{service}_{instance}`.
     pub(crate) stem: String,
     /// The number of the last committed artifact.
     pub(crate) seq: Mutex<u32>,
