@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::access::AccessRole;
-use super::pace::peer_key;
+use super::rate_limit::peer_key;
 use super::route::Route;
 use crate::base::log::{LogEvent, LogLevel};
 use log_limit::LogLimit;

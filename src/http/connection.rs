@@ -5,7 +5,7 @@
 //! | send the head of a request, or reuse an idle connection | [`HEAD_TIMEOUT`] |
 //! | send the body of a request | [`BODY_TIMEOUT`] |
 //! | read the response | [`PROGRESS_TIMEOUT`] for each [`MIN_PROGRESS_BYTES`] bytes |
-//! | send enough bytes to detect the protocol ([`greeting`]) | [`HEAD_TIMEOUT`] |
+//! | send enough bytes to detect the protocol ([`protocol`]) | [`HEAD_TIMEOUT`] |
 //!
 //! While unread responses take much memory, [`RAISED_MIN_PROGRESS_BYTES`] replaces
 //! [`MIN_PROGRESS_BYTES`].
@@ -39,7 +39,7 @@ use tower_service::Service;
 
 use super::Peer;
 use super::audit::AuditRecord;
-use super::greeting;
+use super::protocol;
 use super::route::Route;
 use crate::http::connection_slots::SlotState;
 use crate::http::response_budget;
@@ -70,16 +70,16 @@ pub(super) async fn serve(
     slot: &Arc<SlotState>,
 ) {
     let connection = async {
-        let Ok(Ok((stream, protocol))) =
-            time::timeout(HEAD_TIMEOUT, greeting::detect_protocol(stream)).await
+        let Ok(Ok((stream, other_protocol))) =
+            time::timeout(HEAD_TIMEOUT, protocol::detect_protocol(stream)).await
         else {
             return;
         };
-        match protocol {
-            Some(protocol) => {
-                let audit = AuditRecord::new(Route::Unknown, protocol.name(), &peer.0);
-                audit.finish(protocol.status());
-                greeting::refuse(stream, protocol).await;
+        match other_protocol {
+            Some(other_protocol) => {
+                let audit = AuditRecord::new(Route::Unknown, other_protocol.name(), &peer.0);
+                audit.finish(other_protocol.status());
+                protocol::refuse(stream, other_protocol).await;
             }
             None => serve_http(stream, peer, routes, max_capture_duration, slot).await,
         }

@@ -15,7 +15,7 @@ use hmac_sha256::Hash;
 
 use super::archive::IncidentArchive;
 use super::chunks::{self, CHUNK_BYTES, ChunkSource};
-use super::rows::Rows;
+use super::incident_list::IncidentList;
 use crate::base::IncidentId;
 use crate::http::responses::{NOSNIFF, error_response, not_found};
 use crate::store::{self, Location};
@@ -24,12 +24,12 @@ use crate::store::{self, Location};
 pub(super) async fn list(location: &Location) -> Response {
     let location = location.clone();
     let opening = run_blocking(move || {
-        let mut rows = Rows::new(location.entries()?);
-        let first = rows.next().map_err(|source| read_error(&location, source))?;
-        Ok((first.unwrap_or_default(), rows))
+        let mut list = IncidentList::new(location.entries()?);
+        let first = list.next().map_err(|source| read_error(&location, source))?;
+        Ok((first.unwrap_or_default(), list))
     });
     match opening.await {
-        Ok((first, rows)) => rows.into_response(first),
+        Ok((first, list)) => list.into_response(first),
         Err(refusal) => refusal,
     }
 }

@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpSocket;
 use tokio::time;
 
-use super::pace::RateLimiter;
+use super::rate_limit::RateLimiter;
 use super::{Peer, connection, listener_router};
 use crate::agent::{AgentHandle, NotInherited, Service};
 use crate::base::random::ulid_at;

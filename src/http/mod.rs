@@ -136,19 +136,19 @@ mod audit;
 mod chunks;
 mod connection;
 mod connection_slots;
-mod greeting;
+mod incident_list;
 mod incidents;
 mod index;
 mod listener;
 mod metrics;
 mod notify;
-mod pace;
 mod pprof;
+mod protocol;
 mod query;
+mod rate_limit;
 mod response_budget;
 mod responses;
 mod route;
-mod rows;
 mod symbol;
 
 use std::collections::HashMap;
@@ -170,8 +170,8 @@ use audit::AuditRecord;
 use connection_slots::SlotState;
 pub(crate) use listener::Listener;
 use notify::Action;
-use pace::{RateLimiter, RefusalPenalty};
 use query::QueryParams;
+use rate_limit::{RateLimiter, RefusalPenalty};
 use route::Route;
 
 /// Returns the routes, to be nested into the service's router under any prefix. Every request that
@@ -263,7 +263,8 @@ async fn handle_request(
 ) -> Response {
     let Some(limits) = &endpoint.limits else { return dispatch(&endpoint, route, request).await };
     let slot = request.extensions_mut().remove::<Arc<SlotState>>();
-    let peer = request.extensions().get().map_or(String::new(), |Peer(peer)| pace::peer_key(peer));
+    let peer =
+        request.extensions().get().map_or(String::new(), |Peer(peer)| rate_limit::peer_key(peer));
     // The body of a POST has yet to arrive from the client.
     let is_request_complete = matches!(*request.method(), Method::GET | Method::HEAD);
     let set_waiting = |is_waiting: bool| match &slot {

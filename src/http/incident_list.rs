@@ -16,7 +16,7 @@ use crate::store::{IncidentEntries, IncidentEntry};
 
 /// An incident in the list.
 #[derive(Serialize)]
-struct Row {
+struct IncidentRow {
     id: IncidentId,
     name: String,
     opened: Timestamp,
@@ -37,7 +37,7 @@ struct FileRow {
     bytes: Bytes,
 }
 
-impl From<IncidentEntry> for Row {
+impl From<IncidentEntry> for IncidentRow {
     fn from(entry: IncidentEntry) -> Self {
         let IncidentEntry { id, name, opened, manifest, .. } = entry;
         let (manifest, error) = match manifest {
@@ -65,13 +65,13 @@ impl From<IncidentEntry> for Row {
 }
 
 /// A JSON array of incidents, produced in chunks.
-pub(super) struct Rows {
+pub(super) struct IncidentList {
     /// `None` after the end of the array.
     entries: Option<IncidentEntries>,
     is_first: bool,
 }
 
-impl Rows {
+impl IncidentList {
     pub(super) fn new(entries: IncidentEntries) -> Self {
         Self { entries: Some(entries), is_first: true }
     }
@@ -83,7 +83,7 @@ impl Rows {
         if self.entries.is_none() {
             return ([NOSNIFF], [kind], first).into_response();
         }
-        let body = chunks::body(PrefixedRows { first: Some(first), rows: self });
+        let body = chunks::body(PrefixedList { first: Some(first), list: self });
         ([NOSNIFF], [kind], body).into_response()
     }
 
@@ -97,12 +97,12 @@ impl Rows {
             return Ok(false);
         };
         text.extend_from_slice(if is_first { b"[\n" } else { b",\n" });
-        serde_json::to_writer_pretty(text, &Row::from(entry))?;
+        serde_json::to_writer_pretty(text, &IncidentRow::from(entry))?;
         Ok(true)
     }
 }
 
-impl ChunkSource for Rows {
+impl ChunkSource for IncidentList {
     fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
         if self.entries.is_none() {
             return Ok(None);
@@ -113,16 +113,16 @@ impl ChunkSource for Rows {
     }
 }
 
-struct PrefixedRows {
+struct PrefixedList {
     first: Option<Vec<u8>>,
-    rows: Rows,
+    list: IncidentList,
 }
 
-impl ChunkSource for PrefixedRows {
+impl ChunkSource for PrefixedList {
     fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
         match self.first.take() {
             Some(first) => Ok(Some(first)),
-            None => self.rows.next(),
+            None => self.list.next(),
         }
     }
 }
