@@ -17,15 +17,18 @@
 //! Passing these checks is not enough for a GET that changes state, since an image on any page
 //! sends one without `Origin`: see [`RequestOrigin::is_proven`].
 
+mod origin;
+
 use std::net::IpAddr;
 
-use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
+use axum::http::HeaderMap;
+use axum::http::header::{AUTHORIZATION, HOST};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue};
 use hmac_sha256::Hash;
 use subtle::ConstantTimeEq;
 
 use crate::config::{HttpSettings, Listen, Secret};
+use origin::{is_cross_site, is_same_origin_or_user};
 
 /// Permissions of a caller; each role includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -185,7 +188,7 @@ impl EntryPoint {
         matches!(self, Self::Listener(Listen::Unix(_)))
     }
 
-    /// Returns `true` if a request for `ip` can reach this entrance without DNS rebinding.
+    /// Returns `true` if a request for `ip` can reach this entry point without DNS rebinding.
     fn allows_address(&self, ip: IpAddr) -> bool {
         match self {
             _ if ip.is_unspecified() => false,
@@ -207,29 +210,6 @@ fn strip_port(host: &str) -> &str {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
     }
-}
-
-/// Returns `true` if a browser states that a page of the same origin, or the user, caused the
-/// request. A prefetch does not count: it runs before the user clicks.
-fn is_same_origin_or_user(headers: &HeaderMap) -> bool {
-    let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
-    let is_prefetch = headers.contains_key("sec-purpose") || headers.contains_key("purpose");
-    !is_prefetch && matches!(site, Some(b"same-origin" | b"none"))
-}
-
-/// Returns `true` if a browser sent the request on behalf of another site.
-fn is_cross_site(headers: &HeaderMap) -> bool {
-    let text =
-        |value: &HeaderValue| value.to_str().map(str::to_ascii_lowercase).unwrap_or_default();
-    if let Some(site) = headers.get("sec-fetch-site").map(text)
-        && !["same-origin", "none"].contains(&site.as_str())
-    {
-        return true;
-    }
-    let Some(origin) = headers.get(ORIGIN).map(text) else { return false };
-    let host = headers.get(HOST).map(text).unwrap_or_default();
-    let authority = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
-    authority.is_none_or(|authority| host.is_empty() || authority != host)
 }
 
 /// Returns the bearer token if there is exactly one well-formed `Authorization` header.
@@ -343,6 +323,7 @@ mod tests {
             assert!(allowed || got == Err(AccessDenied::CrossSite));
         }
     }
+
     #[test]
     fn host_address_must_match_listen_address() {
         let token = Some(Secret::new("all"));
