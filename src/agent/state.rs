@@ -3,15 +3,13 @@
 //! One thread owns it, and no method waits. Each method handles one kind of event.
 
 mod dead_rules;
-pub(crate) mod dispatch;
-pub(crate) mod missing_features;
-pub(crate) mod requests;
-pub(crate) mod status;
+mod dispatch;
+mod missing_features;
+mod requests;
+mod results;
+mod settings;
+mod status;
 
-use crate::capture::messages::CaptureCommand;
-use crate::capture::messages::CaptureResult;
-use crate::policy::on_demand::OnDemandResult;
-use crate::stalls::detector;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,26 +20,25 @@ use jiff::Timestamp;
 
 use crate::agent::event::AgentEvent;
 use crate::agent::history::{History, VitalsRecording};
-use crate::agent::reload;
-use crate::agent::state::requests::PendingReply;
 use crate::agent::status::{AgentCounters, ConfigStatus};
-use crate::base::failure::error_chain;
 use crate::base::{
-    Clock, ClockReading, Error as PublicError, IncidentId, Moment, TimeAnchor, log, panic_log,
-    spare, standstill, warnings,
+    Clock, ClockReading, IncidentId, Moment, TimeAnchor, log, panic_log, spare, standstill,
+    warnings,
 };
 use crate::capture::collectors;
 use crate::capture::custom_collectors::Collectors;
-use crate::capture::messages::IncidentTaskResult;
+use crate::capture::messages::CaptureCommand;
 use crate::capture::worker::directory::OpenedStore;
 use crate::config::Settings;
-use crate::model::{CaptureKind, CaptureSet, Losses, Vitals};
-use crate::policy::decider::Decider;
+use crate::model::{CaptureKind, Losses, Vitals};
+use crate::policy::decider::{Decider, FiredRule};
 use crate::policy::on_demand::OnDemandCaptures;
+use crate::stalls::detector;
 use crate::stalls::recent::RecentStalls;
 use crate::store::{Location, StoreUsage};
 use crate::vitals::Reader;
 use dead_rules::DeadRules;
+use requests::PendingReply;
 
 /// An open incident: its directory, the vitals for its manifest, and the requests waiting for the
 /// directory.
@@ -104,24 +101,24 @@ impl AgentState {
         clock: Arc<dyn Clock>,
         initial: InitialState,
         reader: Reader,
-        tasks: SyncSender<CaptureCommand>,
+        commands: SyncSender<CaptureCommand>,
     ) -> Self {
-        let InitialState { settings, config_path: path, collectors, location, directory, endpoint } =
+        let InitialState { settings, config_path, collectors, location, directory, endpoint } =
             initial;
         let started = clock.wall();
         let decider = Decider::new(settings.rules.clone(), settings.budget.clone());
-        let streams = OnDemandCaptures::new(settings.budget.on_demand_captures_per_day);
-        warn_about_settings(&settings);
-        crate::agent::state::missing_features::warn_about_missing_features(&settings);
-        warn_if_no_heap_profiles(&settings);
-        collectors::heap::set_rates(&settings.heap);
-        collectors::trace::configure(&settings.trace);
+        let on_demand = OnDemandCaptures::new(settings.budget.on_demand_captures_per_day);
+        settings::configure(&settings);
         let mut state = Self {
             started,
             location,
             store_usage: StoreUsage::unknown(&settings.store),
             endpoint: Some(endpoint),
-            config: ConfigStatus { path, applied: Some(started), ..ConfigStatus::default() },
+            config: ConfigStatus {
+                path: config_path,
+                applied: Some(started),
+                ..ConfigStatus::default()
+            },
             lookback: collectors::cpu::start_lookback(&settings),
             collectors,
             decider,
@@ -131,8 +128,8 @@ impl AgentState {
             vitals: Vitals::default(),
             history: History::default(),
             open_incidents: Vec::new(),
-            on_demand: streams,
-            commands: tasks,
+            on_demand,
+            commands,
             capture_thread_busy: false,
             current_command: None,
             counters: AgentCounters::default(),
@@ -236,8 +233,8 @@ impl AgentState {
         let new_id = || IncidentId::new(self.clock.wall());
         let wall = || self.clock.wall();
         for fired in self.decider.evaluate(now, &self.vitals, new_id, wall) {
-            let (rule, text) = (fired.rule, fired.text);
-            match fired.incident {
+            let FiredRule { rule, text, incident } = fired;
+            match incident {
                 Some(id) => {
                     self.counters.fired += 1;
                     log::LogEvent::new(log::LogLevel::Warn, text).rule(&rule).send();
@@ -270,11 +267,11 @@ impl AgentState {
         let now = self.clock.now();
         self.decider.expire(now);
         for index in 0..self.open_incidents.len() {
-            let (expired, waiting) =
+            let (expired, remaining) =
                 std::mem::take(&mut self.open_incidents[index].pending_replies)
                     .into_iter()
                     .partition(|(until, _)| *until <= now);
-            self.open_incidents[index].pending_replies = waiting;
+            self.open_incidents[index].pending_replies = remaining;
             self.send_replies(expired, self.open_incidents[index].id, None);
         }
     }
@@ -291,7 +288,8 @@ impl AgentState {
             }
             AgentEvent::Result(result) => self.handle_result(result),
             AgentEvent::OnDemandRequested(request) => {
-                let (anchor, in_use) = (self.clock.anchor(), self.engines_in_use());
+                let anchor = self.clock.anchor();
+                let in_use = self.engines_in_use();
                 self.on_demand.submit(anchor, request, &in_use);
             }
             AgentEvent::ClientDisconnected => {}
@@ -303,98 +301,9 @@ impl AgentState {
         }
     }
 
-    fn handle_result(&mut self, result: CaptureResult) {
-        match result {
-            CaptureResult::Incident(result) => self.apply_incident_result(result),
-            CaptureResult::OnDemand(result) => {
-                self.mark_capture_thread_idle();
-                if let OnDemandResult::Started { engine: Some(engine), .. } = &result {
-                    self.engines.extend([engine.clone()]);
-                }
-                self.apply_on_demand_result(result);
-            }
-            CaptureResult::Encoded(result) => self.apply_on_demand_result(result),
-            CaptureResult::Collected { id } => self.decider.incidents.collector_returned(id),
-            CaptureResult::DirectoryOpened(opened) => self.on_directory_opened(*opened),
-            CaptureResult::StateNotSaved(error) => self.record_failure("state not saved", error),
-        }
-    }
-
-    fn apply_on_demand_result(&mut self, done: OnDemandResult) {
-        if let Some(bytes) = self.on_demand.apply_result(self.clock.now(), done) {
-            self.counters.streams += 1;
-            self.counters.stream_bytes.0 += bytes;
-        }
-    }
-
     /// Stops recording at the end of the agent.
     pub(super) fn stop_recording(&self) {
         collectors::trace::stop_recording(&self.settings.trace);
-    }
-
-    fn apply_incident_result(&mut self, task: IncidentTaskResult) {
-        self.mark_capture_thread_idle();
-        spare::refill();
-        let tally = task.stats;
-        self.engines.extend(tally.engines);
-        self.counters.captures += tally.captures;
-        self.counters.captures_failed += tally.captures_failed;
-        self.counters.artifacts += tally.artifacts;
-        self.counters.artifact_bytes.0 += tally.artifact_bytes;
-        self.store_usage = tally.store.unwrap_or(self.store_usage);
-        if let (Some(path), crate::policy::incidents::CommandResult::Opened { id, .. }) =
-            (task.dir, &task.result)
-        {
-            self.counters.incidents += 1;
-            if let Some(open) = self.open_incidents.iter_mut().find(|open| open.id == *id) {
-                open.dir = Some(path);
-                let waiting = std::mem::take(&mut open.pending_replies);
-                self.send_replies(waiting, *id, None);
-            }
-        }
-        let last_error = tally.failures.last().map(|(_, error)| error.clone());
-        for (cause, error) in tally.failures {
-            self.record_failure(cause, error);
-        }
-        if matches!(task.result, crate::policy::incidents::CommandResult::Closed { ok: true, .. }) {
-            self.counters.incidents_closed += 1;
-        }
-        let now = self.clock.now();
-        for id in self.decider.apply_result(now, task.result) {
-            if let Some(index) = self.open_incidents.iter().position(|open| open.id == id) {
-                let open = self.open_incidents.remove(index);
-                self.send_replies(open.pending_replies, id, last_error.clone());
-            }
-        }
-    }
-
-    fn reload(&mut self, settings: Result<Box<Settings>, PublicError>) {
-        let settings = match settings {
-            Ok(settings) => *settings,
-            Err(error) => {
-                let why = error_chain(&error);
-                log::error(format!(
-                    "configuration reload failed, keeping the current settings: {why}"
-                ));
-                self.config.rejected = Some(why);
-                return;
-            }
-        };
-        let (settings, needs_restart) = reload::merge(&self.settings, settings);
-        self.decider.replace(settings.rules.clone(), settings.budget.clone());
-        self.dead_rules.report_again();
-        self.on_demand.quota.set_limit(settings.budget.on_demand_captures_per_day);
-        warn_about_settings(&settings);
-        crate::agent::state::missing_features::warn_about_missing_features(&settings);
-        warn_if_no_heap_profiles(&settings);
-        collectors::heap::set_rates(&settings.heap);
-        collectors::trace::configure(&settings.trace);
-        let applied = log::LogEvent::new(log::LogLevel::Info, "new settings applied");
-        applied.needs_restart(format_args!("{needs_restart:?}")).send();
-        self.settings = Arc::new(settings);
-        self.config.applied = Some(self.clock.wall());
-        self.config.rejected = None;
-        self.config.needs_restart = needs_restart;
     }
 
     fn dir(&self, id: IncidentId) -> Option<PathBuf> {
@@ -417,35 +326,6 @@ impl AgentState {
                 pending_replies: Vec::new(),
             });
         }
-    }
-
-    /// Counts a failure. Each cause is logged the first time and then at every power of two.
-    fn record_failure(&mut self, cause: &'static str, error: String) {
-        self.failures.add(cause, 1);
-        let times =
-            self.failures.iter().find(|loss| loss.cause == cause).map_or(1, |loss| loss.count);
-        if times.is_power_of_two() {
-            let text = format!("{cause}: {error}");
-            log::LogEvent::new(log::LogLevel::Error, text).times(times).send();
-        }
-        self.last_failure = Some(format!("{cause}: {error}"));
-    }
-}
-
-/// Warns about valid `settings` that are most likely unintended.
-fn warn_about_settings(settings: &Settings) {
-    match settings.warnings().as_slice() {
-        [] => warnings::clear("rule"),
-        doubts => warnings::set("rule", doubts.join("; ")),
-    }
-}
-
-/// Warns if `settings` request heap profiles and this program has none.
-fn warn_if_no_heap_profiles(settings: &Settings) {
-    let wanted = settings.rules.iter().fold(CaptureSet::EMPTY, |all, rule| all.union(rule.capture));
-    match collectors::heap::unavailable_reason().filter(|_| wanted.contains(CaptureKind::Heap)) {
-        Some(why) => warnings::set("heap", format!("heap profiles are unavailable: {why}")),
-        None => warnings::clear("heap"),
     }
 }
 
