@@ -171,20 +171,20 @@ impl Builder {
             registry.add(&name, options, collect)?;
         }
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let (runtimes, metrics) = (Runtimes::default(), Metrics::default());
+        let runtimes = Runtimes::default();
+        let metrics = Metrics::default();
         if let Ok(current) = tokio::runtime::Handle::try_current()
             && let Err(error) = runtimes.observe(current)
         {
             warnings::set("runtime", format!("this runtime is not observed: {error}"));
         }
         let threads = AgentThreads::new();
-        let measured = (runtimes.clone(), metrics.clone());
         let location = Location::new(&settings.dir);
-        let registered = registry.clone();
         let handle = AgentHandle::new(
             events.clone(),
-            measured,
-            registered,
+            runtimes.clone(),
+            metrics.clone(),
+            registry.clone(),
             &settings,
             location.clone(),
             &threads,
@@ -210,9 +210,9 @@ impl Builder {
         // The channel holds one command: the loop sends the next after the result of the last.
         let (commands, inbox) = std_mpsc::sync_channel(1);
         let (callback_sender, callback_events) = CallbackSender::new(&callbacks);
-        if let Some(announced) = callback_events {
+        if let Some(events) = callback_events {
             // This thread is never joined: it runs host code.
-            threads.callbacks.set_body(move || callbacks::run_callbacks(&announced, callbacks));
+            threads.callbacks.set_body(move || callbacks::run_callbacks(&events, callbacks));
         }
         collectors::names::open_files();
         collectors::heap::read_images();

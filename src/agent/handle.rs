@@ -58,7 +58,8 @@ struct FixedParts {
 impl AgentHandle {
     pub(super) fn new(
         events: mpsc::Sender<AgentEvent>,
-        (runtimes, metrics): (Runtimes, Metrics),
+        runtimes: Runtimes,
+        metrics: Metrics,
         collectors: Collectors,
         settings: &Settings,
         location: Location,
@@ -189,8 +190,8 @@ impl AgentHandle {
             .map_err(|error| Error::with_kind(ErrorKind::InvalidInput, error))
     }
 
-    /// Requests the on-demand capture `take`. `who` identifies the client in errors of other
-    /// clients while it uses the engine.
+    /// Requests the on-demand capture `kind`. `client` is named in the errors that other clients
+    /// get while it uses the engine.
     #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "only the endpoint uses it"))]
     pub(crate) fn request_profile(&self, kind: ProfileKind, client: String) -> PendingProfile {
         let (reply, receiver) = oneshot::channel();

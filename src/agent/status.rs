@@ -151,8 +151,9 @@ impl BudgetStatus {
     pub(super) fn new(
         anchor: TimeAnchor,
         settings: &BudgetSettings,
-        (admission, incidents): (Admission, usize),
-        streams: &DailyQuota,
+        admission: Admission,
+        incidents_in_a_day: usize,
+        quota: &DailyQuota,
     ) -> Self {
         let (admission, until) = match admission {
             Admission::Allowed => ("allowed", None),
@@ -162,13 +163,13 @@ impl BudgetStatus {
         };
         let wall = |moment| anchor.wall_at(moment);
         Self {
-            incidents_in_a_day: incidents,
+            incidents_in_a_day,
             incidents_per_day: settings.incidents_per_day,
             admission,
             until: until.map(wall),
-            on_demand_captures_24h: streams.used_count(anchor.moment),
-            on_demand_captures_per_day: streams.limit(),
-            on_demand_captures_until: streams.exhausted_until(anchor.moment).map(wall),
+            on_demand_captures_24h: quota.used_count(anchor.moment),
+            on_demand_captures_per_day: quota.limit(),
+            on_demand_captures_until: quota.exhausted_until(anchor.moment).map(wall),
         }
     }
 }

@@ -1,8 +1,5 @@
 //! Dispatch of commands to the capture thread.
 
-use crate::capture::messages::CaptureCommand;
-use crate::capture::messages::OnDemandTask;
-use crate::policy::on_demand::OnDemandResult;
 use std::sync::Arc;
 use std::sync::mpsc::TrySendError;
 use std::time::Duration;
@@ -11,12 +8,14 @@ use crate::agent::Error;
 use crate::agent::history::vitals_row;
 use crate::agent::state::AgentState;
 use crate::base::{Bytes, TimeAnchor, warnings};
-use crate::capture::messages::{IncidentTask, IncidentTaskResult, TaskStats};
+use crate::capture::messages::{
+    CaptureCommand, IncidentTask, IncidentTaskResult, OnDemandTask, TaskStats,
+};
 use crate::model::{Limits, Vitals};
 use crate::os;
 use crate::policy::incident_budget::SavedState;
 use crate::policy::incidents::IncidentCommand;
-use crate::policy::on_demand::{EngineInUse, ProfileError};
+use crate::policy::on_demand::{EngineInUse, OnDemandResult, ProfileError};
 
 /// Duration of a command above which `/status` reports it.
 const SLOW_COMMAND_THRESHOLD: Duration = Duration::from_secs(30);
@@ -78,11 +77,11 @@ impl AgentState {
         }
     }
 
-    /// Completes `order` as failed, since there is no capture thread.
-    fn fail_command(&mut self, order: CaptureCommand) {
+    /// Completes `command` as failed, since there is no capture thread.
+    fn fail_command(&mut self, command: CaptureCommand) {
         let why = Error::CaptureThreadEnded.to_string();
         warnings::set("captures", why.clone());
-        match order {
+        match command {
             CaptureCommand::Incident(task) => {
                 let mut stats = TaskStats::default();
                 stats.failures.push(("capture thread ended", why));
@@ -106,7 +105,8 @@ impl AgentState {
     /// Returns the next command. An on-demand capture that blocks an incident is stopped first; all
     /// other on-demand captures wait for the incidents.
     fn next_command(&mut self) -> Option<CaptureCommand> {
-        let (anchor, in_use) = (self.clock.anchor(), self.engines_in_use());
+        let anchor = self.clock.anchor();
+        let in_use = self.engines_in_use();
         let urgent = self.on_demand.urgent_command(&in_use);
         if urgent.is_none()
             && let Some(command) = self.decider.next_command(anchor.moment)
@@ -147,10 +147,10 @@ impl AgentState {
             by: format!("incident {} ({})", incident.id, incident.name),
             until: incident.ends_at,
         });
-        in_use.filter(|taken| !taken.kinds.is_empty()).collect()
+        in_use.filter(|engines| !engines.kinds.is_empty()).collect()
     }
 
-    fn incident_task(&mut self, job: IncidentCommand) -> IncidentTask {
+    fn incident_task(&mut self, command: IncidentCommand) -> IncidentTask {
         let (IncidentCommand::Open { id, .. }
         | IncidentCommand::Start { id, .. }
         | IncidentCommand::StartCollectors { id, .. }
@@ -158,7 +158,7 @@ impl AgentState {
         | IncidentCommand::Stop { id, .. }
         | IncidentCommand::Recapture { id, .. }
         | IncidentCommand::UpdateManifest { id, .. }
-        | IncidentCommand::Close { id, .. }) = &job;
+        | IncidentCommand::Close { id, .. }) = &command;
         let anchor = self.clock.anchor();
         let state = self.take_changed_state(anchor);
         let recording =
@@ -169,11 +169,11 @@ impl AgentState {
             limits: Limits::from(&self.vitals),
             headroom: headroom(&self.vitals),
             vitals: recording.map_or_else(Vec::new, |recording| recording.rows(anchor)),
-            stall_dump: match job {
+            stall_dump: match command {
                 IncidentCommand::Open { .. } => None,
                 _ => self.recent_stalls.take_dump_for(*id),
             },
-            command: job,
+            command,
         }
     }
 }

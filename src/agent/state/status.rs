@@ -95,10 +95,14 @@ impl AgentState {
     }
 
     fn budget_status(&self) -> BudgetStatus {
-        let (anchor, decider) = (self.clock.anchor(), &self.decider);
-        let (admission, spent) =
-            (decider.admission(anchor.moment), decider.incidents_in_last_day(anchor.moment));
-        BudgetStatus::new(anchor, &self.settings.budget, (admission, spent), &self.on_demand.quota)
+        let anchor = self.clock.anchor();
+        BudgetStatus::new(
+            anchor,
+            &self.settings.budget,
+            self.decider.admission(anchor.moment),
+            self.decider.incidents_in_last_day(anchor.moment),
+            &self.on_demand.quota,
+        )
     }
 
     pub(super) fn toggle_status(&self, state: Option<ToggleState>) -> ToggleStatus {

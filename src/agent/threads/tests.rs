@@ -34,12 +34,15 @@ fn agent_loop_keeps_its_state_after_a_panic() {
     let (events, queue) = mpsc::channel(EVENT_QUEUE_CAPACITY);
     let (commands, _inbox) = std_mpsc::sync_channel(1);
     let settings = Settings { interval: Duration::from_millis(10), ..settings(&dir) };
-    let (runtimes, metrics) = (Runtimes::default(), Metrics::default());
+    let runtimes = Runtimes::default();
+    let metrics = Metrics::default();
     let collectors = Collectors::new(results(events.clone()));
-    let (location, threads) = (Location::new(&settings.dir), AgentThreads::new());
+    let location = Location::new(&settings.dir);
+    let threads = AgentThreads::new();
     let handle = AgentHandle::new(
         events.clone(),
-        (runtimes.clone(), metrics.clone()),
+        runtimes.clone(),
+        metrics.clone(),
         collectors.clone(),
         &settings,
         location.clone(),
