@@ -218,15 +218,18 @@ impl Builder {
         collectors::heap::read_images();
         let (first, opening) = std_mpsc::sync_channel(1);
         threads.capture.set_body({
-            let (clock, results) = (Arc::clone(&clock), results(events.clone()));
-            let (collectors, path, store) =
-                (registry.clone(), location.clone(), settings.store.clone());
+            let clock = Arc::clone(&clock);
+            let results = results(events.clone());
+            let collectors = registry.clone();
+            let path = location.clone();
+            let store = settings.store.clone();
             move || {
                 let _excluded = collectors::heap::exclude_current_thread();
                 let (directory, opened) = Directory::open(path, &store, Arc::clone(&clock));
                 // Fails if the start failed and dropped the receiver.
                 let _ = first.send(opened);
-                let (process, versions) = (process_info(&*clock), versions());
+                let process = process_info(&*clock);
+                let versions = versions();
                 let worker = CaptureWorker::new(
                     Arc::clone(&clock),
                     directory,
@@ -252,7 +255,8 @@ impl Builder {
 
         let (finished_tx, finished) = std_mpsc::sync_channel(1);
         threads.agent_loop.set_body({
-            let (handle, deferred) = (handle.clone(), DeferredParts::new(&threads, files, opening));
+            let handle = handle.clone();
+            let deferred = DeferredParts::new(&threads, files, opening);
             move || {
                 let _excluded = collectors::heap::exclude_current_thread();
                 let initial = InitialState {

@@ -18,12 +18,13 @@ pub(super) fn merge(old: &Settings, new: Settings) -> (Settings, Vec<&'static st
         &mut merged.toggle.signal,
         &mut needs_restart,
     );
-    let (file, new_file) = (&old.toggle.trigger_file, &mut merged.toggle.trigger_file);
+    let file = &old.toggle.trigger_file;
+    let new_file = &mut merged.toggle.trigger_file;
     keep_old_value("toggle.trigger_file", file, new_file, &mut needs_restart);
     // The engine runs from the start, for the look-back.
     keep_old_value("cpu.engine", &old.cpu.engine, &mut merged.cpu.engine, &mut needs_restart);
-    let (frequency, new_frequency) =
-        (&old.cpu.lookback_frequency_hz, &mut merged.cpu.lookback_frequency_hz);
+    let frequency = &old.cpu.lookback_frequency_hz;
+    let new_frequency = &mut merged.cpu.lookback_frequency_hz;
     keep_old_value("cpu.lookback_frequency_hz", frequency, new_frequency, &mut needs_restart);
     keep_old_value("cpu.lookback", &old.cpu.lookback, &mut merged.cpu.lookback, &mut needs_restart);
     (merged, needs_restart)

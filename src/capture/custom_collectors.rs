@@ -210,7 +210,8 @@ impl RunnableCollector {
         if let Some(since) = busy {
             return Some(format!("the run started at {since} has not returned"));
         }
-        let (available, most) = (available?, self.collector.options.max_bytes);
+        let available = available?;
+        let most = self.collector.options.max_bytes;
         (available < most).then(|| {
             format!(
                 "only {available} left below the memory limit; the collector may write up to {most}"
@@ -240,7 +241,8 @@ impl RunnableCollector {
         let shared = Arc::new(SharedCollectorState(Mutex::new(state)));
         *busy.lock().unwrap_or_else(PoisonError::into_inner) = Some(wall);
         let thread = thread::Builder::new().name("marple-collect".to_owned()).spawn({
-            let (shared, busy) = (Arc::clone(&shared), Arc::clone(&busy));
+            let shared = Arc::clone(&shared);
+            let busy = Arc::clone(&busy);
             move || {
                 own_thread::enter();
                 let _excluded = collectors::heap::exclude_current_thread();

@@ -264,13 +264,15 @@ impl<W: Write> LocationTable<'_, '_, W> {
             return self.write_generated(Some(used_index), frames);
         }
         // "[vdso]" and similar mappings are not files.
-        let (mut written, mut named) = (0, true);
+        let mut written = 0;
+        let mut named = true;
         if mapping.path.is_absolute() {
             let file_offset = |&(address, _): &(u64, u32)| {
                 (address - mapping.start).saturating_add(mapping.file_offset)
             };
             let mut function: Option<FunctionId> = None;
-            let (files, out) = (&mut *self.files, &mut *self.out);
+            let files = &mut *self.files;
+            let out = &mut *self.out;
             let lookup = files.look_up(mapping, frames.iter().map(file_offset), |at, symbol| {
                 if let Some(symbol) = symbol.filter(|symbol| symbol.is_new || function.is_none()) {
                     let name = out.text(symbol.name)?;

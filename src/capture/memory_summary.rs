@@ -114,7 +114,8 @@ impl fmt::Display for LargestMappings {
                 if index > 0 {
                     f.write_char(',')?;
                 }
-                let (resident, kind) = (large.resident, large.kind.name());
+                let resident = large.resident;
+                let kind = large.kind.name();
                 write!(f, " {resident} {kind} at {:x}", large.start)?;
             }
         }

@@ -169,10 +169,8 @@ fn start_recording(
         }
         _ => return Err("it is not a timed capture".into()),
     };
-    let (need, left) = (
-        collectors::max_memory(capture_kind, &request_settings),
-        headroom.unwrap_or(Bytes(u64::MAX)),
-    );
+    let need = collectors::max_memory(capture_kind, &request_settings);
+    let left = headroom.unwrap_or(Bytes(u64::MAX));
     if left < need {
         let why =
             format!("only {left} left below the memory limit; the capture needs up to {need}");
@@ -283,7 +281,8 @@ fn goroutine(
     };
     let mut profile = dump.profile;
     let kind = ValueType { name: "goroutine", unit: "count" };
-    (profile.sample_types, profile.period_type) = (vec![kind], kind);
+    profile.sample_types = vec![kind];
+    profile.period_type = kind;
     profile.default_sample_type = kind.name;
     profile.samples.iter_mut().for_each(|sample| sample.values.truncate(1));
     profile.comments.push(vitals.values.get("tasks").map_or_else(

@@ -42,7 +42,8 @@ use crate::symbols;
 impl IncidentTask {
     /// Returns the reason for skipping `kind` if it needs more memory than is left.
     fn memory_shortage(&self, kind: CaptureKind) -> Option<String> {
-        let (need, left) = (collectors::max_memory(kind, &self.settings), self.headroom?);
+        let need = collectors::max_memory(kind, &self.settings);
+        let left = self.headroom?;
         (left < need).then(|| {
             format!(
                 "only {left} left below the memory limit or RLIMIT_AS; the engine needs up to {need}"

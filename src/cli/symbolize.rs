@@ -107,7 +107,8 @@ fn symbolize(
     let mut profile = read(&bytes)?;
     drop(bytes);
     let mut tables = Tables::from_profile(&profile);
-    let (mut with_lines, mut inlined) = (0, 0);
+    let mut with_lines = 0;
+    let mut inlined = 0;
     let mut problems = Vec::new();
     for at in 0..profile.mapping.len() {
         let Some(&mapping) = profile.mapping.get(at) else { continue };

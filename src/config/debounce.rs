@@ -70,13 +70,15 @@ mod tests {
 
     #[test]
     fn a_half_written_file_is_not_reported() {
-        let (half, whole) = (Some("ha"), Some("half"));
+        let half = Some("ha");
+        let whole = Some("half");
         assert_eq!(reports(&[(0, half), (99, half), (120, whole), (220, whole)]), [(220, "half")]);
     }
 
     #[test]
     fn restored_version_is_not_reported() {
-        let (old, new) = (Some("old"), Some("new"));
+        let old = Some("old");
+        let new = Some("new");
         assert_eq!(reports(&[(0, None), (500, None), (600, old), (900, old)]), []);
         assert_eq!(reports(&[(0, new), (50, old), (150, new), (200, new)]), []);
     }

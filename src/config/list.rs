@@ -55,7 +55,8 @@ pub(super) fn captures<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cap
         }
 
         fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<CaptureSet, A::Error> {
-            let (mut set, mut errors) = (CaptureSet::EMPTY, Vec::new());
+            let mut set = CaptureSet::EMPTY;
+            let mut errors = Vec::new();
             let expected = "a capture kind in quotes, such as \"cpu\"";
             while let Some(name) = list.next_element_seed(Text(expected))? {
                 match name.parse::<CaptureKind>() {

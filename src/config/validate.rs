@@ -196,7 +196,8 @@ fn check_general(check: &mut Validator, settings: &Settings) {
         });
     }
 
-    let (cpu, wall) = (settings.cpu.frequency_hz.get(), settings.cpu.wall_frequency_hz.get());
+    let cpu = settings.cpu.frequency_hz.get();
+    let wall = settings.cpu.wall_frequency_hz.get();
     for (key, frequency) in [("cpu.frequency_hz", cpu), ("cpu.wall_frequency_hz", wall)] {
         check.require((1..=MAX_FREQUENCY_HZ).contains(&frequency), &[key], || {
             format!(

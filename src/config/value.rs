@@ -362,7 +362,8 @@ pub(super) fn token_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<S
     if !meta.is_file() {
         return reject("is not a regular file".to_owned());
     }
-    let (owner, uid) = (meta.uid(), rustix::process::geteuid().as_raw());
+    let owner = meta.uid();
+    let uid = rustix::process::geteuid().as_raw();
     if owner != uid && owner != 0 {
         return reject(format!(
             "belongs to user {owner}, who can read and change the token: run `chown {uid} {shown}`"

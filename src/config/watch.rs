@@ -236,8 +236,9 @@ impl Events {
     fn new(shared: &Arc<WatchState>, on_thread_start: fn()) -> notify::Result<Self> {
         let started_at = Instant::now();
         let shared = Arc::clone(shared);
-        let (mut budget, mut is_first, mut is_exhausted) =
-            (EventBudget::new(started_at), true, false);
+        let mut budget = EventBudget::new(started_at);
+        let mut is_first = true;
+        let mut is_exhausted = false;
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             if std::mem::take(&mut is_first) {
                 on_thread_start();
@@ -319,7 +320,8 @@ impl WatchThread {
             Ok(events) => {
                 self.events = Some(events);
                 let mut commands = self.shared.lock();
-                (commands.too_many_events, commands.polling_reason) = (false, None);
+                commands.too_many_events = false;
+                commands.polling_reason = None;
             }
             Err(error) => self.pause_events(Duration::ZERO, error.to_string()),
         }

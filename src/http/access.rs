@@ -215,7 +215,8 @@ fn strip_port(host: &str) -> &str {
 /// Returns the bearer token if there is exactly one well-formed `Authorization` header.
 fn bearer_token(headers: &HeaderMap) -> Option<&[u8]> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
-    let (first, second) = (values.next()?, values.next());
+    let first = values.next()?;
+    let second = values.next();
     let (scheme, token) = first.as_bytes().split_at_checked(7)?;
     (second.is_none() && scheme.eq_ignore_ascii_case(b"Bearer ")).then_some(token)
 }
@@ -340,7 +341,8 @@ mod tests {
             (Listen::Unix("/x".into()), "localhost", true),
             (Listen::Unix("/x".into()), "0.0.0.0", false),
         ] {
-            let (token, hosts) = (token.clone(), hosts.clone());
+            let token = token.clone();
+            let hosts = hosts.clone();
             let settings =
                 HttpSettings { listen, token, allowed_hosts: hosts, ..HttpSettings::default() };
             let headers = [("host", host), ("authorization", "Bearer all")];
@@ -364,8 +366,10 @@ mod tests {
             };
             Access::for_listener(&HttpSettings { listen, ..HttpSettings::default() })
         };
-        let (tcp, unix) = (access_for("127.0.0.1:1"), access_for("unix:/x"));
-        let (open, token) = (Access::with_origin_check_only(), with_tokens());
+        let tcp = access_for("127.0.0.1:1");
+        let unix = access_for("unix:/x");
+        let open = Access::with_origin_check_only();
+        let token = with_tokens();
         let host = ("host", "localhost");
         let site = |site| ("sec-fetch-site", site);
         for (access, headers, expected) in [

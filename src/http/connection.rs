@@ -290,7 +290,8 @@ mod tests {
         });
         let request = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
         client.write_all(request).await.unwrap();
-        let (mut got, mut buffer) = (0, vec![0; bytes_per_second]);
+        let mut got = 0;
+        let mut buffer = vec![0; bytes_per_second];
         while let Ok(n @ 1..) = client.read(&mut buffer).await {
             got += n;
             time::sleep(Duration::from_secs(1)).await;

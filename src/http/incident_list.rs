@@ -44,10 +44,8 @@ impl From<IncidentEntry> for IncidentRow {
             Ok(manifest) => (Some(manifest), None),
             Err(error) => (None, Some(error.to_string())),
         };
-        let (closed, state) = (
-            manifest.as_ref().and_then(|manifest| manifest.closed),
-            manifest.as_ref().map(|manifest| manifest.state),
-        );
+        let closed = manifest.as_ref().and_then(|manifest| manifest.closed);
+        let state = manifest.as_ref().map(|manifest| manifest.state);
         let reason =
             manifest.as_ref().and_then(|manifest| Some(manifest.reasons.first()?.text.clone()));
         let files: Vec<FileRow> = manifest

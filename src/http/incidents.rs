@@ -75,7 +75,8 @@ pub(super) async fn file(
     headers: &HeaderMap,
 ) -> Response {
     let Ok(id) = id.parse() else { return not_found() };
-    let (location, file) = (location.clone(), name.to_owned());
+    let location = location.clone();
+    let file = name.to_owned();
     let found = match run_blocking(move || FoundFile::open(&location, id, &file)).await {
         Ok(found) => found,
         Err(refusal) => return refusal,

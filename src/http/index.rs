@@ -104,7 +104,8 @@ fn base_url(request: &Parts) -> String {
 
 /// Writes the service, its vitals and its open incidents. Writing into a `String` cannot fail.
 fn write_status(out: &mut String, status: &Status) {
-    let (service, instance) = (EscapedHtml(&status.service), EscapedHtml(&status.instance));
+    let service = EscapedHtml(&status.service);
+    let instance = EscapedHtml(&status.instance);
     let started = status.started.strftime("%Y-%m-%d %H:%M:%SZ");
     let _ = writeln!(
         out,
@@ -143,7 +144,8 @@ fn write_status(out: &mut String, status: &Status) {
             writeln!(out, "<p>{}: {}</p>", EscapedHtml(&rule.name), EscapedHtml(&rule.explanation));
     }
     for stream in &status.streams {
-        let (kind, client) = (stream.take, EscapedHtml(&stream.owner));
+        let kind = stream.take;
+        let client = EscapedHtml(&stream.owner);
         let _ = writeln!(out, "<p>Capture in progress: {kind}, for {client}</p>");
     }
     if let Some(failure) = &status.last_failure {

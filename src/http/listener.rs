@@ -293,7 +293,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn slow_reader_is_disconnected_and_frees_its_slot() {
-        let (slots, routes) = (ConnectionSlots::new(1), large_response_routes());
+        let slots = ConnectionSlots::new(1);
+        let routes = large_response_routes();
         let mut slow = start_slow_response(&slots, &routes).await;
         while slots.count() == 1 {
             slow.read_exact(&mut [0]).await.unwrap();
@@ -303,7 +304,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn active_client_gets_slot_of_slow_reader() {
-        let (slots, routes) = (ConnectionSlots::new(2), large_response_routes());
+        let slots = ConnectionSlots::new(2);
+        let routes = large_response_routes();
         let mut slow = [
             start_slow_response(&slots, &routes).await,
             start_slow_response(&slots, &routes).await,

@@ -133,7 +133,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn admits_at_configured_rate_after_burst() {
-        let (limiter, started) = (RateLimiter::new(10), Instant::now());
+        let limiter = RateLimiter::new(10);
+        let started = Instant::now();
         for _ in 0..BURST {
             limiter.acquire().await;
         }

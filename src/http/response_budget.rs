@@ -69,7 +69,8 @@ mod tests {
         let large = reserve(99).expect("a single response of any size");
         assert!(reserve(1).is_none() && reserve(0).is_none());
         drop(large);
-        let (first, second) = (reserve(4).unwrap(), reserve(6).unwrap());
+        let first = reserve(4).unwrap();
+        let second = reserve(6).unwrap();
         assert!(reserve(1).is_none());
         let part = first.slice(1..2);
         drop(first);

@@ -36,7 +36,8 @@ pub(super) enum AddressListError {
 /// Reads the addresses from a request's body.
 pub(super) async fn read_body(mut body: Body) -> Result<Vec<u64>, AddressListError> {
     let _permit = BODY_PERMITS.try_acquire().map_err(|_| AddressListError::Busy)?;
-    let (mut list, mut remaining) = (AddressList::default(), MAX_BODY_BYTES);
+    let mut list = AddressList::default();
+    let mut remaining = MAX_BODY_BYTES;
     loop {
         let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
         match frame {

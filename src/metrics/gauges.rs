@@ -86,7 +86,8 @@ mod tests {
     #[test]
     fn gauges_with_equal_names_share_a_value() {
         let gauges = Gauges::new();
-        let (first, second) = (gauges.gauge("queue").unwrap(), gauges.gauge("queue").unwrap());
+        let first = gauges.gauge("queue").unwrap();
+        let second = gauges.gauge("queue").unwrap();
         first.set(5.0);
         second.add(2.5);
         first.sub(0.5);

@@ -271,7 +271,8 @@ mod tests {
 
     #[test]
     fn slot_midpoint_is_within_1_64th_of_value() {
-        let (lowest, highest) = (f64::powi(2.0, MIN_EXPONENT), f64::powi(2.0, MAX_EXPONENT));
+        let lowest = f64::powi(2.0, MIN_EXPONENT);
+        let highest = f64::powi(2.0, MAX_EXPONENT);
         let mut last = 0;
         let mut value = lowest * 1.000_001;
         while value < highest {

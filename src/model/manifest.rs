@@ -75,8 +75,8 @@ pub struct Limits {
 impl From<&Vitals> for Limits {
     fn from(vitals: &Vitals) -> Self {
         let nearest = vitals.nearest_memory_limit().map(|wall| wall.limit);
-        let (memory, cpu) =
-            (nearest.as_ref().or(vitals.memory_limit.as_ref()), vitals.cpu_limit.as_ref());
+        let memory = nearest.as_ref().or(vitals.memory_limit.as_ref());
+        let cpu = vitals.cpu_limit.as_ref();
         Self {
             memory: memory.map(|limit| limit.value),
             memory_source: memory.map(|limit| limit.source.to_string()),

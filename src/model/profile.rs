@@ -247,8 +247,8 @@ mod tests {
 
     #[test]
     fn total_sums_values_of_named_type() {
-        let (n, bytes) =
-            (ValueType { name: "n", unit: "count" }, ValueType { name: "b", unit: "bytes" });
+        let n = ValueType { name: "n", unit: "count" };
+        let bytes = ValueType { name: "b", unit: "bytes" };
         let mut profile = Profile::new(&[n, bytes], bytes, 1, Timestamp::UNIX_EPOCH);
         for values in [[1, 10], [2, 20]] {
             profile.samples.push(Sample { stack: None, values: values.to_vec(), labels: vec![] });
@@ -289,7 +289,9 @@ mod tests {
             .map(|frame| (frame.address, frame.mapping.map(|mapping| mapping.index())))
             .collect();
         found.sort_unstable();
-        let (main, early, late) = (Some(0), Some(1), Some(2));
+        let main = Some(0);
+        let early = Some(1);
+        let late = Some(2);
         assert_eq!(
             found,
             [

@@ -182,8 +182,11 @@ mod tests {
 
     #[test]
     fn stacks_share_their_outer_frames() {
-        let (mut frames, mut stacks) = (FrameTable::default(), StackTable::default());
-        let (main, left, right) = (frames.intern(1), frames.intern(2), frames.intern(3));
+        let mut frames = FrameTable::default();
+        let mut stacks = StackTable::default();
+        let main = frames.intern(1);
+        let left = frames.intern(2);
+        let right = frames.intern(3);
         let root = stacks.intern(None, main);
         let a = stacks.intern(Some(root), left);
         let b = stacks.intern(Some(root), right);

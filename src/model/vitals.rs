@@ -149,7 +149,8 @@ impl Vitals {
     /// Returns the memory limit with the highest usage in percent.
     pub fn nearest_memory_limit(&self) -> Option<MemoryLimitUsage> {
         let of_limit = |limit: &Limit<Bytes>| {
-            let (used, at_limit) = (self.working_set?, self.memory_limit_effect);
+            let used = self.working_set?;
+            let at_limit = self.memory_limit_effect;
             Some(MemoryLimitUsage { used, limit: limit.clone(), limit_effect: at_limit })
         };
         let memory = self.memory_limit.as_ref().and_then(of_limit);
@@ -178,7 +179,8 @@ impl Vitals {
     /// charged but not counted if it is large.
     pub fn memory_note(&self) -> Option<String> {
         let usage = self.nearest_memory_limit()?;
-        let (value, source) = (usage.limit.value, &usage.limit.source);
+        let value = usage.limit.value;
+        let source = &usage.limit.source;
         let at_limit = match usage.limit_effect {
             LimitEffect::Kill => None,
             LimitEffect::Throttle => Some(format!(
@@ -227,7 +229,8 @@ impl Vitals {
     /// Returns the seconds until the working set reaches the limit at its growth of the last half
     /// minute. Infinite if it does not grow or the limit is more than a day away.
     pub fn time_to_limit(&self) -> Option<f64> {
-        let (headroom, growth) = (self.headroom()?.get() as f64, self.memory_growth?);
+        let headroom = self.headroom()?.get() as f64;
+        let growth = self.memory_growth?;
         let seconds = if growth > 0.0 { headroom / growth } else { f64::INFINITY };
         Some(if headroom <= 0.0 {
             0.0

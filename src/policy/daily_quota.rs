@@ -204,7 +204,8 @@ mod tests {
     fn saved_count_exceeds_used_count_by_less_than_lease() {
         for (limit, lease) in [(3, 1), (1999, 1), (20_000, 20), (100_000, 64), (10_000_000, 64)] {
             let mut quota = DailyQuota::new(limit);
-            let (mut saved, mut save_count) = (Vec::new(), 0);
+            let mut saved = Vec::new();
+            let mut save_count = 0;
             for second in 0..1800 {
                 quota.consume(at(second));
                 if quota.is_dirty() {
@@ -213,7 +214,8 @@ mod tests {
                 }
                 let mut restored = DailyQuota::new(limit);
                 restored.restore(anchor(second), &saved);
-                let (used, found) = (quota.used_count(at(second)), restored.used_count(at(second)));
+                let used = quota.used_count(at(second));
+                let found = restored.used_count(at(second));
                 assert!((used..used + lease).contains(&found), "{limit}: {found} of {used}");
             }
             assert_eq!(save_count, 2 * 900_u64.div_ceil(lease), "{limit}");

@@ -123,7 +123,9 @@ impl Decider {
         wall: impl Fn() -> Timestamp,
     ) -> Vec<FiredRule> {
         let rules = std::mem::take(&mut self.capture_rules);
-        let (budget, incidents, settings) = (&self.budget, &self.incidents, &self.settings);
+        let budget = &self.budget;
+        let incidents = &self.incidents;
+        let settings = &self.settings;
         let admission = |rule: &Rule| match incidents.fire_count_in_joinable(now, &rule.name) {
             Some(fires) if fires >= settings.captures_per_incident => {
                 Admission::CaptureLimitReached

@@ -210,7 +210,8 @@ impl TryFrom<AnyState> for SavedState {
 
     fn try_from(any: AnyState) -> Result<Self, String> {
         if !(1..=Self::SCHEMA).contains(&any.schema) {
-            let (schema, known) = (any.schema, Self::SCHEMA);
+            let schema = any.schema;
+            let known = Self::SCHEMA;
             return Err(format!(
                 "schema {schema} is not supported: this version of marple reads up to {known}"
             ));

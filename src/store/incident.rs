@@ -40,7 +40,8 @@ impl IncidentDir {
         name: &str,
         mut manifest: Manifest,
     ) -> Result<Self, Error> {
-        let (id, opened) = (manifest.id, manifest.opened);
+        let id = manifest.id;
+        let opened = manifest.opened;
         let text = IncidentName { opened, name: name.to_owned(), id }.format();
         let registration = Registration::new(store, id, name).ok_or_else(|| {
             Error::io("create directory", store.root.path_of(&text), Errno::EXIST.into())

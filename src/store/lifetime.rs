@@ -96,7 +96,8 @@ mod tests {
     use super::*;
 
     fn mount<'a>(kind: &'a str, root: &str, point: &str) -> Mount<'a> {
-        let (root, point) = (PathBuf::from(root), PathBuf::from(point));
+        let root = PathBuf::from(root);
+        let point = PathBuf::from(point);
         Mount { root, point, kind: kind.as_bytes(), options: b"rw" }
     }
 

@@ -112,7 +112,9 @@ pub(super) fn custom_extension(name: &FileName) -> String {
 /// create.
 pub(super) fn artifact_form(file: &str) -> Option<ArtifactFormat> {
     let mut parts = file.splitn(3, '.');
-    let (stem, seq, extension) = (parts.next()?, parts.next()?, parts.next()?);
+    let stem = parts.next()?;
+    let seq = parts.next()?;
+    let extension = parts.next()?;
     let form = form_from_extension(extension)?;
     let (service, instance) = stem.split_once('_')?;
     (artifact_stem(service, instance) == stem && format!("{:03}", seq.parse::<u32>().ok()?) == seq)

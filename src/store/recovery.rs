@@ -66,7 +66,8 @@ impl fmt::Display for Recovery {
             self.deleted.len(),
         )?;
         if let Some(blocked) = self.blocked.first() {
-            let (count, path) = (self.blocked.len(), blocked.path.display());
+            let count = self.blocked.len();
+            let path = blocked.path.display();
             write!(f, ", {count} leftovers kept because of foreign files, such as {path}")?;
         }
         match self.errors.first() {
@@ -266,7 +267,8 @@ mod tests {
     #[test]
     fn deletes_leftovers_of_every_step_and_nothing_else() {
         let fixture = Fixture::new(generous_settings());
-        let (kept, evicting) = (fixture.create_closed(10), fixture.create_closed(10));
+        let kept = fixture.create_closed(10);
+        let evicting = fixture.create_closed(10);
         let kept = fixture.store.find(kept).unwrap().path;
         let evicting = fixture.store.find(evicting).unwrap().path;
         let name = |path: &std::path::Path| path.file_name().unwrap().to_str().unwrap().to_owned();

@@ -86,7 +86,8 @@ impl StoreInner {
                         Ok(None) => {
                             let StoredIncident { name, bytes, .. } = incidents.remove(at);
                             usage.evicted_count += 1;
-                            let (id, age) = (name.id, usage.ages.age(name.id));
+                            let id = name.id;
+                            let age = usage.ages.age(name.id);
                             let bytes = Bytes(bytes);
                             let evicted =
                                 EvictedIncident { id, bytes, limit, rule: name.name, age };

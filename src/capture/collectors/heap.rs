@@ -256,7 +256,8 @@ impl ThresholdEvents {
 pub(crate) fn set_rates(settings: &HeapSettings) {
     let mut rates = RATES.lock().unwrap_or_else(PoisonError::into_inner);
     let during = settings.rate_during_incident.unwrap_or(RATE_DURING_INCIDENT).min(settings.rate);
-    (rates.normal, rates.during_incident) = (Some(settings.rate), Some(during));
+    rates.normal = Some(settings.rate);
+    rates.during_incident = Some(during);
     rates.apply();
 }
 

@@ -65,7 +65,9 @@ fn add_stall_events(timeline: &mut Timeline) {
         let at = anchor.moment.as_nanos().saturating_add_signed(nanos);
         let track = timeline.add_track(TrackKind::Thread(stall.tid), &stall.thread);
         let mut text = |text: &str| timeline.strings.intern(text);
-        let (category, name, key) = (text("marple"), text("stall"), text("text"));
+        let category = text("marple");
+        let name = text("stall");
+        let key = text("text");
         let args = vec![(key, ArgValue::Text(text(&stall.to_string())))];
         let kind = EventKind::Instant(name);
         let at = Moment::from_nanos(at);

@@ -38,7 +38,8 @@ impl CaptureWorker {
         artifacts: &mut [PendingArtifact],
         stats: &mut TaskStats,
     ) {
-        let (mut profiles, mut timeline) = (Vec::new(), None);
+        let mut profiles = Vec::new();
+        let mut timeline = None;
         for PendingArtifact { phase, evidence, .. } in artifacts {
             match evidence {
                 Evidence::Profile(profile) if !profile.timed_samples.is_empty() => {

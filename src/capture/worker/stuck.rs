@@ -21,7 +21,8 @@ impl CaptureWorker {
         let Some((_, dir)) = self.incident_dirs.iter().find(|(open, _)| *open == id) else {
             return;
         };
-        let (index, record) = (dir.manifest().captures.len(), self.stall_dump_record());
+        let index = dir.manifest().captures.len();
+        let record = self.stall_dump_record();
         self.update_manifest(id, stats, |manifest| manifest.captures.push(record));
         self.write(id, vec![stall_dump_artifact(index, dump)], stats);
     }

@@ -134,7 +134,8 @@ impl CaptureWorker {
         {
             match catch_panic(|| collector.snapshot(now)) {
                 Ok(evidence) => {
-                    let (kind, record) = (*kind, *record);
+                    let kind = *kind;
+                    let record = *record;
                     artifacts.extend(evidence.map(|evidence| PendingArtifact {
                         kind,
                         record_index: record,
@@ -172,9 +173,11 @@ impl CaptureWorker {
             .partition(|running| running.incident == id && kinds.contains(running.kind));
         self.running = remaining;
         let mut artifacts = Vec::new();
-        let (mut stopped, mut ended) = (Vec::new(), Vec::new());
+        let mut stopped = Vec::new();
+        let mut ended = Vec::new();
         for RunningCapture { kind, record_index: record, collector, .. } in stopping {
-            let (now, wall) = (self.clock.now(), self.clock.wall());
+            let now = self.clock.now();
+            let wall = self.clock.wall();
             match catch_panic(|| collector.stop(now)) {
                 Ok(evidence) => {
                     ended.push((record, wall, None));

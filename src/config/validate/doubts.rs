@@ -24,7 +24,8 @@ fn rule_warnings(settings: &Settings, rule: &Rule) -> Vec<(&'static str, String)
     for (key, value) in [("abs", rule.abs), ("critical", rule.critical), ("clear", rule.clear)] {
         let is_fraction = |value: &f64| is_share && 0.0 < *value && *value < 1.0;
         if let Some(value) = value.filter(is_fraction) {
-            let (shown, meant) = (Amount { value, unit }, value * 100.0);
+            let shown = Amount { value, unit };
+            let meant = value * 100.0;
             warnings
                 .push((key, format!("{shown} is less than one per cent; did you mean {meant} %?")));
         }
@@ -39,7 +40,8 @@ fn rule_warnings(settings: &Settings, rule: &Rule) -> Vec<(&'static str, String)
         warnings
             .push(("abs", format!("{} rarely exceeds 100 %: write a lower value", rule.metric)));
     }
-    let (cooldown, interval) = (rule.cooldown, settings.interval);
+    let cooldown = rule.cooldown;
+    let interval = settings.interval;
     if !cooldown.is_zero() && cooldown < interval {
         let text =
             format!("{cooldown:?} is shorter than interval ({interval:?}) and has no effect");

@@ -74,7 +74,8 @@ impl LogLimit {
             }
         };
         let kind = kinds.get_mut(index)?;
-        (kind.count, kind.last) = (kind.count + 1, now);
+        kind.count += 1;
+        kind.last = now;
         kind.count.is_power_of_two().then_some(kind.count)
     }
 
@@ -101,7 +102,8 @@ mod tests {
 
     #[test]
     fn repeated_refusals_are_logged_at_powers_of_two() {
-        let (limit, now) = (LogLimit::new(), Instant::now());
+        let limit = LogLimit::new();
+        let now = Instant::now();
         let logged: Vec<_> =
             (0..1000).filter_map(|_| limit.record_refusal_at(now, "a", "/status", 401)).collect();
         assert_eq!(logged, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]);
@@ -117,7 +119,8 @@ mod tests {
 
     #[test]
     fn log_lines_are_bounded_for_many_peers() {
-        let (limit, now) = (LogLimit::new(), Instant::now());
+        let limit = LogLimit::new();
+        let now = Instant::now();
         let logged = (0..100_000)
             .filter(|n| {
                 limit.record_refusal_at(now, &format!("process {n}"), "/status", 401).is_some()
@@ -129,7 +132,8 @@ mod tests {
 
     #[test]
     fn accepted_request_lines_are_limited_by_burst_and_rate() {
-        let (limit, now) = (LogLimit::new(), Instant::now());
+        let limit = LogLimit::new();
+        let now = Instant::now();
         assert_eq!((0..1000).filter(|_| limit.try_acquire_at(now)).count(), BURST_LINES as usize);
         let later = now + Duration::from_secs(2);
         assert_eq!((0..1000).filter(|_| limit.try_acquire_at(later)).count(), 10);

@@ -35,8 +35,10 @@ fn lookalikes_of_incidents_are_not_touched() {
         let id = IncidentId::new(opened);
         fixture.dir().join(IncidentName { opened, name: name.into(), id }.format())
     };
-    let (link, file, bare, other) =
-        (name("link"), name("file"), name("bare"), fixture.dir().join("mine"));
+    let link = name("link");
+    let file = name("file");
+    let bare = name("bare");
+    let other = fixture.dir().join("mine");
     symlink(&outside, &link).unwrap();
     fs::write(&file, "x").unwrap();
     fs::create_dir(&bare).unwrap();
