@@ -118,9 +118,9 @@ fn read_http(section: &mut Section<'_, '_>, http: &mut HttpSettings) {
     section.read("listen", value::listen, &mut http.listen);
     let mut create = false;
     section.read("token_file_create", bool::deserialize, &mut create);
-    read_token(section, ("token", "token_file"), create, &mut http.token);
-    read_token(section, ("capture_token", "capture_token_file"), false, &mut http.capture_token);
-    read_token(section, ("read_token", "read_token_file"), false, &mut http.read_token);
+    read_token(section, "token", "token_file", create, &mut http.token);
+    read_token(section, "capture_token", "capture_token_file", false, &mut http.capture_token);
+    read_token(section, "read_token", "read_token_file", false, &mut http.read_token);
     section.read("allowed_hosts", list::strings, &mut http.allowed_hosts);
     section.read("max_duration", value::duration, &mut http.max_duration);
     section.read("max_requests_per_second", u32::deserialize, &mut http.max_requests_per_second);
@@ -130,7 +130,8 @@ fn read_http(section: &mut Section<'_, '_>, http: &mut HttpSettings) {
 /// Reads a token from one of its two keys.
 fn read_token(
     section: &mut Section<'_, '_>,
-    (key, file_key): (&'static str, &'static str),
+    key: &'static str,
+    file_key: &'static str,
     create: bool,
     slot: &mut Option<Secret>,
 ) {

@@ -170,9 +170,9 @@ pub(super) fn percent_or_off<'de, D: Deserializer<'de>>(
 ) -> Result<Option<Percent>, D::Error> {
     let text = |text: &str| match text {
         "off" => Some(None),
-        _ => parse_percent(text).map(|n| Some((n, false))),
+        _ => parse_percent(text).map(|n| Some(WrittenPercent::WithSign(n))),
     };
-    let number = |n| finite(n).map(|n| Some((n, true)));
+    let number = |n| finite(n).map(|n| Some(WrittenPercent::Bare(n)));
     let expected = "a share of the CPU limit such as \"90%\", or \"off\"";
     let read = number_or_text(deserializer, expected, number, text)?;
     read.map(|percent| reject_bare_fraction(percent).map(Percent)).transpose()
@@ -307,22 +307,32 @@ pub(super) fn percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64,
     number_or_text(
         deserializer,
         expected,
-        |n| finite(n).map(|n| (n, true)),
-        |text| parse_percent(text).map(|n| (n, false)),
+        |n| finite(n).map(WrittenPercent::Bare),
+        |text| parse_percent(text).map(WrittenPercent::WithSign),
     )
     .and_then(reject_bare_fraction)
 }
 
+/// A percentage as it is written in a file.
+enum WrittenPercent {
+    /// A number.
+    Bare(f64),
+    /// A text that ends in a percent sign.
+    WithSign(f64),
+}
+
 /// Rejects a bare number between 0 and 1: it is most likely a fraction of one, not a percentage.
-fn reject_bare_fraction<E: de::Error>((n, is_bare): (f64, bool)) -> Result<f64, E> {
-    if is_bare && 0.0 < n && n < 1.0 {
-        let meant = n * 100.0;
-        return Err(E::custom(format!(
-            "{n} would be {n} %; did you mean {meant} %? write \"{meant}%\", or \"{n}%\" for less than one \
-             per cent"
-        )));
+fn reject_bare_fraction<E: de::Error>(percent: WrittenPercent) -> Result<f64, E> {
+    match percent {
+        WrittenPercent::Bare(n) if 0.0 < n && n < 1.0 => {
+            let meant = n * 100.0;
+            Err(E::custom(format!(
+                "{n} would be {n} %; did you mean {meant} %? write \"{meant}%\", or \"{n}%\" for \
+                 less than one per cent"
+            )))
+        }
+        WrittenPercent::Bare(n) | WrittenPercent::WithSign(n) => Ok(n),
     }
-    Ok(n)
 }
 
 /// Parses the SHA-256 of a token. The token itself does not belong in a file that is copied,

@@ -58,7 +58,7 @@ pub struct ReplayResult {
 impl ReplayResult {
     /// Returns the captures that were on disk before the end.
     pub fn written_captures(&self) -> impl Iterator<Item = &ReplayedCapture> {
-        self.captures.iter().filter(|taken| taken.written_at.is_some())
+        self.captures.iter().filter(|capture| capture.written_at.is_some())
     }
 }
 
@@ -80,7 +80,7 @@ pub fn replay(
     history: impl IntoIterator<Item = Vitals>,
 ) -> ReplayResult {
     let wall = |now: Moment| Timestamp::from_nanosecond(now.as_nanos().into()).unwrap_or_default();
-    replay_process(settings, timing, (history.into_iter(), &wall), &mut None)
+    replay_process(settings, timing, history.into_iter(), &wall, &mut None)
 }
 
 /// Replays the histories of several processes in sequence. Each continues from the budgets saved by
@@ -92,7 +92,7 @@ pub fn replay_restarts<'h>(
 ) -> Vec<ReplayResult> {
     let mut state = None;
     let run = |process: ProcessHistory<'h>| {
-        replay_process(settings, timing, (process.vitals, &*process.wall), &mut state)
+        replay_process(settings, timing, process.vitals, &*process.wall, &mut state)
     };
     processes.into_iter().map(run).collect()
 }
@@ -100,7 +100,8 @@ pub fn replay_restarts<'h>(
 fn replay_process(
     settings: &Settings,
     timing: ReplayTiming,
-    (history, wall): (impl Iterator<Item = Vitals>, &dyn Fn(Moment) -> Timestamp),
+    history: impl Iterator<Item = Vitals>,
+    wall: &dyn Fn(Moment) -> Timestamp,
     state: &mut Option<SavedState>,
 ) -> ReplayResult {
     let mut replay = ReplayRun {
@@ -156,7 +157,7 @@ impl ReplayRun<'_> {
     fn tick(&mut self, vitals: &Vitals) {
         let now = vitals.at;
         // Completes the commands that end before this tick. Each starts when the previous one ends.
-        while let Some(command) = self.running_command.take_if(|job| job.end <= now) {
+        while let Some(command) = self.running_command.take_if(|command| command.end <= now) {
             for index in command.captures {
                 if let Some(capture) = self.result.captures.get_mut(index) {
                     capture.written_at = Some(command.end);
@@ -210,8 +211,8 @@ impl ReplayRun<'_> {
             IncidentCommand::Stop { id, kinds } => {
                 let files = u32::try_from(kinds.iter().count()).unwrap_or(u32::MAX);
                 let incident = self.incident_index(id);
-                let is_unwritten = |(_, taken): &(usize, &ReplayedCapture)| {
-                    taken.incident == incident && taken.written_at.is_none()
+                let is_unwritten = |(_, capture): &(usize, &ReplayedCapture)| {
+                    capture.incident == incident && capture.written_at.is_none()
                 };
                 let written = self.result.captures.iter().enumerate().filter(is_unwritten);
                 let written = written.map(|(at, _)| at).collect();

@@ -31,7 +31,7 @@ use crate::model::{
 };
 
 impl CaptureWorker {
-    /// Labels the CPU profiles among `taken`.
+    /// Labels the CPU profiles among `artifacts`.
     pub(super) fn label_profiles(
         &self,
         id: IncidentId,
@@ -229,7 +229,7 @@ fn split_samples(profile: &mut Profile, timeline: &Timeline, sample_labels: &[Sa
                 labels.extend(text.map(|text| profile.text_label(key, text)));
             }
             let values: Vec<i64> =
-                share_of_values(&totals, &is_count, (*part, timed_total)).collect();
+                share_of_values(&totals, &is_count, *part, timed_total).collect();
             sample.values.iter_mut().zip(&values).for_each(|(left, part)| *left -= part);
             new_indices.insert((index, mark), samples.len() as u32);
             samples.push(Sample { stack: sample.stack, values, labels });
@@ -256,7 +256,8 @@ fn split_samples(profile: &mut Profile, timeline: &Timeline, sample_labels: &[Sa
 fn share_of_values<'v>(
     totals: &'v [i64],
     is_count: &'v [bool],
-    (part, all): (LabelShare, LabelShare),
+    part: LabelShare,
+    all: LabelShare,
 ) -> impl Iterator<Item = i64> + 'v {
     let counts = totals.iter().zip(is_count).filter(|(_, is_count)| **is_count);
     let count = counts.map(|(value, _)| u64::try_from(*value).unwrap_or(0)).max();
