@@ -214,7 +214,7 @@ impl Builder {
             // This thread is never joined: it runs host code.
             threads.callbacks.set_body(move || callbacks::run_callbacks(&events, callbacks));
         }
-        collectors::names::open_files();
+        collectors::symbol_files::open_files();
         collectors::heap::read_images();
         let (first, opening) = std_mpsc::sync_channel(1);
         threads.capture.set_body({

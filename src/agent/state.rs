@@ -215,7 +215,7 @@ impl AgentState {
         let now = self.clock.now();
         self.reader.read_into(now, &mut self.vitals);
         self.counters.ticks += 1;
-        collectors::names::tick(&self.vitals);
+        collectors::symbol_files::tick(&self.vitals);
         collectors::heap::tick(&mut self.vitals);
         self.decider.stall_description =
             self.recent_stalls.update_vitals(&mut self.vitals, detector::threshold(&self.settings));

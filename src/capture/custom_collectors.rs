@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use crate::base::failure::{catch_host_panic, error_chain};
 use crate::base::sync::Mutex as ForkMutex;
-use crate::base::{Bytes, Error, ErrorKind, IncidentId, Moment};
+use crate::base::{Bytes, Error, ErrorKind, IncidentId, Moment, TimeAnchor};
 use crate::capture::collectors::{self, CaptureFailure};
 use crate::capture::messages::{CaptureResult, ResultSender};
 use crate::model::{CollectorSelection, FileName};
@@ -81,31 +81,25 @@ impl fmt::Debug for CollectorOutput {
 impl Write for CollectorOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut state = self.0.lock();
-        let CollectorState {
-            draft,
-            remaining_bytes: left,
-            limit_reached: limited,
-            write_error: refused,
-            ..
-        } = &mut *state;
+        let CollectorState { draft, remaining_bytes, limit_reached, write_error, .. } = &mut *state;
         let Some(draft) = draft else {
             return Err(io::Error::new(
                 io::ErrorKind::TimedOut,
                 "the collector's timeout has passed",
             ));
         };
-        let fits = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+        let fits = usize::try_from(*remaining_bytes).unwrap_or(usize::MAX).min(bytes.len());
         if fits == 0 && !bytes.is_empty() {
-            *limited = true;
+            *limit_reached = true;
             return Err(io::Error::new(
                 io::ErrorKind::FileTooLarge,
                 "the collector's max_bytes is reached",
             ));
         }
         let written = draft.write(bytes.get(..fits).unwrap_or_default()).inspect_err(|error| {
-            refused.get_or_insert_with(|| error_chain(error));
+            write_error.get_or_insert_with(|| error_chain(error));
         })?;
-        *left = left.saturating_sub(written as u64);
+        *remaining_bytes = remaining_bytes.saturating_sub(written as u64);
         Ok(written)
     }
 
@@ -178,7 +172,7 @@ impl Collectors {
         self.registered.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// Returns the collectors in `wanted`, by name; `None` for a name that is not registered.
+    /// Returns the collectors in `requested`, by name; `None` for a name that is not registered.
     pub(crate) fn select(
         &self,
         requested: &CollectorSelection,
@@ -204,17 +198,17 @@ pub(crate) struct RunnableCollector {
 
 impl RunnableCollector {
     /// Returns the reason the collector cannot be started: it is still running, or the memory
-    /// `left` is insufficient.
+    /// `available` is insufficient.
     pub(crate) fn unavailable_reason(&self, available: Option<Bytes>) -> Option<String> {
         let busy = *self.collector.running_since.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(since) = busy {
             return Some(format!("the run started at {since} has not returned"));
         }
         let available = available?;
-        let most = self.collector.options.max_bytes;
-        (available < most).then(|| {
+        let max_bytes = self.collector.options.max_bytes;
+        (available < max_bytes).then(|| {
             format!(
-                "only {available} left below the memory limit; the collector may write up to {most}"
+                "only {available} left below the memory limit; the collector may write up to {max_bytes}"
             )
         })
     }
@@ -222,27 +216,25 @@ impl RunnableCollector {
     /// Starts a run that writes into `draft`.
     pub(crate) fn start(
         self,
-        (incident, record): (IncidentId, usize),
+        incident: IncidentId,
+        record_index: usize,
         draft: ArtifactDraft,
-        (now, wall): (Moment, Timestamp),
+        anchor: TimeAnchor,
     ) -> Result<CollectorRun, CaptureFailure> {
-        let Self {
-            collector: CustomCollector { name, options, closure, running_since: busy },
-            results,
-        } = self;
-        let left = options.max_bytes.get();
+        let Self { collector: CustomCollector { name, options, closure, running_since }, results } =
+            self;
         let state = CollectorState {
             draft: Some(draft),
-            remaining_bytes: left,
+            remaining_bytes: options.max_bytes.get(),
             limit_reached: false,
             write_error: None,
             result: None,
         };
         let shared = Arc::new(SharedCollectorState(Mutex::new(state)));
-        *busy.lock().unwrap_or_else(PoisonError::into_inner) = Some(wall);
+        *running_since.lock().unwrap_or_else(PoisonError::into_inner) = Some(anchor.wall);
         let thread = thread::Builder::new().name("marple-collect".to_owned()).spawn({
             let shared = Arc::clone(&shared);
-            let busy = Arc::clone(&busy);
+            let running_since = Arc::clone(&running_since);
             move || {
                 own_thread::enter();
                 let _excluded = collectors::heap::exclude_current_thread();
@@ -252,20 +244,20 @@ impl RunnableCollector {
                     closure(&mut output)
                 });
                 shared.lock().result = Some(result.map_err(|error| error_chain(&*error)));
-                *busy.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                *running_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 // Fails once the agent has ended.
                 let _ = results.send(CaptureResult::Collected { id: incident });
             }
         });
         if let Err(error) = thread {
-            *busy.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            *running_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
             return Err(error.into());
         }
         Ok(CollectorRun {
             name,
             incident,
-            record_index: record,
-            deadline: now + options.timeout,
+            record_index,
+            deadline: anchor.moment + options.timeout,
             options,
             shared,
         })
@@ -303,7 +295,7 @@ impl CollectorRun {
         let draft = state.draft.take();
         let CollectorOptions { timeout, max_bytes } = self.options;
         let error = match (&state.write_error, state.limit_reached, &state.result) {
-            (Some(refused), _, _) => Some(refused.clone()),
+            (Some(error), _, _) => Some(error.clone()),
             (None, true, _) => Some(format!("truncated at max_bytes, {max_bytes}")),
             (None, _, Some(Ok(()))) => None,
             (None, _, Some(Err(error))) => Some(error.clone()),

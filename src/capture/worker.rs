@@ -5,15 +5,15 @@
 //! therefore delays no tick, rule or reply. No failure ends it: a collector that fails or panics is
 //! recorded in the manifest, a failed write in the report.
 
+mod abandon;
+mod captures;
+mod collector_runs;
 pub(crate) mod directory;
 mod disk_plan;
-mod gather;
-mod give_up;
 mod labels;
 mod low_memory;
 mod pending_artifact;
-mod stuck;
-mod take;
+mod stall_dump;
 mod trace_overlays;
 mod write;
 
@@ -158,22 +158,20 @@ impl CaptureWorker {
         {
             self.write_stall_dump(task.command.incident_id(), stall_dump, &mut stats);
         }
-        let done = match &task.command {
-            IncidentCommand::Open { id, name, update: noted } => {
-                dir = self.open(*id, name, noted, &task, &mut stats);
+        let result = match &task.command {
+            IncidentCommand::Open { id, name, update } => {
+                dir = self.open(*id, name, update, &task, &mut stats);
                 CommandResult::Opened { id: *id, ok: dir.is_some() }
             }
             IncidentCommand::Start { id, kinds } => {
-                let stuck = task.stall_dump.take();
-                let running = self.start(*id, *kinds, (&task, stuck), &mut stats);
+                let stall_dump = task.stall_dump.take();
+                let running = self.start(*id, *kinds, &task, stall_dump, &mut stats);
                 CommandResult::Started { id: *id, requested: *kinds, running }
             }
-            IncidentCommand::StartCollectors { id, selection: wanted } => {
-                CommandResult::Collecting {
-                    id: *id,
-                    deadline: self.collect(*id, wanted, &task, &mut stats),
-                }
-            }
+            IncidentCommand::StartCollectors { id, selection } => CommandResult::Collecting {
+                id: *id,
+                deadline: self.start_collectors(*id, selection, &task, &mut stats),
+            },
             IncidentCommand::FinishCollectors { id, all } => CommandResult::Collecting {
                 id: *id,
                 deadline: self.finish_collectors(*id, *all, &mut stats),
@@ -182,27 +180,27 @@ impl CaptureWorker {
                 self.stop(*id, *kinds, &task, &mut stats);
                 CommandResult::Stopped { id: *id, kinds: *kinds }
             }
-            IncidentCommand::Recapture { id, kinds, update: noted } => {
+            IncidentCommand::Recapture { id, kinds, update } => {
                 self.update_manifest(*id, &mut stats, |manifest| {
-                    apply_update(manifest, noted, &task.vitals)
+                    apply_update(manifest, update, &task.vitals)
                 });
                 self.recapture(*id, *kinds, &mut stats);
                 CommandResult::Recaptured { id: *id }
             }
-            IncidentCommand::UpdateManifest { id, update: noted } => {
-                for reason in &noted.reasons {
+            IncidentCommand::UpdateManifest { id, update } => {
+                for reason in &update.reasons {
                     collectors::trace::record_reason(&reason.text);
                 }
                 self.update_manifest(*id, &mut stats, |manifest| {
-                    apply_update(manifest, noted, &task.vitals)
+                    apply_update(manifest, update, &task.vitals)
                 });
                 CommandResult::ManifestUpdated { id: *id }
             }
-            IncidentCommand::Close { id, update: noted } => {
-                self.overlays.retain(|kept| kept.incident != *id);
+            IncidentCommand::Close { id, update } => {
+                self.overlays.retain(|overlay| overlay.incident != *id);
                 let closed = self.clock.wall();
                 let ok = self.update_manifest(*id, &mut stats, |manifest| {
-                    apply_update(manifest, noted, &task.vitals);
+                    apply_update(manifest, update, &task.vitals);
                     manifest.state = IncidentState::Closed;
                     manifest.closed = Some(closed);
                 });
@@ -221,7 +219,7 @@ impl CaptureWorker {
         };
         stats.store = self.directory.store().ok().map(Store::usage);
         self.log_removed_incidents();
-        IncidentTaskResult { result: done, dir, stats }
+        IncidentTaskResult { result, dir, stats }
     }
 
     /// Logs the incidents removed by recovery at startup or to free space.
@@ -236,7 +234,7 @@ impl CaptureWorker {
         &mut self,
         id: IncidentId,
         name: &str,
-        noted: &ManifestUpdate,
+        update: &ManifestUpdate,
         task: &IncidentTask,
         stats: &mut TaskStats,
     ) -> Option<PathBuf> {
@@ -247,7 +245,7 @@ impl CaptureWorker {
             service: task.settings.service.clone(),
             instance: task.settings.instance.clone(),
             state: IncidentState::Open,
-            opened: noted.reasons.first().map_or_else(|| self.clock.wall(), |reason| reason.at),
+            opened: update.reasons.first().map_or_else(|| self.clock.wall(), |reason| reason.at),
             closed: None,
             reasons: Vec::new(),
             limits: task.limits.clone(),
@@ -259,7 +257,7 @@ impl CaptureWorker {
             vitals: Vec::new(),
             losses: Losses::default(),
         };
-        apply_update(&mut manifest, noted, &task.vitals);
+        apply_update(&mut manifest, update, &task.vitals);
         let created = match self.directory.store() {
             Ok(store) => store.create_incident(name, manifest).map_err(|error| error_chain(&error)),
             Err(why) => Err(why.to_owned()),
@@ -280,12 +278,12 @@ impl CaptureWorker {
 
     /// Opens or recreates the directory without waiting for the next retry, since an incident needs
     /// it.
-    fn ensure_directory(&mut self, task: &IncidentTask, tally: &mut TaskStats) {
+    fn ensure_directory(&mut self, task: &IncidentTask, stats: &mut TaskStats) {
         let settings = &task.settings.store;
         match self.directory.replace_if_removed(settings) {
             None => self.retry_open(settings),
             Some(Ok(opened)) => self.newly_opened = Some(opened),
-            Some(Err(error)) => tally.record_failure("directory not recreated", &error),
+            Some(Err(error)) => stats.record_failure("directory not recreated", &error),
         }
     }
 
@@ -307,19 +305,19 @@ impl CaptureWorker {
         }
     }
 
-    fn enforce_limits(&mut self, task: &IncidentTask, tally: &mut TaskStats) {
+    fn enforce_limits(&mut self, task: &IncidentTask, stats: &mut TaskStats) {
         let Ok(store) = self.directory.store() else { return };
         store.set_settings(task.settings.store.clone());
         for error in &store.enforce_limits().errors {
-            tally.record_failure("incident not removed", error);
+            stats.record_failure("incident not removed", error);
         }
     }
 }
 
 /// Adds the changes to a manifest.
-fn apply_update(manifest: &mut Manifest, noted: &ManifestUpdate, vitals: &[VitalsRow]) {
-    manifest.reasons.extend(noted.reasons.iter().cloned());
-    manifest.losses.add("reasons dropped: too many", noted.dropped_reasons);
+fn apply_update(manifest: &mut Manifest, update: &ManifestUpdate, vitals: &[VitalsRow]) {
+    manifest.reasons.extend(update.reasons.iter().cloned());
+    manifest.losses.add("reasons dropped: too many", update.dropped_reasons);
     manifest.vitals = vitals.to_vec();
 }
 

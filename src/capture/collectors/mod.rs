@@ -31,8 +31,8 @@ mod jemalloc;
 #[cfg(all(feature = "heap", not(all(feature = "jemalloc", target_os = "linux"))))]
 #[path = "no_jemalloc.rs"]
 mod jemalloc;
-pub(crate) mod names;
 mod panics;
+pub(crate) mod symbol_files;
 pub(crate) mod tasks;
 mod threads;
 #[cfg(feature = "trace")]

@@ -14,7 +14,7 @@ use crate::base::retry::RetryBackoff;
 use crate::base::{Clock, Moment, log, warnings};
 use crate::config::StoreSettings;
 use crate::os::fork::NotInherited;
-use crate::policy::incident_budget::SavedState as Saved;
+use crate::policy::saved_state::SavedState;
 use crate::store::{Error, Location, Recovery, Store, StoreUsage};
 
 /// Topic of the warning raised while the directory is not open.
@@ -25,7 +25,7 @@ pub(crate) const DIRECTORY_WARNING_TOPIC: &str = "dir";
 pub(crate) struct OpenedStore {
     pub(crate) path: PathBuf,
     /// Budgets used by an earlier process.
-    pub(crate) saved: Option<Saved>,
+    pub(crate) saved: Option<SavedState>,
     pub(crate) usage: StoreUsage,
 }
 
@@ -65,7 +65,7 @@ impl Directory {
     pub(crate) fn store(&self) -> Result<&Store, &str> {
         match &self.state {
             DirectoryState::Open { store, .. } => Ok(store),
-            DirectoryState::Retrying { reason: why, .. } => Err(why),
+            DirectoryState::Retrying { reason, .. } => Err(reason),
         }
     }
 
@@ -73,7 +73,7 @@ impl Directory {
     pub(crate) fn until_retry(&self) -> Option<Duration> {
         match &self.state {
             DirectoryState::Open { .. } => None,
-            DirectoryState::Retrying { retry_at: next, .. } => Some(next.since(self.clock.now())),
+            DirectoryState::Retrying { retry_at, .. } => Some(retry_at.since(self.clock.now())),
         }
     }
 
@@ -135,9 +135,9 @@ impl Directory {
 }
 
 /// Loads the budgets used by an earlier process. On an error the budgets start from zero.
-fn load_saved_state(store: &Store) -> Option<Saved> {
-    let saved = store.load_state::<Saved>();
-    let is_known = |saved: &Saved| saved.schema == Saved::SCHEMA;
+fn load_saved_state(store: &Store) -> Option<SavedState> {
+    let saved = store.load_state::<SavedState>();
+    let is_known = |saved: &SavedState| saved.schema == SavedState::SCHEMA;
     saved.map(|saved| saved.filter(is_known)).unwrap_or_else(|error| {
         log::error(format!("cannot load saved budgets, resetting them: {error}"));
         None

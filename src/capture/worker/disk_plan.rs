@@ -35,7 +35,7 @@ impl ArtifactSizes {
     /// Returns the minimum size of `kind`. A capture is skipped only if even this exceeds the space
     /// left. One that may fit is tried, and its write fails if it does not.
     fn min_size(&self, kind: CaptureKind) -> Bytes {
-        self.0.get(&kind).map_or(Bytes(0), |seen| seen.smallest).max(MIN_ARTIFACT_BYTES)
+        self.0.get(&kind).map_or(Bytes(0), |range| range.smallest).max(MIN_ARTIFACT_BYTES)
     }
 
     /// Returns the expected maximum size of `kind`, which determines the order of captures.
@@ -48,7 +48,7 @@ impl ArtifactSizes {
             CaptureKind::Cpu | CaptureKind::Heap | CaptureKind::Custom => Bytes::kib(16),
             CaptureKind::Trace => Bytes::kib(128),
         };
-        self.0.get(&kind).map_or(Bytes(0), |seen| seen.largest).max(floor)
+        self.0.get(&kind).map_or(Bytes(0), |range| range.largest).max(floor)
     }
 }
 
@@ -56,8 +56,8 @@ impl ArtifactSizes {
 const MIN_ARTIFACT_BYTES: Bytes = Bytes(512);
 
 /// Returns `kinds` in the order in which to capture them, each with `true` if it may fit. If all
-/// fit into `room` by `size`, the order is that of `CaptureSet`, most transient first; otherwise
-/// smallest first. A capture does not fit if `least` exceeds the remaining room.
+/// fit into `available` by `size`, the order is that of `CaptureSet`, most transient first;
+/// otherwise smallest first. A capture does not fit if `min_size` exceeds the remaining space.
 fn plan_order(
     kinds: CaptureSet,
     available: Bytes,
@@ -108,12 +108,15 @@ impl CaptureWorker {
         plan.map(|(kind, fits)| (kind, (!fits).then(|| skip_reason(kind)))).collect()
     }
 
-    /// Sorts `taken` by size, smallest first, if there is not enough space for all.
+    /// Sorts `artifacts` by size, smallest first, if there is not enough space for all.
     pub(super) fn sort_smallest_first(&self, id: IncidentId, artifacts: &mut [PendingArtifact]) {
-        let kinds: Vec<CaptureKind> = artifacts.iter().map(|taken| taken.kind).collect();
+        let kinds: Vec<CaptureKind> = artifacts.iter().map(|artifact| artifact.kind).collect();
         let size = |kind| self.artifact_sizes.expected_size(kind);
-        if self.available_space(id).is_some_and(|(_, room)| total_size(&kinds, size) > room) {
-            artifacts.sort_by_key(|taken| size(taken.kind));
+        if self
+            .available_space(id)
+            .is_some_and(|(_, available)| total_size(&kinds, size) > available)
+        {
+            artifacts.sort_by_key(|artifact| size(artifact.kind));
         }
     }
 

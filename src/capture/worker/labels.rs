@@ -23,8 +23,8 @@ use crate::base::{IncidentId, Moment};
 use crate::capture::collectors::Evidence;
 use crate::capture::messages::TaskStats;
 use crate::capture::worker::CaptureWorker;
+use crate::capture::worker::captures::LOOKBACK_PHASE;
 use crate::capture::worker::pending_artifact::PendingArtifact;
-use crate::capture::worker::take::LOOKBACK_PHASE;
 use crate::model::{
     CaptureKind, EventKind, Profile, RawKind, Sample, StringHandle, TimedSample, Timeline,
     TrackKind,

@@ -31,8 +31,12 @@ pub(super) fn overlay_stacks<'a>(
     overlays: &'a [TraceOverlay],
     pending: &'a VecDeque<PendingArtifact>,
 ) -> Vec<Stacks<'a>> {
-    let evidence = overlays.iter().filter(|kept| kept.incident == id).map(|kept| &kept.evidence);
-    evidence.chain(pending.iter().map(|taken| &taken.evidence)).filter_map(as_stacks).collect()
+    let evidence =
+        overlays.iter().filter(|overlay| overlay.incident == id).map(|overlay| &overlay.evidence);
+    evidence
+        .chain(pending.iter().map(|artifact| &artifact.evidence))
+        .filter_map(as_stacks)
+        .collect()
 }
 
 impl CaptureWorker {
@@ -48,11 +52,12 @@ impl CaptureWorker {
             .running
             .iter()
             .any(|running| running.incident == id && running.kind == CaptureKind::Trace);
-        if !is_tracing && !pending.iter().any(|taken| taken.kind == CaptureKind::Trace) {
-            self.overlays.retain(|kept| kept.incident != id);
+        if !is_tracing && !pending.iter().any(|artifact| artifact.kind == CaptureKind::Trace) {
+            self.overlays.retain(|overlay| overlay.incident != id);
         } else if as_stacks(&evidence).is_some() {
-            let is_same_incident = |kept: &TraceOverlay| kept.incident == id;
-            if self.overlays.iter().filter(|kept| is_same_incident(kept)).count() >= MAX_OVERLAYS
+            let is_same_incident = |overlay: &TraceOverlay| overlay.incident == id;
+            if self.overlays.iter().filter(|overlay| is_same_incident(overlay)).count()
+                >= MAX_OVERLAYS
                 && let Some(oldest) = self.overlays.iter().position(is_same_incident)
             {
                 self.overlays.remove(oldest);

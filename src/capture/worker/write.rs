@@ -1,6 +1,5 @@
 //! Writing evidence to artifacts.
 
-use crate::capture::worker::pending_artifact::PendingArtifact;
 use std::collections::VecDeque;
 use std::io::Write;
 
@@ -9,6 +8,7 @@ use crate::base::{Bytes, IncidentId};
 use crate::capture::collectors::{CaptureFailure, Evidence};
 use crate::capture::messages::TaskStats;
 use crate::capture::worker::CaptureWorker;
+use crate::capture::worker::pending_artifact::PendingArtifact;
 use crate::capture::worker::trace_overlays;
 use crate::codec::perfetto::Stacks;
 use crate::model::{Artifact, ArtifactFormat, CaptureKind, CaptureRecord, Outcome};
@@ -29,12 +29,14 @@ impl CaptureWorker {
         self.label_profiles(id, &mut pending, stats);
         // A trace includes the stacks of evidence that is written after it, so that evidence must
         // be symbolized first.
-        let has_trace = pending.iter().any(|taken| taken.kind == CaptureKind::Trace);
+        let has_trace = pending.iter().any(|artifact| artifact.kind == CaptureKind::Trace);
         if has_trace {
-            pending.iter_mut().for_each(|taken| symbolize_evidence(&mut taken.evidence, stats));
+            pending
+                .iter_mut()
+                .for_each(|artifact| symbolize_evidence(&mut artifact.evidence, stats));
         }
         let mut queue = VecDeque::from(pending);
-        while let Some(PendingArtifact { kind, record_index: record, phase, mut evidence }) =
+        while let Some(PendingArtifact { kind, record_index, phase, mut evidence }) =
             queue.pop_front()
         {
             if !has_trace {
@@ -50,7 +52,7 @@ impl CaptureWorker {
                     _ => Vec::new(),
                 };
                 match catch_panic(|| {
-                    write_artifact(&mut self.incident_dirs, id, form, (&evidence, &stacks))
+                    write_artifact(&mut self.incident_dirs, id, form, &evidence, &stacks)
                 }) {
                     Ok(mut artifact) => {
                         artifact.phase = phase.map(str::to_owned);
@@ -80,7 +82,7 @@ impl CaptureWorker {
             self.update_manifest(id, stats, |manifest| {
                 let written = !artifacts.is_empty();
                 manifest.artifacts.extend(artifacts);
-                let Some(record) = manifest.captures.get_mut(record) else { return };
+                let Some(record) = manifest.captures.get_mut(record_index) else { return };
                 if written {
                     record.losses.merge(&losses);
                 }
@@ -109,7 +111,8 @@ fn write_artifact(
     dirs: &mut [(IncidentId, IncidentDir)],
     id: IncidentId,
     form: ArtifactFormat,
-    (evidence, stacks): (&Evidence, &[Stacks<'_>]),
+    evidence: &Evidence,
+    stacks: &[Stacks<'_>],
 ) -> Result<Artifact, CaptureFailure> {
     let Some((_, dir)) = dirs.iter_mut().find(|(open, _)| *open == id) else {
         return Err("the incident is not open".into());

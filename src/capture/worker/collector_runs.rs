@@ -9,9 +9,9 @@ use crate::capture::worker::CaptureWorker;
 use crate::model::{CaptureKind, CaptureRecord, CollectorSelection, Losses, Outcome};
 
 impl CaptureWorker {
-    /// Starts the collectors in `wanted`. Returns the earliest deadline of the incident's
+    /// Starts the collectors in `requested`. Returns the earliest deadline of the incident's
     /// collectors, or `None` if none is running.
-    pub(super) fn collect(
+    pub(super) fn start_collectors(
         &mut self,
         id: IncidentId,
         requested: &CollectorSelection,
@@ -21,7 +21,7 @@ impl CaptureWorker {
         let (_, dir) = self.incident_dirs.iter().find(|(open, _)| *open == id)?;
         let first = dir.manifest().captures.len();
         let mut records = Vec::new();
-        for (name, ready) in self.collectors.select(requested) {
+        for (name, collector) in self.collectors.select(requested) {
             let anchor = self.clock.anchor();
             let mut record = CaptureRecord {
                 kind: CaptureKind::Custom,
@@ -32,17 +32,15 @@ impl CaptureWorker {
                 error: None,
                 losses: Losses::default(),
             };
-            let started: Result<(), (Outcome, CaptureFailure)> = match ready {
+            let started: Result<(), (Outcome, CaptureFailure)> = match collector {
                 None => Err((Outcome::Skipped, "no collector of this name is registered".into())),
-                Some(ready) => match ready.unavailable_reason(task.headroom) {
+                Some(collector) => match collector.unavailable_reason(task.headroom) {
                     Some(why) => Err((Outcome::Skipped, why.into())),
                     None => {
-                        let manifest_entry = (id, first + records.len());
+                        let record_index = first + records.len();
                         dir.draft_custom(&name, anchor.wall)
                             .map_err(CaptureFailure::from)
-                            .and_then(|draft| {
-                                ready.start(manifest_entry, draft, (anchor.moment, anchor.wall))
-                            })
+                            .and_then(|draft| collector.start(id, record_index, draft, anchor))
                             .map(|run| self.collector_runs.push(run))
                             .map_err(|error| (Outcome::Failed, error))
                     }

@@ -21,10 +21,10 @@ impl CaptureWorker {
         let Some((_, dir)) = self.incident_dirs.iter().find(|(open, _)| *open == id) else {
             return;
         };
-        let index = dir.manifest().captures.len();
+        let record_index = dir.manifest().captures.len();
         let record = self.stall_dump_record();
         self.update_manifest(id, stats, |manifest| manifest.captures.push(record));
-        self.write(id, vec![stall_dump_artifact(index, dump)], stats);
+        self.write(id, vec![stall_dump_artifact(record_index, dump)], stats);
     }
 
     pub(super) fn stall_dump_record(&self) -> CaptureRecord {
@@ -41,11 +41,11 @@ impl CaptureWorker {
     }
 }
 
-/// Returns the dump as evidence of capture `record`.
-pub(super) fn stall_dump_artifact(record: usize, dump: Box<ThreadDump>) -> PendingArtifact {
+/// Returns the dump as evidence of the capture at `record_index`.
+pub(super) fn stall_dump_artifact(record_index: usize, dump: Box<ThreadDump>) -> PendingArtifact {
     PendingArtifact {
         kind: CaptureKind::Threads,
-        record_index: record,
+        record_index,
         phase: Some(STALL_PHASE),
         evidence: Evidence::Threads(dump),
     }

@@ -3,8 +3,8 @@
 use crate::base::failure::panic_message;
 use crate::base::{IncidentId, panics};
 use crate::capture::messages::{IncidentTaskResult, TaskStats};
-use crate::capture::worker::CaptureWorker;
 use crate::capture::worker::write::mark_capture_failed;
+use crate::capture::worker::{CaptureWorker, RunningCapture};
 use crate::model::{CaptureRecord, CaptureSet, Losses, Outcome};
 use crate::policy::incidents::CommandResult;
 use crate::store::Store;
@@ -44,13 +44,12 @@ impl CaptureWorker {
 
     /// Drops the collectors of `kinds` in incident `id`, which frees their engines.
     fn drop_running(&mut self, id: IncidentId, kinds: CaptureSet) {
-        let (dropped, remaining) = std::mem::take(&mut self.running)
+        let (dropped, remaining): (Vec<RunningCapture>, _) = std::mem::take(&mut self.running)
             .into_iter()
             .partition(|capture| capture.incident == id && kinds.contains(capture.kind));
         self.running = remaining;
-        let dropped: Vec<crate::capture::worker::RunningCapture> = dropped;
-        for running in dropped {
-            panics::catch_and_record_panic("marple-capture", || drop(running));
+        for capture in dropped {
+            panics::catch_and_record_panic("marple-capture", || drop(capture));
         }
     }
 

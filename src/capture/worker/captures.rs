@@ -6,7 +6,7 @@ use crate::capture::collectors;
 use crate::capture::messages::{IncidentTask, TaskStats};
 use crate::capture::worker::low_memory::phases;
 use crate::capture::worker::pending_artifact::PendingArtifact;
-use crate::capture::worker::stuck::stall_dump_artifact;
+use crate::capture::worker::stall_dump::stall_dump_artifact;
 use crate::capture::worker::write::mark_capture_failed;
 use crate::capture::worker::{CaptureWorker, RunningCapture};
 use crate::model::{CaptureRecord, CaptureSet, Losses, Outcome, ThreadDump};
@@ -24,14 +24,15 @@ impl CaptureWorker {
         &mut self,
         id: IncidentId,
         kinds: CaptureSet,
-        (task, mut stuck): (&IncidentTask, Option<Box<ThreadDump>>),
+        task: &IncidentTask,
+        mut stall_dump: Option<Box<ThreadDump>>,
         stats: &mut TaskStats,
     ) -> CaptureSet {
         let mut phases = phases(kinds, task.headroom).peekable();
         let mut running = CaptureSet::EMPTY;
         while let Some(phase) = phases.next() {
             let is_last = phases.peek().is_none();
-            let started = self.start_phase(id, phase, (task, stuck.take(), is_last), stats);
+            let started = self.start_phase(id, phase, task, stall_dump.take(), is_last, stats);
             started.iter().for_each(|kind| running.insert(kind));
         }
         running
@@ -41,7 +42,9 @@ impl CaptureWorker {
         &mut self,
         id: IncidentId,
         kinds: CaptureSet,
-        (task, stuck, is_last): (&IncidentTask, Option<Box<ThreadDump>>, bool),
+        task: &IncidentTask,
+        stall_dump: Option<Box<ThreadDump>>,
+        is_last: bool,
         stats: &mut TaskStats,
     ) -> CaptureSet {
         let Some((_, dir)) = self.incident_dirs.iter().find(|(open, _)| *open == id) else {
@@ -51,7 +54,7 @@ impl CaptureWorker {
         let mut records = Vec::new();
         let mut artifacts = Vec::new();
         let mut running = CaptureSet::EMPTY;
-        if let Some(dump) = stuck {
+        if let Some(dump) = stall_dump {
             records.push(self.stall_dump_record());
             artifacts.push(stall_dump_artifact(first, dump));
         }
