@@ -67,23 +67,19 @@ impl HeapWriter {
         let mut batch = vec![(u64::MAX, u32::MAX); 2 * MAX_FRAMES_PER_BATCH];
         batch.clear();
         let mut tables = heap::DumpBuffers::preallocate();
-        let mut files = SymbolFiles::with_capacity(MAX_FRAMES_PER_BATCH);
+        let mut symbol_files = SymbolFiles::with_capacity(MAX_FRAMES_PER_BATCH);
         // A persistent error is reported by the first dump.
         if let Ok(dump) = tables.begin() {
-            files.open_all(dump.mappings());
+            symbol_files.open_all(dump.mappings());
         }
-        let generated = GeneratedCode::with_capacity(MAX_FRAMES_PER_BATCH);
-        let used = Vec::with_capacity(256);
-        let stream = pprof::WriterBuffers::preallocate();
-        let resident = ResidentReader::with_buffer();
         Self {
             tables,
-            stream,
-            symbol_files: files,
-            generated,
+            stream: pprof::WriterBuffers::preallocate(),
+            symbol_files,
+            generated: GeneratedCode::with_capacity(MAX_FRAMES_PER_BATCH),
             batch,
-            used_mappings: used,
-            resident,
+            used_mappings: Vec::with_capacity(256),
+            resident: ResidentReader::with_buffer(),
             summary: None,
         }
     }
@@ -107,10 +103,10 @@ impl HeapWriter {
         let Self {
             tables,
             stream,
-            symbol_files: files,
+            symbol_files,
             generated,
             batch,
-            used_mappings: used,
+            used_mappings,
             resident,
             summary,
         } = self;
@@ -124,9 +120,9 @@ impl HeapWriter {
             time_nanos: i64::try_from(now.as_nanosecond()).unwrap_or(i64::MAX),
             drop_frames: heap::DROP_FRAMES,
         };
-        used.clear();
+        used_mappings.clear();
         // Readers assume that the first mapping is the main executable, so it is always written.
-        used.extend(dump.mappings().first().map(|_| UsedMapping::new(0)));
+        used_mappings.extend(dump.mappings().first().map(|_| UsedMapping::new(0)));
         let written = (|| {
             let mut out = ProfileStream::begin(stream, out, &header)?;
             let bytes = out.text("bytes")?;
@@ -135,7 +131,13 @@ impl HeapWriter {
                 out.sample(sample.frames, &sample.values, label)
             })?;
             let mappings = dump.mappings();
-            let mut locations = LocationTable { mappings, used, files, generated, out: &mut out };
+            let mut locations = LocationTable {
+                mappings,
+                used: used_mappings,
+                files: symbol_files,
+                generated,
+                out: &mut out,
+            };
             let mut last_address = 0;
             loop {
                 dump.next_frames(last_address, batch);
@@ -143,7 +145,7 @@ impl HeapWriter {
                 last_address = last;
                 locations.write(batch)?;
             }
-            for (used_index, used) in used.iter().enumerate() {
+            for (used_index, used) in used_mappings.iter().enumerate() {
                 if let Some(mapping) = dump.mappings().get(used.mapping) {
                     out.mapping(used_index, mapping, used.all_named)?;
                 }
@@ -161,9 +163,7 @@ impl HeapWriter {
         })();
         written.map_err(|error: io::Error| Error::new(error))
     }
-}
 
-impl HeapWriter {
     /// Returns the comparison of the last profile with the resident memory, or `None` if that could
     /// not be read.
     pub(crate) fn summary(&self) -> Option<MemorySummary> {
@@ -191,7 +191,7 @@ impl<W: Write> LocationTable<'_, '_, W> {
         while let Some(&(first, _)) = frames.first() {
             let mapping_index =
                 self.mappings.iter().position(|m| (m.start..m.end).contains(&first));
-            let end = match mapping_index.and_then(|holder| self.mappings.get(holder)) {
+            let end = match mapping_index.and_then(|index| self.mappings.get(index)) {
                 Some(mapping) => mapping.end,
                 None => {
                     let above = self.mappings.iter().map(|m| m.start).filter(|&at| at > first);
@@ -218,7 +218,7 @@ impl<W: Write> LocationTable<'_, '_, W> {
         let code = frames.partition_point(|&(address, _)| Marker::from_address(address).is_none());
         let (code, markers) = frames.split_at(code);
         let Self { mappings, used, generated, out, .. } = self;
-        let mapping = used_index.and_then(|place| mappings.get(used.get(place)?.mapping));
+        let mapping = used_index.and_then(|index| mappings.get(used.get(index)?.mapping));
         generated.look_up(
             code,
             |&(address, _)| address,
