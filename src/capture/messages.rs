@@ -90,8 +90,8 @@ pub(crate) struct TaskStats {
 
 impl TaskStats {
     /// Counts an event that was dropped because the callback queue is full.
-    pub(crate) fn record_notification(&mut self, told: bool) {
-        if !told {
+    pub(crate) fn record_notification(&mut self, was_queued: bool) {
+        if !was_queued {
             self.failures.push((
                 "event not delivered",
                 "the callback queue is full: a callback of the service is slow".into(),

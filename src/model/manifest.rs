@@ -148,6 +148,21 @@ pub struct CaptureRecord {
     pub losses: Losses,
 }
 
+impl CaptureRecord {
+    /// Creates the record of a running capture.
+    pub(crate) fn running(kind: CaptureKind, engine: String, started: Timestamp) -> Self {
+        Self {
+            kind,
+            engine,
+            started,
+            stopped: None,
+            outcome: Outcome::Running,
+            error: None,
+            losses: Losses::default(),
+        }
+    }
+}
+
 /// One finished file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Artifact {

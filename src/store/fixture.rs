@@ -11,8 +11,8 @@ use super::{Recovery, Store};
 use crate::base::{Bytes, Clock, IncidentId, ManualClock};
 use crate::config::{DiskReserve, StoreSettings};
 use crate::model::{
-    CaptureKind, CaptureRecord, IncidentState, Limits, Losses, Manifest, Origin, Outcome,
-    ProcessInfo, Reason, Versions, VitalsRow,
+    CaptureKind, CaptureRecord, IncidentState, Limits, Losses, Manifest, Origin, ProcessInfo,
+    Reason, Versions, VitalsRow,
 };
 
 pub(super) const OPENED_AT: &str = "2026-11-23T02:57:33.123Z";
@@ -48,15 +48,7 @@ pub(super) fn manifest_at(opened: Timestamp) -> Manifest {
             agent_started: opened,
         },
         versions: Versions { marple: "0.1.0".into(), kernel: "6".into(), arch: "x86_64".into() },
-        captures: vec![CaptureRecord {
-            kind: CaptureKind::Heap,
-            engine: "sampling".into(),
-            started: opened,
-            stopped: None,
-            outcome: Outcome::Running,
-            error: None,
-            losses: Losses::default(),
-        }],
+        captures: vec![CaptureRecord::running(CaptureKind::Heap, "sampling".into(), opened)],
         artifacts: Vec::new(),
         removed: Vec::new(),
         vitals: vec![VitalsRow { at: opened, values: [("memory".to_owned(), 91.5)].into() }],

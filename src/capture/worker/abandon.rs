@@ -5,7 +5,7 @@ use crate::base::{IncidentId, panics};
 use crate::capture::messages::{IncidentTaskResult, TaskStats};
 use crate::capture::worker::write::mark_capture_failed;
 use crate::capture::worker::{CaptureWorker, RunningCapture};
-use crate::model::{CaptureRecord, CaptureSet, Losses, Outcome};
+use crate::model::{CaptureRecord, CaptureSet, Outcome};
 use crate::policy::incidents::CommandResult;
 use crate::store::Store;
 
@@ -70,15 +70,8 @@ impl CaptureWorker {
                         record.kind == kind && record.outcome == Outcome::Running
                     };
                     if !manifest.captures.iter().any(is_running) {
-                        manifest.captures.push(CaptureRecord {
-                            kind,
-                            engine: String::new(),
-                            started: wall,
-                            stopped: None,
-                            outcome: Outcome::Running,
-                            error: None,
-                            losses: Losses::default(),
-                        });
+                        let record = CaptureRecord::running(kind, String::new(), wall);
+                        manifest.captures.push(record);
                     }
                     for record in manifest.captures.iter_mut().filter(|record| is_running(record)) {
                         record.stopped = Some(wall);

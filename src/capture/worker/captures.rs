@@ -9,7 +9,7 @@ use crate::capture::worker::pending_artifact::PendingArtifact;
 use crate::capture::worker::stall_dump::stall_dump_artifact;
 use crate::capture::worker::write::mark_capture_failed;
 use crate::capture::worker::{CaptureWorker, RunningCapture};
-use crate::model::{CaptureRecord, CaptureSet, Losses, Outcome, ThreadDump};
+use crate::model::{CaptureRecord, CaptureSet, Outcome, ThreadDump};
 
 /// Value of an artifact's `phase` for look-back data, taken at the start of the capture.
 pub(super) const LOOKBACK_PHASE: &str = "lookback";
@@ -60,15 +60,7 @@ impl CaptureWorker {
         }
         for (kind, skip_reason) in self.plan_captures(id, kinds) {
             let anchor = self.clock.anchor();
-            let mut record = CaptureRecord {
-                kind,
-                engine: String::new(),
-                started: anchor.wall,
-                stopped: None,
-                outcome: Outcome::Running,
-                error: None,
-                losses: Losses::default(),
-            };
+            let mut record = CaptureRecord::running(kind, String::new(), anchor.wall);
             if let Some(why) = collectors::disabled_reason(kind, &task.settings) {
                 record.stopped = Some(anchor.wall);
                 record.outcome = Outcome::Skipped;

@@ -6,7 +6,7 @@ use crate::capture::collectors::CaptureFailure;
 use crate::capture::custom_collectors::CollectorOutcome;
 use crate::capture::messages::{IncidentTask, TaskStats};
 use crate::capture::worker::CaptureWorker;
-use crate::model::{CaptureKind, CaptureRecord, CollectorSelection, Losses, Outcome};
+use crate::model::{CaptureKind, CaptureRecord, CollectorSelection, Outcome};
 
 impl CaptureWorker {
     /// Starts the collectors in `requested`. Returns the earliest deadline of the incident's
@@ -23,15 +23,8 @@ impl CaptureWorker {
         let mut records = Vec::new();
         for (name, collector) in self.collectors.select(requested) {
             let anchor = self.clock.anchor();
-            let mut record = CaptureRecord {
-                kind: CaptureKind::Custom,
-                engine: name.to_string(),
-                started: anchor.wall,
-                stopped: None,
-                outcome: Outcome::Running,
-                error: None,
-                losses: Losses::default(),
-            };
+            let mut record =
+                CaptureRecord::running(CaptureKind::Custom, name.to_string(), anchor.wall);
             let started: Result<(), (Outcome, CaptureFailure)> = match collector {
                 None => Err((Outcome::Skipped, "no collector of this name is registered".into())),
                 Some(collector) => match collector.unavailable_reason(task.headroom) {
@@ -100,15 +93,7 @@ impl CaptureWorker {
                 }
             }
             if let Some(artifact) = &artifact {
-                stats.artifacts += 1;
-                stats.artifact_bytes += artifact.bytes.get();
-                if let Some((_, dir)) = self.incident_dirs.iter().find(|(open, _)| *open == id) {
-                    stats.record_notification(self.callbacks.notify_written(
-                        id,
-                        dir.path(),
-                        artifact,
-                    ));
-                }
+                self.report_artifact(id, artifact, stats);
             }
             let stopped = self.clock.wall();
             self.update_manifest(id, stats, |manifest| {

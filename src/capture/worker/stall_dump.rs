@@ -5,7 +5,7 @@ use crate::capture::collectors::Evidence;
 use crate::capture::messages::TaskStats;
 use crate::capture::worker::CaptureWorker;
 use crate::capture::worker::pending_artifact::PendingArtifact;
-use crate::model::{CaptureKind, CaptureRecord, Losses, Outcome, ThreadDump};
+use crate::model::{CaptureKind, CaptureRecord, Outcome, ThreadDump};
 
 /// Value of the artifact's `phase` for the dump of a stalled thread.
 const STALL_PHASE: &str = "stall";
@@ -29,14 +29,11 @@ impl CaptureWorker {
 
     pub(super) fn stall_dump_record(&self) -> CaptureRecord {
         let now = self.clock.wall();
+        let engine = "signal to the stalled thread".to_owned();
         CaptureRecord {
-            kind: CaptureKind::Threads,
-            engine: "signal to the stalled thread".to_owned(),
-            started: now,
             stopped: Some(now),
             outcome: Outcome::Done,
-            error: None,
-            losses: Losses::default(),
+            ..CaptureRecord::running(CaptureKind::Threads, engine, now)
         }
     }
 }

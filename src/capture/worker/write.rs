@@ -57,17 +57,7 @@ impl CaptureWorker {
                     Ok(mut artifact) => {
                         artifact.phase = phase.map(str::to_owned);
                         artifact.note = evidence.note();
-                        stats.artifacts += 1;
-                        stats.artifact_bytes += artifact.bytes.get();
-                        if let Some((_, dir)) =
-                            self.incident_dirs.iter().find(|(open, _)| *open == id)
-                        {
-                            stats.record_notification(self.callbacks.notify_written(
-                                id,
-                                dir.path(),
-                                &artifact,
-                            ));
-                        }
+                        self.report_artifact(id, &artifact, stats);
                         artifacts.push(artifact);
                     }
                     Err(error) => {
@@ -91,6 +81,21 @@ impl CaptureWorker {
                 }
             });
             self.keep_overlay(id, evidence, &queue);
+        }
+    }
+
+    /// Counts an artifact that was written, and notifies the service of it.
+    pub(super) fn report_artifact(
+        &self,
+        id: IncidentId,
+        artifact: &Artifact,
+        stats: &mut TaskStats,
+    ) {
+        stats.artifacts += 1;
+        stats.artifact_bytes += artifact.bytes.get();
+        if let Some((_, dir)) = self.incident_dirs.iter().find(|(open, _)| *open == id) {
+            let sent = self.callbacks.notify_written(id, dir.path(), artifact);
+            stats.record_notification(sent);
         }
     }
 }
