@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 use crate::base::Bytes;
 use crate::model::Profile;
-use crate::os::proc::resident::{MappingKinds, ResidentMemory, ResidentReader};
+use crate::os::proc::resident::{MAX_WALKED_RSS, MappingKinds, ResidentMemory, ResidentReader};
 
 /// Percentage of the resident memory below which the profile is said to explain little.
 const LOW_COVERAGE_PERCENT: f64 = 50.0;
@@ -49,7 +49,8 @@ impl MemorySummary {
         profile.comments.iter().find(|line| line.starts_with(COMMENT_PREFIX)).cloned()
     }
 
-    /// Passes the summary and the list of the largest mappings to `see`, a line per call.
+    /// Passes the summary and the list of the largest mappings to `emit`, a line per
+    /// call.
     pub(crate) fn write_lines<E>(
         &self,
         mut emit: impl FnMut(fmt::Arguments<'_>) -> Result<(), E>,
@@ -84,8 +85,13 @@ impl fmt::Display for MemorySummary {
                      stacks {stacks}, files with their private pages {files}, shared memory {shared}"
                 )?;
             }
+            None if total > MAX_WALKED_RSS => write!(
+                f,
+                "; not broken down by mapping: above {MAX_WALKED_RSS}, /proc/self/smaps takes too \
+                 long to read"
+            )?,
             None => {
-                f.write_str("; not broken down by mapping: too many pages to walk, or no smaps")?
+                f.write_str("; not broken down by mapping: /proc/self/smaps cannot be read")?;
             }
         }
         let outside = resident.total().get() - explained;
@@ -174,5 +180,19 @@ mod tests {
         // Requested but never written, hence not resident.
         let more = MemorySummary { in_use: 2 << 40, resident };
         assert!(more.to_string().contains("at most 885.0 MiB of 885.0 MiB resident (100.0 %)"));
+    }
+    #[test]
+    fn missing_breakdown_has_its_cause() {
+        for (anonymous, cause) in [
+            (Bytes::gib(8), "/proc/self/smaps cannot be read"),
+            (
+                Bytes(Bytes::gib(8).get() + 1),
+                "above 8.0 GiB, /proc/self/smaps takes too long to read",
+            ),
+        ] {
+            let resident = ResidentMemory { anonymous, ..ResidentMemory::default() };
+            let text = MemorySummary { in_use: anonymous.get(), resident }.to_string();
+            assert!(text.ends_with(&format!("; not broken down by mapping: {cause}")), "{text}");
+        }
     }
 }

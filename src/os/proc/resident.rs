@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use crate::base::Bytes;
 
 /// Resident memory above which mappings are not walked: 90 ms.
-const MAX_WALKED_RSS: Bytes = Bytes(8 << 30);
+pub(crate) const MAX_WALKED_RSS: Bytes = Bytes(8 << 30);
 
 /// Maximum number of mappings read: 60 ms and 14 MB of text.
 const MAX_MAPPINGS: usize = 20_000;
