@@ -21,7 +21,7 @@ impl<T: Clone + PartialEq> Debouncer<T> {
         Self { reported: known, candidate: None }
     }
 
-    /// Processes the version `seen`. Returns it if it differs from the reported one and has been
+    /// Processes `version`. Returns it if it differs from the reported one and has been
     /// unchanged for `quiet`.
     pub(super) fn update(&mut self, now: Moment, version: Option<T>, quiet: Duration) -> Option<T> {
         let version = version.filter(|seen| self.reported.as_ref() != Some(seen));

@@ -55,8 +55,8 @@ impl EventPauses {
         Self { next_pause: MIN_PAUSE }
     }
 
-    /// Returns the next pause. Events had been received for `received` before there were too many;
-    /// zero if they could not be enabled.
+    /// Returns the next pause. Events had been received for `active_time` before there were too
+    /// many; zero if they could not be enabled.
     pub(super) fn next_pause(&mut self, active_time: Duration) -> Duration {
         if active_time >= self.next_pause {
             self.next_pause = MIN_PAUSE;
@@ -71,7 +71,7 @@ impl EventPauses {
 mod tests {
     use super::*;
 
-    /// Returns the time in ms at which the limit is exceeded by one event every `apart` ms.
+    /// Returns the time in ms at which the limit is exceeded by one event every `interval_ms` ms.
     fn exceeded_at(interval_ms: u64) -> Option<u64> {
         let start = Instant::now();
         let mut budget = EventBudget::new(start);

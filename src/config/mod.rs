@@ -19,18 +19,18 @@ mod debounce;
 mod default_rules;
 mod defaults;
 mod event_rate;
+mod file_watcher;
 mod list;
-mod new_token;
 mod problem;
 mod read;
-mod renamed;
+mod renamed_keys;
 mod secret;
 mod section;
 mod settings;
+mod token_file;
 mod validate;
 mod value;
-mod watch;
-mod watched;
+mod watched_file;
 
 use crate::base::spare;
 use std::fs::File;
@@ -38,6 +38,11 @@ use std::io::{self, Read};
 use std::path::Path;
 
 pub use default_rules::default_rules;
+#[cfg(not(feature = "internals"))]
+pub(crate) use file_watcher::FileWatcher;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub use file_watcher::FileWatcher;
 pub use problem::{Error, Problem, Problems};
 pub use secret::Secret;
 pub use settings::{
@@ -46,15 +51,10 @@ pub use settings::{
     ToggleSettings, ToggleSignal, TraceSettings,
 };
 #[cfg(not(feature = "internals"))]
-pub(crate) use watch::FileWatcher;
+pub(crate) use watched_file::{FileChange, WatchedFile};
 #[cfg(feature = "internals")]
 #[doc(hidden)]
-pub use watch::FileWatcher;
-#[cfg(not(feature = "internals"))]
-pub(crate) use watched::{FileChange, WatchedFile};
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub use watched::{FileChange, WatchedFile};
+pub use watched_file::{FileChange, WatchedFile};
 
 /// Maximum size of a settings file. It is a thousand times the longest plausible configuration, and
 /// small enough for the watcher to keep and compare.

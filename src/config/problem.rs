@@ -56,13 +56,14 @@ pub struct Problems {
 }
 
 impl Problems {
-    /// Returns the problems in `list`. `origin` is their file, or `None` for settings made in code.
+    /// Returns `problems`, sorted by position. `origin` is their file, or `None` for settings made
+    /// in code.
     pub(super) fn new(origin: Option<&Path>, mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(|problem| problem.position);
         Self { origin: origin.map(Path::to_owned), problems, omitted: 0 }
     }
 
-    /// Adds `more` problems that are only counted.
+    /// Adds `omitted` problems that are only counted.
     pub(super) fn with_omitted(self, omitted: usize) -> Self {
         Self { omitted, ..self }
     }

@@ -13,7 +13,7 @@ use super::settings::{
     BudgetSettings, CpuSettings, HeapSettings, HttpSettings, Settings, StacksSettings,
     StoreSettings, ToggleSettings, TraceSettings,
 };
-use super::{list, new_token, value};
+use super::{list, token_file, value};
 use crate::base::{Bytes, log};
 use crate::model::{Metric, Rule};
 
@@ -139,7 +139,7 @@ fn read_token(
     let mut from_file: Option<Secret> = None;
     section.read(key, value::token_sha256, slot);
     let was_read = match create {
-        true => section.read(file_key, new_token::read_or_create, &mut from_file),
+        true => section.read(file_key, token_file::read_or_create, &mut from_file),
         false => section.read(file_key, value::token_file, &mut from_file),
     };
     if was_read {

@@ -13,7 +13,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
 use super::problem::{Problem, Problems};
-use super::renamed;
+use super::renamed_keys;
 use super::settings::Settings;
 use super::validate::Finding;
 use super::{Error, validate};
@@ -252,7 +252,7 @@ impl<'r, 't> Section<'r, 't> {
             if known_keys.contains(&name) || self.old_keys.contains(&name) {
                 continue;
             }
-            let renamed = renamed::advice(&self.prefix, name);
+            let renamed = renamed_keys::advice(&self.prefix, name);
             let suggestion = nearest(name, known_keys).filter(|_| renamed.is_none());
             let advice = match (renamed, suggestion) {
                 (Some(advice), _) => advice.to_owned(),

@@ -2,9 +2,9 @@
 //! it depends on, the first being the one to change. A reader of files can thus find the line, and
 //! can drop findings that follow from another problem.
 
-mod doubts;
 mod store;
 mod thresholds;
+mod warnings;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -45,7 +45,8 @@ const MAX_REQUESTS_PER_SECOND: u32 = 1_000_000;
 const MAX_TASKS_DEADLINE: Duration = Duration::from_secs(30);
 /// Kinds of captures, for messages about an empty list.
 const CAPTURE_KINDS: &str = "\"cpu\", \"heap\", \"trace\", \"threads\", \"tasks\"";
-/// A file name has at most 255 bytes. It holds service and domain, or the rule, the time and an id.
+/// A file name has at most 255 bytes. It holds service and instance, or the rule, the time and an
+/// id.
 const MAX_NAME_LEN: usize = 64;
 /// `sizeof(sun_path) - 1`, for the trailing NUL.
 const MAX_SOCKET_PATH_LEN: usize = 107;
@@ -113,7 +114,7 @@ impl Validator {
         self.prefix = outer;
     }
 
-    /// Records `message` about `keys` unless `well` is true.
+    /// Records `message` about `keys` unless `is_valid` is true.
     fn require(&mut self, is_valid: bool, keys: &[&str], message: impl FnOnce() -> String) {
         if !is_valid {
             let keys = keys.iter().map(|key| format!("{}{key}", self.prefix)).collect();

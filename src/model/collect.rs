@@ -5,13 +5,13 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// Maximum length of a name. The full file name (service, domain, number, `custom.` and this name)
-/// stays below the 255 bytes that file systems allow.
+/// Maximum length of a name. The full file name (service, instance, number, `custom.` and this
+/// name) stays below the 255 bytes that file systems allow.
 const MAX_NAME_LEN: usize = 64;
 
 /// The file name of a custom collector, such as `running_queries.txt`.
 ///
-/// In an incident it follows `{service}_{domain}.{seq}.custom.`, so no name can collide with a
+/// In an incident it follows `{service}_{instance}.{seq}.custom.`, so no name can collide with a
 /// built-in artifact.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileName(Arc<str>);

@@ -53,7 +53,7 @@ pub(super) fn configure(settings: &Settings) {
 fn warn_about_settings(settings: &Settings) {
     match settings.warnings().as_slice() {
         [] => warnings::clear("rule"),
-        doubts => warnings::set("rule", doubts.join("; ")),
+        texts => warnings::set("rule", texts.join("; ")),
     }
 }
 

@@ -37,7 +37,7 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 
 use super::Error;
 use super::event_rate::{EventBudget, EventPauses};
-use super::watched::{FileChange, FileIdentity, QUIET_TIME, WatchedFile, WatchedFileState};
+use super::watched_file::{FileChange, FileIdentity, QUIET_TIME, WatchedFile, WatchedFileState};
 use crate::base::{Clock, ProcessBound, SystemClock, panics};
 
 const THREAD_NAME: &str = "marple-watch";
@@ -94,8 +94,8 @@ impl FileWatcher {
         Self::with_thread_hook(files, || {}, on_change)
     }
 
-    /// Starts like [`FileWatcher::new`], but calls `on_thread` first on each thread of the watcher,
-    /// including notify's.
+    /// Starts like [`FileWatcher::new`], but calls `on_thread_start` first on each thread of the
+    /// watcher, including notify's.
     ///
     /// # Errors
     ///
@@ -304,7 +304,7 @@ impl WatchThread {
         }
     }
 
-    /// Stops events for a while, after they were received for `received`.
+    /// Stops events for a while, after they were received for `active_time`.
     fn pause_events(&mut self, active_time: Duration, reason: String) {
         self.directories.clear();
         self.resume_at = Instant::now() + self.pauses.next_pause(active_time);
@@ -359,7 +359,8 @@ impl WatchThread {
                 if events.watch(path, RecursiveMode::NonRecursive).is_err() {
                     continue;
                 }
-                // Causes an event, so that notify's thread calls `on_thread` first.
+                // Causes an event, so that notify's thread calls `on_thread_start`
+                // first.
                 let _ = fs::File::open(path);
                 added = true;
             }
