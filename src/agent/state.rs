@@ -152,7 +152,7 @@ impl AgentState {
         let saved = opened.saved.map(|saved| saved.rebase(&ClockReading::new(anchor)));
         if let Some(saved) = &saved {
             self.decider.restore(anchor, saved);
-            self.on_demand.quota.restore(anchor, &saved.streams);
+            self.on_demand.quota.restore(anchor, &saved.on_demand_captures);
         }
         if self.counters.ticks > 0 {
             // Earlier decisions of this process have not been saved.

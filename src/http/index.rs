@@ -143,9 +143,9 @@ fn write_status(out: &mut String, status: &Status) {
         let _ =
             writeln!(out, "<p>{}: {}</p>", EscapedHtml(&rule.name), EscapedHtml(&rule.explanation));
     }
-    for stream in &status.streams {
-        let kind = stream.take;
-        let client = EscapedHtml(&stream.owner);
+    for capture in &status.streams {
+        let kind = capture.take;
+        let client = EscapedHtml(&capture.owner);
         let _ = writeln!(out, "<p>Capture in progress: {kind}, for {client}</p>");
     }
     if let Some(failure) = &status.last_failure {

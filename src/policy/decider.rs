@@ -94,7 +94,7 @@ impl Decider {
             clock: Some(ClockReading::new(anchor)),
             incidents: self.budget.saved_incidents(anchor),
             rules: rules.collect(),
-            streams: Vec::new(),
+            on_demand_captures: Vec::new(),
         })
     }
 
@@ -266,8 +266,8 @@ impl Decider {
     }
 
     /// Applies the result of a command. Returns the incidents that ended.
-    pub(crate) fn apply_result(&mut self, now: Moment, done: CommandResult) -> Vec<IncidentId> {
-        let updates = self.incidents.apply_result(now, done);
+    pub(crate) fn apply_result(&mut self, now: Moment, result: CommandResult) -> Vec<IncidentId> {
+        let updates = self.incidents.apply_result(now, result);
         self.apply_updates(now, &updates);
         let removed = updates.into_iter().filter_map(|update| match update {
             IncidentUpdate::Removed(id) => Some(id),

@@ -33,8 +33,9 @@ pub(crate) struct SavedState {
     pub(crate) incidents: Vec<OpenedIncident>,
     /// Captures by rule name.
     pub(crate) rules: BTreeMap<String, RuleState>,
-    /// On-demand captures.
-    pub(crate) streams: Vec<SavedQuarterHour>,
+    /// On-demand captures of the last 24 hours.
+    #[serde(rename = "streams")]
+    pub(crate) on_demand_captures: Vec<SavedQuarterHour>,
 }
 
 /// An incident opened by a rule.
@@ -63,7 +64,8 @@ pub(crate) struct SavedFire {
     /// Worst value the rule fired on, in the metric's unit.
     value: f64,
     /// Headroom below the limit at that time.
-    room: Option<f64>,
+    #[serde(rename = "room")]
+    headroom: Option<f64>,
     /// Shortest forecast the rule fired on, in seconds.
     forecast: Option<f64>,
     kind: SavedKind,
@@ -107,7 +109,9 @@ impl SavedState {
         let rules = self.rules.values_mut().flat_map(|rule| {
             [&mut rule.captured].into_iter().chain(rule.fires.iter_mut().map(|fire| &mut fire.at))
         });
-        incidents.chain(rules).chain(self.streams.iter_mut().map(SavedQuarterHour::time_mut))
+        incidents
+            .chain(rules)
+            .chain(self.on_demand_captures.iter_mut().map(SavedQuarterHour::time_mut))
     }
 }
 
@@ -121,7 +125,7 @@ impl RuleState {
         let fire = |record: &FireRecord| SavedFire {
             at: to_wall_time(anchor, record.at),
             value: record.worst_fire.value,
-            room: record.worst_fire.headroom,
+            headroom: record.worst_fire.headroom,
             forecast: record.forecast.map(|remaining| remaining.as_secs_f64()),
             kind: match record.kind {
                 FireKind::Worse => SavedKind::Worse,
@@ -140,7 +144,7 @@ impl RuleState {
     pub(crate) fn restore(&self, anchor: TimeAnchor) -> (EventTime, Vec<FireRecord>) {
         let fire = |fire: &SavedFire| FireRecord {
             at: to_event_time(anchor, fire.at),
-            worst_fire: LastFire { value: fire.value, headroom: fire.room },
+            worst_fire: LastFire { value: fire.value, headroom: fire.headroom },
             forecast: fire.forecast.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
             kind: match fire.kind {
                 SavedKind::Worse => FireKind::Worse,
@@ -180,8 +184,8 @@ struct AnyState {
     incidents: Vec<AnyIncident>,
     #[serde(default)]
     rules: BTreeMap<String, AnyRule>,
-    #[serde(default)]
-    streams: Vec<SavedQuarterHour>,
+    #[serde(default, rename = "streams")]
+    on_demand_captures: Vec<SavedQuarterHour>,
 }
 
 #[derive(Deserialize)]
@@ -200,8 +204,8 @@ enum AnyRule {
     Last {
         captured: Timestamp,
         value: f64,
-        #[serde(default)]
-        room: Option<f64>,
+        #[serde(default, rename = "room")]
+        headroom: Option<f64>,
     },
 }
 
@@ -222,13 +226,13 @@ impl TryFrom<AnyState> for SavedState {
         };
         let rule = |any| match any {
             AnyRule::Fires(rule) => rule,
-            AnyRule::Last { captured, value, room } => RuleState {
+            AnyRule::Last { captured, value, headroom } => RuleState {
                 metric: None,
                 captured,
                 fires: vec![SavedFire {
                     at: captured,
                     value,
-                    room,
+                    headroom,
                     forecast: None,
                     kind: SavedKind::Worse,
                 }],
@@ -239,7 +243,7 @@ impl TryFrom<AnyState> for SavedState {
             clock: any.clock,
             incidents: any.incidents.into_iter().map(incident).collect(),
             rules: any.rules.into_iter().map(|(name, any)| (name, rule(any))).collect(),
-            streams: any.streams,
+            on_demand_captures: any.on_demand_captures,
         })
     }
 }

@@ -137,7 +137,8 @@ impl AgentState {
             self.decider.mark_dirty();
         }
         let state = self.decider.take_state(anchor)?;
-        Some(SavedState { streams: self.on_demand.quota.save(anchor), ..state })
+        let on_demand_captures = self.on_demand.quota.save(anchor);
+        Some(SavedState { on_demand_captures, ..state })
     }
 
     /// Returns the engines that incidents use or are about to use.
