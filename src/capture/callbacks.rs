@@ -52,7 +52,7 @@ pub(crate) type Callback = Box<dyn FnMut(&IncidentEvent) + Send>;
 pub(crate) struct CallbackSender(Option<SyncSender<IncidentEvent>>);
 
 impl CallbackSender {
-    /// Returns the announcer and the queue for [`run_callbacks`], which is `None` without
+    /// Returns the sender and the queue for [`run_callbacks`], which is `None` without
     /// callbacks.
     pub(crate) fn new(callbacks: &[Callback]) -> (Self, Option<Receiver<IncidentEvent>>) {
         if callbacks.is_empty() {

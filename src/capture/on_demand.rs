@@ -1,9 +1,6 @@
 //! On-demand captures on the capture thread: running collectors, and their data until it is
 //! encoded.
 
-use crate::capture::profile_response::BoundedBuffer;
-use crate::capture::profile_response::encode;
-use crate::capture::profile_response::profile_error;
 use std::io::Write;
 
 use crate::base::failure::{catch_panic, error_chain, panic_message};
@@ -11,6 +8,7 @@ use crate::base::{Bytes, Clock, TimeAnchor, panics};
 use crate::capture::collectors::{self, CaptureFailure, Collector, Evidence, Unavailable};
 use crate::capture::messages::{OnDemandTask, ResultSender};
 use crate::capture::on_demand_encoder::{Encoder, RawProfile};
+use crate::capture::profile_response::{BoundedBuffer, encode, profile_error};
 use crate::codec::go_debug;
 use crate::config::Settings;
 use crate::model::{CaptureKind, Profile, Sample, ValueType, VitalsRow};
@@ -76,14 +74,14 @@ impl OnDemandWorker {
     pub(crate) fn perform(&mut self, clock: &dyn Clock, task: OnDemandTask) -> OnDemandResult {
         let OnDemandTask { command, settings, headroom, vitals, state: _ } = task;
         match command {
-            OnDemandCommand::Snapshot { id, kind: take } => {
+            OnDemandCommand::Snapshot { id, kind } => {
                 let result =
-                    catch_panic(|| take_snapshot(take, &settings, clock.anchor(), &vitals));
+                    catch_panic(|| take_snapshot(kind, &settings, clock.anchor(), &vitals));
                 OnDemandResult::Finished { id, result: result.map_err(profile_error) }
             }
-            OnDemandCommand::Start { id, kind: take } => {
+            OnDemandCommand::Start { id, kind } => {
                 match catch_panic(|| {
-                    start_recording(&take, &settings, headroom, clock.anchor(), &vitals)
+                    start_recording(&kind, &settings, headroom, clock.anchor(), &vitals)
                 }) {
                     Ok(running) => {
                         let engine = running.engine();
@@ -134,7 +132,7 @@ impl OnDemandWorker {
     }
 
     fn take(&mut self, id: u64) -> Option<ActiveRequest> {
-        let index = self.active.iter().position(|(held, _)| *held == id)?;
+        let index = self.active.iter().position(|(active, _)| *active == id)?;
         Some(self.active.swap_remove(index).1)
     }
 }

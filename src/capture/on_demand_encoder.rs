@@ -57,7 +57,7 @@ impl Encoder {
         Self { results, thread: None }
     }
 
-    /// Sends `seen` to the encoding thread, or encodes it on this thread if that one cannot be
+    /// Sends `raw` to the encoding thread, or encodes it on this thread if that one cannot be
     /// started.
     pub(crate) fn encode(&mut self, id: u64, raw: RawProfile) -> OnDemandResult {
         if self.thread.is_none() {
@@ -66,21 +66,21 @@ impl Encoder {
         let sent = match &self.thread {
             // The channel is as large as the maximum number of captures.
             Some(thread) => thread.commands.try_send((id, raw)).map_err(|error| match error {
-                TrySendError::Full(order) | TrySendError::Disconnected(order) => order,
+                TrySendError::Full(command) | TrySendError::Disconnected(command) => command,
             }),
             None => Err((id, raw)),
         };
         match sent {
             Ok(()) => OnDemandResult::Encoding { id },
-            Err((id, seen)) => OnDemandResult::Finished { id, result: seen.encode() },
+            Err((id, raw)) => OnDemandResult::Finished { id, result: raw.encode() },
         }
     }
 }
 
 impl Drop for Encoder {
     fn drop(&mut self) {
-        if let Some(EncoderThread { commands: orders, handle }) = self.thread.take() {
-            drop(orders);
+        if let Some(EncoderThread { commands, handle }) = self.thread.take() {
+            drop(commands);
             let _ = handle.join();
         }
     }

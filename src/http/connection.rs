@@ -277,8 +277,8 @@ mod tests {
 
     const BODY_BYTES: usize = 1 << 20;
 
-    /// Returns the bytes received by a client that reads `piece` bytes/s of a large response, and
-    /// the time until its connection ended.
+    /// Returns the bytes received by a client that reads `bytes_per_second` of a large response,
+    /// and the time until its connection ended.
     async fn read_at_rate(bytes_per_second: usize) -> (usize, Duration) {
         let body = || async { vec![b'x'; BODY_BYTES] };
         let routes = Router::new().route("/", axum::routing::get(body));

@@ -207,7 +207,7 @@ impl HistogramDelta {
     }
 }
 
-/// Returns the reading for the values in `added`, which are in the order of the slots.
+/// Returns the reading for the values in `increments`, which are in the order of the slots.
 fn compute_reading(increments: &[(usize, u64)]) -> HistogramReading {
     let count = increments.iter().map(|(_, count)| count).sum::<u64>();
     let percentile = |hundredths: u64| {

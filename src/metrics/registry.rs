@@ -22,8 +22,8 @@ impl<T> Default for MetricRegistry<T> {
 }
 
 impl<T: Clone + Default> MetricRegistry<T> {
-    /// Returns the metric `name`, and creates it if it does not exist. `what` and `most` are the
-    /// kind and the maximum number for errors.
+    /// Returns the metric `name`, and creates it if it does not exist. `kind` is for errors,
+    /// `limit` the maximum number.
     pub(crate) fn get(&self, name: &str, kind: &'static str, limit: usize) -> Result<T, Error> {
         if !is_valid_custom_name(name) {
             let name = name.chars().take(2 * MAX_CUSTOM_NAME_LEN).collect();

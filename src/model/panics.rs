@@ -19,7 +19,7 @@ pub struct PanicDump {
 }
 
 impl PanicDump {
-    /// Creates a dump of the panics in `recorded`, taken at `taken`.
+    /// Creates a dump of the panics in `recorded`, taken at `taken_at`.
     pub fn new(taken_at: Timestamp, recorded: RecordedPanics) -> Self {
         let mut losses = Losses::default();
         losses.add("panics without a recorded location", recorded.without_location);

@@ -9,7 +9,7 @@ use super::metric::Metric;
 /// Conditions over one metric, the captures to take if one holds, and the pace of captures.
 ///
 /// All numbers are in the metric's unit, except `diff`. The exact semantics are documented in
-/// `rules`, where they are applied. Write `Rule { abs: Some(80.0), ..Rule::on(Metric::Memory) }`.
+/// `rules`, where they are applied. Write `Rule { abs: Some(80.0), ..Rule::new(Metric::Memory) }`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
     /// Name, part of the names of its incidents: lower-case letters, digits, `-` and `_`.

@@ -19,11 +19,11 @@
 //!    separately. It may be false for a fifth of `for` in total without a restart, but must be true
 //!    at this tick.
 //! 6. If the incident is open, `refire` decides.
-//!    - `cooldown` (holmes semantics): hold while a capture of the rule is running, and until
+//!    - `after-cooldown` (holmes semantics): hold while a capture of the rule is running, and until
 //!      `cooldown` after the end of the last one. Then fire.
-//!    - `worse`: fire if `headroom <= 2/3 * headroom at the last capture`, even if that capture is
-//!      running. Without a limit: `value >= 1.5 * last value`. With `below`: the value has fallen
-//!      by a third. Otherwise hold.
+//!    - `on-worsening`: fire if `headroom <= 2/3 * headroom at the last capture`, even if that
+//!      capture is running. Without a limit: `value >= 1.5 * last value`. With `below`: the value
+//!      has fallen by a third. Otherwise hold.
 //! 7. If no incident is open, the rule's captures of the last 24 hours decide (`history`).
 //!    - First capture, or worse than all of them by that step: fire, regardless of the budget. With
 //!      `refire = "after-cooldown"`, the cooldown must be over.

@@ -319,9 +319,13 @@ mod tests {
         fixture.create_closed(10);
         let warning = writer_warning().expect("a warning");
         assert!(warning.text.contains("process 17 on host another-host"), "{warning:?}");
-        assert_eq!(std::fs::read_to_string(&lock).unwrap(), ours, "it is told in turn");
+        assert_eq!(
+            std::fs::read_to_string(&lock).unwrap(),
+            ours,
+            "the record of this writer is restored"
+        );
         fixture.create_closed(10);
-        assert_eq!(writer_warning(), None, "the other has gone");
+        assert_eq!(writer_warning(), None, "the other writer has ended");
     }
 
     #[test]

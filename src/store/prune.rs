@@ -139,7 +139,7 @@ mod tests {
             let files: Vec<(&str, u64)> = files.iter().map(|(a, b)| (a.as_str(), *b)).collect();
             removable_names(&files).iter().map(|name| name[..3].to_owned()).collect()
         };
-        for (sizes, spare) in [
+        for (sizes, expected) in [
             (&[][..], &[][..]),
             (&[5], &[]),
             (&[5, 5], &[]),
@@ -150,7 +150,7 @@ mod tests {
             (&[5, 7, 9, 7, 5], &["002", "004"]),
             (&[5, 9, 9, 5], &["003"]),
         ] {
-            assert_eq!(heap(sizes), spare, "{sizes:?}");
+            assert_eq!(heap(sizes), expected, "{sizes:?}");
         }
     }
 

@@ -170,8 +170,8 @@ fn check_address_space() -> Result<(), CaptureFailure> {
 }
 
 /// Reads the loaded files, so that all samples from here on have stacks. Takes some milliseconds.
-/// It is not left to the rehearsing thread: samples taken while that thread reads would have no
-/// stack.
+/// It is not left to the thread that calls [`warm_up_dump`]: samples taken while that thread reads
+/// would have no stack.
 pub(crate) fn read_images() {
     if heap::is_installed() {
         // Retried at the next tick.

@@ -52,7 +52,7 @@ impl CaptureThread {
             Versions { marple: String::new(), kernel: String::new(), arch: String::new() };
         let (sender, results) = mpsc::channel();
         let (tasks, inbox) = mpsc::sync_channel(1);
-        let (announcer, _) = CallbackSender::new(&[]);
+        let (callbacks, _) = CallbackSender::new(&[]);
         let sender = ResultSender::new(move |result| sender.send(result).is_ok());
         let collectors = Collectors::new(sender.clone());
         let thread = thread::spawn(move || {
@@ -61,7 +61,7 @@ impl CaptureThread {
                 directory,
                 process,
                 versions,
-                announcer,
+                callbacks,
                 collectors,
             );
             run(worker, &*clock, &store, &inbox, &sender);

@@ -208,11 +208,11 @@ fn toggling_during_one_command_opens_one_incident() {
     }
     incidents.toggle_off();
     incidents.apply_result(at(0), CommandResult::Opened { id: first, ok: true });
-    let Some(IncidentCommand::Close { update: noted, .. }) = incidents.next_command(at(0)) else {
+    let Some(IncidentCommand::Close { update, .. }) = incidents.next_command(at(0)) else {
         panic!("nothing ran")
     };
     assert_eq!(
-        (noted.reasons.len(), noted.dropped_reasons),
+        (update.reasons.len(), update.dropped_reasons),
         (MAX_REASONS - 1, 501 - MAX_REASONS as u64)
     );
 }
