@@ -54,8 +54,8 @@ pub(crate) use crate::policy::on_demand::{
     HeapView, ProfileError, ProfileForm, ProfileKind, ThreadView,
 };
 pub use crate::policy::replay::{
-    ProcessHistory, ReplayResult as ReplayOutcome, ReplayTiming, ReplayedCapture as ReplayTaken,
-    replay, replay_restarts,
+    ProcessHistory, ReplayResult as ReplayOutcome, ReplayTiming, ReplayedCapture, replay,
+    replay_restarts,
 };
 pub use builder::Builder;
 pub use event::ToggleAction;
