@@ -8,9 +8,9 @@ use jiff::Timestamp;
 
 use super::dir::{Dir, is_dir};
 use super::error::Error;
+use super::location::Location;
 use super::manifest::{self, MAX_MANIFEST_BYTES, ManifestHead};
 use super::names::{IncidentName, MANIFEST_FILE, artifact_form};
-use super::location::Location;
 use crate::base::IncidentId;
 use crate::model::Manifest;
 
