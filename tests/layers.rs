@@ -11,7 +11,6 @@
 //! that cannot be resolved are errors: a glob import of the crate root, an alias of it, and a
 //! `#[path]` or `include!` that leads into another layer.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
