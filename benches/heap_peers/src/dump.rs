@@ -56,9 +56,11 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Counting<A> {
 pub fn measure(dump: &impl Fn() -> usize) {
     let mut kept = Vec::with_capacity(2 * STACKS);
     fill(&mut kept);
-    let (resident_before, cpu_before, requested_before) = (resident(), cpu(), REQUESTED_BYTES.get());
+    let (resident_before, cpu_before, requested_before) =
+        (resident(), cpu(), REQUESTED_BYTES.get());
     let bytes = dump();
-    let (cpu_nanos, requested_before) = (cpu() - cpu_before, REQUESTED_BYTES.get() - requested_before);
+    let (cpu_nanos, requested_before) =
+        (cpu() - cpu_before, REQUESTED_BYTES.get() - requested_before);
     let grown = resident().saturating_sub(resident_before);
     let started = Instant::now();
     let during = longest_gap(|| _ = black_box(dump()));

@@ -17,8 +17,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use marple::base::{Clock, Hertz, SystemClock};
-use marple::cpu::options::Options;
 use marple::cpu::CpuSession;
+use marple::cpu::options::Options;
 use marple::model::LabelValue;
 use marple::os::proc::process::cpu_time;
 use marple::symbols;
@@ -85,7 +85,8 @@ fn main() {
     for sample in &profile.samples {
         let frames = profile.stacks.frames(sample.stack).map(|frame| {
             let frame = profile.frames.get(frame);
-            let function = frame.lines.first().and_then(|line| profile.functions.get(line.function.index()));
+            let function =
+                frame.lines.first().and_then(|line| profile.functions.get(line.function.index()));
             let mapping = frame.mapping.and_then(|mapping| profile.mappings.get(mapping.index()));
             match (function, mapping) {
                 (Some(function), _) => profile.strings.get(function.name).to_owned(),

@@ -26,7 +26,8 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
 
 const ROUNDS: usize = 7;
-const PLAN: DumpOptions = DumpOptions { ask: true, signals: true, deadline: Duration::from_secs(30) };
+const PLAN: DumpOptions =
+    DumpOptions { ask: true, signals: true, deadline: Duration::from_secs(30) };
 
 /// Limit for tokio's dump, which never ends if its barrier is lost.
 const PATIENCE: Duration = Duration::from_secs(10);
