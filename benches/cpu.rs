@@ -57,10 +57,10 @@ use std::time::{Duration, Instant};
 
 use cell::{CellValues, measure};
 use drive::Engine;
-use marple::base::Hertz;
-use marple::cpu::Lookback;
-use marple::cpu::options::Options;
-use marple::model::CpuEngine;
+use marple::internals::base::Hertz;
+use marple::internals::cpu::Lookback;
+use marple::internals::cpu::options::Options;
+use marple::internals::model::CpuEngine;
 use table::{Goal, median, row};
 use turns::LOOKBACK_HZ;
 

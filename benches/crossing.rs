@@ -13,9 +13,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use marple::base::Bytes;
 use marple::config::{BudgetSettings, DiskReserve, StoreSettings, ToggleSettings};
-use marple::model::{Metric, Rule};
+use marple::internals::base::Bytes;
+use marple::internals::model::{Metric, Rule};
 use marple::{Builder, CaptureKind, Settings};
 
 #[global_allocator]

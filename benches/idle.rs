@@ -24,11 +24,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use marple::base::{Clock, ManualClock};
-use marple::metrics::Gauges;
-use marple::model::Vitals;
-use marple::os::proc::process::cpu_time;
-use marple::vitals::{Reader, Runtimes};
+use marple::internals::base::{Clock, ManualClock};
+use marple::internals::metrics::Gauges;
+use marple::internals::model::Vitals;
+use marple::internals::os::proc::process::cpu_time;
+use marple::internals::vitals::{Reader, Runtimes};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System as Sysinfo};
 use tokio::runtime::{Builder, Runtime};

@@ -19,11 +19,11 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use heart::{Heartbeat, median};
-use marple::base::{Clock, SystemClock};
-use marple::model::TaskState;
-use marple::os::proc::process::cpu_time;
-use marple::stacks::tasks::{self, DumpOptions};
-use marple::stacks::threads;
+use marple::internals::base::{Clock, SystemClock};
+use marple::internals::model::TaskState;
+use marple::internals::os::proc::process::cpu_time;
+use marple::internals::stacks::tasks::{self, DumpOptions};
+use marple::internals::stacks::threads;
 use marple::task::{self, Trace as _};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Notify, mpsc};

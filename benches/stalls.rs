@@ -20,11 +20,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use marple::Agent;
 use marple::config::{DiskReserve, Settings, StoreSettings, ToggleSettings, TraceSettings};
-use marple::model::Stall;
-use marple::os::proc::process::cpu_time;
+use marple::internals::base::Bytes;
+use marple::internals::model::Stall;
+use marple::internals::os::proc::process::cpu_time;
 use marple::task::Trace as _;
-use marple::{Agent, base::Bytes};
 use tokio::runtime::{Builder, Runtime};
 
 const THRESHOLD: Duration = Duration::from_millis(50);

@@ -26,11 +26,11 @@ use std::io::{self, Write};
 use std::thread;
 use std::time::Duration;
 
-use marple::base::{Bytes, Clock, SystemClock};
-use marple::codec::perfetto;
 use marple::instrument_runtime;
-use marple::model::TraceMode;
-use marple::trace::{TraceSession, configure};
+use marple::internals::base::{Bytes, Clock, SystemClock};
+use marple::internals::codec::perfetto;
+use marple::internals::model::TraceMode;
+use marple::internals::trace::{TraceSession, configure};
 use tokio::runtime::Runtime;
 use workloads::{Spawn, WORKLOADS, builder, cpu_time, median};
 

@@ -6,8 +6,9 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use marple::base::{Bytes, Clock, SystemClock};
-use marple::trace::{TraceSession, layer};
+use marple::internals::base::{Bytes, Clock, SystemClock};
+use marple::internals::trace::TraceSession;
+use marple::trace::layer;
 use tracing::subscriber::with_default;
 use tracing::{Span, info, info_span};
 use tracing_subscriber::prelude::*;

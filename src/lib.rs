@@ -120,81 +120,32 @@
         dead_code,
         unreachable_pub,
         unused_imports,
-        reason = "the crate's own tests use the rest"
+        reason = "the crate's own tests use the rest, by `internals`"
     )
 )]
 
-// The modules of the crate. With the feature `internals`, which only its own tests and benches use,
-// they are public; see `docs/architecture.md` for the layers.
-#[cfg(not(feature = "internals"))]
 mod agent;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub mod agent;
-#[cfg(not(feature = "internals"))]
 mod base;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub mod base;
-#[cfg(not(feature = "internals"))]
-mod codec;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub mod codec;
-#[cfg(all(not(feature = "internals"), feature = "cpu"))]
-mod cpu;
-#[cfg(all(feature = "internals", feature = "cpu"))]
-#[doc(hidden)]
-pub mod cpu;
-#[cfg(all(not(feature = "internals"), feature = "heap"))]
-mod heap;
-#[cfg(all(feature = "internals", feature = "heap"))]
-#[doc(hidden)]
-pub mod heap;
-#[cfg(not(feature = "internals"))]
-mod model;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub mod model;
-#[cfg(not(feature = "internals"))]
-mod os;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub mod os;
-#[cfg(not(feature = "internals"))]
-mod rules;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub mod rules;
-#[cfg(not(feature = "internals"))]
-mod stacks;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub mod stacks;
-#[cfg(not(feature = "internals"))]
-mod store;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub mod store;
-#[cfg(not(feature = "internals"))]
-mod symbols;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub mod symbols;
-#[cfg(not(feature = "internals"))]
-mod unwind;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub mod unwind;
-#[cfg(not(feature = "internals"))]
-mod vitals;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub mod vitals;
-
 mod capture;
+mod codec;
+#[cfg(feature = "cpu")]
+mod cpu;
+#[cfg(feature = "heap")]
+mod heap;
+mod model;
+mod os;
 mod policy;
+mod rules;
+mod stacks;
 mod stalls;
+mod store;
+mod symbols;
+mod unwind;
+mod vitals;
+
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals;
 
 #[cfg(feature = "cli")]
 pub mod cli;

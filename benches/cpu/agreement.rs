@@ -12,7 +12,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use marple::symbols;
+use marple::internals::symbols;
 use object::{Object, ObjectSymbol};
 
 use crate::cell::CellValues;

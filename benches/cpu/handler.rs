@@ -11,8 +11,8 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use marple::os::proc::stack_bounds::StackBounds;
-use marple::os::signal::SignalCapture;
+use marple::internals::os::proc::stack_bounds::StackBounds;
+use marple::internals::os::signal::SignalCapture;
 use rustix::process::{Signal, getpid, kill_process};
 use rustix::thread::gettid;
 use rustix::time::ClockId;
@@ -81,7 +81,7 @@ fn install_empty_handler() {
 }
 
 fn has_handler() -> bool {
-    marple::os::sigprof::is_sigprof_handled().unwrap_or(true)
+    marple::internals::os::sigprof::is_sigprof_handled().unwrap_or(true)
 }
 
 /// The handler of the timer engine accepts only signals with the engine's own mark, so they are
@@ -89,7 +89,7 @@ fn has_handler() -> bool {
 /// batches with a pause after each.
 fn measure_timer_handler() -> Result<f64, String> {
     let words = |error: std::io::Error| error.to_string();
-    let target = marple::os::signal::install(libc::SIGPROF, 1, 1).map_err(words)?;
+    let target = marple::internals::os::signal::install(libc::SIGPROF, 1, 1).map_err(words)?;
     let here = gettid().as_raw_nonzero().get() as u32;
     let stack = StackBounds::open().map_err(words)?.for_thread(here).ok_or("no stack is known")?;
     target.set_stack(UNUSED_STACK_ID, stack);

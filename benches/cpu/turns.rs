@@ -7,11 +7,11 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use marple::base::Hertz;
-use marple::cpu::Lookback;
-use marple::cpu::options::Options;
-use marple::model::CpuEngine;
-use marple::os::clock::cpu_timer::thread_cpu_time;
+use marple::internals::base::Hertz;
+use marple::internals::cpu::Lookback;
+use marple::internals::cpu::options::Options;
+use marple::internals::model::CpuEngine;
+use marple::internals::os::clock::cpu_timer::thread_cpu_time;
 
 use crate::burn::{self, THREAD};
 use crate::drive::Engine;

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use marple::Agent;
 use marple::config::{DiskReserve, Settings, StoreSettings, ToggleSettings, TraceSettings};
-use marple::os::proc::process::cpu_time;
-use marple::{Agent, base::Bytes};
+use marple::internals::base::Bytes;
+use marple::internals::os::proc::process::cpu_time;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};

@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use marple::base::{Bytes, Clock, SystemClock};
-use marple::model::TraceMode;
-use marple::stacks::tasks;
+use marple::internals::base::{Bytes, Clock, SystemClock};
+use marple::internals::model::TraceMode;
+use marple::internals::stacks::tasks;
+use marple::internals::trace::configure;
 use marple::task::{self, Trace as _};
-use marple::trace::configure;
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 

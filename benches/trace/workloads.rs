@@ -4,7 +4,7 @@ use std::future::{Future, poll_fn};
 use std::hint::black_box;
 use std::pin::pin;
 
-use marple::os::clock::cycle_clock;
+use marple::internals::os::clock::cycle_clock;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

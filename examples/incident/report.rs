@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
 use marple::CaptureKind;
-use marple::codec::pprof;
+use marple::internals::codec::pprof;
+use marple::internals::store;
 use marple::manifest::{Artifact, IncidentState, Manifest};
-use marple::store;
 use prost::Message;
 use sha2::{Digest, Sha256};
 

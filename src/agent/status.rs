@@ -17,6 +17,7 @@ use crate::store::StoreUsage;
 
 /// State of the toggle after a request.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct ToggleStatus {
     /// True if the toggle is on.
     pub on: bool,
@@ -34,6 +35,7 @@ pub struct ToggleStatus {
 
 /// A capture requested from code.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct CaptureStarted {
     /// Incident of the capture: a new one, or one that was already being captured.
     pub incident: IncidentId,
@@ -43,6 +45,7 @@ pub struct CaptureStarted {
 
 /// Status of the agent, also returned by `/status`.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Status {
     /// Version of marple.
     pub version: &'static str,
@@ -97,6 +100,7 @@ pub struct Status {
 
 /// State of the settings file.
 #[derive(Clone, Debug, Default, Serialize)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct ConfigStatus {
     /// Path, or `None` if the settings come from code.
     pub path: Option<PathBuf>,
@@ -110,6 +114,7 @@ pub struct ConfigStatus {
 
 /// An open incident.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct IncidentStatus {
     /// ID.
     pub id: IncidentId,
@@ -127,6 +132,7 @@ pub struct IncidentStatus {
 
 /// Budget usage of rules and clients.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct BudgetStatus {
     /// Incidents opened by rules in the last 24 hours, including those of earlier processes.
     /// Exceeds `incidents_per_day` if some were critical or worse than any before.
@@ -176,6 +182,7 @@ impl BudgetStatus {
 
 /// A rule and its last decision.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct RuleStatus {
     /// Name.
     pub name: String,
@@ -228,6 +235,7 @@ impl RuleStatus {
 
 /// A decision of a rule that differed from the previous one.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct PastDecision {
     /// Time of the decision.
     pub at: Timestamp,
@@ -241,6 +249,7 @@ pub struct PastDecision {
 
 /// Event counts since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct AgentCounters {
     /// Readings of the vitals.
     pub ticks: u64,

@@ -39,6 +39,7 @@ const MAX_COLLECTORS: usize = 32;
 
 /// Limits of a collector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct CollectorOptions {
     /// Maximum run time. Output written by then is kept. Default: 5 seconds.
     pub timeout: Duration,

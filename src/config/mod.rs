@@ -19,7 +19,7 @@ mod debounce;
 mod default_rules;
 mod defaults;
 mod event_rate;
-mod file_watcher;
+pub(crate) mod file_watcher;
 mod list;
 mod problem;
 mod read;
@@ -30,7 +30,7 @@ mod settings;
 mod token_file;
 mod validate;
 mod value;
-mod watched_file;
+pub(crate) mod watched_file;
 
 use crate::base::spare;
 use std::fs::File;
@@ -38,11 +38,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 pub use default_rules::default_rules;
-#[cfg(not(feature = "internals"))]
 pub(crate) use file_watcher::FileWatcher;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub use file_watcher::FileWatcher;
 pub use problem::{Error, Problem, Problems};
 pub use secret::Secret;
 pub use settings::{
@@ -50,11 +46,7 @@ pub use settings::{
     RuleStoreSettings, Settings, StacksSettings, StoreSettings, TasksMode, ThreadsMode,
     ToggleSettings, ToggleSignal, TraceSettings,
 };
-#[cfg(not(feature = "internals"))]
 pub(crate) use watched_file::{FileChange, WatchedFile};
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub use watched_file::{FileChange, WatchedFile};
 
 /// Maximum size of a settings file. It is a thousand times the longest plausible configuration, and
 /// small enough for the watcher to keep and compare.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// Error for settings that cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Error {
     /// The file cannot be read.
     #[error("cannot read the configuration {path}: {source}", path = path.display())]
@@ -25,6 +26,7 @@ pub enum Error {
 
 /// One problem in the settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Problem {
     /// Line and column in the file, both from 1, the column in characters. `None` for settings made
     /// in code.

@@ -13,6 +13,7 @@ use crate::model::{CaptureSet, CpuEngine, CpuMode, Rule, TraceMode};
 
 /// All settings. Write `Settings { dir: "…".into(), ..Settings::default() }`.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Settings {
     /// Name of the service, part of every artifact's name. Default: the executable's file name.
     pub service: String,
@@ -47,6 +48,7 @@ pub struct Settings {
 /// started from code do not count. On-demand captures have a separate limit. Usage is persisted, so
 /// a service that restarts in a loop stays within the limits.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct BudgetSettings {
     /// Maximum number of incidents opened in any 24 hours. Two of them are reserved for each rule,
     /// fewer with many rules. A critical value, or one worse than all that its rule captured in
@@ -74,6 +76,7 @@ pub struct BudgetSettings {
 /// then the oldest incident of the rule that uses the most space. The first and last incident of
 /// each rule are deleted last.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct StoreSettings {
     /// Maximum size of all incidents together. Default: 1 GiB.
     pub max_bytes: Bytes,
@@ -98,6 +101,7 @@ pub struct StoreSettings {
 
 /// Limits for the incidents of one rule.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct RuleStoreSettings {
     /// Maximum size of its incidents together. Default: `None`, no additional limit.
     pub max_bytes: Option<Bytes>,
@@ -109,6 +113,7 @@ pub struct RuleStoreSettings {
 
 /// An amount of space on a file system.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum DiskReserve {
     /// Number of bytes.
     Bytes(Bytes),
@@ -118,6 +123,7 @@ pub enum DiskReserve {
 
 /// Settings for manual start and stop of captures.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct ToggleSettings {
     /// The signal that toggles. Default: `None`, since the service may use either.
     pub signal: Option<ToggleSignal>,
@@ -131,6 +137,7 @@ pub struct ToggleSettings {
 
 /// A signal that can toggle captures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum ToggleSignal {
     /// SIGUSR1.
     Usr1,
@@ -150,6 +157,7 @@ impl ToggleSignal {
 
 /// Settings of the HTTP listener.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct HttpSettings {
     /// Address to listen on. Default: `127.0.0.1:6060`.
     pub listen: Listen,
@@ -176,6 +184,7 @@ pub struct HttpSettings {
 
 /// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Listen {
     /// A TCP address.
     Tcp(SocketAddr),
@@ -194,6 +203,7 @@ impl fmt::Display for Listen {
 
 /// Settings of CPU profiles.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct CpuSettings {
     /// Kind of sampling: by CPU time, or all threads by wall-clock time. Default: CPU time.
     pub mode: CpuMode,
@@ -213,6 +223,7 @@ pub struct CpuSettings {
 
 /// Settings of heap profiles.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct HeapSettings {
     /// Mean number of bytes between two samples. 0 turns sampling off; 1 samples every allocation
     /// after the start of the agent. Default: 512 KiB.
@@ -224,6 +235,7 @@ pub struct HeapSettings {
 
 /// Settings of runtime traces.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct TraceSettings {
     /// Mode of recording polls and parks. Default: always.
     pub mode: TraceMode,
@@ -245,6 +257,7 @@ pub struct TraceSettings {
 
 /// Settings of thread and task dumps.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct StacksSettings {
     /// Form of thread dumps. Default: full.
     pub threads: ThreadsMode,
@@ -256,6 +269,7 @@ pub struct StacksSettings {
 
 /// Form of thread dumps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum ThreadsMode {
     /// With stacks. Each thread gets a signal, which interrupts some system calls
     /// (`stacks::threads` lists them).
@@ -282,6 +296,7 @@ impl ThreadsMode {
 
 /// Form of task dumps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum TasksMode {
     /// With stacks: each task is woken once.
     Full,

@@ -42,8 +42,8 @@
 //! let by_prefix =
 //!     axum::Router::new().nest("/a-long-random-prefix", http::router(&agent.handle()));
 //!
-//! let token = Some(Secret::new("a long random text"));
-//! let settings = HttpSettings { token, ..HttpSettings::default() };
+//! let mut settings = HttpSettings::default();
+//! settings.token = Some(Secret::new("a long random text"));
 //! let by_token = axum::Router::new().nest("/internal", http::guarded(&agent.handle(), &settings));
 //! # Ok(())
 //! # }

@@ -4,41 +4,24 @@
 //! counter and recording a value are one or a few atomic operations. The agent copies all values
 //! once a tick.
 
-mod counters;
-mod gauges;
-mod histograms;
+pub(crate) mod counters;
+pub(crate) mod gauges;
+pub(crate) mod histograms;
 mod panics;
-mod reader;
+pub(crate) mod reader;
 mod registry;
 
 pub use counters::Counter;
-#[cfg(not(feature = "internals"))]
-pub(crate) use counters::Counters;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub use counters::Counters;
 pub use gauges::Gauge;
-#[cfg(not(feature = "internals"))]
-pub(crate) use gauges::Gauges;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub use gauges::Gauges;
+pub(crate) use histograms::Distribution;
 pub use histograms::Histogram;
-#[cfg(not(feature = "internals"))]
-pub(crate) use histograms::{Bucket, Distribution, Histograms};
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub use histograms::{Bucket, Distribution, Histograms};
 pub use panics::count_panics;
-#[cfg(not(feature = "internals"))]
 pub(crate) use reader::Metrics;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub use reader::Metrics;
 pub(crate) use reader::MetricsReader;
 
 /// An error of registering a metric.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Error {
     /// The name cannot be used in a rule, a file and a URL alike.
     #[error(

@@ -53,6 +53,7 @@ impl FromStr for FileName {
 
 /// A selection of custom collectors for an incident.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum CollectorSelection {
     /// All registered collectors.
     All,

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 /// An engine that samples CPU time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum CpuEngine {
     /// The first of the following engines that works on this machine.
     #[default]
@@ -40,6 +41,7 @@ impl fmt::Display for CpuEngine {
 
 /// The time base of a CPU profile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum CpuMode {
     /// CPU time: samples running threads only.
     #[default]

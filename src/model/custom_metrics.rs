@@ -11,6 +11,7 @@ pub fn is_valid_custom_name(name: &str) -> bool {
 
 /// A value derived from a counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum CounterPart {
     /// Increase per second.
     Rate,
@@ -33,6 +34,7 @@ impl CounterPart {
 
 /// A value derived from the last second of a histogram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum HistogramPart {
     /// Median.
     P50,

@@ -8,6 +8,7 @@ use super::metric::Metric;
 /// The state of an incident.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum IncidentState {
     /// In progress, or the process died without closing it.
     Open,
@@ -20,6 +21,7 @@ pub enum IncidentState {
 /// The source of a capture request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Origin {
     /// A rule that fired.
     Rule,
@@ -48,6 +50,7 @@ impl Origin {
 
 /// The reason for a capture.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Reason {
     /// Source of the request.
     pub origin: Origin,

@@ -15,6 +15,7 @@ use crate::base::{Bytes, IncidentId};
 
 /// The manifest of one incident.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Manifest {
     /// Version of the schema.
     pub schema: u32,
@@ -61,6 +62,7 @@ impl Manifest {
 
 /// Resource limits and their sources.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Limits {
     /// Memory limit in bytes.
     pub memory: Option<Bytes>,
@@ -88,6 +90,7 @@ impl From<&Vitals> for Limits {
 
 /// The process of an incident.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct ProcessInfo {
     /// Process id.
     pub pid: u32,
@@ -101,6 +104,7 @@ pub struct ProcessInfo {
 
 /// Versions of the software and the machine that wrote a manifest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Versions {
     /// Version of marple.
     pub marple: String,
@@ -113,6 +117,7 @@ pub struct Versions {
 /// The outcome of a capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Outcome {
     /// Still running.
     Running,
@@ -128,6 +133,7 @@ pub enum Outcome {
 
 /// The record of one capture.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct CaptureRecord {
     /// Kind of evidence.
     pub kind: CaptureKind,
@@ -165,6 +171,7 @@ impl CaptureRecord {
 
 /// One finished file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Artifact {
     /// File name in the incident's directory.
     pub file: String,
@@ -192,6 +199,7 @@ pub struct Artifact {
 
 /// A file that was deleted. Of each form the first, the last and the largest file are kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct RemovedArtifact {
     /// The deleted file.
     #[serde(flatten)]
@@ -204,6 +212,7 @@ pub struct RemovedArtifact {
 
 /// The vitals of one tick in a manifest. Keys are metric names; values are in the metric's unit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct VitalsRow {
     /// Wall-clock time of the tick.
     pub at: Timestamp,

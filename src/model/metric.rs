@@ -24,6 +24,7 @@ pub enum Unit {
 
 /// A measured quantity of the process.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Metric {
     /// `memory`: working set in percent of the memory limit, or address space in percent of the
     /// limit that applies to it if that is higher.

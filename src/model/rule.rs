@@ -11,6 +11,7 @@ use super::metric::Metric;
 /// All numbers are in the metric's unit, except `diff`. The exact semantics are documented in
 /// `rules`, where they are applied. Write `Rule { abs: Some(80.0), ..Rule::new(Metric::Memory) }`.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Rule {
     /// Name, part of the names of its incidents: lower-case letters, digits, `-` and `_`.
     pub name: String,
@@ -93,6 +94,7 @@ impl Rule {
 /// ticks of 250 ms: 32 of 40 in 10 s, 7 of 8 in 2 s, 4 of 4 in 1 s
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct HoldDurations {
     /// Hold time of `abs`.
     pub abs: Duration,
@@ -113,6 +115,7 @@ impl From<Duration> for HoldDurations {
 
 /// The condition on which a rule captures again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Refire {
     /// The value has worsened since the last capture: the headroom below the limit has shrunk by a
     /// third. For a metric without a limit: the value has grown by half, or with `below` fallen by
@@ -139,6 +142,7 @@ impl Refire {
 
 /// The action of a rule that fires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Mode {
     /// Takes captures.
     Capture,

@@ -27,6 +27,7 @@ const MIN_REPORTED_WAIT: Duration = Duration::from_millis(1);
 
 /// A poll that lasted longer than the threshold.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Stall {
     /// Name or spawn location of the polled task. Empty for an unrecorded stall.
     pub task: String,

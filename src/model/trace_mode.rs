@@ -2,6 +2,7 @@
 
 /// The times at which polls and parks are recorded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum TraceMode {
     /// Always, so that a trace includes the time before its trigger.
     #[default]

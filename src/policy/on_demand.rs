@@ -47,6 +47,7 @@ pub(crate) const MAX_REQUESTS: usize = ProfileClass::Timed.max_requests()
 
 /// An on-demand capture, as shown in `status`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct OnDemandStatus {
     /// Kind of capture.
     pub take: &'static str,

@@ -53,46 +53,30 @@ mod budget;
 mod epoch;
 mod epoch_word;
 mod fields;
-mod flight;
+pub(crate) mod flight;
 mod hooks;
 mod layer;
 mod loss;
 pub(crate) mod open_polls;
 mod process_events;
-mod process_recorder;
+pub(crate) mod process_recorder;
 mod recorder;
 mod registry;
 mod ring;
-mod session;
+pub(crate) mod session;
 mod sites;
-mod sources;
+pub(crate) mod sources;
 mod span_log;
 mod task;
 mod thread;
 mod thread_rings;
 
-#[cfg(not(feature = "internals"))]
 pub(crate) use flight::configure;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub use flight::configure;
 #[doc(hidden)]
 pub use hooks::instrument;
 pub use hooks::{Hooks, instrument_runtime};
 pub use layer::{Layer, layer};
-#[cfg(not(feature = "internals"))]
 pub(crate) use process_recorder::{record_instant, record_vitals};
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub use process_recorder::{record_instant, record_vitals};
-#[cfg(not(feature = "internals"))]
-pub(crate) use session::{Error, TraceSession};
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub use session::{Error, TraceSession};
-#[cfg(not(feature = "internals"))]
+pub(crate) use session::TraceSession;
 pub(crate) use sources::recorded_sources;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub use sources::recorded_sources;
 pub(crate) use task::PollNode;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use std::{env, thread};
 
 use marple::config::BudgetSettings;
-use marple::model::{IncidentState, Rule};
+use marple::internals::model::{IncidentState, Rule};
 use marple::{Builder, CaptureKind, Settings};
 
 use crate::support::host::{WAIT_TIMEOUT, gauge_rule, incidents, settings, wait_for};

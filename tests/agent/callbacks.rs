@@ -5,7 +5,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use marple::agent::IncidentEvent;
+use marple::internals::agent::IncidentEvent;
 use marple::{Builder, CaptureKind, Settings};
 
 use crate::support::host::{self, WAIT_TIMEOUT, incidents, settings, wait_for};

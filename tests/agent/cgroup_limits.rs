@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{env, fs, io, thread};
 
-use marple::base::SystemClock;
 use marple::config::{StoreSettings, default_rules};
-use marple::model::{CaptureKind, IncidentState, Manifest, Metric, Rule};
-use marple::store::Store;
+use marple::internals::base::SystemClock;
+use marple::internals::model::{CaptureKind, IncidentState, Manifest, Metric, Rule};
+use marple::internals::store::Store;
 use marple::{Builder, Settings};
 
 use crate::support::host::{WAIT_TIMEOUT, incidents, settings, wait_for};
@@ -143,7 +143,7 @@ fn last_profile(dir: &Path, manifest: &Manifest) -> (PathBuf, f64) {
     let heap = manifest.artifacts.iter().filter(|artifact| artifact.kind == CaptureKind::Heap);
     let last = heap.max_by_key(|artifact| artifact.taken).expect("a heap profile");
     let path = dir.join(&last.file);
-    let profile = marple::codec::pprof::read(&fs::read(&path).unwrap()).unwrap();
+    let profile = marple::internals::codec::pprof::read(&fs::read(&path).unwrap()).unwrap();
     let comments: Vec<&str> = profile.comment.iter().map(|&text| profile.text(text)).collect();
     let used = comments.iter().find_map(|text| {
         let (used, limit) = text.strip_prefix("process: ")?.split_once(" bytes count against ")?;

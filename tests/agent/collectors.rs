@@ -8,9 +8,9 @@ use std::thread;
 use std::time::Duration;
 
 use marple::Settings;
-use marple::agent::CollectorOptions;
-use marple::base::Bytes;
-use marple::model::{CaptureKind, CollectorSelection, Manifest, Outcome};
+use marple::internals::agent::CollectorOptions;
+use marple::internals::base::Bytes;
+use marple::internals::model::{CaptureKind, CollectorSelection, Manifest, Outcome};
 use sha2::{Digest, Sha256};
 
 use crate::support::host::{self, Host, WAIT_TIMEOUT, gauge_rule, settings};

@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use marple::base::Hertz;
-use marple::codec::pprof;
 use marple::config::CpuSettings;
-use marple::model::{CpuEngine, Manifest};
+use marple::internals::base::Hertz;
+use marple::internals::codec::pprof;
+use marple::internals::model::{CpuEngine, Manifest};
 use marple::task::Trace as _;
 use marple::{CaptureKind, CaptureSet};
 use rustix::time::{ClockId, clock_gettime};

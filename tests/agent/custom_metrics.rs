@@ -4,7 +4,7 @@
 use std::fs;
 use std::time::Duration;
 
-use marple::model::{CaptureKind, Rule};
+use marple::internals::model::{CaptureKind, Rule};
 use marple::{AgentHandle, Settings};
 
 use crate::support::host::{Host, WAIT_TIMEOUT, settings, wait_for};
@@ -75,7 +75,8 @@ fn slow_requests_fire_rule_and_manifest_has_surrounding_vitals() {
     // The history has one row per second: fast requests before the rule fired, and again after it
     // until it cleared.
     let rows = |part: &str| {
-        let value = |row: &marple::model::VitalsRow| Some((row.at, *row.values.get(part)?));
+        let value =
+            |row: &marple::internals::model::VitalsRow| Some((row.at, *row.values.get(part)?));
         manifest.vitals.iter().filter_map(value).collect::<Vec<_>>()
     };
     let waits = rows("histogram.wait.p99");

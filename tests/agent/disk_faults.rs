@@ -8,9 +8,9 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use marple::agent::Status;
-use marple::base::Bytes;
-use marple::model::{CaptureKind, Manifest, Outcome};
+use marple::internals::agent::Status;
+use marple::internals::base::Bytes;
+use marple::internals::model::{CaptureKind, Manifest, Outcome};
 use marple::{Agent, AgentHandle, Builder, CaptureSet, Settings};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -184,7 +184,8 @@ fn file_size_limit_does_not_kill_host() {
         let captures = home.path().join("captures");
         let agent = start(&captures);
         let handle = agent.handle();
-        let large = |out: &mut marple::agent::CollectorOutput| Ok(out.write_all(&[7; 100_000])?);
+        let large =
+            |out: &mut marple::internals::agent::CollectorOutput| Ok(out.write_all(&[7; 100_000])?);
         handle.add_collector("large.txt", Default::default(), large).unwrap();
         let manifest = capture(&handle, &captures, [CaptureKind::Heap]);
         let record = manifest.captures.iter().find(|entry| entry.engine == "large.txt").unwrap();

@@ -6,8 +6,8 @@ use std::io::Write;
 use std::time::Duration;
 
 use marple::Settings;
-use marple::agent::CollectorOutput;
-use marple::model::{CaptureKind, Outcome};
+use marple::internals::agent::CollectorOutput;
+use marple::internals::model::{CaptureKind, Outcome};
 
 use crate::support::host::{Host, WAIT_TIMEOUT, settings, wait_for};
 use crate::support::seccomp::{
@@ -46,7 +46,7 @@ fn exhausted_quota_is_reported_and_small_artifacts_are_written() {
             found.1.closed.is_some().then_some(found)
         })
     };
-    let large_of = |(dir, manifest): &(std::path::PathBuf, marple::model::Manifest)| {
+    let large_of = |(dir, manifest): &(std::path::PathBuf, marple::internals::model::Manifest)| {
         let record =
             manifest.captures.iter().find(|entry| entry.engine == "large.txt").unwrap().clone();
         (record, dir.join("large.txt"), manifest.artifacts.len())
@@ -60,7 +60,7 @@ fn exhausted_quota_is_reported_and_small_artifacts_are_written() {
     let (record, _, kept) = large_of(&incident);
     assert_eq!((record.outcome, kept), (Outcome::Failed, 2), "{record:?}");
     assert!(record.error.as_ref().unwrap().contains("raise the quota"), "{record:?}");
-    let heap = |artifact: &&marple::model::Artifact| artifact.kind == CaptureKind::Heap;
+    let heap = |artifact: &&marple::internals::model::Artifact| artifact.kind == CaptureKind::Heap;
     assert_eq!(incident.1.artifacts.iter().filter(heap).count(), 2);
     let files = std::fs::read_dir(&incident.0).unwrap().count();
     assert_eq!(files, 3, "the manifest, two profiles and nothing that is half written");

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use marple::base::Bytes;
 use marple::config::{DiskReserve, StoreSettings};
-use marple::model::{IncidentState, Outcome};
+use marple::internals::base::Bytes;
+use marple::internals::model::{IncidentState, Outcome};
 use marple::{Builder, CaptureKind, CaptureSet, Settings};
 
 use crate::support::host::{WAIT_TIMEOUT, incidents, settings, wait_for};

@@ -10,8 +10,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use marple::agent::{IncidentEvent, Status};
 use marple::config::HttpSettings;
+use marple::internals::agent::{IncidentEvent, Status};
 use marple::{AgentHandle, Builder, CaptureKind, Settings};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Layer, SubscriberExt};

@@ -15,8 +15,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use marple::base::Bytes;
-use marple::{Builder, CaptureKind, Settings, heap, os};
+use marple::internals::base::Bytes;
+use marple::internals::{heap, os};
+use marple::{Builder, CaptureKind, Settings};
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 
 use crate::support::host::{self, Host, WAIT_TIMEOUT, settings};
@@ -134,7 +135,7 @@ fn overwriting_mapped_files_does_not_kill_process() {
         scope.spawn(|| {
             while !stop.load(Relaxed) {
                 let handle = load(&library);
-                marple::unwind::refresh().unwrap();
+                marple::internals::unwind::refresh().unwrap();
                 // SAFETY: opened above, and none of its symbols is used.
                 unsafe { libc::dlclose(handle) };
             }

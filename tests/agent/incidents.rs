@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, thread};
 
-use marple::base::{Bytes, Hertz};
 use marple::config::{CpuSettings, DiskReserve, StoreSettings, ToggleSettings};
-use marple::model::{IncidentState, Origin, Outcome};
+use marple::internals::base::{Bytes, Hertz};
+use marple::internals::model::{IncidentState, Origin, Outcome};
 use marple::{Builder, CaptureKind, CaptureSet, Settings};
 
 use crate::support::host::{Host, WAIT_TIMEOUT, artifact_names, gauge_rule, settings, wait_for};
@@ -364,7 +364,7 @@ fn artifacts_contain_task_name_and_spawn_location() {
     let frames = json["stacks"][stack].to_string();
     assert!(frames.contains("tokio::time::sleep::Sleep"), "{frames}");
 
-    let profile = marple::codec::pprof::read(&profile).unwrap();
+    let profile = marple::internals::codec::pprof::read(&profile).unwrap();
     let tasks: i64 = profile.sample.iter().map(|sample| sample.value[0]).sum();
     assert_eq!(tasks, 2);
 }

@@ -10,8 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use flate2::read::GzDecoder;
-use marple::base::IncidentId;
-use marple::model::{IncidentState, Manifest, Outcome};
+use marple::internals::base::IncidentId;
+use marple::internals::model::{IncidentState, Manifest, Outcome};
 use marple::{Builder, CaptureSet, Settings};
 use sha2::{Digest, Sha256};
 

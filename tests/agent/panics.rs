@@ -5,7 +5,7 @@ use std::panic;
 use std::thread;
 use std::time::Duration;
 
-use marple::model::{CaptureKind, Metric, Rule};
+use marple::internals::model::{CaptureKind, Metric, Rule};
 
 use crate::support::host::{Host, WAIT_TIMEOUT, settings, wait_for};
 

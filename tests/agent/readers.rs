@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use marple::CaptureSet;
-use marple::model::CaptureKind;
+use marple::internals::model::CaptureKind;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::prelude::*;
 

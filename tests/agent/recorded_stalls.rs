@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use marple::config::TraceSettings;
-use marple::model::{CaptureKind, Manifest, Metric, Rule};
+use marple::internals::model::{CaptureKind, Manifest, Metric, Rule};
 use marple::task::Trace;
 
 use crate::support::host::{Host, WAIT_TIMEOUT, settings, wait_for};

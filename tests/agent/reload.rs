@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use marple::agent::Status;
-use marple::model::Origin;
+use marple::internals::agent::Status;
+use marple::internals::model::Origin;
 use marple::{AgentHandle, Builder};
 
 use crate::support::host::{WAIT_TIMEOUT, incidents, wait_for};

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use marple::model::{IncidentState, Outcome};
+use marple::internals::model::{IncidentState, Outcome};
 use marple::{Builder, CaptureKind, ErrorKind, Settings};
 use tempfile::TempDir;
 

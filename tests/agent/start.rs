@@ -13,9 +13,9 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use marple::base::SystemClock;
 use marple::config::{HttpSettings, Listen};
-use marple::store::Store;
+use marple::internals::base::SystemClock;
+use marple::internals::store::Store;
 use marple::{Agent, AgentHandle, Builder, CaptureKind, Settings};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 
@@ -515,7 +515,7 @@ fn agent_threads_do_not_inherit_cpu_affinity_or_real_time_priority() {
 #[test]
 #[cfg(target_os = "linux")]
 fn rules_with_unavailable_metric_are_warned_about_with_reason() {
-    use marple::model::{Metric, Rule};
+    use marple::internals::model::{Metric, Rule};
 
     let home = tempfile::tempdir().unwrap();
     let rule = Rule { name: "waits".into(), abs: Some(1.0), ..Rule::new(Metric::Lag) };

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use libc::sock_filter;
 use marple::config::{HttpSettings, Listen};
-use marple::model::Outcome;
+use marple::internals::model::Outcome;
 use marple::{CaptureSet, Settings};
 use table::{Call, Class, calls};
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use marple::Settings;
 use marple::config::{ToggleSettings, ToggleSignal};
-use marple::model::Origin;
+use marple::internals::model::Origin;
 use rustix::process::{Signal, getpid, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 

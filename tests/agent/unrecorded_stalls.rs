@@ -8,7 +8,7 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use marple::config::{StacksSettings, ThreadsMode, TraceSettings};
-use marple::model::{CaptureKind, CaptureSet, Metric, Rule, Stall};
+use marple::internals::model::{CaptureKind, CaptureSet, Metric, Rule, Stall};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;

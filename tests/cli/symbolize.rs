@@ -6,11 +6,11 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use jiff::Timestamp;
-use marple::agent::{HeapWriter, ProcessMemory};
-use marple::base::Bytes;
-use marple::codec::pprof::proto::{Location, Profile};
-use marple::codec::pprof::{read, write_proto};
-use marple::heap;
+use marple::internals::agent::{HeapWriter, ProcessMemory};
+use marple::internals::base::Bytes;
+use marple::internals::codec::pprof::proto::{Location, Profile};
+use marple::internals::codec::pprof::{read, write_proto};
+use marple::internals::heap;
 
 use crate::support::peers;
 
@@ -46,7 +46,7 @@ fn profile(path: &Path) -> Profile {
 
 /// Returns function, file name and line of each function at a location, innermost first.
 fn functions_at(profile: &Profile, location: &Location) -> Vec<(String, String, i64)> {
-    let line = |line: &marple::codec::pprof::proto::Line| {
+    let line = |line: &marple::internals::codec::pprof::proto::Line| {
         let function = profile.function.iter().find(|known| known.id == line.function_id).unwrap();
         let file = profile.text(function.filename).rsplit('/').next().unwrap_or_default();
         (profile.text(function.name).to_owned(), file.to_owned(), line.line)

@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use marple::base::{Moment, TimeAnchor};
-use marple::codec::perfetto;
-use marple::model::{ArgValue, EventKind, Timeline, TimelineEvent, TrackHandle, TrackKind};
+use marple::internals::base::{Moment, TimeAnchor};
+use marple::internals::codec::perfetto;
+use marple::internals::model::{
+    ArgValue, EventKind, Timeline, TimelineEvent, TrackHandle, TrackKind,
+};
 use proptest::prelude::*;
 use serde_json::Value;
 

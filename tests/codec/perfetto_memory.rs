@@ -4,9 +4,9 @@ use std::io;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use marple::base::{Moment, TimeAnchor};
-use marple::codec::perfetto::{self, Stacks};
-use marple::model::{
+use marple::internals::base::{Moment, TimeAnchor};
+use marple::internals::codec::perfetto::{self, Stacks};
+use marple::internals::model::{
     Profile, RawKind, RawSlice, RawTask, Sample, TaskKey, ThreadSlices, TimedSample, Timeline,
     ValueType,
 };

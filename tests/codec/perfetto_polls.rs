@@ -6,14 +6,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use marple::base::{Bytes, Moment, TimeAnchor};
-use marple::codec::perfetto;
-use marple::model::{
+use marple::internals::base::{Bytes, Moment, TimeAnchor};
+use marple::internals::codec::perfetto;
+use marple::internals::model::{
     Activity, Calibration, OpenSlice, RawKind, RawSlice, RawTask, TaskKey, ThreadSlices, Timeline,
     TraceMode, TrackKind,
 };
+use marple::internals::trace::configure;
 use marple::task::{self, Trace};
-use marple::trace::configure;
 use tokio::runtime::Builder;
 
 use crate::support::peers;
@@ -80,12 +80,13 @@ fn handmade_timeline() -> Timeline {
     };
     let spans = timeline.add_track(TrackKind::Thread(4243), "worker");
     let [name, category] = ["request", "span"].map(|text| timeline.strings.intern(text));
-    for (at, kind) in
-        [(1250, marple::model::EventKind::Begin(name)), (1600, marple::model::EventKind::End)]
-    {
+    for (at, kind) in [
+        (1250, marple::internals::model::EventKind::Begin(name)),
+        (1600, marple::internals::model::EventKind::End),
+    ] {
         let at = Moment::from_nanos(at);
         let args = Vec::new();
-        timeline.events.push(marple::model::TimelineEvent {
+        timeline.events.push(marple::internals::model::TimelineEvent {
             at,
             track: spans,
             kind,

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use marple::base::{Moment, TimeAnchor};
-use marple::codec::perfetto::{self, Stacks};
-use marple::model::{
+use marple::internals::base::{Moment, TimeAnchor};
+use marple::internals::codec::perfetto::{self, Stacks};
+use marple::internals::model::{
     Activity, Calibration, EventKind, Function, Line, Mapping, Profile, RawKind, RawSlice, Sample,
     TaskKey, ThreadDump, ThreadRow, ThreadSlices, TimedSample, Timeline, TimelineEvent, TrackKind,
     ValueType,
@@ -80,7 +80,7 @@ fn profile(samples: &[(u32, &str, &[u64], u64)]) -> Profile {
     ]);
     for (address, name) in [(0x10_010, "main"), (0x10_020, "orders::burn")] {
         let name = profile.strings.intern(name);
-        let function = marple::model::FunctionHandle(profile.functions.len() as u32);
+        let function = marple::internals::model::FunctionHandle(profile.functions.len() as u32);
         let file = profile.strings.intern("");
         profile.functions.push(Function { name, system_name: name, file });
         for frame in profile.frames.iter_mut().filter(|frame| frame.address == address) {

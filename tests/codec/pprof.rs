@@ -8,8 +8,8 @@ use std::time::Duration;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use jiff::Timestamp;
-use marple::codec::{Error, pprof};
-use marple::model::{
+use marple::internals::codec::{Error, pprof};
+use marple::internals::model::{
     Function, FunctionHandle, Line, Mapping, MappingHandle, Profile, Sample, StackHandle, ValueType,
 };
 use proptest::prelude::*;
@@ -301,7 +301,7 @@ fn mapping_flags_are_set_only_for_symbolized_mappings() {
     assert_eq!(unknown, [[false; 4], [false; 4]]);
     let names_only = promises(|profile| {
         for function in &mut profile.functions {
-            function.file = marple::model::StringHandle::EMPTY;
+            function.file = marple::internals::model::StringHandle::EMPTY;
         }
         for frame in profile.frames.iter_mut() {
             frame.lines.iter_mut().for_each(|line| line.line = 0);

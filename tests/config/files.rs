@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use marple::config::{Error, HttpSettings, Settings, default_rules, load, parse};
-use marple::model::{CaptureKind, CaptureSet, HoldDurations, Metric};
+use marple::internals::model::{CaptureKind, CaptureSet, HoldDurations, Metric};
 
 fn shipped_path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(name)

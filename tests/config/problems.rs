@@ -4,9 +4,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use marple::base::{Bytes, Hertz};
 use marple::config::{HttpSettings, Listen, Secret, Settings, parse};
-use marple::model::{CaptureSet, Metric, Rule};
+use marple::internals::base::{Bytes, Hertz};
+use marple::internals::model::{CaptureSet, Metric, Rule};
 
 fn error_message(text: &str) -> String {
     parse(text, Path::new("orders.toml")).expect_err("this is not valid").to_string()

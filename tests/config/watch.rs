@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, SystemTime};
 
-use marple::config::{FileChange, FileWatcher, WatchedFile};
+use marple::internals::config::{FileChange, FileWatcher, WatchedFile};
 use tempfile::TempDir;
 
 /// A time that only a hang exceeds.

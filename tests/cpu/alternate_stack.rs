@@ -4,7 +4,7 @@ use std::ptr;
 use std::thread;
 use std::time::Duration;
 
-use marple::symbols;
+use marple::internals::symbols;
 
 use crate::support::cpu_load::{BURN_FUNCTIONS, burn, engines, start, stop, sums_below};
 
@@ -59,7 +59,8 @@ fn stack_on_alternate_signal_stack_is_truncated_and_reported() {
         // A larger copy would not help here, so this cause must be rare. Other threads may have
         // deep stacks.
         assert!(lost("deeper than its copy") * 10 <= on_alternate_stack, "{context}");
-        let seen: i64 = sums_below(&profile, "burner", BURN_FUNCTIONS, 0).iter().sum();
-        assert!(seen >= 50, "what the handler does is seen: {seen}; {context}");
+        // In CPU time: the kernel may merge several expirations of a timer into one sample.
+        let seen: i64 = sums_below(&profile, "burner", BURN_FUNCTIONS, 1).iter().sum();
+        assert!(seen >= 200_000_000, "CPU time in the handler's functions: {seen} ns; {context}");
     }
 }

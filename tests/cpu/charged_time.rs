@@ -10,11 +10,11 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use marple::base::{Clock, SystemClock};
-use marple::codec::pprof;
-use marple::cpu::CpuSession;
-use marple::cpu::options::Options;
-use marple::model::{CpuEngine, CpuMode, Profile};
+use marple::internals::base::{Clock, SystemClock};
+use marple::internals::codec::pprof;
+use marple::internals::cpu::CpuSession;
+use marple::internals::cpu::options::Options;
+use marple::internals::model::{CpuEngine, CpuMode, Profile};
 use rustix::time::ClockId;
 
 use crate::support::cpu_load::{

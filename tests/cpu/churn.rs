@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use marple::model::CpuEngine;
+use marple::internals::model::CpuEngine;
 use rustix::time::ClockId;
 
 use crate::support::counting::allocations;

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use marple::base::{Clock, Hertz, SystemClock};
-use marple::cpu::CpuSession;
-use marple::cpu::error::Error;
-use marple::symbols;
+use marple::internals::base::{Clock, Hertz, SystemClock};
+use marple::internals::cpu::CpuSession;
+use marple::internals::cpu::error::Error;
+use marple::internals::symbols;
 
 use crate::support::cpu_load::{
     burn, burn_on_threads, check_burners, cpu_periods, engines, function_names, label,

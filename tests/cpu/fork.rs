@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use marple::base::{Clock, Hertz, SystemClock};
-use marple::cpu::error::Error;
-use marple::cpu::options::Options;
-use marple::cpu::{CpuSession, Lookback};
-use marple::model::{CpuEngine, CpuMode};
+use marple::internals::base::{Clock, Hertz, SystemClock};
+use marple::internals::cpu::error::Error;
+use marple::internals::cpu::options::Options;
+use marple::internals::cpu::{CpuSession, Lookback};
+use marple::internals::model::{CpuEngine, CpuMode};
 
 use crate::support::cpu_load::{burn, engines, serial_guard, stop};
 

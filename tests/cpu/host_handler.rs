@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use marple::cpu::error::Error;
-use marple::model::CpuEngine;
+use marple::internals::cpu::error::Error;
+use marple::internals::model::CpuEngine;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::support::cpu_load::{burn, start, stop};

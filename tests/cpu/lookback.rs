@@ -6,13 +6,13 @@ use std::thread;
 use std::time::Duration;
 
 use marple::CaptureKind;
-use marple::base::{Clock, Hertz, SystemClock};
-use marple::codec::pprof;
 use marple::config::CpuSettings;
-use marple::cpu::options::Options;
-use marple::cpu::{CpuSession, Lookback};
-use marple::model::{CpuEngine, Profile};
-use marple::symbols;
+use marple::internals::base::{Clock, Hertz, SystemClock};
+use marple::internals::codec::pprof;
+use marple::internals::cpu::options::Options;
+use marple::internals::cpu::{CpuSession, Lookback};
+use marple::internals::model::{CpuEngine, Profile};
+use marple::internals::symbols;
 use rustix::time::ClockId;
 
 use crate::support::cpu_load::{

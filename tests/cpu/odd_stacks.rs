@@ -6,8 +6,8 @@ use std::hint::black_box;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use marple::model::{Marker, Profile};
-use marple::symbols;
+use marple::internals::model::{Marker, Profile};
+use marple::internals::symbols;
 use rustix::time::ClockId;
 
 use crate::support::cpu_load::{cpu_time, engines, function_names, serial_guard, start, stop};
@@ -20,7 +20,7 @@ fn matching_fraction(profile: &Profile, column: usize, counts: impl Fn(&[String]
     for sample in &profile.samples {
         let function_names = function_names(profile, sample);
         // Excludes the recorder's own thread.
-        if function_names.iter().any(|name| name.contains("marple::cpu::sampling")) {
+        if function_names.iter().any(|name| name.contains("marple::internals::cpu::sampling")) {
             continue;
         }
         all += sample.values[column];

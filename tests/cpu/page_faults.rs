@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use marple::model::CpuEngine;
+use marple::internals::model::CpuEngine;
 
 use crate::support::counting::allocations;
 use crate::support::cpu_load::{burn, start, stop};

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use marple::cpu::CpuSession;
-use marple::cpu::error::Error;
-use marple::model::CpuEngine;
-use marple::symbols;
+use marple::internals::cpu::CpuSession;
+use marple::internals::cpu::error::Error;
+use marple::internals::model::CpuEngine;
+use marple::internals::symbols;
 
 use crate::support::cpu_load::{
     self, StopOnDrop, burn, burn_on_threads, check_burners, function_names, serial_guard,

@@ -6,8 +6,8 @@ use std::ffi::c_int;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use marple::cpu::error::Error;
-use marple::model::CpuEngine;
+use marple::internals::cpu::error::Error;
+use marple::internals::model::CpuEngine;
 
 use crate::support::cpu_load::{burn, start, stop};
 

@@ -9,11 +9,11 @@ use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::Duration;
 
-use marple::base::warnings;
-use marple::cpu::Lookback;
-use marple::cpu::error::Error;
-use marple::cpu::options::Options;
-use marple::model::{CpuEngine, Profile};
+use marple::internals::base::warnings;
+use marple::internals::cpu::Lookback;
+use marple::internals::cpu::error::Error;
+use marple::internals::cpu::options::Options;
+use marple::internals::model::{CpuEngine, Profile};
 
 use crate::support::cpu_load::{burn, start, stated_periods, stop, thread_name};
 use crate::support::host::{self, Host, settings, wait_for};
@@ -83,7 +83,7 @@ fn perf_events_are_closed_when_service_needs_descriptors() {
         }
         let _sleepers = spawn_sleeping_threads(20);
         let lookback = Lookback::start(&Options {
-            lookback_frequency: marple::base::Hertz(19),
+            lookback_frequency: marple::internals::base::Hertz(19),
             ..Options::default()
         });
         let lookback = lookback.unwrap().unwrap();
@@ -190,7 +190,10 @@ fn thread_spawn_failure_is_error_not_panic() {
         SEPARATE_USER_COMMAND.into_iter().chain(["prlimit", "--nproc=2"]).collect();
     rerun::under(test, &wrapper, || {
         // The process already has two threads: the harness's and this one.
-        let options = Options { lookback_frequency: marple::base::Hertz(19), ..Options::default() };
+        let options = Options {
+            lookback_frequency: marple::internals::base::Hertz(19),
+            ..Options::default()
+        };
         let refused = Lookback::start(&options).map(drop);
         assert!(matches!(refused, Err(Error::SpawnThread { .. })), "{refused:?}");
         let refused = start(CpuEngine::Auto, 99).map(drop);

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use marple::symbols;
+use marple::internals::symbols;
 use rustix::time::ClockId;
 
 use crate::support::cpu_load::{

@@ -9,13 +9,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use marple::CaptureKind;
-use marple::base::{Clock, Hertz, SystemClock};
-use marple::codec::pprof::{self, proto};
 use marple::config::{CpuSettings, StacksSettings, ThreadsMode};
-use marple::cpu::CpuSession;
-use marple::cpu::options::Options;
-use marple::model::{CpuMode, Outcome, Profile, Sample};
-use marple::symbols;
+use marple::internals::base::{Clock, Hertz, SystemClock};
+use marple::internals::codec::pprof::{self, proto};
+use marple::internals::cpu::CpuSession;
+use marple::internals::cpu::options::Options;
+use marple::internals::model::{CpuMode, Outcome, Profile, Sample};
+use marple::internals::symbols;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::support::cpu_load::{StopOnDrop, function_names, label, serial_guard, thread_name};

@@ -63,7 +63,7 @@ fn service_process() {
 
 #[tokio::main]
 async fn run_service(
-    agent: marple::agent::Builder,
+    agent: marple::internals::agent::Builder,
     name: &str,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let agent = agent.start()?;

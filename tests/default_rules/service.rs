@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use flate2::read::GzDecoder;
 use jiff::Timestamp;
-use marple::model::Manifest;
+use marple::internals::model::Manifest;
 use tempfile::TempDir;
 
 use crate::healthy;

@@ -5,8 +5,8 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use jiff::Timestamp;
-use marple::base::Bytes;
-use marple::heap;
+use marple::internals::base::Bytes;
+use marple::internals::heap;
 
 /// A time that only a hang exceeds.
 const DEADLINE_MS: i32 = 60_000;

@@ -6,10 +6,10 @@ use std::ops::Range;
 use std::sync::Mutex;
 
 use jiff::Timestamp;
-use marple::agent::{HeapWriter, ProcessMemory};
-use marple::base::Bytes;
-use marple::heap;
-use marple::model::Profile;
+use marple::internals::agent::{HeapWriter, ProcessMemory};
+use marple::internals::base::Bytes;
+use marple::internals::heap;
+use marple::internals::model::Profile;
 
 use crate::support::peers;
 

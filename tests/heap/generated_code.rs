@@ -5,8 +5,8 @@ use std::hint::black_box;
 use std::sync::Mutex;
 
 use jiff::Timestamp;
-use marple::base::Bytes;
-use marple::{heap, symbols};
+use marple::internals::base::Bytes;
+use marple::internals::{heap, symbols};
 
 use crate::support::cpu_load::function_names;
 use crate::support::generated_code::{CALLBACK, map_code};

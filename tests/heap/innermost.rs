@@ -9,9 +9,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use marple::agent::{HeapWriter, ProcessMemory};
-use marple::base::Bytes;
-use marple::heap;
+use marple::internals::agent::{HeapWriter, ProcessMemory};
+use marple::internals::base::Bytes;
+use marple::internals::heap;
 
 use crate::support::peers;
 

@@ -1,9 +1,9 @@
 //! Ten blocks of 20 MiB are 200 MiB in every profile, and 0 after they are freed.
 
 use jiff::Timestamp;
-use marple::base::Bytes;
-use marple::heap;
-use marple::model::{LabelValue, Profile};
+use marple::internals::base::Bytes;
+use marple::internals::heap;
+use marple::internals::model::{LabelValue, Profile};
 
 const SIZE: usize = 20 << 20;
 const ROUNDS: i64 = 1000;

@@ -5,10 +5,11 @@ use std::hint::black_box;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use marple::base::Bytes;
 use marple::config::HeapSettings;
-use marple::model::{Metric, Outcome, Rule};
-use marple::{CaptureKind, Settings, heap};
+use marple::internals::base::Bytes;
+use marple::internals::heap;
+use marple::internals::model::{Metric, Outcome, Rule};
+use marple::{CaptureKind, Settings};
 
 use crate::support::host::{self, Host, WAIT_TIMEOUT, settings};
 
@@ -94,7 +95,7 @@ fn heap_rule_fires_and_incident_uses_finer_sampling() {
     assert!(manifest.captures.iter().all(|capture| capture.outcome == Outcome::Done));
     assert_eq!(manifest.artifacts.len(), 2, "one at each end");
     let file = std::fs::read(dir.join(&manifest.artifacts[0].file)).unwrap();
-    let profile = marple::codec::pprof::read(&file).unwrap();
+    let profile = marple::internals::codec::pprof::read(&file).unwrap();
     let comments: Vec<&str> = profile.comment.iter().map(|&text| profile.text(text)).collect();
     assert!(comments.iter().any(|text| text.ends_with("bytes resident")), "{comments:?}");
 }

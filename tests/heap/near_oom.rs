@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use jiff::Timestamp;
-use marple::agent::{HeapWriter, ProcessMemory};
-use marple::base::Bytes;
-use marple::{codec::pprof, heap};
+use marple::internals::agent::{HeapWriter, ProcessMemory};
+use marple::internals::base::Bytes;
+use marple::internals::{codec::pprof, heap};
 
 use crate::support::rerun::{self, test_path};
 

@@ -4,9 +4,9 @@ use std::hint::black_box;
 use std::sync::mpsc;
 
 use jiff::Timestamp;
-use marple::base::Bytes;
-use marple::heap;
-use marple::model::LabelValue;
+use marple::internals::base::Bytes;
+use marple::internals::heap;
+use marple::internals::model::LabelValue;
 use marple::{Builder, Settings};
 
 const SIZE: usize = 24_007;

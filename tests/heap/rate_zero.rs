@@ -2,8 +2,8 @@
 //! profiles state the bytes without samples.
 
 use jiff::Timestamp;
-use marple::base::Bytes;
-use marple::heap;
+use marple::internals::base::Bytes;
+use marple::internals::heap;
 
 fn total(name: &str) -> i64 {
     heap::snapshot(Timestamp::now()).unwrap().total(name).unwrap()

@@ -3,9 +3,9 @@
 use std::hint::black_box;
 
 use jiff::Timestamp;
-use marple::base::Bytes;
-use marple::heap;
-use marple::model::{LabelValue, Profile};
+use marple::internals::base::Bytes;
+use marple::internals::heap;
+use marple::internals::model::{LabelValue, Profile};
 
 const SIZE: usize = 123_456;
 
@@ -165,7 +165,7 @@ fn deep_recursion_keeps_callers_and_one_row_for_omitted_frames() {
         let found = stacks(&profile, size);
         let [stack] = &found[..] else { panic!("{size}: {found:x?}") };
         assert!(index_of_function(stack, test).is_some(), "{size}: {stack:x?}");
-        let marker = marple::model::Marker::Omitted.address();
+        let marker = marple::internals::model::Marker::Omitted.address();
         assert_eq!(stack.iter().filter(|&&frame| frame == marker).count(), 1);
         assert_eq!(stack.len(), 128);
     }

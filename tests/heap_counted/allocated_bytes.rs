@@ -5,8 +5,8 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use jiff::Timestamp;
-use marple::base::Bytes;
-use marple::heap;
+use marple::internals::base::Bytes;
+use marple::internals::heap;
 
 use crate::support::counting::ALLOCATED_BYTES;
 

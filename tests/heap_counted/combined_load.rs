@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::Relaxed, Ord
 use std::sync::mpsc;
 
 use jiff::Timestamp;
-use marple::agent::{HeapWriter, ProcessMemory};
-use marple::base::Bytes;
-use marple::heap;
+use marple::internals::agent::{HeapWriter, ProcessMemory};
+use marple::internals::base::Bytes;
+use marple::internals::heap;
 
 use crate::support::counted_blocks::{assert_exact, block};
 use crate::support::counting::{ALLOCATED, BLOCKS, COUNTED_SIZES, LIVE};

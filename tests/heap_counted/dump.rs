@@ -5,9 +5,9 @@ use std::io;
 use std::sync::atomic::Ordering::SeqCst;
 
 use jiff::Timestamp;
-use marple::agent::{HeapWriter, ProcessMemory};
-use marple::base::Bytes;
-use marple::{codec::pprof, heap};
+use marple::internals::agent::{HeapWriter, ProcessMemory};
+use marple::internals::base::Bytes;
+use marple::internals::{codec::pprof, heap};
 
 use crate::support::blocks::{SIZE, STACKS, allocate_blocks, resident_bytes, thread_cpu_nanos};
 use crate::support::counting::{ALLOCATED_BYTES, CALLS};

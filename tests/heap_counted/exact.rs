@@ -5,9 +5,9 @@ use std::hint::black_box;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Barrier, Mutex, mpsc};
 
-use marple::base::Bytes;
-use marple::heap;
-use marple::model::{LabelValue, Profile};
+use marple::internals::base::Bytes;
+use marple::internals::heap;
+use marple::internals::model::{LabelValue, Profile};
 
 use crate::support::counted_blocks::{assert_exact, block, snapshot, sum_of_counted_sizes};
 use crate::support::counting::{ALLOCATED, BLOCKS, COUNTED_SIZES, REALLOC_FAILURES};

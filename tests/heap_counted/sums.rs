@@ -12,9 +12,9 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use jiff::Timestamp;
-use marple::agent::{HeapWriter, ProcessMemory};
-use marple::base::Bytes;
-use marple::heap;
+use marple::internals::agent::{HeapWriter, ProcessMemory};
+use marple::internals::base::Bytes;
+use marple::internals::heap;
 
 use crate::support::counting::{ALLOCATED_BYTES, LIVE_BYTES};
 #[cfg(target_arch = "x86_64")]

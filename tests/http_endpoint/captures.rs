@@ -5,8 +5,8 @@ use std::io::Write;
 use std::thread;
 use std::time::Duration;
 
-use marple::codec::pprof;
 use marple::config::{HttpSettings, Secret};
+use marple::internals::codec::pprof;
 use marple::{CaptureKind, Settings};
 use serde_json::Value;
 
@@ -103,18 +103,20 @@ fn request_beyond_cap_is_rejected_and_names_cap() {
 #[test]
 fn heap_rate_is_restored_after_delta_or_disconnect() {
     let (_host, url) = serve(HttpSettings::default());
-    let before = marple::heap::rate();
+    let before = marple::internals::heap::rate();
     let request = start_capture(&url, "heap?seconds=2&rate=4096");
-    assert_eq!(marple::heap::rate().get(), 4096);
+    assert_eq!(marple::internals::heap::rate().get(), 4096);
     assert_eq!(request.join().unwrap().status, 200);
-    assert_eq!(marple::heap::rate(), before);
+    assert_eq!(marple::internals::heap::rate(), before);
 
     let mut client = web::connect(&url);
     let head = b"GET /debug/pprof/heap?seconds=99&rate=8192 HTTP/1.1\r\nHost: localhost\r\n\r\n";
     client.write_all(head).unwrap();
-    wait_for("the rate", || (marple::heap::rate().get() == 8192).then_some(()));
+    wait_for("the rate", || (marple::internals::heap::rate().get() == 8192).then_some(()));
     drop(client);
-    wait_for("the rate to be put back", || (marple::heap::rate() == before).then_some(()));
+    wait_for("the rate to be put back", || {
+        (marple::internals::heap::rate() == before).then_some(())
+    });
 }
 
 #[test]

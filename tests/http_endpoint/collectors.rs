@@ -5,9 +5,9 @@ use std::io::Write;
 use std::process::Command;
 use std::time::Duration;
 
-use marple::agent::CollectorOptions;
 use marple::config::{HttpSettings, Listen};
-use marple::model::Manifest;
+use marple::internals::agent::CollectorOptions;
+use marple::internals::model::Manifest;
 use marple::{Builder, CaptureKind, Settings};
 use tempfile::TempDir;
 

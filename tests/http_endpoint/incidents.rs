@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use marple::CaptureKind;
 use marple::config::HttpSettings;
-use marple::model::Manifest;
+use marple::internals::model::Manifest;
 
 use crate::support::host::{self, Host};
 use crate::support::web::{self, Response, get, send_request, serve};

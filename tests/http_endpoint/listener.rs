@@ -8,7 +8,7 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use marple::config::{HttpSettings, Listen, Secret};
-use marple::model::Origin;
+use marple::internals::model::Origin;
 use marple::{Builder, Settings, http};
 use serde_json::Value;
 

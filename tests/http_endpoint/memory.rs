@@ -40,7 +40,7 @@ fn is_rejected_path(path: &str) -> bool {
 /// Returns settings under which only requests allocate.
 fn quiet_settings() -> marple::Settings {
     let mut settings = host::settings();
-    settings.cpu.lookback_frequency_hz = marple::base::Hertz(0);
+    settings.cpu.lookback_frequency_hz = marple::internals::base::Hertz(0);
     // Keeps rows of vitals, which accumulate for two minutes, out of the measurement.
     settings.interval = Duration::from_secs(3600);
     settings

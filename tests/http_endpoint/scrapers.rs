@@ -17,8 +17,8 @@
 
 use std::thread;
 
-use marple::codec::pprof;
 use marple::config::{HttpSettings, Secret};
+use marple::internals::codec::pprof;
 
 use crate::support::peers::GoServer;
 use crate::support::web::{Response, send_request, serve};

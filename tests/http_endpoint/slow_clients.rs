@@ -7,8 +7,8 @@ use std::io::Write;
 
 use axum::body::Body;
 use axum::http::Request;
-use marple::base::Bytes;
 use marple::config::{HeapSettings, HttpSettings};
+use marple::internals::base::Bytes;
 use marple::{Settings, http};
 use tower_service::Service;
 

@@ -7,9 +7,9 @@ use std::time::Instant;
 use std::{fs, thread};
 
 use marple::Settings;
-use marple::codec::pprof;
-use marple::codec::pprof::proto::{Profile, Sample};
 use marple::config::{HttpSettings, StacksSettings, ThreadsMode};
+use marple::internals::codec::pprof;
+use marple::internals::codec::pprof::proto::{Profile, Sample};
 
 use crate::support::cpu_load::StopOnDrop;
 use crate::support::host::{self, settings};

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use axum::{Router, routing};
-use marple::codec::pprof;
+use marple::internals::codec::pprof;
 use prost::Message;
 use rustix::process::{Pid, Signal};
 

@@ -4,7 +4,7 @@
 
 use std::thread;
 
-use marple::codec::pprof;
+use marple::internals::codec::pprof;
 use serde_json::Value;
 
 use crate::service::Service;
@@ -216,10 +216,10 @@ fn hz_and_mode_parameters_are_supported() {
 #[test]
 fn rate_parameter_is_supported() {
     let ours = Service::start();
-    let rate = marple::heap::rate();
+    let rate = marple::internals::heap::rate();
     let url = ours.pprof_url("heap?seconds=2&rate=65536");
     let request = thread::spawn(move || get(&url));
-    wait_for("the rate", || (marple::heap::rate().get() == 65536).then_some(()));
+    wait_for("the rate", || (marple::internals::heap::rate().get() == 65536).then_some(()));
     assert_eq!(request.join().unwrap().status, 200);
-    assert_eq!(marple::heap::rate(), rate);
+    assert_eq!(marple::internals::heap::rate(), rate);
 }

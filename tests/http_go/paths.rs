@@ -1,7 +1,7 @@
 //! Every path with every parameter, one test each, compared with a real Go server: status, headers,
 //! file names, error messages and sample types.
 
-use marple::codec::pprof;
+use marple::internals::codec::pprof;
 
 use crate::service::Service;
 use crate::shape;

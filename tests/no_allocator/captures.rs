@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use marple::Settings;
 use marple::config::HttpSettings;
-use marple::model::{CaptureKind, Outcome};
+use marple::internals::model::{CaptureKind, Outcome};
 use serde_json::Value;
 
 use crate::support::host::{artifact_names, gauge_rule, settings, wait_for};

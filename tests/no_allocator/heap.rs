@@ -1,7 +1,7 @@
 //! Without the allocator there is no profile, and the error contains the line to add.
 
 use jiff::Timestamp;
-use marple::heap;
+use marple::internals::heap;
 
 #[test]
 fn missing_allocator_error_has_line_to_add() {

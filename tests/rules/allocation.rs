@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use marple::base::{Bytes, Moment};
-use marple::model::{Limit, Metric, Rule, Vitals};
-use marple::rules::Engine;
+use marple::internals::base::{Bytes, Moment};
+use marple::internals::model::{Limit, Metric, Rule, Vitals};
+use marple::internals::rules::Engine;
 
 use crate::support::counting::allocations;
 

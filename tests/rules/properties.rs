@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use marple::base::Moment;
-use marple::model::{Metric, Refire, Rule, Vitals};
-use marple::rules::{Condition, Decision, Engine};
+use marple::internals::base::Moment;
+use marple::internals::model::{Metric, Refire, Rule, Vitals};
+use marple::internals::rules::{Condition, Decision, Engine};
 use proptest::prelude::*;
 
 fn gauge(name: &str) -> Rule {
@@ -190,7 +190,7 @@ proptest! {
         for (second, value) in values.iter().enumerate() {
             let [one, other] = engines.each_mut().map(|engine| {
                 let _ = engine.evaluate(moment_at(second), &vitals(*value));
-                let state = |state: marple::rules::State<'_>| {
+                let state = |state: marple::internals::rules::State<'_>| {
                     (state.rule.name.clone(), format!("{:?}", state.decision))
                 };
                 engine.states().map(state).collect::<BTreeMap<_, _>>()

@@ -14,11 +14,11 @@ use std::env;
 use std::path::Path;
 use std::time::Duration;
 
-use marple::agent::replay;
-use marple::agent::{ReplayOutcome, ReplayTiming};
-use marple::base::{Moment, Percent};
 use marple::config::{BudgetSettings, Settings, load};
-use marple::model::{CaptureKind, Metric, Mode, Rule, Vitals};
+use marple::internals::agent::replay;
+use marple::internals::agent::{ReplayOutcome, ReplayTiming};
+use marple::internals::base::{Moment, Percent};
+use marple::internals::model::{CaptureKind, Metric, Mode, Rule, Vitals};
 
 mod budget;
 mod cases;
@@ -189,7 +189,7 @@ fn run_gauges(
         at: Moment::from_nanos(u64::from(second) * 1_000_000_000),
         gauges: gauges.iter().map(|(name, value)| ((*name).into(), value(second))).collect(),
         cpu_cores: Some(f64::from(second >= 500)),
-        cpu_limit: Some(marple::model::Limit { value: 1.0, source: "test".into() }),
+        cpu_limit: Some(marple::internals::model::Limit { value: 1.0, source: "test".into() }),
         ..Vitals::default()
     };
     replay(settings, ReplayTiming::default(), (0..seconds).map(tick))

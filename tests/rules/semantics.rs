@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use marple::base::{Bytes, Moment};
-use marple::model::{Limit, Metric, Refire, Rule, Vitals};
-use marple::rules::{Admission, Condition, Decision, Engine, HoldReason, WINDOW};
+use marple::internals::base::{Bytes, Moment};
+use marple::internals::model::{Limit, Metric, Refire, Rule, Vitals};
+use marple::internals::rules::{Admission, Condition, Decision, Engine, HoldReason, WINDOW};
 
 const TICK: Duration = Duration::from_secs(1);
 

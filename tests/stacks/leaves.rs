@@ -6,10 +6,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use marple::base::{Clock, SystemClock};
-use marple::model::{Profile, StackHandle, TaskDump, TaskRow, TaskState};
-use marple::stacks::tasks::{self, DumpOptions};
-use marple::symbols;
+use marple::internals::base::{Clock, SystemClock};
+use marple::internals::model::{Profile, StackHandle, TaskDump, TaskRow, TaskState};
+use marple::internals::stacks::tasks::{self, DumpOptions};
+use marple::internals::symbols;
 use marple::task::Trace as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{
@@ -164,7 +164,8 @@ fn dump_tasks() -> TaskDump {
 fn function_names(profile: &Profile, stack: StackHandle) -> Vec<String> {
     let frames = profile.stacks.frames(Some(stack)).map(|frame| profile.frames.get(frame));
     let lines = frames.flat_map(|frame| frame.lines.iter());
-    let name = |line: &marple::model::Line| profile.functions[line.function.index()].name;
+    let name =
+        |line: &marple::internals::model::Line| profile.functions[line.function.index()].name;
     lines.map(|line| profile.strings.get(name(line)).to_owned()).collect()
 }
 

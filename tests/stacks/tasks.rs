@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use marple::base::{Clock, SystemClock};
-use marple::codec::text;
-use marple::model::{TaskDump, TaskRow, TaskState};
-use marple::stacks::tasks::{self, DumpOptions};
-use marple::symbols;
+use marple::internals::base::{Clock, SystemClock};
+use marple::internals::codec::text;
+use marple::internals::model::{TaskDump, TaskRow, TaskState};
+use marple::internals::stacks::tasks::{self, DumpOptions};
+use marple::internals::symbols;
 use marple::task::{self, Trace as _};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;

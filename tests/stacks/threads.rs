@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use marple::base::{Clock, SystemClock};
-use marple::codec::text;
-use marple::model::{ThreadDump, ThreadRow};
-use marple::stacks::threads;
-use marple::symbols;
+use marple::internals::base::{Clock, SystemClock};
+use marple::internals::codec::text;
+use marple::internals::model::{ThreadDump, ThreadRow};
+use marple::internals::stacks::threads;
+use marple::internals::symbols;
 
 use crate::support::rerun::{self, test_path};
 
@@ -33,7 +33,8 @@ fn function_names(dump: &ThreadDump, thread: &ThreadRow) -> Vec<String> {
     let profile = &dump.profile;
     let frames = profile.stacks.frames(thread.stack).map(|frame| profile.frames.get(frame));
     let lines = frames.flat_map(|frame| frame.lines.iter());
-    let name = |line: &marple::model::Line| profile.functions[line.function.index()].name;
+    let name =
+        |line: &marple::internals::model::Line| profile.functions[line.function.index()].name;
     lines.map(|line| profile.strings.get(name(line)).to_owned()).collect()
 }
 

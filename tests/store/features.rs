@@ -13,9 +13,9 @@ use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use libc::sock_filter;
-use marple::base::{SystemClock, warnings};
-use marple::model::{CaptureKind, IncidentState};
-use marple::store::{ArtifactDraft, Error, Recovery, Store};
+use marple::internals::base::{SystemClock, warnings};
+use marple::internals::model::{CaptureKind, IncidentState};
+use marple::internals::store::{ArtifactDraft, Error, Recovery, Store};
 
 use crate::support::rerun::{self, test_path};
 use crate::support::seccomp::{
@@ -151,7 +151,7 @@ fn open(dir: &Path) -> Result<(Store, Recovery), Error> {
     Store::open(dir, store::generous_limits(), Arc::new(SystemClock))
 }
 
-fn write(mut draft: ArtifactDraft, content: &[u8]) -> marple::model::Artifact {
+fn write(mut draft: ArtifactDraft, content: &[u8]) -> marple::internals::model::Artifact {
     draft.write_all(content).unwrap();
     draft.commit().unwrap()
 }

@@ -9,10 +9,10 @@ use std::process::Command;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use marple::base::SystemClock;
 use marple::config::StoreSettings;
-use marple::model::CaptureKind;
-use marple::store::{Error, Store};
+use marple::internals::base::SystemClock;
+use marple::internals::model::CaptureKind;
+use marple::internals::store::{Error, Store};
 
 use crate::support::host::{Host, WAIT_TIMEOUT, settings};
 use crate::support::store;

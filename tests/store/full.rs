@@ -7,10 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use marple::base::{Bytes, IncidentId, SystemClock};
 use marple::config::{DiskReserve, StoreSettings};
-use marple::model::{Artifact, CaptureKind, IncidentState};
-use marple::store::{Error, IncidentDir, Store, StoreLimit};
+use marple::internals::base::{Bytes, IncidentId, SystemClock};
+use marple::internals::model::{Artifact, CaptureKind, IncidentState};
+use marple::internals::store::{Error, IncidentDir, Store, StoreLimit};
 
 use crate::support::rerun::{self, test_path};
 use crate::support::store;
@@ -37,7 +37,7 @@ fn write_artifact(incident: &IncidentDir, bytes: usize) -> Result<Artifact, Erro
 fn create_closed_incident(store: &Store, bytes: usize) -> IncidentId {
     let mut incident = store.create_incident("memory", store::manifest()).unwrap();
     let artifact = write_artifact(&incident, bytes).unwrap();
-    let close = |manifest: &mut marple::model::Manifest| {
+    let close = |manifest: &mut marple::internals::model::Manifest| {
         manifest.artifacts.push(artifact);
         manifest.state = IncidentState::Closed;
     };

@@ -13,11 +13,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use marple::base::SystemClock;
 use marple::config::StoreSettings;
-use marple::model::{CaptureKind, IncidentState, Manifest, Outcome};
-use marple::store::manifest::read;
-use marple::store::{Store, list};
+use marple::internals::base::SystemClock;
+use marple::internals::model::{CaptureKind, IncidentState, Manifest, Outcome};
+use marple::internals::store::manifest::read;
+use marple::internals::store::{Store, list};
 use sha2::{Digest, Sha256};
 
 use crate::support::rerun::{self, test_path};

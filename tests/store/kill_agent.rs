@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use marple::config::StoreSettings;
-use marple::model::IncidentState;
+use marple::internals::model::IncidentState;
 use marple::{Builder, CaptureKind, Settings};
 
 use crate::support::host::{WAIT_TIMEOUT, incidents, settings, wait_for};
@@ -28,7 +28,7 @@ fn capture_loop_process() {
     let settings = Settings { dir: dir.into(), store, rules: Vec::new(), ..settings() };
     let agent = Builder::from_settings(settings).start().unwrap();
     let handle = agent.handle();
-    let queries = |out: &mut marple::agent::CollectorOutput| {
+    let queries = |out: &mut marple::internals::agent::CollectorOutput| {
         // Written in pieces, so that a kill can come between them.
         (0..50).try_for_each(|_| out.write_all(&[b'q'; 1000])).map_err(Into::into)
     };

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use marple::base::{Bytes, IncidentId};
-use marple::model::{
+use marple::internals::base::{Bytes, IncidentId};
+use marple::internals::model::{
     Artifact, CaptureKind, CaptureRecord, IncidentState, Limits, Losses, Manifest, Metric, Origin,
     Outcome, ProcessInfo, Reason, Versions, VitalsRow,
 };
-use marple::store::manifest;
+use marple::internals::store::manifest;
 use proptest::prelude::*;
 
 use crate::support::peers;

@@ -7,10 +7,10 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use marple::base::{Bytes, SystemClock};
 use marple::config::{HttpSettings, Listen, StoreSettings};
-use marple::model::{CaptureKind, IncidentState, Manifest, VitalsRow};
-use marple::store::Store;
+use marple::internals::base::{Bytes, SystemClock};
+use marple::internals::model::{CaptureKind, IncidentState, Manifest, VitalsRow};
+use marple::internals::store::Store;
 use marple::{Builder, Settings};
 
 use crate::support::counting;
@@ -121,10 +121,10 @@ fn largest_store_is_opened_listed_and_served_in_bounded_memory() {
     eprintln!("open: {} KiB", peak_bytes >> 10);
     assert!(peak_bytes < MAX_PEAK_BYTES, "opening the store took {peak_bytes} bytes");
     assert_eq!(interrupted.len(), 9);
-    let is_marked = |entry: &marple::store::IncidentEntry| {
+    let is_marked = |entry: &marple::internals::store::IncidentEntry| {
         entry.manifest.as_ref().unwrap().state == IncidentState::Interrupted
     };
-    let marked = marple::store::list(&dir).unwrap().into_iter().find(is_marked).unwrap();
+    let marked = marple::internals::store::list(&dir).unwrap().into_iter().find(is_marked).unwrap();
     let text = fs::read(marked.path.join("incident.json")).unwrap();
     let manifest: Manifest = serde_json::from_slice(&text).unwrap();
     assert!(manifest.closed.is_some() && manifest.vitals.len() >= 100, "the vitals are kept");
@@ -156,7 +156,7 @@ fn largest_store_is_opened_listed_and_served_in_bounded_memory() {
     };
     let agent = Builder::from_settings(settings).start().unwrap();
     let url = format!("http://{address}");
-    let id = marple::store::list(&dir).unwrap().pop().unwrap().id;
+    let id = marple::internals::store::list(&dir).unwrap().pop().unwrap().id;
     let file = "orders_eu-1.001.memory.pprof".to_owned();
     for (path, min_bytes) in [
         ("/incidents".to_owned(), 100 * 1000),

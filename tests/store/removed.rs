@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use marple::model::IncidentState;
+use marple::internals::model::IncidentState;
 use marple::{CaptureKind, Settings};
 
 use crate::support::host::{Host, WAIT_TIMEOUT, gauge_rule, settings, wait_for};

@@ -8,10 +8,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use marple::base::{SystemClock, warnings};
 use marple::config::StoreSettings;
-use marple::model::CaptureKind;
-use marple::store::{Error, ErrorKind, Location, Store};
+use marple::internals::base::{SystemClock, warnings};
+use marple::internals::model::CaptureKind;
+use marple::internals::store::{Error, ErrorKind, Location, Store};
 use rustix::fs::{Gid, Uid, chown};
 
 use crate::support::rerun::{self, test_path};
@@ -134,7 +134,11 @@ fn assert_private_subdirectory(base: &Path, volume: &Volume) {
     let warning =
         warnings::list().into_iter().find(|warning| warning.topic == "store.place").unwrap();
     assert!(warning.text.contains(own.to_str().unwrap()), "{}", warning.text);
-    assert_eq!(marple::store::list(&mount).unwrap().len(), before + 1, "readers find them");
+    assert_eq!(
+        marple::internals::store::list(&mount).unwrap().len(),
+        before + 1,
+        "readers find them"
+    );
     // The next process of this user gets an error that names the owner, and does not use another
     // directory.
     assert_eq!(open(&mount, false).unwrap_err().kind(), ErrorKind::Busy);
@@ -151,9 +155,9 @@ fn subdirectory_planted_by_another_user_is_not_used() {
             let mount = base_dir().join(volume.name);
             let store = open(&mount, false).unwrap();
             assert_eq!(store.dir(), mount.join("marple-1000-4"));
-            assert!(marple::store::list(&mount).unwrap().is_empty());
+            assert!(marple::internals::store::list(&mount).unwrap().is_empty());
             create_closed_incident(&store);
-            assert_eq!(marple::store::list(&mount).unwrap().len(), 1);
+            assert_eq!(marple::internals::store::list(&mount).unwrap().len(), 1);
         });
         return;
     }
@@ -216,7 +220,7 @@ fn group_read_allows_group_sidecar_only() {
                 }
                 user => {
                     for dir in [mount.join("marple-1000"), mount.join("a/b")] {
-                        let found = marple::store::list(&dir);
+                        let found = marple::internals::store::list(&dir);
                         assert_eq!(found.is_ok(), user == 2000, "{}", dir.display());
                         for entry in found.into_iter().flatten() {
                             let manifest = entry.manifest.unwrap();

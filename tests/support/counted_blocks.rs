@@ -4,8 +4,8 @@
 use std::sync::atomic::Ordering::SeqCst;
 
 use jiff::Timestamp;
-use marple::heap;
-use marple::model::{LabelValue, Profile};
+use marple::internals::heap;
+use marple::internals::model::{LabelValue, Profile};
 
 use crate::support::counting::{ALLOCATED, BLOCKS, COUNTED_SIZES, LIVE};
 

@@ -7,11 +7,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use marple::base::{Clock, Hertz, SystemClock};
-use marple::cpu::CpuSession;
-use marple::cpu::error::Error;
-use marple::cpu::options::Options;
-use marple::model::{CpuEngine, LabelValue, Profile, Sample};
+use marple::internals::base::{Clock, Hertz, SystemClock};
+use marple::internals::cpu::CpuSession;
+use marple::internals::cpu::error::Error;
+use marple::internals::cpu::options::Options;
+use marple::internals::model::{CpuEngine, LabelValue, Profile, Sample};
 use rustix::time::{ClockId, clock_gettime};
 
 /// Sessions are unique in a process, so the tests of a program run one at a time.

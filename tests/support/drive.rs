@@ -4,11 +4,11 @@
 
 use std::fmt;
 
-use marple::base::{Clock, Hertz, SystemClock};
-use marple::cpu::CpuSession;
-use marple::cpu::options::Options;
-use marple::model::{CpuEngine, CpuMode, LabelValue, Profile, Sample};
-use marple::symbols;
+use marple::internals::base::{Clock, Hertz, SystemClock};
+use marple::internals::cpu::CpuSession;
+use marple::internals::cpu::options::Options;
+use marple::internals::model::{CpuEngine, CpuMode, LabelValue, Profile, Sample};
+use marple::internals::symbols;
 use pprof::{ProfilerGuard, ProfilerGuardBuilder};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,9 +6,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use marple::base::Bytes;
 use marple::config::{DiskReserve, Settings, StoreSettings, ToggleSettings};
-use marple::model::{Manifest, Metric, Rule};
+use marple::internals::base::Bytes;
+use marple::internals::model::{Manifest, Metric, Rule};
 use marple::{Agent, AgentHandle, Builder, CaptureSet};
 use tempfile::TempDir;
 

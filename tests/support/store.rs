@@ -5,9 +5,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use marple::base::{Bytes, IncidentId};
 use marple::config::{DiskReserve, StoreSettings};
-use marple::model::{
+use marple::internals::base::{Bytes, IncidentId};
+use marple::internals::model::{
     CaptureKind, CaptureRecord, IncidentState, Limits, Losses, Manifest, Outcome, ProcessInfo,
     Versions,
 };

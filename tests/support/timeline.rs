@@ -2,9 +2,9 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use marple::base::{Bytes, Clock, Moment, SystemClock, TimeAnchor};
-use marple::model::{ArgValue, EventKind, RawKind, Timeline, TrackHandle, TrackKind};
-use marple::trace::TraceSession;
+use marple::internals::base::{Bytes, Clock, Moment, SystemClock, TimeAnchor};
+use marple::internals::model::{ArgValue, EventKind, RawKind, Timeline, TrackHandle, TrackKind};
+use marple::internals::trace::TraceSession;
 
 /// Serializes the tests of a binary: there is one recorder.
 pub(crate) fn serial_guard() -> MutexGuard<'static, ()> {
@@ -120,7 +120,7 @@ pub(crate) struct Slice {
 /// progress.
 pub(crate) fn slices(timeline: &Timeline) -> Vec<(u32, Vec<Slice>)> {
     let activity = &timeline.activity;
-    let slice = |kind, task: marple::model::TaskKey, start, end: Option<u64>| Slice {
+    let slice = |kind, task: marple::internals::model::TaskKey, start, end: Option<u64>| Slice {
         kind,
         name: match kind {
             RawKind::Park => "parked".to_owned(),

@@ -12,8 +12,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use marple::base::Bytes;
 use marple::config::{HeapSettings, TraceSettings};
+use marple::internals::base::Bytes;
 use marple::{CaptureKind, Settings};
 
 use crate::support::host::{Host, WAIT_TIMEOUT, settings, wait_for};

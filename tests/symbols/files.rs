@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use jiff::Timestamp;
-use marple::base::CodeFile;
-use marple::model::{Mapping, MappingHandle, Profile, ValueType};
-use marple::symbols::{self, Error, SymbolReport};
+use marple::internals::base::CodeFile;
+use marple::internals::model::{Mapping, MappingHandle, Profile, ValueType};
+use marple::internals::symbols::{self, Error, SymbolReport};
 use object::elf;
 use object::read::elf::{FileHeader, SectionHeader};
 use object::{Endianness, Object};

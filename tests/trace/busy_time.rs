@@ -4,7 +4,7 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
-use marple::model::RawKind;
+use marple::internals::model::RawKind;
 use marple::task::Trace;
 
 use crate::support::timeline::*;

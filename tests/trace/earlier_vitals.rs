@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use marple::base::{Bytes, Clock, SystemClock};
-use marple::model::{Timeline, Vitals};
-use marple::trace::{TraceSession, record_vitals};
+use marple::internals::base::{Bytes, Clock, SystemClock};
+use marple::internals::model::{Timeline, Vitals};
+use marple::internals::trace::{TraceSession, record_vitals};
 
 use crate::support::timeline::*;
 

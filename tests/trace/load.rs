@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Barrier, Once};
 use std::thread;
 
-use marple::base::{Bytes, Clock, SystemClock};
-use marple::model::{Timeline, TrackKind, Vitals};
-use marple::trace::{TraceSession, record_vitals};
+use marple::internals::base::{Bytes, Clock, SystemClock};
+use marple::internals::model::{Timeline, TrackKind, Vitals};
+use marple::internals::trace::{TraceSession, record_vitals};
 use tracing::{info, info_span};
 use tracing_subscriber::prelude::*;
 

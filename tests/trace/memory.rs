@@ -4,9 +4,9 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use marple::base::{Bytes, Clock, SystemClock};
-use marple::model::Vitals;
-use marple::trace::{TraceSession, record_instant, record_vitals};
+use marple::internals::base::{Bytes, Clock, SystemClock};
+use marple::internals::model::Vitals;
+use marple::internals::trace::{TraceSession, record_instant, record_vitals};
 use tracing::{info, info_span};
 use tracing_subscriber::prelude::*;
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use marple::base::thread_start;
-use marple::model::RawKind;
+use marple::internals::base::thread_start;
+use marple::internals::model::RawKind;
 use marple::trace::Hooks;
 use tokio::runtime::Builder;
 
@@ -131,7 +131,7 @@ fn current_thread_runtime_records_parks() {
     let session = start();
     runtime.block_on(sleep_repeatedly(3));
     let timeline = stop(session);
-    assert_eq!(marple::trace::recorded_sources(), "parks");
+    assert_eq!(marple::internals::trace::recorded_sources(), "parks");
     let [(thread, slices)] = &slices(&timeline)[..] else { panic!("one thread") };
     assert_eq!(*thread, tid());
     assert!(slices.len() >= 3 && slices.iter().all(|slice| slice.end.is_some()), "{slices:?}");

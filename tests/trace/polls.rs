@@ -9,10 +9,10 @@ use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
-use marple::base::{Bytes, Clock, SystemClock};
-use marple::model::{RawKind, Timeline, TraceMode};
+use marple::internals::base::{Bytes, Clock, SystemClock};
+use marple::internals::model::{RawKind, Timeline, TraceMode};
+use marple::internals::trace::{TraceSession, configure};
 use marple::task::{self, JoinSet, Trace};
-use marple::trace::{TraceSession, configure};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::support::timeline::*;

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use marple::base::{Bytes, Clock, Moment, SystemClock};
-use marple::model::{TrackKind, Vitals};
-use marple::trace::{Error, TraceSession, record_instant, record_vitals};
+use marple::internals::base::{Bytes, Clock, Moment, SystemClock};
+use marple::internals::model::{TrackKind, Vitals};
+use marple::internals::trace::{Error, TraceSession, record_instant, record_vitals};
 
 use crate::support::timeline::*;
 

@@ -5,8 +5,8 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 
-use marple::base::Clock;
-use marple::model::{Timeline, TrackKind};
+use marple::internals::base::Clock;
+use marple::internals::model::{Timeline, TrackKind};
 use tracing::{Instrument, info, info_span};
 use tracing_subscriber::prelude::*;
 
@@ -242,7 +242,7 @@ fn session_has_only_its_own_events() {
     let _serial = serial_guard();
     subscribe();
     info!("before");
-    let before = marple::base::SystemClock.now();
+    let before = marple::internals::base::SystemClock.now();
     let (timeline, events) = record_session(|| info!("during"));
     info!("after");
     assert_eq!(outline(&events), "!during");

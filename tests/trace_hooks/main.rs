@@ -11,10 +11,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use marple::base::Bytes;
-use marple::model::{RawKind, Timeline, TraceMode};
+use marple::internals::base::Bytes;
+use marple::internals::model::{RawKind, Timeline, TraceMode};
+use marple::internals::trace::{configure, recorded_sources};
 use marple::task::{self, JoinSet, Trace};
-use marple::trace::{Hooks, configure, recorded_sources};
+use marple::trace::Hooks;
 use tokio::runtime::Builder;
 
 use crate::support::timeline::*;

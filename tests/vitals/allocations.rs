@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use marple::base::{Clock, ManualClock};
-use marple::metrics::Gauges;
-use marple::model::Vitals;
-use marple::vitals::{Reader, Runtimes};
+use marple::internals::base::{Clock, ManualClock};
+use marple::internals::metrics::Gauges;
+use marple::internals::model::Vitals;
+use marple::internals::vitals::{Reader, Runtimes};
 use tokio::runtime::Builder;
 
 use crate::support::counting::CALLS;

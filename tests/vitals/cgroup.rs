@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use marple::base::{Bytes, Moment, SystemClock, warnings};
-use marple::metrics::Gauges;
-use marple::model::{LimitEffect, Metric};
-use marple::vitals::cgroup::Cgroup;
-use marple::vitals::{Reader, Runtimes};
+use marple::internals::base::{Bytes, Moment, SystemClock, warnings};
+use marple::internals::metrics::Gauges;
+use marple::internals::model::{LimitEffect, Metric};
+use marple::internals::vitals::cgroup::Cgroup;
+use marple::internals::vitals::{Reader, Runtimes};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::support::rerun::{self, test_path};

@@ -7,11 +7,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use marple::base::{Clock, ManualClock, Percent};
-use marple::metrics::{Gauges, count_panics};
-use marple::model::{Metric, Vitals};
-use marple::vitals::cgroup::Cgroup;
-use marple::vitals::{Reader, Runtimes};
+use marple::internals::base::{Clock, ManualClock, Percent};
+use marple::internals::metrics::Gauges;
+use marple::internals::model::{Metric, Vitals};
+use marple::internals::vitals::cgroup::Cgroup;
+use marple::internals::vitals::{Reader, Runtimes};
+use marple::metrics::count_panics;
 
 fn write(root: &Path, path: &str, text: &str) {
     let path = root.join(path);

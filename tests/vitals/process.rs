@@ -5,11 +5,11 @@ use std::fs::File;
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
-use marple::base::{Bytes, Clock, SystemClock};
-use marple::metrics::Gauges;
-use marple::model::Vitals;
-use marple::os::proc::process;
-use marple::vitals::{Reader, Runtimes};
+use marple::internals::base::{Bytes, Clock, SystemClock};
+use marple::internals::metrics::Gauges;
+use marple::internals::model::Vitals;
+use marple::internals::os::proc::process;
+use marple::internals::vitals::{Reader, Runtimes};
 
 #[test]
 fn vitals_follow_process_activity() {

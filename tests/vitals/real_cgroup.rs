@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use marple::base::{Bytes, Clock, Moment, SystemClock};
-use marple::metrics::Gauges;
-use marple::vitals::{Reader, Runtimes};
+use marple::internals::base::{Bytes, Clock, Moment, SystemClock};
+use marple::internals::metrics::Gauges;
+use marple::internals::vitals::{Reader, Runtimes};
 
 /// Longer than anything but a hang.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(60);

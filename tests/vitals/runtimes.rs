@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use marple::base::{Clock, ManualClock, Moment};
-use marple::metrics::Gauges;
-use marple::model::Vitals;
-use marple::vitals::{Error, Reader, Runtimes};
+use marple::internals::base::{Clock, ManualClock, Moment};
+use marple::internals::metrics::Gauges;
+use marple::internals::model::Vitals;
+use marple::internals::vitals::{Error, Reader, Runtimes};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{Notify, oneshot};
 

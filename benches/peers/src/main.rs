@@ -13,10 +13,10 @@ use std::time::Duration;
 use dial9_core::buffer::DiskBuffer;
 use dial9_core::recorder::recorder;
 use dial9_tokio_telemetry::telemetry::{Dial9HandleTokioExt, TokioAttachOptions};
-use marple::base::Bytes;
 use marple::instrument;
-use marple::model::TraceMode;
-use marple::trace::configure;
+use marple::internals::base::Bytes;
+use marple::internals::model::TraceMode;
+use marple::internals::trace::configure;
 use workloads::{Spawn, WORKLOADS, Workload, builder, median};
 
 const ROUNDS: usize = 9;

@@ -3,8 +3,8 @@
 
 use std::io;
 
-use jiff::Timestamp;
 use hmac_sha256::Hash;
+use jiff::Timestamp;
 
 use crate::base::Bytes;
 use crate::model::{Artifact, CaptureKind, Manifest};
@@ -39,7 +39,15 @@ fn describe_artifact(dir: &Dir, file: String, kind: CaptureKind) -> Result<Artif
     let bytes = Bytes(io::copy(&mut content, &mut hash).map_err(read_error)?);
     let modified = content.metadata().and_then(|meta| meta.modified()).map_err(read_error)?;
     let taken = Timestamp::try_from(modified).unwrap_or_default();
-    Ok(Artifact { file, kind, bytes, sha256: hex(hash.0.finalize()), taken, phase: None, note: None })
+    Ok(Artifact {
+        file,
+        kind,
+        bytes,
+        sha256: hex(hash.0.finalize()),
+        taken,
+        phase: None,
+        note: None,
+    })
 }
 
 /// A writer that hashes its input.

@@ -16,12 +16,12 @@ use std::hint::black_box;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use marple::base::{Clock, Hertz, SystemClock};
-use marple::cpu::CpuSession;
-use marple::cpu::options::Options;
-use marple::model::LabelValue;
-use marple::os::proc::process::cpu_time;
-use marple::symbols;
+use marple::internals::base::{Clock, Hertz, SystemClock};
+use marple::internals::cpu::CpuSession;
+use marple::internals::cpu::options::Options;
+use marple::internals::model::LabelValue;
+use marple::internals::os::proc::process::cpu_time;
+use marple::internals::symbols;
 
 const THREAD: &str = "worker";
 

@@ -2,16 +2,16 @@
 //! error that names the missing setting. jemalloc reads its settings before main, so each test runs
 //! itself in a separate process.
 
-#[path = "../../host/mod.rs"]
+#[path = "../../support/host.rs"]
 mod host;
-#[path = "../../peers/mod.rs"]
+#[path = "../../support/peers.rs"]
 mod peers;
 
 use std::hint::black_box;
 use std::process::Command;
 
 use host::{Host, WAIT_TIMEOUT, settings};
-use marple::model::{Manifest, Outcome};
+use marple::internals::model::{Manifest, Outcome};
 use marple::{CaptureKind, Settings};
 use tikv_jemallocator::Jemalloc;
 

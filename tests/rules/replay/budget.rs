@@ -5,11 +5,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use marple::agent::replay;
-use marple::agent::{ProcessHistory, ReplayOutcome, ReplayTiming, replay_restarts};
-use marple::base::{Bytes, Moment};
 use marple::config::{BudgetSettings, Settings, load};
-use marple::model::{Limit, Metric, Refire, Rule, Vitals};
+use marple::internals::agent::replay;
+use marple::internals::agent::{ProcessHistory, ReplayOutcome, ReplayTiming, replay_restarts};
+use marple::internals::base::{Bytes, Moment};
+use marple::internals::model::{Limit, Metric, Refire, Rule, Vitals};
 
 use super::cases::HOUR;
 use super::trace::{Trace, TraceMetric, repeat};

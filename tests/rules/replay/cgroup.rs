@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use marple::agent::replay;
-use marple::agent::{ReplayOutcome, ReplayTiming};
-use marple::base::ManualClock;
 use marple::config::Settings;
-use marple::metrics::Gauges;
-use marple::model::{LimitEffect, Vitals};
-use marple::vitals::{Reader, Runtimes};
+use marple::internals::agent::replay;
+use marple::internals::agent::{ReplayOutcome, ReplayTiming};
+use marple::internals::base::ManualClock;
+use marple::internals::metrics::Gauges;
+use marple::internals::model::{LimitEffect, Vitals};
+use marple::internals::vitals::{Reader, Runtimes};
 use tempfile::TempDir;
 
 use super::budget::{last_captured_value, ticks};

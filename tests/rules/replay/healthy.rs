@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use marple::agent::{ProcessHistory, ReplayOutcome, ReplayTiming, replay_restarts};
-use marple::base::{Bytes, Moment};
 use marple::config::Settings;
-use marple::model::{Limit, Vitals};
+use marple::internals::agent::{ProcessHistory, ReplayOutcome, ReplayTiming, replay_restarts};
+use marple::internals::base::{Bytes, Moment};
+use marple::internals::model::{Limit, Vitals};
 
 use super::cases::HOUR;
 

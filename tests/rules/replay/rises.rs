@@ -11,13 +11,13 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use marple::agent::replay;
-use marple::agent::{ReplayOutcome, ReplayTiming};
-use marple::base::ManualClock;
 use marple::config::Settings;
-use marple::metrics::Gauges;
-use marple::model::Vitals;
-use marple::vitals::{Reader, Runtimes};
+use marple::internals::agent::replay;
+use marple::internals::agent::{ReplayOutcome, ReplayTiming};
+use marple::internals::base::ManualClock;
+use marple::internals::metrics::Gauges;
+use marple::internals::model::Vitals;
+use marple::internals::vitals::{Reader, Runtimes};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
@@ -129,7 +129,7 @@ fn run(
         if tick > 0 {
             clock.advance(interval);
         }
-        let now = marple::base::Clock::now(&*clock);
+        let now = marple::internals::base::Clock::now(&*clock);
         let read = reader.read(now);
         Vitals { at: now, ..population.only_this_kind(&read) }
     });

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use marple::base::{Bytes, Moment};
-use marple::model::{Limit, Vitals};
+use marple::internals::base::{Bytes, Moment};
+use marple::internals::model::{Limit, Vitals};
 
 /// Metric of a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

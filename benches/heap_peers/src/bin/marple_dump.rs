@@ -6,9 +6,9 @@ use std::io::{self, Write};
 
 use heap_peers::Counting;
 use jiff::Timestamp;
-use marple::agent::{HeapWriter, ProcessMemory};
-use marple::base::Bytes;
-use marple::heap;
+use marple::internals::agent::{HeapWriter, ProcessMemory};
+use marple::internals::base::Bytes;
+use marple::internals::heap;
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<Counting<System>> = marple::Allocator::new(Counting(System));

@@ -2,8 +2,8 @@
 
 use std::alloc::System;
 
-use marple::base::Bytes;
-use marple::heap;
+use marple::internals::base::Bytes;
+use marple::internals::heap;
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);

@@ -19,8 +19,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use heart::{Heart, median};
-use marple::base::{Clock, SystemClock};
-use marple::stacks::tasks::{self, DumpOptions};
+use marple::internals::base::{Clock, SystemClock};
+use marple::internals::stacks::tasks::{self, DumpOptions};
 use marple::task::Trace as _;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
