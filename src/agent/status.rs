@@ -64,7 +64,7 @@ pub struct Status {
     /// Open incidents, oldest first.
     pub incidents: Vec<IncidentStatus>,
     /// On-demand captures in progress.
-    pub streams: Vec<OnDemandStatus>,
+    pub on_demand_captures: Vec<OnDemandStatus>,
     /// Most recent stalls, oldest first; at most 16.
     pub stalls: Vec<Stall>,
     /// Budget usage.
@@ -272,7 +272,7 @@ pub struct AgentCounters {
     /// Total size of the artifacts.
     pub artifact_bytes: Bytes,
     /// On-demand captures returned to clients.
-    pub streams: u64,
+    pub on_demand_captures: u64,
     /// Total size of the on-demand captures.
-    pub stream_bytes: Bytes,
+    pub on_demand_bytes: Bytes,
 }

@@ -143,9 +143,9 @@ fn write_status(out: &mut String, status: &Status) {
         let _ =
             writeln!(out, "<p>{}: {}</p>", EscapedHtml(&rule.name), EscapedHtml(&rule.explanation));
     }
-    for capture in &status.streams {
-        let kind = capture.take;
-        let client = EscapedHtml(&capture.owner);
+    for capture in &status.on_demand_captures {
+        let kind = capture.kind;
+        let client = EscapedHtml(&capture.client);
         let _ = writeln!(out, "<p>Capture in progress: {kind}, for {client}</p>");
     }
     if let Some(failure) = &status.last_failure {

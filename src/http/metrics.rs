@@ -139,8 +139,16 @@ fn activity(page: &mut MetricsPage, status: &Status) {
             "Files removed from remaining incidents to enforce a limit of the store.",
             status.store.artifacts_removed,
         ),
-        ("marple_streams_total", "On-demand captures returned to clients.", counters.streams),
-        ("marple_stream_bytes_total", "Bytes of on-demand captures.", counters.stream_bytes.get()),
+        (
+            "marple_on_demand_captures_total",
+            "On-demand captures returned to clients.",
+            counters.on_demand_captures,
+        ),
+        (
+            "marple_on_demand_bytes_total",
+            "Bytes of on-demand captures.",
+            counters.on_demand_bytes.get(),
+        ),
     ] {
         page.family(name, "counter", help);
         page.sample(name, &[], count as f64);
@@ -164,13 +172,13 @@ fn activity(page: &mut MetricsPage, status: &Status) {
     let open = status.incidents.len() as f64;
     page.gauge("marple_incidents_open", "Open incidents.", Some(open));
     page.gauge(
-        "marple_streams_open",
+        "marple_on_demand_captures_open",
         "On-demand captures in progress.",
-        Some(status.streams.len() as f64),
+        Some(status.on_demand_captures.len() as f64),
     );
     let budget = &status.budget;
     page.gauge(
-        "marple_streams_left",
+        "marple_on_demand_captures_left",
         "On-demand captures left in the 24-hour quota.",
         Some(budget.on_demand_captures_per_day.saturating_sub(budget.on_demand_captures_24h) as f64),
     );

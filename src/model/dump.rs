@@ -134,7 +134,7 @@ impl TaskState {
             Self::Running { .. } => "running",
             Self::Scheduled => "scheduled",
             Self::NeverPolled => "not polled yet",
-            Self::NotDumped => "not asked",
+            Self::NotDumped => "not dumped",
         }
     }
 }

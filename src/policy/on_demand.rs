@@ -50,9 +50,9 @@ pub(crate) const MAX_REQUESTS: usize = ProfileClass::Timed.max_requests()
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct OnDemandStatus {
     /// Kind of capture.
-    pub take: &'static str,
+    pub kind: &'static str,
     /// Client that requested it.
-    pub owner: String,
+    pub client: String,
     /// Time at which it ends, once it is running.
     pub until: Option<Timestamp>,
 }
@@ -342,8 +342,8 @@ impl OnDemandCaptures {
 
     pub(crate) fn status(&self, anchor: TimeAnchor) -> Vec<OnDemandStatus> {
         let status = |capture: &OnDemandRequest| OnDemandStatus {
-            take: capture.request.kind.name(),
-            owner: capture.request.client.clone(),
+            kind: capture.request.kind.name(),
+            client: capture.request.client.clone(),
             until: match capture.phase {
                 RequestPhase::Running { until } => Some(anchor.wall_at(until)),
                 RequestPhase::Waiting | RequestPhase::Stopped | RequestPhase::Encoding => None,

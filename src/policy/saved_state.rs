@@ -34,7 +34,6 @@ pub(crate) struct SavedState {
     /// Captures by rule name.
     pub(crate) rules: BTreeMap<String, RuleState>,
     /// On-demand captures of the last 24 hours.
-    #[serde(rename = "streams")]
     pub(crate) on_demand_captures: Vec<SavedQuarterHour>,
 }
 
@@ -64,7 +63,6 @@ pub(crate) struct SavedFire {
     /// Worst value the rule fired on, in the metric's unit.
     value: f64,
     /// Headroom below the limit at that time.
-    #[serde(rename = "room")]
     headroom: Option<f64>,
     /// Shortest forecast the rule fired on, in seconds.
     forecast: Option<f64>,
@@ -184,7 +182,7 @@ struct AnyState {
     incidents: Vec<AnyIncident>,
     #[serde(default)]
     rules: BTreeMap<String, AnyRule>,
-    #[serde(default, rename = "streams")]
+    #[serde(default, alias = "streams")]
     on_demand_captures: Vec<SavedQuarterHour>,
 }
 
@@ -204,7 +202,7 @@ enum AnyRule {
     Last {
         captured: Timestamp,
         value: f64,
-        #[serde(default, rename = "room")]
+        #[serde(default, alias = "room")]
         headroom: Option<f64>,
     },
 }

@@ -98,7 +98,7 @@ fn locked_directory_is_opened_once_free_with_its_budgets() {
         handle.capture([CaptureKind::Heap], SHORT).wait(WAIT_TIMEOUT).unwrap_err().to_string();
     assert!(error.contains("no incident directory") && error.contains("in use"), "{error}");
     let now = jiff::Timestamp::now();
-    let saved = serde_json::json!({ "schema": 1, "incidents": [now], "rules": {}, "streams": [] });
+    let saved = serde_json::json!({ "schema": 1, "incidents": [now], "rules": {}, "on_demand_captures": [] });
     other.save_state(&saved).unwrap();
     drop(other);
     wait_until_not_warned(&handle, "dir");

@@ -14,7 +14,7 @@ use crate::support::host::{Host, gauge_rule, settings, wait_for};
 use crate::support::web::{self, Response, get, send_request, serve, serve_with};
 
 fn running_captures(url: &str) -> Vec<Value> {
-    get(&format!("{url}/status")).json()["streams"].as_array().unwrap().clone()
+    get(&format!("{url}/status")).json()["on_demand_captures"].as_array().unwrap().clone()
 }
 
 /// Sends a request in the background and returns once its capture runs.

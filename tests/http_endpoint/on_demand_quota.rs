@@ -24,11 +24,11 @@ fn on_demand_quota_and_incident_budget_are_separate() {
         HttpSettings::default(),
         Settings { rules: vec![rule], ..settings_with_daily_quota(1) },
     );
-    let streams = || get(&format!("{url}/status")).json()["budget"].clone();
-    assert_eq!(streams()["on_demand_captures_until"], serde_json::Value::Null);
+    let budget = || get(&format!("{url}/status")).json()["budget"].clone();
+    assert_eq!(budget()["on_demand_captures_until"], serde_json::Value::Null);
     assert_eq!(get(&format!("{url}/debug/pprof/goroutine")).status, 200);
     assert_eq!(get(&format!("{url}/debug/pprof/goroutine")).status, 429);
-    let listed = streams();
+    let listed = budget();
     assert_eq!(
         (&listed["on_demand_captures_24h"], &listed["on_demand_captures_per_day"]),
         (&1.into(), &1.into())
@@ -36,7 +36,7 @@ fn on_demand_quota_and_incident_budget_are_separate() {
     assert!(listed["on_demand_captures_until"].is_string(), "{listed}");
     assert_eq!(listed["incidents_in_a_day"], 0);
     let metrics = get(&format!("{url}/metrics")).text();
-    assert!(metrics.contains("\nmarple_streams_left 0\n"), "{metrics}");
+    assert!(metrics.contains("\nmarple_on_demand_captures_left 0\n"), "{metrics}");
     assert!(metrics.contains("code=\"429\"} 1\n"), "{metrics}");
     let gauge = host.handle().gauge("queue").unwrap();
     gauge.set(100.0);

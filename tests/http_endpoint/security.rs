@@ -375,9 +375,9 @@ fn long_captures_do_not_block_short_ones() {
         .collect();
     wait_for("the first to run", || {
         let status = get(&format!("{url}/status")).json();
-        let streams = status["streams"].as_array().unwrap().len();
-        assert!(streams <= 1, "{status}");
-        (streams == 1).then_some(())
+        let captures = status["on_demand_captures"].as_array().unwrap().len();
+        assert!(captures <= 1, "{status}");
+        (captures == 1).then_some(())
     });
     for path in ["threadcreate", "goroutine", "symbol?0x1"] {
         assert_eq!(get(&format!("{url}/debug/pprof/{path}")).status, 200, "{path}");
@@ -479,7 +479,7 @@ fn fuzzed_paths_and_parameters_never_return_5xx() {
     // The clients of the last requests may have disconnected before those were served.
     let status = wait_for("all of it to be over", || {
         let status = get(&format!("{url}/status")).json();
-        (status["streams"] == serde_json::json!([])).then_some(status)
+        (status["on_demand_captures"] == serde_json::json!([])).then_some(status)
     });
     assert_eq!(status["counters"]["incidents"], 0);
 }

@@ -30,7 +30,7 @@ fn unread_response_does_not_hold_engine() {
             kept.push(response);
         }
     }
-    assert_eq!(host.handle().status().wait(WAIT_TIMEOUT).unwrap().streams, []);
+    assert_eq!(host.handle().status().wait(WAIT_TIMEOUT).unwrap().on_demand_captures, []);
     drop(kept);
 }
 
@@ -93,7 +93,8 @@ fn captures_are_rejected_while_unread_responses_exceed_limit() {
 #[test]
 fn non_reading_client_does_not_block_profiler() {
     let (host, url) = serve(HttpSettings::default());
-    let capture_count = || host.handle().status().wait(WAIT_TIMEOUT).unwrap().counters.streams;
+    let capture_count =
+        || host.handle().status().wait(WAIT_TIMEOUT).unwrap().counters.on_demand_captures;
     let mut clients: Vec<_> = (0..3).map(|_| web::connect(&url)).collect();
     for (before, client) in (0..).zip(&mut clients) {
         let head = "Host: localhost\r\n\r\n";

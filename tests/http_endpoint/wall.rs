@@ -111,7 +111,9 @@ fn unknown_mode_is_rejected_with_valid_modes() {
         let right = "invalid value for \"mode\" - must be \"cpu\" or \"wall\"";
         assert!(response.text().contains(right), "{mode}: {}", response.text());
     }
-    assert!(get(&format!("{url}/status")).json()["streams"].as_array().unwrap().is_empty());
+    assert!(
+        get(&format!("{url}/status")).json()["on_demand_captures"].as_array().unwrap().is_empty()
+    );
 }
 
 #[test]

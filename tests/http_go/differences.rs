@@ -56,7 +56,7 @@ fn seconds_beyond_cap_are_rejected() {
         let text = response.text();
         assert!(text.contains("exceeds 300 (http.max_duration)"), "{path}: {text}");
     }
-    assert_eq!(status(&ours)["streams"], serde_json::json!([]));
+    assert_eq!(status(&ours)["on_demand_captures"], serde_json::json!([]));
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn busy_response_names_client_and_end_time() {
         assert_eq!(first.join().unwrap(), 200);
         second
     };
-    let runs = || status(&ours)["streams"][0]["until"].is_string().then_some(());
+    let runs = || status(&ours)["on_demand_captures"][0]["until"].is_string().then_some(());
     let response = ask_twice(&ours.url, &runs);
     // Go does not report that a capture runs, so the test sends two requests at once: one is
     // refused.

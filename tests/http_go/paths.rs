@@ -142,13 +142,13 @@ fn profile_defaults_to_thirty_seconds() {
         let requested_at = jiff::Timestamp::now();
         let status = || get(&format!("{}/status", ours.url)).json();
         let until = crate::support::host::wait_for("the capture to run", || {
-            status()["streams"][0]["until"].as_str()?.parse::<jiff::Timestamp>().ok()
+            status()["on_demand_captures"][0]["until"].as_str()?.parse::<jiff::Timestamp>().ok()
         });
         let seconds = until.duration_since(requested_at).as_secs();
         assert!((29..60).contains(&seconds), "{query}: {seconds}");
         drop(client);
         crate::support::host::wait_for("the capture to be given up", || {
-            (status()["streams"] == serde_json::json!([])).then_some(())
+            (status()["on_demand_captures"] == serde_json::json!([])).then_some(())
         });
     }
 }

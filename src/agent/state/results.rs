@@ -26,8 +26,8 @@ impl AgentState {
 
     pub(super) fn apply_on_demand_result(&mut self, result: OnDemandResult) {
         if let Some(bytes) = self.on_demand.apply_result(self.clock.now(), result) {
-            self.counters.streams += 1;
-            self.counters.stream_bytes.0 += bytes;
+            self.counters.on_demand_captures += 1;
+            self.counters.on_demand_bytes.0 += bytes;
         }
     }
 

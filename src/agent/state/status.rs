@@ -35,7 +35,7 @@ impl AgentState {
             config: self.config.clone(),
             toggle: self.toggle_status(self.decider.incidents.toggle_state()),
             incidents: incidents.collect(),
-            streams: self.on_demand.status(anchor),
+            on_demand_captures: self.on_demand.status(anchor),
             stalls: self.recent_stalls.recent(),
             budget: self.budget_status(),
             rules: rules.collect(),
