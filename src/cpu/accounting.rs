@@ -34,12 +34,12 @@ pub(super) fn report_losses(
         cpu_time.as_secs_f64(),
         lost + missing
     ));
-    let excess = excess_samples(expected, recorded);
+    let excess = excess_samples(expected, recorded + lost);
     if excess > 0 {
         profile.comments.push(format!(
-            "{excess} samples ({:.1} %) more than the CPU time accounts for: the sampling clock may \
-             also run while a hypervisor runs other guests, and threads that ended before the end \
-             of the capture are not corrected for it",
+            "samples and losses exceed the CPU time by {excess} ({:.1} %): the sampling clock may also \
+             run while a hypervisor runs other guests, and threads that ended before the end of the \
+             capture are not corrected for it",
             100.0 * excess as f64 / expected.max(1) as f64
         ));
     }
@@ -101,6 +101,9 @@ mod tests {
         };
         assert_eq!(comments(1007).len(), 1, "within the noise");
         let stated = comments(1048);
-        assert!(stated[1].starts_with("48 samples (4.8 %) more than the CPU time"), "{stated:?}");
+        assert!(
+            stated[1].starts_with("samples and losses exceed the CPU time by 48 (4.8 %)"),
+            "{stated:?}"
+        );
     }
 }
