@@ -247,7 +247,8 @@ fn open_regular_file(
     if !metadata.is_file() {
         return Err(not_regular());
     }
-    let (stamp, pid) = (CodeStamp::from_metadata(&metadata), process::id());
+    let stamp = CodeStamp::from_metadata(&metadata);
+    let pid = process::id();
     Ok(CodeDescriptor { file: Some(file), stamp, pid })
 }
 
@@ -263,7 +264,8 @@ mod tests {
     #[test]
     fn open_file_is_readable_after_replacement_released_is_not() {
         let dir = tempfile::tempdir().unwrap();
-        let (path, replacement) = (dir.path().join("app"), dir.path().join("new"));
+        let path = dir.path().join("app");
+        let replacement = dir.path().join("new");
         fs::write(&path, "old").unwrap();
         let file = CodeFile::open(&path).unwrap();
         file.release();
@@ -282,7 +284,8 @@ mod tests {
     #[test]
     fn debug_file_counts_as_second_descriptor() {
         let dir = tempfile::tempdir().unwrap();
-        let (path, debug) = (dir.path().join("app"), dir.path().join("app.debug"));
+        let path = dir.path().join("app");
+        let debug = dir.path().join("app.debug");
         fs::write(&path, "old").unwrap();
         fs::write(&debug, "old").unwrap();
         let file = CodeFile::open(&path).unwrap();

@@ -76,7 +76,8 @@ impl ForkAwareFlag {
     pub(crate) fn try_set(&self) -> bool {
         let own = fork_generation().wrapping_add(1);
         let holder = self.holder.load(Ordering::Relaxed);
-        let (success, failure) = (Ordering::Acquire, Ordering::Relaxed);
+        let success = Ordering::Acquire;
+        let failure = Ordering::Relaxed;
         holder != own && self.holder.compare_exchange(holder, own, success, failure).is_ok()
     }
 

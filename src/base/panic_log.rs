@@ -109,7 +109,9 @@ fn add_panic(info: &PanicHookInfo<'_>) {
     match places.iter_mut().find(is_same) {
         Some(place) => {
             place.count += 1;
-            (place.last_at, place.thread, place.task) = (last, thread, task);
+            place.last_at = last;
+            place.thread = thread;
+            place.task = task;
             place.message = message;
         }
         None if is_full => {

@@ -101,11 +101,13 @@ pub(crate) fn catch_panic<T>(work: impl FnOnce() -> T) -> Result<T, String> {
 pub(crate) fn record(thread: &'static str, message: &str) {
     let panics = {
         let mut recorded = THREAD_PANICS.lock().unwrap_or_else(PoisonError::into_inner);
-        let (last, message) = (Timestamp::now(), log::escape(message).into_owned());
+        let last = Timestamp::now();
+        let message = log::escape(message).into_owned();
         match recorded.iter_mut().find(|entry| entry.thread == thread) {
             Some(entry) => {
                 entry.panics += 1;
-                (entry.last, entry.message) = (last, message);
+                entry.last = last;
+                entry.message = message;
                 entry.panics
             }
             None => {

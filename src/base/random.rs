@@ -36,7 +36,8 @@ mod tests {
 
     #[test]
     fn ulids_of_one_millisecond_differ_in_their_random_part() {
-        let (first, second) = (ulid_at(1_700_000_000_000), ulid_at(1_700_000_000_000));
+        let first = ulid_at(1_700_000_000_000);
+        let second = ulid_at(1_700_000_000_000);
         assert_ne!(first, second);
         assert_eq!(first.timestamp_ms(), second.timestamp_ms());
         assert_eq!(first.timestamp_ms(), 1_700_000_000_000);

@@ -38,7 +38,8 @@ impl ForkGate {
             let state = self.0.load(Ordering::Acquire);
             let may_enter = state < FORK_UNIT || start.elapsed() >= MAX_DELIVERY_WAIT;
             let entered = state | DELIVERING_BIT;
-            let (success, failure) = (Ordering::AcqRel, Ordering::Relaxed);
+            let success = Ordering::AcqRel;
+            let failure = Ordering::Relaxed;
             if may_enter && self.0.compare_exchange(state, entered, success, failure).is_ok() {
                 break;
             }
@@ -96,7 +97,8 @@ mod tests {
         let gate = Arc::new(ForkGate::new());
         let (started, is_started) = channel();
         let (events, order) = channel();
-        let (log, sender) = (Arc::clone(&gate), events.clone());
+        let log = Arc::clone(&gate);
+        let sender = events.clone();
         let deliveries = thread::spawn(move || {
             log.deliver(|| {
                 started.send(()).unwrap();

@@ -21,7 +21,8 @@ fn full_queue_drops_and_counts_events() {
 
 #[test]
 fn stuck_subscriber_is_reported_until_it_recovers() {
-    let (mut state, now) = (LogState { has_thread: true, ..LogState::default() }, Instant::now());
+    let mut state = LogState { has_thread: true, ..LogState::default() };
+    let now = Instant::now();
     assert_eq!(state.check(now), (LogStatus::default(), None));
     state.delivery_start = Some(now);
     assert_eq!(state.check(now + STUCK_TIMEOUT - Duration::from_nanos(1)).1, None);
