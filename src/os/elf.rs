@@ -139,7 +139,8 @@ impl ElfFile {
 
     fn add_segment(&mut self, segment: &ProgramHeader64<LittleEndian>) {
         let word = |of: object::U64<LittleEndian>| of.get(LittleEndian);
-        let (offset, size) = (word(segment.p_offset), word(segment.p_filesz));
+        let offset = word(segment.p_offset);
+        let size = word(segment.p_filesz);
         let kind = segment.p_type.get(LittleEndian);
         let is_code = segment.p_flags.get(LittleEndian).contains(elf::PF_X);
         if kind == elf::PT_LOAD && is_code {
@@ -247,7 +248,8 @@ fn parse_build_id(mut notes: &[u8], align: usize) -> Option<String> {
     loop {
         let (header, rest) = pod::from_bytes::<NoteHeader64<LittleEndian>>(notes).ok()?;
         let size = |of: object::U32<LittleEndian>| of.get(LittleEndian) as usize;
-        let (name_size, size) = (size(header.n_namesz), size(header.n_descsz));
+        let name_size = size(header.n_namesz);
+        let size = size(header.n_descsz);
         let name = rest.get(..name_size)?;
         // Padding is relative to the start of the note.
         let head = notes.len() - rest.len();

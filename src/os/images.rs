@@ -277,7 +277,8 @@ mod tests {
         assert_eq!(known, loaded().unwrap());
         // Mapped by the program itself, so the loader does not count it.
         let own = fs::File::open(EXE).unwrap();
-        let (protection, flags) = (ProtFlags::READ | ProtFlags::EXEC, MapFlags::PRIVATE);
+        let protection = ProtFlags::READ | ProtFlags::EXEC;
+        let flags = MapFlags::PRIVATE;
         // SAFETY: a mapping at an address chosen by the kernel, of which only the address is used.
         let mapped = unsafe { mmap(ptr::null_mut(), 4096, protection, flags, &own, 0) }.unwrap();
         let inside = mapped as u64 + 1;

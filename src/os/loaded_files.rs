@@ -254,7 +254,8 @@ impl FileRegistry {
         };
         let mut files = self.files();
         files.sort_by_cached_key(|file| (!is_loaded(file), is_system_file(file.path())));
-        let (mut held, mut not_held) = (0, 0);
+        let mut held = 0;
+        let mut not_held = 0;
         for file in &files {
             if held + file.max_descriptors() <= self.max_descriptors {
                 file.keep_open();

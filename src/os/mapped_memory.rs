@@ -58,7 +58,8 @@ impl MappedWords {
             return Some(words);
         }
         let fresh = map_zeroed(self.size_bytes()).ok()?.cast::<AtomicU64>();
-        let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
+        let success = Ordering::AcqRel;
+        let failure = Ordering::Acquire;
         if self.start.compare_exchange(ptr::null_mut(), fresh, success, failure).is_err() {
             // SAFETY: `fresh` was mapped above with this length and was not published.
             let _ = unsafe { munmap(fresh.cast(), self.size_bytes()) };

@@ -13,7 +13,9 @@ use crate::os::stack_snapshot::Registers;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 #[inline(always)]
 pub(crate) fn current_registers() -> Registers {
-    let (ip, sp, bp): (u64, u64, u64);
+    let ip: u64;
+    let sp: u64;
+    let bp: u64;
     // SAFETY: reads three registers and writes nothing else.
     unsafe {
         asm!(
@@ -32,7 +34,10 @@ pub(crate) fn current_registers() -> Registers {
 #[cfg(all(target_arch = "aarch64", not(miri)))]
 #[inline(always)]
 pub(crate) fn current_registers() -> Registers {
-    let (ip, sp, fp, lr): (u64, u64, u64, u64);
+    let ip: u64;
+    let sp: u64;
+    let fp: u64;
+    let lr: u64;
     // SAFETY: reads four registers and writes nothing else.
     unsafe {
         asm!(
@@ -111,7 +116,8 @@ fn query_bounds() -> Option<(u64, u64)> {
     if unsafe { libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) } != 0 {
         return None;
     }
-    let (mut start, mut size) = (ptr::null_mut(), 0);
+    let mut start = ptr::null_mut();
+    let mut size = 0;
     // SAFETY: initialised above; read once and destroyed once.
     let failed = unsafe {
         let failed = libc::pthread_attr_getstack(attributes.as_ptr(), &mut start, &mut size);

@@ -171,7 +171,8 @@ impl PerfEvent {
         let mut lost = 0;
         while tail < head {
             let header = self.ring_word(tail);
-            let (kind, size) = (header as u32, header >> 48);
+            let kind = header as u32;
+            let size = header >> 48;
             // Every record of the kernel has a size; the content of a corrupt ring is skipped.
             if size < 8 || tail + size > head {
                 tail = head;
@@ -305,7 +306,8 @@ mod tests {
         let Some(mut event) = event(8 << 10) else { return };
         // The kernel reports lost samples with the next sample that fits again; the number of
         // samples in a given time depends on the machine.
-        let (mut lost, mut rounds) = (0, 0);
+        let mut lost = 0;
+        let mut rounds = 0;
         while lost == 0 && rounds < 100 {
             burn(Duration::from_millis(20));
             let mut samples = 0;

@@ -175,7 +175,8 @@ mod tests {
 
     #[test]
     fn descriptor_share_is_stable_after_release() {
-        let (limit, others) = (1024, 700);
+        let limit = 1024;
+        let others = 700;
         let held = QuotaShare::for_descriptors(limit, others + 128, 128).count;
         assert_eq!(held, 68);
         assert_eq!(QuotaShare::for_descriptors(limit, others + held, held).count, held);

@@ -81,7 +81,8 @@ impl SnapshotPool {
     /// Maps `slots` slots of up to `stack_bytes` of stack each. Returns `None` if the kernel
     /// refuses the memory.
     pub fn map(slots: usize, stack_bytes: usize) -> Option<Self> {
-        let (slots, stack_words) = (slots.max(1), stack_bytes / 8);
+        let slots = slots.max(1);
+        let stack_words = stack_bytes / 8;
         let memory = MappedWords::new(slots.checked_mul(HEADER_WORDS + stack_words)?);
         memory.get_or_map()?;
         Some(Self { memory, slots, stack_words, next: AtomicU64::new(0), lost: AtomicU64::new(0) })

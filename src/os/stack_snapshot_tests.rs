@@ -66,7 +66,9 @@ fn full_pool_rejects_claims_until_a_slot_is_freed() {
 #[test]
 fn concurrent_writers_count_every_lost_sample() {
     let pool = SnapshotPool::map(8, 64).unwrap();
-    let (mut got, writers, each) = (0, 4, if cfg!(miri) { 40 } else { 2000 });
+    let mut got = 0;
+    let writers = 4;
+    let each = if cfg!(miri) { 40 } else { 2000 };
     let mut copied = StackSnapshot::default();
     let mut take = |copied: &StackSnapshot| {
         assert_eq!(copied.stack, [copied.stack[0]; 8]);

@@ -22,7 +22,8 @@ pub(crate) fn release() {
         return;
     }
     let at = start as *mut libc::c_void;
-    let (unused, stack_size) = ((end - start) as usize, (stack.end - start) as usize);
+    let unused = (end - start) as usize;
+    let stack_size = (stack.end - start) as usize;
     // SAFETY: this thread's own stack, more than a margin below all frames in use: nothing is
     // stored there. `munlock` does not discard memory.
     unsafe {

@@ -136,7 +136,8 @@ mod tests {
         let mut timer = ThreadTimer::new(tid, target.signal(), target.value(5)).unwrap();
         let period = Duration::from_micros(500);
         timer.arm(period, period).unwrap();
-        let (mut samples, mut weight) = (0u32, 0);
+        let mut samples = 0u32;
+        let mut weight = 0;
         let end = cpu_time() + Duration::from_millis(100);
         let mut copied = StackSnapshot::default();
         while cpu_time() < end {

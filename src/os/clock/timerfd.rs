@@ -90,7 +90,8 @@ mod tests {
     #[test]
     fn sleep_does_not_end_before_its_deadline() {
         run_on_runtime(async {
-            let (with_timerfd, tokio_fallback) = (TimerFd::on_current_runtime(), TimerFd(None));
+            let with_timerfd = TimerFd::on_current_runtime();
+            let tokio_fallback = TimerFd(None);
             assert!(with_timerfd.0.is_some(), "no timer of its own");
             for (timer, millis) in [
                 (&with_timerfd, 0),

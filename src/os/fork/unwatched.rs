@@ -66,7 +66,8 @@ fn warn_unwatched_on_stderr() {
     }
     let mut text = [0; 256];
     let mut rest = &mut text[..];
-    let (own, parent) = (std::process::id(), PARENT.load(Acquire));
+    let own = std::process::id();
+    let parent = PARENT.load(Acquire);
     // Formatting integers into a slice does not allocate.
     let _ = writeln!(
         rest,

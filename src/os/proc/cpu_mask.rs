@@ -69,7 +69,8 @@ impl CpuMask {
 /// Formats the mask like `Cpus_allowed_list` of `/proc/PID/status`: `0-3,8`.
 impl fmt::Display for CpuMask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (mut cpu, mut separator) = (0, "");
+        let mut cpu = 0;
+        let mut separator = "";
         while cpu < MAX_CPUS {
             if !self.contains(cpu) {
                 cpu += 1;

@@ -35,7 +35,8 @@ pub fn dump(taken: Timestamp) -> io::Result<DescriptorDump> {
     let reserved = spare::reserved_fds();
     let mut found = OpenDescriptor::default();
     let mut losses = Losses::default();
-    let (mut entries, mut link) = ([MaybeUninit::uninit(); 4 << 10], Vec::with_capacity(4 << 10));
+    let mut entries = [MaybeUninit::uninit(); 4 << 10];
+    let mut link = Vec::with_capacity(4 << 10);
     let mut list = RawDir::new(&directory, &mut entries);
     while let Some(entry) = list.next() {
         let entry = entry?;

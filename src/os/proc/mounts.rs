@@ -21,9 +21,12 @@ impl<'a> Mount<'a> {
     /// Parses a line `ID PARENT DEVICE ROOT POINT OPTIONS [TAG…] - KIND SOURCE OPTIONS`.
     pub fn parse(line: &'a [u8]) -> Option<Self> {
         let mut fields = line.split(|&byte| byte == b' ');
-        let (root, point) = (fields.nth(3)?, fields.next()?);
+        let root = fields.nth(3)?;
+        let point = fields.next()?;
         fields.find(|&field| field == b"-")?;
-        let (kind, _, options) = (fields.next()?, fields.next()?, fields.next()?);
+        let kind = fields.next()?;
+        fields.next()?;
+        let options = fields.next()?;
         Some(Self { root: unescape(root), point: unescape(point), kind, options })
     }
 

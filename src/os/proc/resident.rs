@@ -162,7 +162,8 @@ impl ResidentReader {
         mut on_line: impl FnMut(&[u8]) -> bool,
     ) -> Result<(), Errno> {
         let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        let (mut filled, mut is_truncated) = (0, false);
+        let mut filled = 0;
+        let mut is_truncated = false;
         loop {
             let free = self.buffer.get_mut(filled..).unwrap_or_default();
             let read = match rustix::io::read(&file, free) {

@@ -64,7 +64,8 @@ impl StackBounds {
     }
 
     fn parse(pid: u32, initial_top: u64, maps: &[u8]) -> Self {
-        let (mut writable, mut main_end) = (Vec::new(), None);
+        let mut writable = Vec::new();
+        let mut main_end = None;
         for line in maps.split(|&byte| byte == b'\n') {
             let mut fields = line.split(|&byte| byte == b' ');
             let Some(range) = fields.next().and_then(parse_range) else { continue };
@@ -84,7 +85,8 @@ impl StackBounds {
             return Some(end.saturating_sub(MAIN_STACK_GAP)..end);
         }
         permit(OptionalCall::RobustList).ok()?;
-        let (mut head, mut size) = (ptr::null_mut::<c_void>(), 0usize);
+        let mut head = ptr::null_mut::<c_void>();
+        let mut size = 0usize;
         // SAFETY: the kernel writes a pointer and a size through the two pointers.
         let failed =
             unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut head, &raw mut size) };

@@ -117,7 +117,8 @@ impl ProcThreadReader {
 fn parse(syscall: &str) -> Option<Registers> {
     let mut last = syscall.split_ascii_whitespace().rev();
     let mut address = || u64::from_str_radix(last.next()?.strip_prefix("0x")?, 16).ok();
-    let (ip, sp) = (address()?, address()?);
+    let ip = address()?;
+    let sp = address()?;
     (ip != 0 && sp != 0).then_some(Registers { ip, sp, fp: INVALID_FRAME_POINTER, lr: 0 })
 }
 

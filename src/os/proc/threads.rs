@@ -89,14 +89,16 @@ fn parse(stat: &[u8], tid: u32) -> Option<(Thread, bool)> {
     let close = stat.iter().rposition(|&byte| byte == b')')?;
     let name = String::from_utf8_lossy(stat.get(open + 1..close)?).into_owned();
     // Field numbers are those of proc(5).
-    let (mut at, mut fields) = (2, split_words(stat.get(close + 1..)?));
+    let mut at = 2;
+    let mut fields = split_words(stat.get(close + 1..)?);
     let mut field = |number: usize| {
         let skipped = number.checked_sub(at + 1)?;
         at = number;
         fields.nth(skipped)
     };
     let state = char::from(*field(3)?.first()?);
-    let (user, system) = (parse_number(field(14)?)?, parse_number(field(15)?)?);
+    let user = parse_number(field(14)?)?;
+    let system = parse_number(field(15)?)?;
     let blocked = field(32).and_then(parse_number).unwrap_or(0);
     let is_waiting = field(35).and_then(parse_number).is_some_and(|channel| channel != 0);
     let per_second = rustix::param::clock_ticks_per_second().max(1);

@@ -109,7 +109,8 @@ impl SignalCapture {
         };
         let words = if sp.is_multiple_of(8) { end.wrapping_sub(sp) / 8 } else { 0 };
         let is_complete = is_stack && words <= slot.capacity() as u64;
-        let (tag, thread_pointer) = (entry.into(), thread_pointer());
+        let tag = entry.into();
+        let thread_pointer = thread_pointer();
         let head = SnapshotHeader {
             tid,
             tag,

@@ -239,8 +239,8 @@ fn run_child_from(first: usize, page: &ProbePage) -> Result<(), c_int> {
 fn fork() -> Result<c_int, c_int> {
     // SAFETY: an all-zero set is a valid one; both calls get sets of this thread's stack.
     let before = unsafe {
-        let (mut all, mut before): (libc::sigset_t, libc::sigset_t) =
-            (std::mem::zeroed(), std::mem::zeroed());
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        let mut before: libc::sigset_t = std::mem::zeroed();
         libc::sigfillset(&raw mut all);
         match libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) {
             0 => before,
