@@ -34,7 +34,8 @@ pub(crate) fn ends_with_indirect_call(code: &[u8]) -> bool {
     // ff /2: opcode, ModRM, SIB if rm is 4, and a displacement. A prefix does not change the
     // length.
     let length = |modrm: u8| {
-        let (mode, rm) = (modrm >> 6, modrm & 7);
+        let mode = modrm >> 6;
+        let rm = modrm & 7;
         let sib = usize::from(rm == 4 && mode != 3);
         let displacement = match (mode, rm) {
             (0, 5) | (2, _) => 4,

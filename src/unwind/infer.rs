@@ -96,10 +96,8 @@ pub(crate) fn infer_caller(
         return Err(StopReason::InvalidFrame);
     }
     let above = fp.checked_add(8).ok_or(StopReason::InvalidFrame)?;
-    let (outer, ra) = (
-        read(fp).map_err(|()| StopReason::UnreadableMemory)?,
-        read(above).map_err(|()| StopReason::UnreadableMemory)?,
-    );
+    let outer = read(fp).map_err(|()| StopReason::UnreadableMemory)?;
+    let ra = read(above).map_err(|()| StopReason::UnreadableMemory)?;
     if !is_plausible_call(modules, cache, ip, ra) {
         return Err(StopReason::InvalidFrame);
     }
@@ -135,7 +133,8 @@ fn caller_by_direct_call(
     if fp < sp || !fp.is_multiple_of(8) {
         return None;
     }
-    let (outer, ra) = (read(fp).ok()?, read(fp.checked_add(8)?).ok()?);
+    let outer = read(fp).ok()?;
+    let ra = read(fp.checked_add(8)?).ok()?;
     if called(ra) != Some(true) {
         return None;
     }

@@ -168,7 +168,8 @@ impl<'a, const N: usize> FrameBuffer<'a, N> {
         if let Some(marker) = marker {
             self.store(marker.address(), u64::MAX);
         }
-        let (count, length) = (self.count, self.frames.len());
+        let count = self.count;
+        let length = self.frames.len();
         if count <= length || length == 0 {
             return (count.min(length), 0);
         }
@@ -196,7 +197,8 @@ mod tests {
     const BROKEN: u64 = Marker::NoUnwindInfo.address();
 
     fn kept(count: u64, length: usize, end: WalkEnd) -> (Vec<u64>, usize) {
-        let (mut frames, mut pointers) = (vec![0; length], vec![0; length]);
+        let mut frames = vec![0; length];
+        let mut pointers = vec![0; length];
         let mut kept = FrameBuffer::<8>::new(&mut frames, &mut pointers);
         assert!((1..=count).all(|frame| kept.push(frame, frame * 10)));
         let (depth, omitted) = kept.finish(end);

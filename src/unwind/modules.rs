@@ -135,7 +135,8 @@ impl LoadedModules {
                 range.start < segment.range.end && segment.range.start < range.end
             };
             if !modules.known.iter().any(overlaps) {
-                let (segment, module) = (segment.clone(), module.clone());
+                let segment = segment.clone();
+                let module = module.clone();
                 modules.known.push(KnownModule { segment, module, is_loaded: false });
             }
         }
@@ -187,7 +188,8 @@ impl LoadedModule {
         let bias = file.load_bias(&segment.range, segment.file_offset)?;
         let section = |name: &[u8]| file.section(name);
         let address = |name: &[u8]| section(name).map_or(0, |section| section.address);
-        let (eh_frame_address, hdr_address) = (address(b".eh_frame"), address(b".eh_frame_hdr"));
+        let eh_frame_address = address(b".eh_frame");
+        let hdr_address = address(b".eh_frame_hdr");
         let bases = BaseAddresses::default()
             .set_eh_frame(eh_frame_address)
             .set_eh_frame_hdr(hdr_address)

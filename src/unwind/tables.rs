@@ -167,7 +167,8 @@ fn find_row<'c, 'a, S: UnwindSection<SectionBytes<'a>>>(
     if !fde.contains(address) {
         return None;
     }
-    let (encoding, is_signal_frame) = (fde.cie().encoding(), fde.is_signal_trampoline());
+    let encoding = fde.cie().encoding();
+    let is_signal_frame = fde.is_signal_trampoline();
     let row = fde.unwind_info_for_address(section, bases, context, address).ok()?;
     Some((row, encoding, is_signal_frame))
 }

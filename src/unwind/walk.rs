@@ -48,7 +48,9 @@ pub(crate) fn walk_frames(
     read: &mut impl FnMut(u64) -> Result<u64, ()>,
     mut take: impl FnMut(u64, u64) -> bool,
 ) -> WalkState {
-    let (mut is_interrupted, mut inferred_frames, mut interrupted) = (true, 0, None);
+    let mut is_interrupted = true;
+    let mut inferred_frames = 0;
+    let mut interrupted = None;
     let end = loop {
         let address = registers.ip.wrapping_sub(u64::from(!is_interrupted));
         if !take(address, registers.sp) {

@@ -43,7 +43,8 @@ fn complete_stack_contains_all_callers() {
 
 #[test]
 fn innermost_frames_can_be_skipped() {
-    let (mut all, mut some) = ([0; MAX_FRAMES], [0; MAX_FRAMES]);
+    let mut all = [0; MAX_FRAMES];
+    let mut some = [0; MAX_FRAMES];
     let walks = [(0, &mut all), (3, &mut some)].map(|(skip, into)| recurse(5, skip, into));
     assert_eq!(walks[0].depth - 3, walks[1].depth);
     assert_eq!(all[3..6], some[..3]);
@@ -51,7 +52,8 @@ fn innermost_frames_can_be_skipped() {
 
 #[test]
 fn deep_stack_keeps_both_ends() {
-    let (mut shallow, mut frames) = ([0; MAX_FRAMES], [0; MAX_FRAMES]);
+    let mut shallow = [0; MAX_FRAMES];
+    let mut frames = [0; MAX_FRAMES];
     let whole = recurse(2, 0, &mut shallow);
     let walk = recurse(1000, 0, &mut frames);
     assert_eq!((walk.depth, walk.end, walk.is_joined), (MAX_FRAMES, WalkEnd::Complete, false));
@@ -68,7 +70,8 @@ fn too_deep_stack_gets_outermost_frames_of_earlier_walk() {
     let run = |is_known: bool| {
         let thread = std::thread::Builder::new().stack_size(8 << 20);
         let run = move || {
-            let (mut shallow, mut frames) = ([0; MAX_FRAMES], [0; MAX_FRAMES]);
+            let mut shallow = [0; MAX_FRAMES];
+            let mut frames = [0; MAX_FRAMES];
             let whole = if is_known { recurse(2, 0, &mut shallow).depth } else { 0 };
             let walk = recurse(10_000, 0, &mut frames);
             (walk, frames, shallow[..whole].to_vec())

@@ -134,7 +134,8 @@ impl ThreadSampler {
         // signals.
         let limit = (self.target.slots().count() / 2).clamp(1, self.max_in_flight);
         let mut waiting: Vec<(StackRequest, Moment)> = Vec::with_capacity(limit);
-        let (mut unsent, mut all_sent) = (requests.zip(0..=ThreadSlot::MAX).peekable(), false);
+        let mut unsent = requests.zip(0..=ThreadSlot::MAX).peekable();
+        let mut all_sent = false;
         let mut copied = StackSnapshot::default();
         loop {
             let now = clock.now();
@@ -174,7 +175,8 @@ impl ThreadSampler {
                 let tid = copied.header.tid;
                 let at = waiting.iter().position(|(request, _)| request.tid == tid);
                 let request = at.map(|at| waiting.swap_remove(at).0);
-                let (mut frames, mut pointers) = ([0; MAX_FRAMES], [0; MAX_FRAMES]);
+                let mut frames = [0; MAX_FRAMES];
+                let mut pointers = [0; MAX_FRAMES];
                 let StackSnapshot { header: head, stack, is_complete: whole } = copied;
                 let walk = walker.walk_with_pointers(
                     head.registers,
