@@ -100,7 +100,8 @@ impl GeneratedCode {
 
     /// Records the location of the name of each address.
     fn read<T>(&mut self, map: &File, wanted: &[T], address: impl Fn(&T) -> u64) -> io::Result<()> {
-        let (mut file_offset, mut buffered) = (0u64, 0usize);
+        let mut file_offset = 0u64;
+        let mut buffered = 0usize;
         while file_offset < MAX_MAP_BYTES {
             let free = self.buffer.get_mut(buffered..).unwrap_or_default();
             let read_len = map.read_at(free, file_offset + buffered as u64)?;
@@ -211,7 +212,9 @@ mod tests {
         let text = b"1000 10 first\n0x2000 0x20 a name\nnonsense\n1008 8 later\n1000 100";
         let found = names(text, &[0xfff, 0x1000, 0x1007, 0x1008, 0x1010, 0x201f, 0x2020]);
         let found: Vec<_> = found.iter().map(Option::as_deref).collect();
-        let (first, later, other) = (Some("first"), Some("later"), Some("a name"));
+        let first = Some("first");
+        let later = Some("later");
+        let other = Some("a name");
         assert_eq!(found, [None, first, first, later, None, other, None]);
     }
 

@@ -224,7 +224,8 @@ impl SymbolLookup {
         code: &[Range<u64>],
         mut visit: impl FnMut(usize, Option<Aliases>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let (mut loose, mut begin) = (None::<SymbolCandidate>, 0);
+        let mut loose = None::<SymbolCandidate>;
+        let mut begin = 0;
         let found = self.sized.iter().zip(&self.loose).zip(&self.sized_starts);
         for (index, (&address, ((sized, loose_here), begins_here))) in
             self.addresses.iter().zip(found).enumerate()

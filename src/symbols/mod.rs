@@ -332,7 +332,8 @@ impl Functions {
         functions: &mut Vec<Function>,
         symbol: &NamedSymbol<'_>,
     ) -> FunctionHandle {
-        let (system_name, name) = (strings.intern(symbol.system_name), strings.intern(symbol.name));
+        let system_name = strings.intern(symbol.system_name);
+        let name = strings.intern(symbol.name);
         *self.0.entry((system_name, name)).or_insert_with(|| {
             functions.push(Function { name, system_name, file: StringHandle::EMPTY });
             FunctionHandle(functions.len() as u32 - 1)
