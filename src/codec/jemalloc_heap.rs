@@ -51,7 +51,8 @@ pub fn read(text: impl BufRead, accumulated: bool, now: Timestamp) -> Result<Pro
     let types = if accumulated { &SAMPLE_TYPES[..] } else { &SAMPLE_TYPES[2..] };
     let mut profile = Profile::new(types, ValueType { name: "space", unit: "bytes" }, rate, now);
     profile.default_sample_type = "inuse_space";
-    let (mut stack, mut sums) = (None, Sums::default());
+    let mut stack = None;
+    let mut sums = Sums::default();
     loop {
         let Some(line) = next()? else {
             return Err(Error::JemallocHeap("it is truncated: no MAPPED_LIBRARIES".into()));
@@ -78,7 +79,9 @@ pub fn read(text: impl BufRead, accumulated: bool, now: Timestamp) -> Result<Pro
 }
 
 fn add_comments(profile: &mut Profile, sums: Sums, accumulated: bool) {
-    let (rate, bytes, error) = (profile.period, sums.bytes, sums.variance.sqrt());
+    let rate = profile.period;
+    let bytes = sums.bytes;
+    let error = sums.variance.sqrt();
     let percent = if bytes > 0.0 { error / bytes * 100.0 } else { 0.0 };
     let mut add_comment = |text: String| profile.comments.push(text);
     add_comment(format!(
@@ -147,7 +150,8 @@ struct Sums {
 
 impl Sums {
     fn add(&mut self, counts: HeapCounts, rate: i64) {
-        let (weight, bytes) = (counts.weight(rate), counts.bytes as f64);
+        let weight = counts.weight(rate);
+        let bytes = counts.bytes as f64;
         self.bytes += bytes * weight;
         if counts.objects > 0 {
             self.variance += bytes * bytes / counts.objects as f64 * weight * (weight - 1.0);
@@ -162,7 +166,8 @@ fn parse_counts(text: &str) -> Result<[HeapCounts; 2], Error> {
         .filter(|digits| !digits.is_empty())
         .map(|digits| digits.parse::<u64>().ok());
     let mut counts = || {
-        let (objects, bytes) = (numbers.next()??, numbers.next()??);
+        let objects = numbers.next()??;
+        let bytes = numbers.next()??;
         Some(HeapCounts { objects, bytes })
     };
     match (counts(), counts()) {

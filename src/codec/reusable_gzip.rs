@@ -97,7 +97,8 @@ impl ReusableGzip {
         out: &mut impl Write,
     ) -> io::Result<()> {
         loop {
-            let (read, written) = (self.compress.total_in(), self.compress.total_out());
+            let read = self.compress.total_in();
+            let written = self.compress.total_out();
             self.compress.compress(bytes, &mut self.out, flush).map_err(io::Error::other)?;
             let read = self.compress.total_in() - read;
             let written = (self.compress.total_out() - written) as usize;

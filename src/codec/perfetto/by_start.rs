@@ -145,7 +145,9 @@ mod tests {
     fn any_nesting_matches_sorting_by_start() {
         // Trees from the bits of a counter: each bit opens a slice or closes the innermost.
         for shape in 0_u32..1 << 12 {
-            let (mut ring, mut open, mut now) = (Vec::new(), Vec::new(), 0);
+            let mut ring = Vec::new();
+            let mut open = Vec::new();
+            let mut now = 0;
             for bit in 0..12 {
                 now += 1;
                 if shape & (1 << bit) != 0 {
@@ -163,7 +165,8 @@ mod tests {
 
     #[test]
     fn long_slice_with_rounded_start_encloses_inner_slices() {
-        let (start, long) = (1001, (1_u64 << 40) + (1 << 18) - 1);
+        let start = 1001;
+        let long = (1_u64 << 40) + (1 << 18) - 1;
         let outer = slice(start, start + long);
         let rounded_start = outer.start();
         assert!(rounded_start > start + 100, "the rounding takes that much");

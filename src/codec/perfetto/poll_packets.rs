@@ -219,7 +219,8 @@ struct InlineBytes {
 
 impl InlineBytes {
     const fn new(bytes: &[u8]) -> Self {
-        let (mut word, mut len) = (0, 0);
+        let mut word = 0;
+        let mut len = 0;
         while len < bytes.len() {
             word |= (bytes[len] as u128) << (8 * len);
             len += 1;
@@ -234,7 +235,8 @@ impl InlineBytes {
 
     /// At most ten bytes.
     const fn varint(mut number: u64) -> Self {
-        let (mut bytes, mut len) = (0, 0);
+        let mut bytes = 0;
+        let mut len = 0;
         while number >= 0x80 {
             bytes |= ((number as u8 | 0x80) as u128) << (8 * len);
             number >>= 7;

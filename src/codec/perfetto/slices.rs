@@ -109,7 +109,8 @@ fn slices_by_start<'a>(
 ) -> impl Iterator<Item = Slice> + 'a {
     let from = activity.start.as_nanos();
     let mut dates = activity.calibration.converter();
-    let (mut ended, mut open) = (SlicesByStart::new(&thread.slices), thread.open.iter().peekable());
+    let mut ended = SlicesByStart::new(&thread.slices);
+    let mut open = thread.open.iter().peekable();
     let mut next = ended.next();
     std::iter::from_fn(move || {
         loop {

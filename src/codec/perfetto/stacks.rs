@@ -161,7 +161,8 @@ impl<'a> StackInterner<'a> {
         if mark_sent(&mut self.mappings, at) {
             let mut message = ShownMapping { iid, ..ShownMapping::default() };
             if let Some((_, mapping)) = known {
-                (message.start, message.end) = (mapping.start, mapping.end);
+                message.start = mapping.start;
+                message.end = mapping.end;
                 let path = mapping.path.to_string_lossy();
                 // Perfetto adds a slash before each part.
                 let name = path.strip_prefix('/').unwrap_or(&path).to_owned();

@@ -102,7 +102,8 @@ fn check(profile: &Profile) -> Result<(), String> {
     }
     for sample in &profile.sample {
         if sample.value.len() != profile.sample_type.len() {
-            let (values, types) = (sample.value.len(), profile.sample_type.len());
+            let values = sample.value.len();
+            let types = profile.sample_type.len();
             return Err(format!("a sample has {values} values for {types} types"));
         }
         for &location in &sample.location_id {

@@ -93,7 +93,8 @@ impl MessageSize {
         let mut rest = wire;
         while !rest.is_empty() && self.bytes <= limit {
             let key = read_varint(&mut rest)?;
-            let (number, kind) = (key >> 3, key & 7);
+            let number = key >> 3;
+            let kind = key & 7;
             let mut value = None;
             match kind {
                 0 => drop(read_varint(&mut rest)?),

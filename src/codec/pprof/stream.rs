@@ -91,11 +91,12 @@ impl<'a, W: Write> ProfileStream<'a, W> {
             Self { buffers, out, text_count: 0, function_count: 0, has_unknown: false };
         stream.text("")?;
         for kind in head.sample_types {
-            let (name, unit) = (stream.text(kind.name)?, stream.text(kind.unit)?);
+            let name = stream.text(kind.name)?;
+            let unit = stream.text(kind.unit)?;
             stream.message(1, &[(1, name.0 as u64), (2, unit.0 as u64)])?;
         }
-        let (name, unit) =
-            (stream.text(head.period_type.name)?, stream.text(head.period_type.unit)?);
+        let name = stream.text(head.period_type.name)?;
+        let unit = stream.text(head.period_type.unit)?;
         stream.message(11, &[(1, name.0 as u64), (2, unit.0 as u64)])?;
         let default_type = stream.text(head.default_sample_type)?;
         let drop_frames = stream.text(head.drop_frames)?;
@@ -178,7 +179,8 @@ impl<'a, W: Write> ProfileStream<'a, W> {
         has_functions: bool,
     ) -> io::Result<()> {
         let Mapping { start, end, file_offset, path, build_id, has_functions: _, .. } = mapping;
-        let (path, build_id) = (self.text(path.display())?, self.text(build_id)?);
+        let path = self.text(path.display())?;
+        let build_id = self.text(build_id)?;
         self.message(
             3,
             &[

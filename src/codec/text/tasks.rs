@@ -104,7 +104,8 @@ fn write_group(out: &mut impl Write, dump: &TaskDump, group: &TaskGroup<'_>) -> 
             TaskState::Running { .. } => "for",
             _ => "time since last poll",
         };
-        let (shortest, longest) = (format_duration(shortest), format_duration(longest));
+        let shortest = format_duration(shortest);
+        let longest = format_duration(longest);
         if shortest == longest {
             write!(out, ", {label} {shortest}")?;
         } else {
