@@ -178,7 +178,8 @@ fn report(problems: &[String]) {
 }
 
 fn reset_cpus(start: &StartAttributes) -> Result<(), String> {
-    let (Some(wanted), Some(own)) = (&start.cpus, CpuMask::for_thread(0)) else { return Ok(()) };
+    let Some(own) = CpuMask::for_thread(0) else { return Ok(()) };
+    let Some(wanted) = &start.cpus else { return Ok(()) };
     let is_shared_by_own_thread = || {
         let mut own_tids = RUNNING.iter().map(|place| place.load(Relaxed));
         let other = own_tids.find(|&tid| tid != 0 && tid & PENDING == 0);
@@ -222,9 +223,8 @@ fn reset_policy(start: &StartAttributes) -> Result<(), String> {
 }
 
 fn reset_nice(start: &StartAttributes) -> Result<(), String> {
-    let (Some(at_start), Some(own)) = (start.scheduling, Scheduling::of_current_thread()) else {
-        return Ok(());
-    };
+    let Some(own) = Scheduling::of_current_thread() else { return Ok(()) };
+    let Some(at_start) = start.scheduling else { return Ok(()) };
     if own.nice == at_start.nice {
         return Ok(());
     }

@@ -52,9 +52,8 @@ pub(super) extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, cont
     let place = usize::try_from(signal).ok().and_then(|signal| TARGETS.get(signal));
     // SAFETY: with SA_SIGINFO the kernel passes both, valid until the handler returns.
     let given = unsafe { (info.as_ref(), context.cast::<libc::ucontext_t>().as_ref()) };
-    let (Some(target), (Some(known), Some(machine))) = (place.and_then(load_target), given) else {
-        return;
-    };
+    let Some(target) = place.and_then(load_target) else { return };
+    let (Some(known), Some(machine)) = given else { return };
     let here = (&raw const place).addr() as u64;
     let stack = signal_stack(machine);
     let has_stack_space = !stack.contains(&here) || here - stack.start >= MIN_HANDLER_STACK;
