@@ -244,7 +244,8 @@ impl ElfImage {
         if header.shnum(endian, &data).map_err(malformed)? > MAX_SECTIONS {
             return Err(self.too_large("the number of sections", MAX_SECTIONS.into()));
         }
-        let (mut build_id, mut segments) = (String::new(), Vec::new());
+        let mut build_id = String::new();
+        let mut segments = Vec::new();
         for segment in header.program_headers(endian, &data).map_err(malformed)? {
             let (offset, size) = segment.file_range(endian);
             if segment.p_type(endian) == elf::PT_LOAD {
@@ -261,16 +262,16 @@ impl ElfImage {
             }
         }
         let sections = header.section_headers(endian, &data).map_err(malformed)?;
-        let code = sections
-            .iter()
-            .filter(|section| section.sh_flags(endian).contains(elf::SHF_EXECINSTR))
-            .map(|section| {
-                let start: u64 = section.sh_addr(endian).into();
-                start..start.saturating_add(section.sh_size(endian).into())
-            });
-        let code = code.collect();
+        let code_sections = || {
+            sections.iter().filter(|section| section.sh_flags(endian).contains(elf::SHF_EXECINSTR))
+        };
+        let code = code_sections().map(|section| {
+            let start: u64 = section.sh_addr(endian).into();
+            start..start.saturating_add(section.sh_size(endian).into())
+        });
+        self.code_ranges = code.collect();
         let table = |kind| sections.iter().find(|section| section.sh_type(endian) == kind);
-        let symbols = table(elf::SHT_SYMTAB)
+        self.symbols = table(elf::SHT_SYMTAB)
             .or_else(|| table(elf::SHT_DYNSYM))
             .and_then(|table| {
                 let names = sections.get(table.sh_link(endian) as usize)?.file_range(endian)?;
@@ -289,15 +290,14 @@ impl ElfImage {
         {
             let has = |name: &[u8]| named.section(name).is_some();
             self.has_dwarf = has(b".debug_line") || has(b".zdebug_line");
-            let mut holds_code = sections
-                .iter()
-                .filter(|section| section.sh_flags(endian).contains(elf::SHF_EXECINSTR))
+            let mut holds_code = code_sections()
                 .map(|section| section.sh_type(endian) != elf::SHT_NOBITS)
                 .peekable();
             self.has_code = holds_code.peek().is_none() || holds_code.any(|holds| holds);
         }
-        (self.endian, self.build_id, self.segments) = (endian, build_id, segments);
-        (self.code_ranges, self.symbols) = (code, symbols);
+        self.endian = endian;
+        self.build_id = build_id;
+        self.segments = segments;
         Ok(())
     }
 }
