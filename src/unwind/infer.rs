@@ -33,7 +33,7 @@ use crate::unwind::calls;
 use crate::unwind::function_search::{CODE_BYTES, find_function, is_near, read_code};
 use crate::unwind::kept::ReplacedReturnAddress;
 use crate::unwind::modules::LoadedModules;
-use crate::unwind::rule::{StopReason, UnwindRule, apply_row, checked_caller};
+use crate::unwind::rule::{CfaOffsetRow, StopReason, UnwindRule, apply_row, checked_caller};
 use crate::unwind::tables::RuleCache;
 
 /// Stack words examined for a return address.
@@ -180,16 +180,13 @@ fn scan_for_caller(
         }
         let outer =
             checked_caller(at.wrapping_add(8), registers.fp, ra, registers, is_interrupted)?;
-        let UnwindRule::CfaOffset {
-            base_is_fp: is_from_fp,
-            cfa_offset: cfa,
-            fp_slot: fp,
-            ra_slot: ra,
-        } = cache.rule(modules, ra.wrapping_sub(1))
+        let UnwindRule::CfaOffset { base_is_fp, cfa_offset, fp_slot, ra_slot } =
+            cache.rule(modules, ra.wrapping_sub(1))
         else {
             return Err(StopReason::InvalidFrame);
         };
-        return match apply_row((is_from_fp, cfa, fp, ra), outer, false, read) {
+        let row = CfaOffsetRow { base_is_fp, cfa_offset, fp_slot, ra_slot };
+        return match apply_row(row, outer, false, read) {
             Ok(next) if call_site_before(next.ip).is_some() => Ok(outer),
             // The thread's first function, or the end of the copy.
             Err(StopReason::RootFrame | StopReason::UnreadableMemory) => Ok(outer),

@@ -34,6 +34,15 @@ pub(crate) enum UnwindRule {
     Expression,
 }
 
+/// A row of the form [`UnwindRule::CfaOffset`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CfaOffsetRow {
+    pub(crate) base_is_fp: bool,
+    pub(crate) cfa_offset: i32,
+    pub(crate) fp_slot: i16,
+    pub(crate) ra_slot: i16,
+}
+
 /// Reason why no caller was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StopReason {
@@ -76,24 +85,24 @@ impl UnwindRule {
     }
 }
 
-/// Applies a row to `registers` and returns those of the caller. `is_exact` is `true` if the frame
-/// was interrupted at its address and did not call.
+/// Applies a row to `registers` and returns those of the caller. `is_interrupted` is `true` if the
+/// frame was interrupted at its address and did not call.
 #[inline]
 pub(crate) fn apply_row(
-    (is_from_fp, cfa, fp, ra): (bool, i32, i16, i16),
+    row: CfaOffsetRow,
     registers: Registers,
     is_interrupted: bool,
     read: &mut impl FnMut(u64) -> Result<u64, ()>,
 ) -> Result<Registers, StopReason> {
-    let base = if is_from_fp { registers.fp } else { registers.sp };
-    let cfa = base.wrapping_add_signed(cfa.into());
+    let base = if row.base_is_fp { registers.fp } else { registers.sp };
+    let cfa = base.wrapping_add_signed(row.cfa_offset.into());
     let slot_address = |words: i16| cfa.wrapping_add_signed(i64::from(words) * 8);
-    let ra = match ra {
+    let ra = match row.ra_slot {
         0 if cfg!(target_arch = "aarch64") && is_interrupted => registers.lr,
         0 => return Err(StopReason::InvalidFrame),
         words => read(slot_address(words)).map_err(|()| StopReason::UnreadableMemory)?,
     };
-    let fp = match fp {
+    let fp = match row.fp_slot {
         0 => registers.fp,
         words => match read(slot_address(words)) {
             Ok(fp) => fp,
@@ -142,20 +151,24 @@ mod tests {
         }
     }
 
+    const fn row(base_is_fp: bool, cfa_offset: i32, fp_slot: i16, ra_slot: i16) -> CfaOffsetRow {
+        CfaOffsetRow { base_is_fp, cfa_offset, fp_slot, ra_slot }
+    }
+
     #[test]
     fn rows_give_the_caller_or_a_stop_reason() {
         let go = |row, exact| apply_row(row, REGISTERS, exact, &mut read);
         let to = |sp, fp, ip| Ok(Registers { ip, sp, fp, lr: ip });
-        assert_eq!(go((false, 16, 0, -1), false), to(0x1010, 0x1040, 0x1009));
-        assert_eq!(go((false, 32, -2, -1), false), to(0x1020, 0x1011, 0x1019));
-        assert_eq!(go((true, 16, -2, -1), false), to(0x1050, 0x1041, 0x1049));
-        assert_eq!(go((false, 0x88, 0, -1), false), Err(StopReason::RootFrame));
-        assert_eq!(go((false, 0x90, 0, -1), false), Err(StopReason::UnreadableMemory));
+        assert_eq!(go(row(false, 16, 0, -1), false), to(0x1010, 0x1040, 0x1009));
+        assert_eq!(go(row(false, 32, -2, -1), false), to(0x1020, 0x1011, 0x1019));
+        assert_eq!(go(row(true, 16, -2, -1), false), to(0x1050, 0x1041, 0x1049));
+        assert_eq!(go(row(false, 0x88, 0, -1), false), Err(StopReason::RootFrame));
+        assert_eq!(go(row(false, 0x90, 0, -1), false), Err(StopReason::UnreadableMemory));
         // The step leads to the same frame.
-        assert_eq!(go((true, -0x40, 0, 1), false), Err(StopReason::InvalidFrame));
-        assert_eq!(go((false, 0, 0, 1), false), Err(StopReason::InvalidFrame));
+        assert_eq!(go(row(true, -0x40, 0, 1), false), Err(StopReason::InvalidFrame));
+        assert_eq!(go(row(false, 0, 0, 1), false), Err(StopReason::InvalidFrame));
         // The frame pointer has been popped already.
-        assert_eq!(go((false, 8, -2, -1), true), to(0x1008, 0x1040, 0x1001));
-        assert_eq!(go((false, 8, -2, -1), false), Err(StopReason::UnreadableMemory));
+        assert_eq!(go(row(false, 8, -2, -1), true), to(0x1008, 0x1040, 0x1001));
+        assert_eq!(go(row(false, 8, -2, -1), false), Err(StopReason::UnreadableMemory));
     }
 }

@@ -20,7 +20,7 @@ use crate::os::stack_snapshot::Registers;
 use crate::unwind::WalkEnd;
 use crate::unwind::infer::infer_caller;
 use crate::unwind::modules::LoadedModules;
-use crate::unwind::rule::{StopReason, UnwindRule, apply_row};
+use crate::unwind::rule::{CfaOffsetRow, StopReason, UnwindRule, apply_row};
 use crate::unwind::tables::RuleCache;
 
 /// Maximum frames without tables per walk: each takes some system calls.
@@ -57,13 +57,10 @@ pub(crate) fn walk_frames(
             break Some(WalkEnd::TooManyFrames);
         }
         let next = match cache.rule(modules, address) {
-            UnwindRule::CfaOffset {
-                base_is_fp: is_from_fp,
-                cfa_offset: cfa,
-                fp_slot: fp,
-                ra_slot: ra,
-            } => apply_row((is_from_fp, cfa, fp, ra), registers, is_interrupted, read)
-                .map(|to| (to, false)),
+            UnwindRule::CfaOffset { base_is_fp, cfa_offset, fp_slot, ra_slot } => {
+                let row = CfaOffsetRow { base_is_fp, cfa_offset, fp_slot, ra_slot };
+                apply_row(row, registers, is_interrupted, read).map(|to| (to, false))
+            }
             UnwindRule::Expression => {
                 cache.evaluate_row(modules, address, registers, is_interrupted, read)
             }
