@@ -140,11 +140,8 @@ impl<W: Write> TraceWriter<'_, W> {
         // Threads come first, because other tracks of a thread are its children.
         for (thread_index, thread) in timeline.activity.threads.iter().enumerate() {
             let name = timeline.strings.get(thread.name);
-            self.write_descriptor(describe_thread(
-                timeline,
-                (thread.tid, name),
-                activity_uuid(timeline, thread_index),
-            ))?;
+            let uuid = activity_uuid(timeline, thread_index);
+            self.write_descriptor(describe_thread(timeline, thread.tid, name, uuid))?;
         }
         for (index, track) in timeline.tracks.iter().enumerate() {
             self.write_descriptor(describe_track(timeline, index, track))?;
@@ -167,7 +164,7 @@ impl<W: Write> TraceWriter<'_, W> {
         let Timeline { activity, strings, .. } = self.timeline;
         let uuid = |index| activity_uuid(self.timeline, index);
         for thread_index in 0..activity.threads.len() {
-            slices::write(activity, strings, (thread_index, uuid(thread_index)), &mut self.out)?;
+            slices::write(activity, strings, thread_index, uuid(thread_index), &mut self.out)?;
         }
         if !activity.tasks.is_empty() {
             let tracks = [0, 1].map(|offset| uuid(activity.threads.len() + offset));
@@ -345,7 +342,7 @@ fn activity_uuid(timeline: &Timeline, index: usize) -> u64 {
     track_uuid(timeline, timeline.tracks.len() + index)
 }
 
-fn describe_thread(timeline: &Timeline, (tid, name): (u32, &str), uuid: u64) -> TrackDescriptor {
+fn describe_thread(timeline: &Timeline, tid: u32, name: &str, uuid: u64) -> TrackDescriptor {
     TrackDescriptor {
         uuid,
         parent_uuid: Some(process_uuid(timeline)),
@@ -370,7 +367,7 @@ fn describe_track(timeline: &Timeline, index: usize, track: &Track) -> TrackDesc
         TrackKind::Thread(tid) => {
             let position = timeline.activity.threads.iter().position(|thread| thread.tid == tid);
             let Some(thread_index) = position else {
-                return describe_thread(timeline, (tid, &name), track_uuid(timeline, index));
+                return describe_thread(timeline, tid, &name, track_uuid(timeline, index));
             };
             // The thread's own track has its polls. Spans use another clock and would not nest with
             // them.

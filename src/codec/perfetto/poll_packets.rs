@@ -171,9 +171,9 @@ impl<W: Write> PollPacketWriter<'_, W> {
         Ok(())
     }
 
-    /// Starts a packet and its track event. Returns both start offsets.
+    /// Starts a packet and its track event.
     #[inline]
-    fn start_packet(&mut self, prefix: PacketPrefix) -> io::Result<(usize, usize)> {
+    fn start_packet(&mut self, prefix: PacketPrefix) -> io::Result<PacketOffsets> {
         if self.bytes.len > BUFFER_BYTES - MAX_PACKET_BYTES {
             self.out.write_bytes(self.bytes.as_slice())?;
             self.bytes.len = 0;
@@ -181,17 +181,17 @@ impl<W: Write> PollPacketWriter<'_, W> {
         let packet = self.bytes.len + 2;
         let event = self.bytes.len + prefix.event_offset;
         self.bytes.put(prefix.bytes);
-        Ok((packet, event))
+        Ok(PacketOffsets { packet, event })
     }
 
     /// Completes the packet and its event, with the time. Both lengths are one byte, because they
     /// are below [`MAX_PACKET_BYTES`].
     #[inline]
-    fn finish_packet(&mut self, at: u64, (packet, event): (usize, usize)) {
-        self.bytes.set_length(event);
+    fn finish_packet(&mut self, at: u64, offsets: PacketOffsets) {
+        self.bytes.set_length(offsets.event);
         self.bytes.put_number(TIMESTAMP_KEY, at.saturating_sub(self.last_time));
         self.last_time = self.last_time.max(at);
-        self.bytes.set_length(packet);
+        self.bytes.set_length(offsets.packet);
     }
 
     pub(super) fn finish(self) -> io::Result<()> {
@@ -263,6 +263,13 @@ impl PacketPrefix {
             .concat(InlineBytes::new(&[(11 << 3) | 2, 0]));
         Self { bytes: header.concat(event), event_offset: header.len }
     }
+}
+
+/// Start offsets of a packet and of its event in [`PacketBytes`].
+#[derive(Clone, Copy)]
+struct PacketOffsets {
+    packet: usize,
+    event: usize,
 }
 
 /// Category and type.
@@ -343,7 +350,7 @@ impl PacketBytes {
         self.set_length(start);
     }
 
-    /// Writes the length of the message that starts at `place` into the byte before it.
+    /// Writes the length of the message that starts at `start` into the byte before it.
     #[inline]
     fn set_length(&mut self, start: usize) {
         if let Some(length) = self.bytes.get_mut(start - 1) {

@@ -173,7 +173,7 @@ fn ensure_thread_tracks<W: Write>(
             next_index += 1;
             let packet = TracePacket {
                 trusted_packet_sequence_id: EVENTS_SEQUENCE_ID,
-                track_descriptor: Some(describe_thread(timeline, (tid, name), uuid)),
+                track_descriptor: Some(describe_thread(timeline, tid, name, uuid)),
                 sequence_flags: NEEDS_INCREMENTAL_STATE,
                 ..TracePacket::default()
             };

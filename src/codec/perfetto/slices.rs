@@ -40,12 +40,12 @@ use crate::codec::perfetto::by_start::SlicesByStart;
 use crate::codec::perfetto::poll_packets::{PollPacketWriter, STILL_OPEN, Slice};
 use crate::model::{Activity, RawKind, RawSlice, StringTable, ThreadSlices};
 
-/// Writes the slices of `thread` to the track `track`, as the sequence number `place` among
-/// threads.
+/// Writes the slices of the thread at `thread_index` to the track with the uuid `track`.
 pub(super) fn write<W: Write>(
     activity: &Activity,
     strings: &StringTable,
-    (thread_index, track): (usize, u64),
+    thread_index: usize,
+    track: u64,
     out: &mut GzipMessageWriter<W>,
 ) -> io::Result<()> {
     let Some(thread) = activity.threads.get(thread_index) else { return Ok(()) };
