@@ -127,7 +127,11 @@ impl HeapWriter {
             let mut out = ProfileStream::begin(stream, out, &header)?;
             let bytes = out.text("bytes")?;
             dump.visit_samples(|sample| {
-                let label = sample.size.map(|size| (bytes, size as i64, bytes));
+                let label = sample.size.map(|size| pprof::NumberLabel {
+                    key: bytes,
+                    value: size as i64,
+                    unit: bytes,
+                });
                 out.sample(sample.frames, &sample.values, label)
             })?;
             let mappings = dump.mappings();

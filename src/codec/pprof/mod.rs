@@ -20,7 +20,7 @@ mod stream;
 use std::io::{self, Write};
 
 pub use read::{read, write_proto};
-pub use stream::{FunctionId, ProfileHeader, ProfileStream, Text, WriterBuffers};
+pub use stream::{FunctionId, NumberLabel, ProfileHeader, ProfileStream, Text, WriterBuffers};
 
 use super::gzip::GzipMessageWriter;
 use crate::model::{Frame, LabelValue, Mapping, Profile, Sample, StringTable, ValueType};

@@ -61,6 +61,17 @@ pub struct ProfileHeader<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Text(i64);
 
+/// A label of a sample: a number with its key and unit.
+#[derive(Clone, Copy, Debug)]
+pub struct NumberLabel {
+    /// Name of the label.
+    pub key: Text,
+    /// The number.
+    pub value: i64,
+    /// Unit of the number.
+    pub unit: Text,
+}
+
 /// Reference to a function that has been written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FunctionId(u64);
@@ -125,20 +136,21 @@ impl<'a, W: Write> ProfileStream<'a, W> {
     }
 
     /// Writes a sample: its locations, innermost first (empty if the stack is unknown), one value
-    /// per sample type, and an optional label of key, number and unit.
+    /// per sample type, and an optional label.
     pub fn sample(
         &mut self,
         locations: &[u32],
         values: &[i64],
-        label: Option<(Text, i64, Text)>,
+        label: Option<NumberLabel>,
     ) -> io::Result<()> {
         self.has_unknown |= locations.is_empty();
         let unknown = [UNKNOWN_LOCATION_ID];
         let unknown = if locations.is_empty() { unknown.as_slice() } else { &[] };
         let ids = || locations.iter().map(|&id| u64::from(id)).chain(unknown.iter().copied());
         let values = || values.iter().map(|&value| value as u64);
-        let label = label
-            .map(|(key, value, unit)| [(1, key.0 as u64), (3, value as u64), (4, unit.0 as u64)]);
+        let label = label.map(|label| {
+            [(1, label.key.0 as u64), (3, label.value as u64), (4, label.unit.0 as u64)]
+        });
         let length =
             packed_len(ids()) + packed_len(values()) + label.map_or(0, |label| nested_len(&label));
         let block = self.buffers.gzip.block();
