@@ -145,7 +145,8 @@ impl DrainState {
         let RecordingSession { anchor, cpu_at_start, table } = self.session.take()?;
         let duration = now.since(anchor.moment);
         let phase = "phase: during the capture".to_owned();
-        let span = (anchor.wall, duration, cpu.saturating_sub(cpu_at_start));
+        let cpu_time = cpu.saturating_sub(cpu_at_start);
+        let span = ProfileSpan { started: anchor.wall, duration, cpu_time };
         let profile = self.build_profile(&[&table], span, self.frequency, phase);
         if let Some((frequency, _)) = self.lookback {
             self.set_frequency(frequency);
@@ -243,7 +244,8 @@ impl DrainState {
         let Self {
             engine, walker, outermost, thread_table, frame_buffer, lookback, session, ..
         } = self;
-        let (cpu_clocks, period) = (&mut self.cpu_clocks, period(self.frequency));
+        let cpu_clocks = &mut self.cpu_clocks;
+        let period = period(self.frequency);
         let mut table = current_table(session, lookback);
         let mut on_sample = |snapshot: &StackSnapshot, time: Moment| {
             let frames = &mut frame_buffer[..];
@@ -298,7 +300,8 @@ impl DrainState {
         self.charge_all();
         let cpu = cpu_time();
         let (frequency, window) = self.lookback.as_mut()?;
-        let (frequency, buckets) = (*frequency, window.take());
+        let frequency = *frequency;
+        let buckets = window.take();
         let first = buckets.first()?;
         let tables: Vec<&SampleTable> = buckets.iter().map(|bucket| &bucket.table).collect();
         if tables.iter().all(|table| table.is_empty()) {
@@ -306,15 +309,18 @@ impl DrainState {
         }
         let duration = anchor.moment.since(first.started);
         let phase = format!("phase: the {:.1} s before the capture", duration.as_secs_f64());
-        let span =
-            (anchor.wall_at(first.started), duration, cpu.saturating_sub(first.cpu_at_start));
+        let span = ProfileSpan {
+            started: anchor.wall_at(first.started),
+            duration,
+            cpu_time: cpu.saturating_sub(first.cpu_at_start),
+        };
         Some(self.build_profile(&tables, span, frequency, phase))
     }
 
     fn build_profile(
         &self,
         tables: &[&SampleTable],
-        (started, duration, cpu): (jiff::Timestamp, Duration, Duration),
+        span: ProfileSpan,
         frequency: Hertz,
         phase: String,
     ) -> Profile {
@@ -322,15 +328,22 @@ impl DrainState {
             engine: &self.engine.description,
             user_only: self.engine.user_only,
             frequency,
-            started,
-            duration,
-            cpu_time: cpu,
+            started: span.started,
+            duration: span.duration,
+            cpu_time: span.cpu_time,
             phase,
             images: self.images.clone().into_mappings(),
             failure: self.failure.as_deref(),
         };
         report::build_profile(subject, tables, &self.thread_table)
     }
+}
+
+/// The time that a profile covers, and the CPU time that the process used in it.
+struct ProfileSpan {
+    started: jiff::Timestamp,
+    duration: Duration,
+    cpu_time: Duration,
 }
 
 /// Returns the table for new samples: the session's, or the window's if no session runs.

@@ -319,7 +319,8 @@ impl CpuSampler for PerfSampler {
         let mut to_reopen = Vec::new();
         for &tid in &drained {
             let Some(PerfThread { event, .. }) = self.events.get_mut(&tid) else { continue };
-            let (mut samples, mut too_short) = (0u64, 0u64);
+            let mut samples = 0u64;
+            let mut too_short = 0u64;
             let overflowed = event.drain(&mut self.snapshot, |copied| {
                 samples += 1;
                 let time = Moment::from_nanos(copied.header.time);

@@ -43,7 +43,8 @@ impl CpuRecorder {
         let state = DrainState::new(options)?;
         let shared = Arc::new(RecorderShared { state: Mutex::new(state), wake: Condvar::new() });
         let thread = thread::Builder::new().name("marple-cpu".to_owned()).spawn({
-            let (shared, guard) = (Arc::clone(&shared), options.on_thread_start);
+            let shared = Arc::clone(&shared);
+            let guard = options.on_thread_start;
             move || shared.run(guard)
         });
         let thread = thread.map_err(|source| Error::SpawnThread { source })?;

@@ -128,7 +128,8 @@ mod tests {
     #[test]
     fn times_are_sorted_and_overflow_is_counted() {
         const CPU: ValueType = ValueType { name: "cpu", unit: "nanoseconds" };
-        let (mut first, mut second) = (SampleTable::new(3), SampleTable::new(3));
+        let mut first = SampleTable::new(3);
+        let mut second = SampleTable::new(3);
         let push = |table: &mut SampleTable, tid, at, weight| {
             let key = table.add(1, &[7], weight, false);
             table.log.push(tid, Moment::from_nanos(at), key, weight);

@@ -178,7 +178,8 @@ mod tests {
     /// Arguments: (samples of weight 1, milliseconds charged, milliseconds of one thread).
     fn factors(strata: &[(u32, (u64, u64, u64))], lost: u64) -> ScaleFactors {
         let strata = strata.iter().map(|&(name, (weight, charged, most))| {
-            let (charged, most) = (charged * MS, most * MS);
+            let charged = charged * MS;
+            let most = most * MS;
             (name, NameGroup { weight, squared_weights: weight, charged, max_thread_charge: most })
         });
         ScaleFactors::compute(&strata.collect(), PERIOD, lost)

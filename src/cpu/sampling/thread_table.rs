@@ -196,7 +196,8 @@ mod tests {
 
     /// Starts a thread that waits until its sender is dropped; returns its id.
     fn spawn_waiting_thread(name: &str) -> (u32, mpsc::Sender<()>, JoinHandle<()>) {
-        let ((hold, wait), (tid_sender, tid_receiver)) = (mpsc::channel::<()>(), mpsc::channel());
+        let (hold, wait) = mpsc::channel::<()>();
+        let (tid_sender, tid_receiver) = mpsc::channel();
         let body = move || {
             tid_sender.send(crate::os::proc::threads::current_tid()).unwrap();
             wait.recv().unwrap_or_default();

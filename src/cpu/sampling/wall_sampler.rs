@@ -228,7 +228,8 @@ impl WallSampler {
         entry.last_schedstat = *schedstat;
         entry.sleeping.take_if(|asleep| asleep.timeslices != schedstat.timeslices);
         if let Some(SleepingThread { frames, is_truncated, .. }) = &entry.sleeping {
-            let (frames, is_truncated) = (Arc::clone(frames), *is_truncated);
+            let frames = Arc::clone(frames);
+            let is_truncated = *is_truncated;
             self.counts.unchanged += 1;
             self.record_sample(thread, *checked_at, &frames, is_truncated, "");
             return None;

@@ -19,13 +19,15 @@ fn block_in_poll(pipe: &OwnedFd, tid: &AtomicU32, interruptions: &AtomicU64) {
 fn sleeping_thread_is_not_signalled_again_once_stack_is_cached() {
     for read_from_proc in [true, false] {
         let (pipe, hold) = rustix::pipe::pipe().unwrap();
-        let (tid, interruptions) = (AtomicU32::new(0), AtomicU64::new(0));
+        let tid = AtomicU32::new(0);
+        let interruptions = AtomicU64::new(0);
         thread::scope(|scope| {
             scope.spawn(|| block_in_poll(&pipe, &tid, &interruptions));
             let mut sampler = WallSampler::new(Hertz(1000), true, read_from_proc).unwrap();
             sampler.own_tid = threads::current_tid();
             // Five checks in a row must find the thread undisturbed.
-            let (mut still, mut ticks) = (0, 0);
+            let mut still = 0;
+            let mut ticks = 0;
             while still < 5 {
                 thread::sleep(Duration::from_millis(2));
                 let before = interruptions.load(Ordering::Acquire);
