@@ -18,7 +18,8 @@ fn nearby_addresses_share_counter_distant_ones_rarely() {
     filter.add(0x7f00_1230);
     let near = (0x7f00_0000..0x7f00_2000).step_by(16);
     let matching: Vec<_> = near.filter(|&address| filter.may_contain(address)).collect();
-    let (first, last) = (matching[0], matching[matching.len() - 1]);
+    let first = matching[0];
+    let last = matching[matching.len() - 1];
     assert!((first..=last).contains(&0x7f00_1230), "{matching:x?}");
     assert_eq!(matching.len(), (last - first) / 16 + 1, "one run: {matching:x?}");
     assert!(

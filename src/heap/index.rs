@@ -119,7 +119,8 @@ pub(crate) struct Interned {
 /// into the first free one, so concurrent insertions of one item meet there.
 fn candidate_positions(words: usize, hash: u64) -> impl Iterator<Item = usize> + Clone {
     let lines = words / WORDS_PER_LINE;
-    let (first, step) = (hash as usize, (hash >> 32) as usize | 1);
+    let first = hash as usize;
+    let step = (hash >> 32) as usize | 1;
     (0..CANDIDATE_LINES.min(lines / 2)).flat_map(move |nth| {
         let line = first.wrapping_add(step.wrapping_mul(nth)) % lines;
         line * WORDS_PER_LINE..(line + 1) * WORDS_PER_LINE

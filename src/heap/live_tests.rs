@@ -27,7 +27,8 @@ fn all<const KEYS: usize>(live: &LiveBlocks<KEYS>) -> Vec<BlockRecord> {
 proptest! {
     #[test]
     fn insert_and_remove_match_hash_map(steps in prop::collection::vec((any::<bool>(), 1usize..200), 1..600)) {
-        let (live, mut map) = (LiveBlocks::<FIRST_SEGMENT_KEYS>::new(), HashMap::new());
+        let live = LiveBlocks::<FIRST_SEGMENT_KEYS>::new();
+        let mut map = HashMap::new();
         for (number, (insert, block)) in steps.into_iter().enumerate() {
             let address = 0x7f00_0000_0000 + block * 16;
             if insert && !map.contains_key(&address) {

@@ -82,7 +82,8 @@ fn blocks_far_above_rate_are_sampled_with_weight_one() {
 
 #[test]
 fn rate_one_records_everything_and_rate_zero_nothing() {
-    let (all, none) = (seeded(1, 1), seeded(1, 0));
+    let all = seeded(1, 1);
+    let none = seeded(1, 0);
     for size in [
         1,
         2,
@@ -147,7 +148,8 @@ fn every_allocated_byte_is_reported_once() {
 
 #[test]
 fn rate_change_causes_no_bias() {
-    let (count, size) = (400_000, 1000usize);
+    let count = 400_000;
+    let size = 1000usize;
     let rates = [8 << 10, 64 << 10, 300, 512 << 10];
     let sampler = seeded(4, rates[0]);
     let switched: f64 =
@@ -185,7 +187,8 @@ fn paused_allocations_do_not_consume_interval() {
             (at, passed)
         })
     };
-    let ((paused, passed), (straight, _)) = (run(true), run(false));
+    let (paused, passed) = run(true);
+    let (straight, _) = run(false);
     assert!(passed > 0 && !straight.is_empty());
     assert_eq!(paused, straight);
 }
@@ -204,7 +207,8 @@ proptest! {
     fn interval_ends_at_same_byte_for_any_block_sizes(sizes in prop::collection::vec(1usize..200_000, 1..200)) {
         // The interval's end is drawn before the blocks are allocated, so its byte position does
         // not depend on their sizes.
-        let (cut, reference) = (seeded(9, 1 << 20), seeded(9, 1 << 20));
+        let cut = seeded(9, 1 << 20);
+        let reference = seeded(9, 1 << 20);
         let end = reference.bytes_until_sample.get() + reference.budget.get() as u64;
         let mut position = 0u64;
         for size in sizes {

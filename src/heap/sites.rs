@@ -222,7 +222,8 @@ impl SiteTable {
         let site = self.slots.payload(number).and_then(|[stack, size, objects, bytes]| {
             let objects_256ths = objects.load(Acquire);
             let allocated = AllocatedAmount { objects_256ths, bytes: bytes.load(Relaxed) };
-            let (stack, size) = (stack.load(Relaxed) as u32, size.load(Relaxed));
+            let stack = stack.load(Relaxed) as u32;
+            let size = size.load(Relaxed);
             (objects_256ths > 0).then_some(AllocationSite { id, stack, size, allocated })
         });
         if site.is_none() {

@@ -5,7 +5,9 @@ use super::sites::*;
 fn site_is_keyed_by_stack_and_size() {
     let sites = SiteTable::new();
     let id = |stack, size| sites.intern(stack, size).map(|(id, _)| id);
-    let (a, b, c) = (id(1, 64), id(1, 65), id(2, 64));
+    let a = id(1, 64);
+    let b = id(1, 65);
+    let c = id(2, 64);
     assert!(a != b && b != c && a != c && a.is_some());
     assert_eq!(sites.intern(1, 64), Some((a.unwrap(), false)));
     let block = BlockRecord { site: a.unwrap(), size: 64, weight: 2.5 };

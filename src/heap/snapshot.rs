@@ -25,7 +25,8 @@ pub fn snapshot(now: Timestamp) -> Result<Profile, Error> {
     let _excluded = super::exclude_current_thread();
     let mut buffers = DumpBuffers::preallocate();
     let mut heap_dump = buffers.begin()?;
-    let (types, period_type) = (&dump::SAMPLE_TYPES, dump::PERIOD_TYPE);
+    let types = &dump::SAMPLE_TYPES;
+    let period_type = dump::PERIOD_TYPE;
     let mut profile = Profile::new(types, period_type, rate().get() as i64, now);
     profile.default_sample_type = dump::DEFAULT_SAMPLE_TYPE;
     profile.drop_frames = super::DROP_FRAMES.to_owned();

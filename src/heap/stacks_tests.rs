@@ -10,8 +10,9 @@ fn read(stacks: &StackSlots, id: u32) -> Vec<u64> {
 #[test]
 fn equal_stacks_have_one_id_and_read_back() {
     let stacks = StackSlots::new();
-    let (long, short, none) =
-        (stacks.intern(&[1, 2, 3]).unwrap(), stacks.intern(&[1, 2]).unwrap(), stacks.intern(&[]));
+    let long = stacks.intern(&[1, 2, 3]).unwrap();
+    let short = stacks.intern(&[1, 2]).unwrap();
+    let none = stacks.intern(&[]);
     assert_eq!(stacks.intern(&[1, 2, 3]), Some(long));
     assert_ne!(long, short);
     assert_eq!(read(&stacks, long), [1, 2, 3]);
@@ -75,7 +76,8 @@ fn concurrent_intern_and_release_leak_no_frames() {
     let stack = |n: u64| (n..n + 2 + n % 50).collect::<Vec<_>>();
     std::thread::scope(|scope| {
         for start in 0..4 {
-            let (stacks, stack) = (&stacks, &stack);
+            let stacks = &stacks;
+            let stack = &stack;
             scope.spawn(move || {
                 for n in 0..20_000 {
                     let n = (start + n) % 300;

@@ -62,7 +62,8 @@ impl HeapDump<'_> {
             ))?;
         }
         let (samples, error) = CUMULATIVE.totals();
-        let (objects, bytes) = (self.allocated.objects(), self.allocated.bytes());
+        let objects = self.allocated.objects();
+        let bytes = self.allocated.bytes();
         let source_note =
             if rate() == Bytes(1) { ", all of it from samples at a coarser rate" } else { "" };
         visit(format_args!(
