@@ -137,7 +137,8 @@ pub(super) fn list_batch(
             listed.extend(slot.view(dump).map(|seen| (slot, seen)));
             index += 1;
         }
-        (chunk, index) = (chunk + 1, 0);
+        chunk += 1;
+        index = 0;
     }
     (listed, None)
 }
@@ -160,9 +161,20 @@ pub(super) struct SlotCursor {
 #[must_use = "dropping the registration removes the task from the list"]
 pub struct TaskRegistration {
     slot: Option<&'static Slot>,
-    /// Addresses of the stored waker's data and vtable; compared, never dereferenced. The stored
-    /// waker keeps its data alive, so equal addresses mean the same waker.
-    waker_addresses: (usize, usize),
+    waker_addresses: WakerAddresses,
+}
+
+/// Addresses of the stored waker's data and vtable; compared, never dereferenced. The stored waker
+/// keeps its data alive, so equal addresses mean the same waker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct WakerAddresses {
+    data: usize,
+    vtable: usize,
+}
+
+impl WakerAddresses {
+    /// The addresses before a waker is stored.
+    const UNSET: Self = Self { data: 0, vtable: 0 };
 }
 
 impl TaskRegistration {
@@ -172,7 +184,7 @@ impl TaskRegistration {
     #[inline]
     pub fn new(site: u16) -> (Self, u64) {
         let (slot, number) = with_local(|local| local.claim_slot(site)).unzip();
-        (Self { slot, waker_addresses: (0, 0) }, number.unwrap_or(0))
+        (Self { slot, waker_addresses: WakerAddresses::UNSET }, number.unwrap_or(0))
     }
 
     /// Starts a poll at this tick.
@@ -188,21 +200,24 @@ impl TaskRegistration {
     /// one.
     #[inline]
     pub fn store_waker(&mut self, waker: &Waker) {
-        let key = (waker.data().addr(), std::ptr::from_ref(waker.vtable()).addr());
-        if key != self.waker_addresses {
-            self.replace_waker(waker, key);
+        let addresses = WakerAddresses {
+            data: waker.data().addr(),
+            vtable: std::ptr::from_ref(waker.vtable()).addr(),
+        };
+        if addresses != self.waker_addresses {
+            self.replace_waker(waker, addresses);
         }
     }
 
     #[cold]
-    fn replace_waker(&mut self, waker: &Waker, key: (usize, usize)) {
+    fn replace_waker(&mut self, waker: &Waker, addresses: WakerAddresses) {
         // A capturing waker is valid only for this poll: a dump captures a future around this task.
         if is_capturing(waker) {
             return;
         }
         let stored = StoredWaker { waker: waker.clone(), id: tokio::task::try_id() };
         let old = self.slot.and_then(|slot| slot.store(stored));
-        self.waker_addresses = key;
+        self.waker_addresses = addresses;
         drop(old);
     }
 }
@@ -211,7 +226,7 @@ impl Drop for TaskRegistration {
     #[inline]
     fn drop(&mut self) {
         let Some(slot) = self.slot else { return };
-        let stored = slot.release(self.waker_addresses != (0, 0));
+        let stored = slot.release(self.waker_addresses != WakerAddresses::UNSET);
         with_local(|local| local.free_slots.put(slot, &TASK_SLOTS));
         // Dropped last, outside of the lock: dropping a waker can run foreign code.
         drop(stored);

@@ -200,7 +200,8 @@ impl Dump {
     ) -> Vec<Waker> {
         let mut wakers = Vec::with_capacity(batch.len());
         for (slot, seen) in batch {
-            let (number, id) = (seen.number, seen.stored.as_ref().and_then(|kept| kept.id));
+            let number = seen.number;
+            let id = seen.stored.as_ref().and_then(|kept| kept.id);
             // tokio exposes the number of an id only as text.
             let id = id.and_then(|id| id.to_string().parse().ok());
             let site = SpawnSite::from_number(seen.site);
@@ -282,7 +283,8 @@ impl Dump {
 
     /// Sets the state of a task that did not reply.
     fn set_unanswered_state(&mut self, number: u64, row_index: usize, slot: &'static Slot) {
-        let (running, polled) = (slot.polling_thread(), slot.last_poll());
+        let running = slot.polling_thread();
+        let polled = slot.last_poll();
         let age = polled.map(|tick| self.age(tick));
         let Some(row) = self.rows.get_mut(row_index) else { return };
         if slot.number() != number {
