@@ -66,8 +66,8 @@ pub(crate) fn longest_poll_in_progress() -> Option<Duration> {
         NO_WORKERS => None,
         NONE_SUSPECTED => Some(Duration::ZERO),
         since => {
-            let (since, now) = (Moment::from_nanos(since - START_OFFSET), SystemClock.now());
-            Some(standstill::running_time(since, now))
+            let since = Moment::from_nanos(since - START_OFFSET);
+            Some(standstill::running_time(since, SystemClock.now()))
         }
     };
     crate::stalls::in_place::zero_if_in_place(longest_poll()).max(suspected)

@@ -114,7 +114,8 @@ impl RecordedPollDetector {
         let is_late = self.due.is_some_and(|due| now.since(due) > START_TOLERANCE);
         self.known.retain(|known| seen.iter().any(|seen| seen.thread == known.thread));
         let mut found = Vec::new();
-        let (mut moved, mut due) = (false, Duration::MAX);
+        let mut moved = false;
+        let mut due = Duration::MAX;
         for &ThreadPollState { thread, next_record: next, open_poll: running } in seen {
             if !self.known.iter().any(|known| known.thread == thread) {
                 self.known.push(KnownThread {

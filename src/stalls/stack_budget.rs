@@ -55,13 +55,15 @@ mod tests {
     #[test]
     fn stacks_stay_within_cpu_budget_and_each_task_gets_one() {
         let mut budget = StackBudget::default();
-        let (mut used, mut stacks) = (Duration::ZERO, 0);
+        let mut used = Duration::ZERO;
+        let mut stacks = 0;
         // 200 stalls a second for a minute, 1 ms for each stack.
         for step in 0..12_000_u64 {
             let now = Moment::from_nanos(1_000_000_000 + step * 5_000_000);
             if budget.allows(now, "a.rs:1") {
                 budget.charge(Duration::from_millis(1));
-                (used, stacks) = (used + Duration::from_millis(1), stacks + 1);
+                used += Duration::from_millis(1);
+                stacks += 1;
             }
         }
         assert!(

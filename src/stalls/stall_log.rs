@@ -75,8 +75,10 @@ impl StallLog {
                 return false;
             }
             lines.push(summary_line(group, summary, passed));
-            (summary.logged_at, summary.count) = (now, 0);
-            (summary.longest, summary.waited) = (Duration::ZERO, Duration::ZERO);
+            summary.logged_at = now;
+            summary.count = 0;
+            summary.longest = Duration::ZERO;
+            summary.waited = Duration::ZERO;
             true
         });
         lines
@@ -90,7 +92,8 @@ fn summary_line(group: &StallGroup, summary: &GroupSummary, passed: Duration) ->
     if let Some(function) = function.as_ref().filter(|function| **function != group.0) {
         let _ = write!(line, ", in {function}");
     }
-    let (seconds, millis) = (passed.as_secs(), longest.as_millis());
+    let seconds = passed.as_secs();
+    let millis = longest.as_millis();
     let _ = write!(line, " in the last {seconds} s, the longest {millis} ms so far");
     if *waited >= MIN_REPORTED_WAIT {
         let waited = waited.as_millis();

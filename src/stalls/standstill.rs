@@ -188,13 +188,15 @@ impl StandstillDetector {
         self.baseline = self.measure(last.unwrap_or_else(|| ProcessCpu::measure(now)));
         if self.unlogged_count > 0 && self.logged_at.is_none_or(|at| now.since(at) >= LOG_INTERVAL)
         {
-            let (times, time) = (self.unlogged_count, self.unlogged_time.as_secs_f64());
+            let times = self.unlogged_count;
+            let time = self.unlogged_time.as_secs_f64();
             log::warn(format!(
                 "the process did not run {times} more times, for {time:.1} s in total (stopped, \
                  frozen or suspended)"
             ));
-            (self.logged_at, self.unlogged_count, self.unlogged_time) =
-                (Some(now), 0, Duration::ZERO);
+            self.logged_at = Some(now);
+            self.unlogged_count = 0;
+            self.unlogged_time = Duration::ZERO;
         }
     }
 
@@ -219,7 +221,8 @@ impl StandstillDetector {
 
 /// Converts `instant` to a moment; both use `CLOCK_MONOTONIC`.
 fn to_moment(instant: Instant) -> Moment {
-    let (now, now_instant) = (SystemClock.now(), Instant::now());
+    let now = SystemClock.now();
+    let now_instant = Instant::now();
     match instant.checked_duration_since(now_instant) {
         Some(remaining) => now + remaining,
         None => now - now_instant.saturating_duration_since(instant),

@@ -112,7 +112,8 @@ fn hash_frames(copied: &StackSnapshot, pointers: &[u64]) -> Box<[u64]> {
             .unwrap_or(usize::MAX)
     };
     let hash_frame = |index: usize| {
-        let (start, end) = (pointers.get(index).copied()?, pointers.get(index + 1).copied()?);
+        let start = pointers.get(index).copied()?;
+        let end = pointers.get(index + 1).copied()?;
         let mut hasher = DefaultHasher::new();
         hasher.write_u64(start);
         copied.stack.get(word(start)..word(end))?.iter().for_each(|&word| hasher.write_u64(word));

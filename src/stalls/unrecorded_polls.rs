@@ -233,7 +233,8 @@ impl UnrecordedPollDetector {
             .threads
             .sleeping(now)
             .filter(|(tid, thread)| !thread.is_parked() && !is_decided(*tid));
-        let (mut sleeping, mut due) = (Vec::new(), None::<Moment>);
+        let mut sleeping = Vec::new();
+        let mut due = None::<Moment>;
         for (tid, thread) in open {
             let at = thread.unchanged_since + self.threshold;
             if now < at {

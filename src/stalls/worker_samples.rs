@@ -228,7 +228,8 @@ impl StackExaminer {
         workers: &[u32],
         drivers: &[u32],
     ) -> ExamineRound {
-        let (requested_at, before) = (SystemClock.now(), threads::cpu_time());
+        let requested_at = SystemClock.now();
+        let before = threads::cpu_time();
         let asleep: Vec<&SleepingWorker> =
             request.sleeping.iter().filter(|still| self.has_slept(still)).collect();
         let mut tids = request.tracked.clone();

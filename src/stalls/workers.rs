@@ -84,7 +84,8 @@ impl WorkerStates {
             self.workers = progress.iter().map(worker).collect();
             self.last_progress = Some(now);
         }
-        let (mut any_busy, mut fresh) = (false, false);
+        let mut any_busy = false;
+        let mut fresh = false;
         self.parked_count = 0;
         for (worker, &current) in self.workers.iter_mut().zip(progress) {
             if worker.progress != current {
@@ -106,7 +107,8 @@ impl WorkerStates {
                     let usual = worker.usual_batch - worker.usual_batch / 4;
                     worker.usual_batch = usual.max(batch).min(MAX_USUAL_BATCH);
                 }
-                (worker.progress, worker.unchanged_since) = (current, now);
+                worker.progress = current;
+                worker.unchanged_since = now;
             }
         }
         match (any_busy, fresh) {

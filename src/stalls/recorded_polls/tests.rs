@@ -38,7 +38,9 @@ fn run_checks(
     mut late: impl FnMut() -> u64,
 ) -> Vec<(FoundStall, u64)> {
     let mut detector = RecordedPollDetector::new(THRESHOLD);
-    let (mut now, mut all, mut checks) = (0, Vec::new(), 0);
+    let mut now = 0;
+    let mut all = Vec::new();
+    let mut checks = 0;
     while now < end {
         let ended = |thread: u64, from: u64| {
             let polls = threads[thread as usize].iter().enumerate();
@@ -60,7 +62,8 @@ fn run_checks(
 /// polls if `idle`.
 fn polls(stall: u64, idle: bool, shift: u64, end: u64) -> Thread {
     let mut polls = Vec::new();
-    let (mut now, mut stalled) = (shift, 0);
+    let mut now = shift;
+    let mut stalled = 0;
     while now < end {
         let length = if now - stalled > 700_000 {
             stalled = now;

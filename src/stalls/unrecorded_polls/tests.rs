@@ -21,11 +21,15 @@ fn at(micros: u64) -> Moment {
 /// Returns the worker's counters at `now`. The worker parks between polls that are apart, and
 /// updates its counters then, else every 61 polls.
 fn progress(worker: usize, polls: &[Poll], now: u64) -> WorkerProgress {
-    let (mut parks, mut batch, mut updates) = (1, 0, 0);
+    let mut parks = 1;
+    let mut batch = 0;
+    let mut updates = 0;
     let mut last = 0;
     for poll in polls.iter().take_while(|poll| poll.start <= now) {
         if poll.start > last {
-            (parks, batch, updates) = (parks + 2, 0, updates + 1);
+            parks += 2;
+            batch = 0;
+            updates += 1;
         }
         last = poll.end;
         batch += 1;
@@ -70,7 +74,9 @@ fn run_checks_with_cost(
 ) -> (Vec<(SuspectedStall, u64)>, Duration) {
     const DEBUG_SLOWDOWN: u32 = if cfg!(debug_assertions) { 8 } else { 1 };
     let mut detector = UnrecordedPollDetector::new(THRESHOLD);
-    let (mut now, mut all, mut used) = (0, Vec::new(), Duration::ZERO);
+    let mut now = 0;
+    let mut all = Vec::new();
+    let mut used = Duration::ZERO;
     while now < end {
         let progress_at = |now| -> Vec<WorkerProgress> {
             threads[..workers]
@@ -128,15 +134,25 @@ fn run_checks_with_cost(
     (all, used)
 }
 
-/// Returns polls of `length` ms, `apart` us apart, with a poll of `stall` ms every 900 ms.
-fn polls(length: u64, apart: u64, stall: (u64, bool), tasks: u64, end: u64) -> Vec<Poll> {
-    let (mut polls, mut now, mut stalled) = (Vec::new(), 1, 0);
+/// The stall that [`polls`] repeats.
+#[derive(Clone, Copy)]
+struct RecurringStall {
+    millis: u64,
+    sleeps: bool,
+}
+
+/// Returns polls of `length` ms, `apart` us apart, with a poll of `stall` every 900 ms.
+fn polls(length: u64, apart: u64, stall: RecurringStall, tasks: u64, end: u64) -> Vec<Poll> {
+    let mut polls = Vec::new();
+    let mut now = 1;
+    let mut stalled = 0;
     while now < end {
         let is_stall = now - stalled > 900_000;
-        let length = if is_stall { stall.0 } else { length } * 1000;
+        let length = if is_stall { stall.millis } else { length } * 1000;
         stalled = if is_stall { now } else { stalled };
         let task = if is_stall { 1000 } else { polls.len() as u64 % tasks };
-        let (end, sleeps) = (now + length, is_stall && stall.1);
+        let end = now + length;
+        let sleeps = is_stall && stall.sleeps;
         polls.push(Poll { start: now, end, task, sleeps, recorded: false });
         now += length + apart;
     }
@@ -155,7 +171,10 @@ fn sleeping_polls_beyond_threshold_are_found_with_start() {
             [(5, 97_003, 1), (5, 97_003, 2), (1, 3_001, 2), (5, 0, 1), (5, 0, 2)]
         {
             let threads: Vec<Vec<Poll>> = (0..workers)
-                .map(|n| polls(length, apart, (stall, true), 7, END - 300_000 * n))
+                .map(|n| {
+                    let stall = RecurringStall { millis: stall, sleeps: true };
+                    polls(length, apart, stall, 7, END - 300_000 * n)
+                })
                 .collect();
             let found = run_checks(&threads, workers as usize, END + 1_000_000);
             let expected: usize = threads.iter().map(|polls| long_polls(polls, 50_000).len()).sum();
@@ -177,7 +196,8 @@ fn unrecorded_stalls_between_recorded_polls_are_found() {
     for (stall, workers) in [(120, 1), (120, 2), (150, 1), (150, 2), (400, 1), (400, 2)] {
         // Start offsets that meet the searches at any point.
         let recorded = |n: u64| -> Vec<Poll> {
-            let all = polls(5, 0, (stall, true), 7, END - 333_000 * n).into_iter();
+            let stall = RecurringStall { millis: stall, sleeps: true };
+            let all = polls(5, 0, stall, 7, END - 333_000 * n).into_iter();
             let is_short = |poll: &Poll| poll.end - poll.start < 50_000;
             all.map(|poll| Poll { recorded: is_short(&poll), ..poll }).collect()
         };
@@ -191,7 +211,8 @@ fn unrecorded_stalls_between_recorded_polls_are_found() {
 #[test]
 fn computing_poll_longer_than_a_batch_is_found() {
     for workers in [1, 2] {
-        let idle = |n: u64| polls(1, 97_003 + n, (600, false), 3, 10_000_000);
+        let stall = RecurringStall { millis: 600, sleeps: false };
+        let idle = |n: u64| polls(1, 97_003 + n, stall, 3, 10_000_000);
         let threads: Vec<Vec<Poll>> = (0..workers).map(idle).collect();
         // One such stall takes 9 rounds, and they recur every 1.5 s.
         let cost = Duration::from_micros(100);
@@ -205,7 +226,8 @@ fn computing_poll_longer_than_a_batch_is_found() {
 #[test]
 fn polls_of_5_ms_of_one_task_are_not_reported() {
     for (tasks, workers) in [(1, 1), (1, 2), (2, 1), (20, 2)] {
-        let hot = || polls(5, 0, (5, false), tasks, 6_000_000);
+        let stall = RecurringStall { millis: 5, sleeps: false };
+        let hot = || polls(5, 0, stall, tasks, 6_000_000);
         let mut threads: Vec<Vec<Poll>> = (0..workers).map(|_| hot()).collect();
         assert_eq!(run_checks(&threads, workers, 6_000_000), [], "{tasks} tasks");
         // Also if the other worker is idle.

@@ -56,7 +56,8 @@ impl WorkerThreads {
                 parked_baseline: SignalBaseline::Unset,
             });
             if known.cpu_time != cpu_time {
-                (known.cpu_time, known.unchanged_since) = (cpu_time, now);
+                known.cpu_time = cpu_time;
+                known.unchanged_since = now;
             }
             known.in_recorded_poll = in_recorded_poll;
             if known.parked_baseline.has_run(cpu_time) {
