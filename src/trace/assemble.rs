@@ -69,7 +69,7 @@ pub(super) fn assemble(
     write_process_track(
         &mut timeline,
         mem::take(&mut process_events.instants),
-        (complete_from, started, now),
+        SessionSpan { complete_from, started, stopped: now },
     );
     for (log, chunks) in logs.into_iter().filter(|(_, chunks)| !chunks.is_empty()) {
         write_thread_track(&mut timeline, &mut sites, &log, chunks, started);
@@ -79,13 +79,22 @@ pub(super) fn assemble(
     timeline
 }
 
+/// The time of a session, and the time from which the data before it is complete; `None` if it has
+/// no data before it.
+struct SessionSpan {
+    complete_from: Option<Moment>,
+    started: Moment,
+    stopped: Moment,
+}
+
 /// Writes the process track: a slice for the time before the capture, one for the capture, and the
 /// instants.
 fn write_process_track(
     timeline: &mut Timeline,
     mut instants: Vec<crate::trace::process_events::ProcessEvent>,
-    (complete, started, now): (Option<Moment>, Moment, Moment),
+    span: SessionSpan,
 ) {
+    let SessionSpan { complete_from, started, stopped } = span;
     let name = timeline.process_name.clone();
     let track = timeline.add_track(TrackKind::Process, &name);
     let category = timeline.strings.intern("marple");
@@ -93,8 +102,8 @@ fn write_process_track(
     let key = timeline.strings.intern("text");
     let event = |at, kind, args| TimelineEvent { at, track, kind, category, args };
     let from = timeline.activity.start;
-    if let Some(complete) = complete.filter(|_| from < started) {
-        let before = started.since(complete.min(started));
+    if let Some(complete_from) = complete_from.filter(|_| from < started) {
+        let before = started.since(complete_from.min(started));
         let mut text = |text: &str| timeline.strings.intern(text);
         let name = text("before the capture");
         let args = vec![(text("complete for"), ArgValue::Text(text(&format!("{before:.3?}"))))];
@@ -102,9 +111,9 @@ fn write_process_track(
         timeline.events.push(event(started, EventKind::End, Vec::new()));
     }
     instants.sort_by_key(|instant| instant.at);
-    let end = instants.last().map_or(now, |last| now.max(last.at));
+    let end = instants.last().map_or(stopped, |last| stopped.max(last.at));
     let mut args = vec![("recorded", sources::recorded_sources())];
-    if complete.is_some() {
+    if complete_from.is_some() {
         args.push(("clock", cycle_clock::source().name()));
     }
     let args = args.into_iter().map(|(name, text)| {

@@ -213,7 +213,7 @@ pub(super) fn end(window: Window, strings: &mut StringTable) -> FlightSnapshot {
         .filter(|copies| copies.is_truncated)
         .filter_map(|copies| copies.slices.first().map(|words| RawSlice(*words).start()));
     let complete_from = calibration.moment(oldest.max().map_or(from, |oldest| oldest.max(from)));
-    let activity = build_activity(threads, (from, cutoff), calibration, strings);
+    let activity = build_activity(threads, TickRange { from, cutoff }, calibration, strings);
     if !is_clock_trusted {
         losses.add(
             "polls and parks with times that may be wrong: the kernel stopped using the CPU's \
@@ -229,7 +229,8 @@ pub(super) fn peek(window: &Window, strings: &mut StringTable) -> Activity {
     let cutoff = cycle_clock::now();
     let mut threads = window.threads.clone();
     append_new(&mut threads, window.from);
-    build_activity(threads, (window.from, cutoff), calibration(), strings)
+    let range = TickRange { from: window.from, cutoff };
+    build_activity(threads, range, calibration(), strings)
 }
 
 /// Appends records written since the last copy, including those of new threads. Returns the number
@@ -246,13 +247,21 @@ fn append_new(threads: &mut Vec<ThreadSnapshots>, from: u64) -> u64 {
     overwritten
 }
 
-/// Builds the activity up to `cutoff` from the copied records.
+/// The start of a window and the end of its data, in ticks.
+#[derive(Clone, Copy)]
+struct TickRange {
+    from: u64,
+    cutoff: u64,
+}
+
+/// Builds the activity in `range` from the copied records.
 fn build_activity(
     threads: Vec<ThreadSnapshots>,
-    (from, cutoff): (u64, u64),
+    range: TickRange,
     calibration: Calibration,
     strings: &mut StringTable,
 ) -> Activity {
+    let TickRange { from, cutoff } = range;
     let has_several_runtimes = count_runtimes(&threads) > 1;
     let mut tasks = Vec::with_capacity(threads.iter().map(|copies| copies.tasks.len()).sum());
     let mut thread_slices = Vec::with_capacity(threads.len());

@@ -149,7 +149,8 @@ impl ProcessEvents {
 
     /// Adds an instant. Texts longer than 1 KiB are cut.
     pub(super) fn push_instant(&mut self, at: Moment, name: &str, text: &str) {
-        let (name, text) = (truncate_text(name), truncate_text(text));
+        let name = truncate_text(name);
+        let text = truncate_text(text);
         if self
             .try_charge(2 * size_of::<ProcessEvent>() + EVENT_BYTES + 2 * (name.len() + text.len()))
         {

@@ -117,7 +117,8 @@ pub(crate) fn acquire() -> Result<&'static ThreadRings, RingDenial> {
     if EXHAUSTED.load(Ordering::Relaxed) {
         return Err(RingDenial::NoMemory);
     }
-    let (tid, thread) = (threads::current_tid(), threads::current_name().into());
+    let tid = threads::current_tid();
+    let thread = threads::current_name().into();
     let cpus = cpu_count();
     let mut registry = try_lock(&REGISTRY).ok_or(RingDenial::Busy)?;
     let grant = registry.grant(cpus).ok_or(RingDenial::NoMemory)?;

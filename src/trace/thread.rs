@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::epoch::EPOCH;
 use super::registry::{self, RingDenial};
 use super::thread_rings::{OpenSliceTag, ThreadRings};
-use crate::model::{RawKind, RawTask, TaskKey};
+use crate::model::{OpenSlice, RawKind, RawTask, TaskKey};
 use crate::os::clock::cycle_clock;
 
 /// Number of records a thread without rings loses before it requests rings again.
@@ -76,7 +76,7 @@ pub(crate) fn end_known_slice(kind: RawKind, task: TaskKey, start: u64) {
     if epoch != 0
         && let Some(rings) = current_rings()
     {
-        rings.end_known(epoch, (kind, task), start, cycle_clock::now());
+        rings.end_known(epoch, OpenSlice { kind, start, task }, cycle_clock::now());
     }
 }
 
@@ -88,7 +88,7 @@ pub(crate) fn end_slice_and_task(kind: RawKind, task: TaskKey, start: u64) {
         && let Some(rings) = current_rings()
     {
         let now = cycle_clock::now();
-        rings.end_known(epoch, (kind, task), start, now);
+        rings.end_known(epoch, OpenSlice { kind, start, task }, now);
         rings.tasks.push(RawTask::new(RawKind::Ended, now, task).0);
     }
 }

@@ -183,15 +183,10 @@ impl ThreadRings {
         self.slices.push(RawSlice::new(tag.kind, start, now, tag.task).0);
     }
 
-    /// Ends the slice of `kind` and `task` that started at `start`, without reading the open slice.
+    /// Ends the innermost slice, which `slice` describes, without reading its open record.
     #[inline]
-    pub(super) fn end_known(
-        &self,
-        epoch: u64,
-        (kind, task): (RawKind, TaskKey),
-        start: u64,
-        now: u64,
-    ) {
+    pub(super) fn end_known(&self, epoch: u64, slice: OpenSlice, now: u64) {
+        let OpenSlice { kind, start, task } = slice;
         let depth = self.depth.load(Ordering::Relaxed);
         if depth == 0 || !self.belongs_to(epoch) {
             return self.end_preexisting(epoch, OpenSliceTag::new(kind, task), now);
