@@ -84,9 +84,11 @@ impl BlockingProbe {
         if self.sent_at.is_some() {
             return;
         }
-        (self.sent_at, self.last_sent_at) = (Some(now), Some(now));
+        self.sent_at = Some(now);
+        self.last_sent_at = Some(now);
         self.reply.ran_at.clear();
-        let (answer, clock) = (Arc::clone(&self.reply), Arc::clone(clock));
+        let answer = Arc::clone(&self.reply);
+        let clock = Arc::clone(clock);
         drop(runtime.spawn_blocking(move || {
             let ran_at = clock.now();
             let cpu = u64::try_from(threads::cpu_time().as_nanos()).unwrap_or(u64::MAX);
@@ -275,7 +277,8 @@ impl BlockingPools {
         if is_recent || list.list(&mut self.tids).is_err() {
             return;
         }
-        (self.listed_at, self.thread_count) = (Some(now), count);
+        self.listed_at = Some(now);
+        self.thread_count = count;
         let tids = &self.tids;
         self.threads.retain(|tid, _| tids.binary_search(tid).is_ok());
         for &tid in tids.iter().take(MAX_THREADS) {

@@ -231,7 +231,7 @@ impl ContentionReader {
         match (before, time, delay) {
             (Some(before), Some(time), Some(delay)) => {
                 let delay = delay.of_busy_threads.as_secs_f64();
-                compute_cpu_waited(second.elapsed, second.cpu, delay, (before, time))
+                compute_cpu_waited(second.elapsed, second.cpu, delay, before, time)
             }
             _ => 0.0,
         }
@@ -244,9 +244,9 @@ fn compute_cpu_waited(
     elapsed: f64,
     cpu: f64,
     delay: f64,
-    times: (MachineTime, MachineTime),
+    before: MachineTime,
+    after: MachineTime,
 ) -> f64 {
-    let (before, after) = times;
     let busy = after.busy.saturating_sub(before.busy).as_secs_f64();
     let idle = after.idle.saturating_sub(before.idle).as_secs_f64();
     if idle > (busy + idle) * MAX_IDLE_FRACTION || elapsed <= 0.0 {
@@ -276,7 +276,7 @@ mod tests {
             (0.5, 0.2, time(1.0, 1.0), 0.0),
             (0.1, 0.1, time(2.0, 0.0), 0.1),
         ] {
-            let got = compute_cpu_waited(1.0, cpu, delay, (zero, after));
+            let got = compute_cpu_waited(1.0, cpu, delay, zero, after);
             assert!((got - expected).abs() < 1e-9, "{cpu} {delay}: {got}");
         }
     }

@@ -110,7 +110,8 @@ mod tests {
     /// by `value`.
     fn rises(seconds: u32, value: impl Fn(f64) -> f64) -> (u64, Option<u32>) {
         let mut rise = RiseDetector::default();
-        let (mut largest, mut first) = (0, None);
+        let mut largest = 0;
+        let mut first = None;
         for tick in 0..seconds * 4 {
             let second = f64::from(tick) / 4.0;
             let now = Moment::from_nanos((second * 1e9) as u64 + 1);

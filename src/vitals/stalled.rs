@@ -297,7 +297,8 @@ mod tests {
         for tick in [20, 100, 250, 1000, 5000] {
             let mut stalled = StalledTime::default();
             stalled.add_thread(7);
-            let (mut share, mut sent) = (0.0, 0);
+            let mut share = 0.0;
+            let mut sent = 0;
             for n in 1..=60_000 / tick {
                 let now = n * tick;
                 // Work always waits for 700 ms.

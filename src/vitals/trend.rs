@@ -52,7 +52,8 @@ impl GrowthTrend {
         };
         let count = self.len as f64;
         let (x, y) = points().fold((0.0, 0.0), |(x, y), point| (x + point.0, y + point.1));
-        let (mean_x, mean_y) = (x / count, y / count);
+        let mean_x = x / count;
+        let mean_y = y / count;
         let (xy, xx) = points().fold((0.0, 0.0), |(xy, xx), (x, y)| {
             (xy + (x - mean_x) * (y - mean_y), xx + (x - mean_x) * (x - mean_x))
         });

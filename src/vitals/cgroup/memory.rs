@@ -166,7 +166,8 @@ impl MemoryLimits {
                 Version::V1 => ("memory.usage_in_bytes", "memory.failcnt"),
                 Version::V2 => ("memory.current", "memory.events"),
             };
-            let (usage, events) = (open(usage), open(events));
+            let usage = open(usage);
+            let events = open(events);
             EffectiveLimit { index, limit, usage, stat: open("memory.stat"), events }
         });
     }

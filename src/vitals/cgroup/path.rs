@@ -83,7 +83,9 @@ pub(super) fn find_cgroup(
 /// path.
 fn parse_membership(line: &[u8]) -> Option<(&[u8], &Path)> {
     let mut fields = line.splitn(3, |&byte| byte == b':');
-    let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+    fields.next()?;
+    let controllers = fields.next()?;
+    let path = fields.next()?;
     Some((controllers, Path::new(OsStr::from_bytes(path))))
 }
 
@@ -122,7 +124,8 @@ mod tests {
         let beside = V2.replace("0:26 / ", "0:26 /../other ");
         let spaces = V2.replace("/sys/fs/cgroup ", "/mnt/two\\040words ");
         let both = format!("{}\n{V1}", container.replace("/sys/fs/cgroup/memory", "/part"));
-        let (v1, v2) = (Version::V1, Version::V2);
+        let v1 = Version::V1;
+        let v2 = Version::V2;
         for (memberships, mounts, expected) in [
             ("0::/a/b\n", V2, Some((v2, "/sys/fs/cgroup/a/b"))),
             ("0::/\n", V2, Some((v2, "/sys/fs/cgroup"))),

@@ -44,8 +44,13 @@ impl RunDelays {
     pub(crate) fn open() -> Option<Self> {
         let tasks = ThreadList::open().ok()?;
         read_times(&tasks, current_tid())?;
-        let (tids, known, next) = (Vec::new(), Vec::new(), Vec::new());
-        Some(Self { tasks, tids, previous: known, next, has_read: false })
+        Some(Self {
+            tasks,
+            tids: Vec::new(),
+            previous: Vec::new(),
+            next: Vec::new(),
+            has_read: false,
+        })
     }
 
     /// Returns the run delay since the last call, which was `elapsed` ago: zero at the first call,
@@ -117,7 +122,8 @@ impl MachineCpu {
 /// Guest times are included in user and nice.
 fn parse(stat: &[u8]) -> Option<MachineTime> {
     let line = stat.split(|&byte| byte == b'\n').next()?.strip_prefix(b"cpu ")?;
-    let (mut busy, mut idle) = (0_u64, 0_u64);
+    let mut busy = 0_u64;
+    let mut idle = 0_u64;
     for (at, word) in split_words(line).take(8).enumerate() {
         let sum = if matches!(at, 3 | 4) { &mut idle } else { &mut busy };
         *sum = sum.saturating_add(parse_number(word)?);
