@@ -36,8 +36,6 @@
 
 #[path = "cpu/agreement.rs"]
 mod agreement;
-#[path = "cpu/births.rs"]
-mod births;
 #[path = "cpu/burn.rs"]
 mod burn;
 #[path = "cpu/cell.rs"]
@@ -46,12 +44,14 @@ mod cell;
 mod drive;
 #[path = "cpu/handler.rs"]
 mod handler;
+#[path = "cpu/recorder_cost.rs"]
+mod recorder_cost;
+#[path = "cpu/short_threads.rs"]
+mod short_threads;
 #[path = "cpu/table.rs"]
 mod table;
 #[path = "cpu/throughput.rs"]
 mod throughput;
-#[path = "cpu/turns.rs"]
-mod turns;
 
 use std::time::{Duration, Instant};
 
@@ -61,8 +61,8 @@ use marple::internals::base::Hertz;
 use marple::internals::cpu::Lookback;
 use marple::internals::cpu::options::Options;
 use marple::internals::model::CpuEngine;
+use recorder_cost::LOOKBACK_HZ;
 use table::{Goal, median, row};
-use turns::LOOKBACK_HZ;
 
 /// Engines with rows of their results.
 const ENGINES: [Engine; 4] = [Engine::Perf, Engine::Timer, Engine::Pprof, Engine::Peer];

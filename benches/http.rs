@@ -13,13 +13,13 @@
 //!   from the timestamps of the vitals in the status. The control requests the status equally often
 //!   without scrapes.
 //! - Hostile load: the p99 of the service's own requests while unauthorized clients call the
-//!   endpoint (`battery.rs`). It is divided by the p99 while the same bytes go to a plain listener
-//!   that closes every connection. So the clients' own CPU use is on both sides. The control
-//!   compares two plain listeners; the tolerance of the ratio is the control's deviation, or 10 %
-//!   if that is larger. The lower quartile of all rounds counts. It runs three times. First with
-//!   unauthorized clients only. Then with a hundred authorized clients that request a profile at
-//!   once: one gets it, so this includes the cost of a capture. Then the same with every core busy,
-//!   which shows work that does not run at low priority.
+//!   endpoint (`hostile_load.rs`). It is divided by the p99 while the same bytes go to a plain
+//!   listener that closes every connection. So the clients' own CPU use is on both sides. The
+//!   control compares two plain listeners; the tolerance of the ratio is the control's deviation,
+//!   or 10 % if that is larger. The lower quartile of all rounds counts. It runs three times. First
+//!   with unauthorized clients only. Then with a hundred authorized clients that request a profile
+//!   at once: one gets it, so this includes the cost of a capture. Then the same with every core
+//!   busy, which shows work that does not run at low priority.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -29,8 +29,8 @@ use std::{fs, thread};
 use marple::config::{HttpSettings, Listen, Secret, ToggleSettings};
 use marple::{Builder, Settings};
 
-#[path = "http/battery.rs"]
-mod battery;
+#[path = "http/hostile_load.rs"]
+mod hostile_load;
 #[path = "http/scrapes.rs"]
 mod scrapes;
 
@@ -45,16 +45,16 @@ const GOAL_MICROS: f64 = 200.0;
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     if let [_, word, address, token, captures, ..] = &arguments[..]
-        && word == battery::HOSTILE_CLIENTS_ARG
+        && word == hostile_load::HOSTILE_CLIENTS_ARG
     {
-        return battery::run_hostile_clients(
+        return hostile_load::run_hostile_clients(
             address.parse().unwrap(),
             token,
             captures.parse().unwrap(),
         );
     }
-    if arguments.get(1).is_some_and(|word| word == battery::SPIN_ARG) {
-        return battery::spin();
+    if arguments.get(1).is_some_and(|word| word == hostile_load::SPIN_ARG) {
+        return hostile_load::spin();
     }
     let quick = arguments.iter().any(|argument| argument == "--quick");
     let (pairs, rounds) = if quick { (2, 4) } else { (PAIRS, ROUNDS) };
@@ -94,7 +94,7 @@ fn main() {
     println!("control: idle, share of a core  {:.5}  -  -", median(&mut idle));
     scrapes::measure(&agent.handle(), address, TOKEN, pairs);
     for (captures, cores_busy) in [(0, false), (100, false), (100, true)] {
-        battery::measure(address, TOKEN, (captures, cores_busy), rounds);
+        hostile_load::measure(address, TOKEN, (captures, cores_busy), rounds);
     }
     drop(agent);
 }

@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench idle` takes about six minutes, with `-- --quick` two. `-- ticks`, `--
 //! polls`, `-- threads`, `-- first` and `-- requests` run one part. `ticks` is described here, the
-//! others in `idle/busy.rs`.
+//! others in `idle/busy_services.rs`.
 //!
 //! Each row has a name, a value, a goal, and `pass` or `short`. A CPU value is the median of
 //! interleaved pairs: the ticks, and a loop that sleeps equally often without them. It covers the
@@ -16,8 +16,8 @@
 //! weight. In wall time they are 5 ms apart, which keeps the bench short. Caches are warmer than in
 //! production.
 
-#[path = "idle/busy.rs"]
-mod busy;
+#[path = "idle/busy_services.rs"]
+mod busy_services;
 
 use std::alloc::System;
 use std::path::Path;
@@ -58,18 +58,18 @@ fn main() {
     if is_selected("ticks") {
         ticks();
     }
-    let plan = busy::Plan::new(quick);
+    let plan = busy_services::Plan::new(quick);
     if is_selected("polls") {
-        busy::polls(plan);
+        busy_services::polls(plan);
     }
     if is_selected("threads") {
-        busy::threads(plan);
+        busy_services::threads(plan);
     }
     if is_selected("first") {
-        busy::first_polls(plan);
+        busy_services::first_polls(plan);
     }
     if is_selected("requests") {
-        busy::requests(plan);
+        busy_services::requests(plan);
     }
 }
 

@@ -8,17 +8,17 @@
 //! `--cfg tokio_unstable` and runs in `benches/peers/run`. Here the row shows the gap beside that
 //! of the same runtime without a dump, and has no verdict.
 
-#[path = "stacks/day.rs"]
-mod day;
-#[path = "stacks/heart.rs"]
-mod heart;
+#[path = "stacks/heartbeat.rs"]
+mod heartbeat;
+#[path = "stacks/retained_memory.rs"]
+mod retained_memory;
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use heart::{Heartbeat, median};
+use heartbeat::{Heartbeat, median};
 use marple::internals::base::{Clock, SystemClock};
 use marple::internals::model::TaskState;
 use marple::internals::os::proc::process::cpu_time;
@@ -53,7 +53,7 @@ fn main() {
         heartbeat_under_thread_dumps();
     }
     if !is_selected("threads") {
-        day::day();
+        retained_memory::measure();
     }
 }
 

@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 
 use rustix::time::ClockId;
 
-use crate::births;
 use crate::burn::{self, BurnedSeconds, FUNCTIONS, THREAD, cpu_seconds};
 use crate::drive::{Engine, Report, Running};
-use crate::turns::{self, IdleThreads};
-use crate::{agreement, handler, throughput};
+use crate::recorder_cost::{self, IdleThreads};
+use crate::{agreement, handler, short_threads, throughput};
 
 /// Time after which a cell counts as hung; no working cell takes that long.
 const CELL_TIMEOUT: Duration = Duration::from_secs(90);
@@ -102,13 +101,13 @@ pub(crate) fn run(args: &[String]) {
         ["lookback", engine, idle, busy, millis] => {
             let number = |text: &str| text.parse().unwrap_or(0);
             let time = Duration::from_millis(millis.parse().unwrap_or(1000));
-            turns::lookback(engine_from_name(engine), number(idle), number(busy), time)
+            recorder_cost::lookback(engine_from_name(engine), number(idle), number(busy), time)
         }
-        ["sample", engine, millis] => turns::sample(
+        ["sample", engine, millis] => recorder_cost::sample(
             engine_from_name(engine),
             Duration::from_millis(millis.parse().unwrap_or(1000)),
         ),
-        ["births", engine] => births::cell(engine_from_name(engine)),
+        ["births", engine] => short_threads::cell(engine_from_name(engine)),
         ["handler", engine] => handler::cell(engine_from_name(engine)),
         ["throughput", engine, pairs] => {
             throughput::cell(engine_from_name(engine), pairs.parse().unwrap_or(7))

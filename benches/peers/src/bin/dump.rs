@@ -11,14 +11,14 @@
 //! each of the two, because tokio's dump does not survive it. `-- --quick` takes a third of the
 //! rounds.
 
-#[path = "../../../stacks/heart.rs"]
-mod heart;
+#[path = "../../../stacks/heartbeat.rs"]
+mod heartbeat;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use heart::{Heart, median};
+use heartbeat::{Heart, median};
 use marple::internals::base::{Clock, SystemClock};
 use marple::internals::stacks::tasks::{self, DumpOptions};
 use marple::task::Trace as _;

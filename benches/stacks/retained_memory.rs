@@ -22,7 +22,7 @@ const TASKS: usize = 24 * 60 * 60 * 100;
 /// Number of concurrent tasks.
 const BATCH: usize = 1000;
 
-pub(crate) fn day() {
+pub(crate) fn measure() {
     configure(TraceMode::Always, Bytes::mib(16), Duration::from_secs(30));
     let runtime = runtime();
     let stop = Arc::new(AtomicBool::new(false));
