@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use heartbeat::{Heart, median};
+use heartbeat::{Heartbeat, median};
 use marple::internals::base::{Clock, SystemClock};
 use marple::internals::stacks::tasks::{self, DumpOptions};
 use marple::task::Trace as _;
@@ -26,11 +26,11 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
 
 const ROUNDS: usize = 7;
-const PLAN: DumpOptions =
-    DumpOptions { ask: true, signals: true, deadline: Duration::from_secs(30) };
+const DUMP_OPTIONS: DumpOptions =
+    DumpOptions { capture_stacks: true, allow_signals: true, timeout: Duration::from_secs(30) };
 
-/// Limit for tokio's dump, which never ends if its barrier is lost.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Limit for tokio's dump, which never ends if its barrier is lost, and for a beat.
+const MAX_WAIT: Duration = Duration::from_secs(10);
 
 fn main() {
     assert!(cfg!(tokio_unstable), "build with RUSTFLAGS=\"--cfg tokio_unstable\"");
@@ -53,7 +53,7 @@ fn verdict(reached: bool) -> &'static str {
 }
 
 fn marple(_: &Runtime) {
-    tasks::dump(&SystemClock, SystemClock.anchor(), PLAN).expect("a dump");
+    tasks::dump(&SystemClock, SystemClock.anchor(), DUMP_OPTIONS).expect("a dump");
 }
 
 fn tokios(runtime: &Runtime) {
@@ -61,7 +61,7 @@ fn tokios(runtime: &Runtime) {
     // Driven from outside of the runtime: a worker that waits for the dump could not take part in
     // it.
     let outside = Builder::new_current_thread().enable_time().build().expect("a runtime");
-    let _ = outside.block_on(async move { tokio::time::timeout(PATIENCE, handle.dump()).await });
+    let _ = outside.block_on(async move { tokio::time::timeout(MAX_WAIT, handle.dump()).await });
 }
 
 fn runtime(waiting: usize) -> Runtime {
@@ -79,21 +79,21 @@ fn runtime(waiting: usize) -> Runtime {
 }
 
 /// Returns the longest gap around `work`, in milliseconds.
-fn gap_in(heart: &Heart, work: impl FnOnce()) -> f64 {
-    heart.gap();
+fn gap_in(heart: &Heartbeat, work: impl FnOnce()) -> f64 {
+    heart.take_longest_gap();
     work();
     // A gap is counted at its end, so wait for the current one to end.
     let beats = heart.count();
     let start = Instant::now();
-    while heart.count() < beats + 2 && start.elapsed() < PATIENCE {
+    while heart.count() < beats + 2 && start.elapsed() < MAX_WAIT {
         std::thread::sleep(Duration::from_millis(1));
     }
-    heart.gap()
+    heart.take_longest_gap()
 }
 
 fn many_tasks(rounds: usize) {
     let runtime = runtime(100_000);
-    let heart = Heart::start(&runtime);
+    let heart = Heartbeat::start(&runtime);
     let mut gaps = [(); 3].map(|()| Vec::new());
     for round in 0..=rounds {
         let alone = gap_in(&heart, || std::thread::sleep(Duration::from_millis(200)));
@@ -117,7 +117,7 @@ fn many_tasks(rounds: usize) {
 /// blocked.
 fn blocked_worker(dump: fn(&Runtime)) -> f64 {
     let runtime = runtime(1000);
-    let heart = Heart::start(&runtime);
+    let heart = Heartbeat::start(&runtime);
     let go = Arc::new(AtomicBool::new(false));
     let until = Arc::clone(&go);
     runtime.spawn(async move {
@@ -126,9 +126,9 @@ fn blocked_worker(dump: fn(&Runtime)) -> f64 {
         }
     });
     std::thread::sleep(Duration::from_millis(100));
-    let before = heart.beats();
+    let before = heart.beats_in_half_second();
     (0..3).for_each(|_| dump(&runtime));
-    let share = heart.beats() / before;
+    let share = heart.beats_in_half_second() / before;
     go.store(true, Ordering::Relaxed);
     runtime.shutdown_background();
     share
