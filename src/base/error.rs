@@ -4,7 +4,7 @@ use std::fmt;
 
 /// An error with a one-sentence message that contains the path, the value and the remedy.
 ///
-/// [`Error::kind`] and the predicates tell errors apart that a program can handle.
+/// [`Error::kind`] and the `is_*` methods distinguish the errors that a program can handle.
 /// [`std::error::Error::source`] returns the underlying error.
 pub struct Error {
     kind: ErrorKind,
@@ -34,12 +34,11 @@ pub enum ErrorKind {
 }
 
 impl Error {
-    /// Wraps an error of an inner layer.
+    /// Wraps an error of an inner layer as [`ErrorKind::Other`].
     pub(crate) fn new(inner: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::with_kind(ErrorKind::Other, inner)
     }
 
-    /// Wraps an error of an inner layer whose kind is known.
     pub(crate) fn with_kind(
         kind: ErrorKind,
         inner: impl Into<Box<dyn std::error::Error + Send + Sync>>,

@@ -1,4 +1,4 @@
-//! A clock that panics, for tests: every part of the agent reads the clock.
+//! A clock for tests that inject a panic: every part of the agent reads the clock.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -16,9 +16,9 @@ impl PanickingClock {
     }
 
     fn panic_if_armed(&self) {
-        let sprung =
+        let countdown =
             self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
-        assert!(sprung.is_err(), "an injected panic");
+        assert!(countdown.is_err(), "an injected panic");
     }
 }
 

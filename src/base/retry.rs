@@ -4,8 +4,8 @@ use std::time::Duration;
 
 /// Delays that double from [`RetryBackoff::INITIAL_DELAY`] to [`RetryBackoff::MAX_DELAY`].
 ///
-/// The maximum is short because it bounds the time a new process waits after its predecessor
-/// released a port or directory. An attempt takes a handful of system calls.
+/// The maximum is short because a new process may wait that long after its predecessor has released
+/// a port or directory. An attempt costs a few system calls.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RetryBackoff {
     next_delay: Duration,

@@ -1,9 +1,9 @@
 //! A table of spawn sites: static names and locations of tasks, identified by 12-bit numbers.
 //!
-//! A site is identified by the addresses of its texts, not their contents, so a lookup is one
-//! multiplication and one comparison. Entries are added on first use and never removed, so readers
-//! need no lock. A program has some hundred spawn locations. If the table, or the probed part of
-//! it, is full, further sites share the number 0.
+//! Two sites are the same if their name and location have the same addresses. The contents are not
+//! compared, so a lookup usually is one multiplication and one comparison. Entries are added on
+//! first use and never removed, so readers need no lock. A program has a few hundred spawn
+//! locations. A site for which all probed slots are taken has the number 0.
 
 use std::panic::Location;
 use std::ptr;
@@ -20,7 +20,7 @@ const MAX_PROBES: usize = 32;
 
 static SITES: [OnceLock<SpawnSite>; MAX_SITES] = [const { OnceLock::new() }; MAX_SITES];
 
-/// The common properties of tasks of one kind.
+/// The name and spawn location that tasks have in common.
 #[derive(Clone, Copy, Debug)]
 pub struct SpawnSite {
     /// Task name set by the program.
@@ -34,18 +34,18 @@ impl SpawnSite {
     /// Does not allocate.
     #[inline]
     pub fn intern(self) -> u16 {
-        let mut at = self.hash();
+        let mut number = self.hash();
         for _ in 0..MAX_PROBES {
             // Number 0 is reserved for sites without a slot.
-            if let Some(slot) = SITES.get(at).filter(|_| at != 0) {
+            if let Some(slot) = SITES.get(number).filter(|_| number != 0) {
                 match slot.get() {
-                    Some(known) if self.is_same(known) => return at as u16,
+                    Some(known) if self.is_same(known) => return number as u16,
                     Some(_) => {}
-                    None if self.try_claim(slot) => return at as u16,
+                    None if self.try_claim(slot) => return number as u16,
                     None => {}
                 }
             }
-            at = (at + 1) % MAX_SITES;
+            number = (number + 1) % MAX_SITES;
         }
         0
     }
@@ -55,12 +55,13 @@ impl SpawnSite {
         SITES.get(usize::from(number))?.get().copied()
     }
 
-    /// Returns the largest assigned number.
+    /// Returns the largest assigned number, or 0 if there is none.
     pub fn max_number() -> u16 {
         SITES.iter().rposition(|site| site.get().is_some()).unwrap_or(0) as u16
     }
 
-    /// Tries to claim the slot. Returns `true` if it holds this site afterwards.
+    /// Claims the slot unless another thread is faster. Returns `true` if it holds this site
+    /// afterwards.
     #[cold]
     fn try_claim(self, slot: &OnceLock<Self>) -> bool {
         self.is_same(slot.get_or_init(|| self))
@@ -68,8 +69,10 @@ impl SpawnSite {
 
     fn hash(self) -> usize {
         let name = self.name.map_or(0, |name| name.as_ptr() as usize ^ name.len());
-        let both = (ptr::from_ref(self.location) as usize).wrapping_add(name.rotate_left(17));
-        (both as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) as usize >> (usize::BITS - SITE_BITS)
+        let address_mix =
+            (ptr::from_ref(self.location) as usize).wrapping_add(name.rotate_left(17));
+        (address_mix as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) as usize
+            >> (usize::BITS - SITE_BITS)
     }
 
     fn is_same(self, other: &Self) -> bool {

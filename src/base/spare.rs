@@ -5,11 +5,11 @@
 //! [`open_with_retry`] releases one if an open fails for lack of descriptors, and retries.
 //! [`refill`] replaces it once descriptors are free.
 //!
-//! Reserved descriptors need not be idle: files of loaded code may take the place of those
-//! for captures ([`set_code_files`]). They are closed like the others if a capture needs one.
+//! Open files of loaded code can take the place of descriptors reserved for captures
+//! ([`set_code_files`]). They are closed like the others if a capture needs a descriptor.
 //!
 //! Release and retry are not atomic: a host thread that opens files in a tight loop may take the
-//! descriptor in between. Several attempts are therefore made.
+//! descriptor in between. Each failed retry therefore releases another one.
 
 use crate::base::sync::Mutex;
 use std::fs::File;
@@ -25,11 +25,11 @@ use rustix::process::{Resource, getrlimit};
 /// at once.
 const MAX_CAPTURE_SPARES: usize = 6;
 
-/// Maximum number of descriptors reserved for connections: one waiting for its response, and one
-/// for a request in the meantime.
+/// Maximum number of descriptors reserved for connections: one for a connection that waits for its
+/// response, and one for a request made in the meantime.
 const MAX_CONNECTION_SPARES: usize = 2;
 
-/// Descriptor limit of the process per reserved descriptor.
+/// Number of descriptors in the limit of the process for which one is reserved.
 const DESCRIPTOR_LIMIT_PER_SPARE: u64 = 32;
 
 static POOL: Mutex<SparePool> = Mutex::new(SparePool::new());
@@ -41,7 +41,7 @@ struct SparePool {
     connections: [Option<File>; MAX_CONNECTION_SPARES],
     /// Code files whose descriptors are part of those reserved for captures.
     code_files: [Option<Arc<dyn ReleasableFile>>; MAX_CAPTURE_SPARES],
-    /// Process that made the reservation, or 0.
+    /// Process that made the reservation, or 0 if there is none.
     pid: u32,
 }
 
@@ -83,7 +83,7 @@ pub(crate) trait ReleasableFile: Send + Sync {
     /// Returns `true` if the file itself is open.
     fn is_open(&self) -> bool;
 
-    /// Returns the number of open descriptors, with those of files that belong to this one.
+    /// Returns the number of open descriptors, including those of files that belong to this one.
     fn open_descriptors(&self) -> u64;
 
     /// Closes the descriptors.
@@ -121,30 +121,31 @@ pub(crate) fn release_all() {
     pool.pid = 0;
     pool.captures = [const { None }; MAX_CAPTURE_SPARES];
     pool.connections = [const { None }; MAX_CONNECTION_SPARES];
-    let code = std::mem::take(&mut pool.code_files);
+    let code_files = std::mem::take(&mut pool.code_files);
     drop(pool);
-    drop(code);
+    drop(code_files);
 }
 
-/// Returns the number of reserved descriptors that code files can take.
+/// Returns the number of reserved descriptors that code files can replace.
 pub(crate) fn code_file_capacity() -> u64 {
     target_count(DescriptorNeed::Capture) as u64
 }
 
-/// Replaces the code files that are part of the reserve, up to [`code_file_capacity`].
+/// Replaces the code files that are part of the reserve. The caller passes at most
+/// [`code_file_capacity`] files.
 pub(crate) fn set_code_files<F>(mut files: impl Iterator<Item = Arc<F>>)
 where
     F: ReleasableFile + 'static,
 {
-    let mut code = [const { None }; MAX_CAPTURE_SPARES];
-    code.fill_with(|| files.next().map(|file| file as Arc<dyn ReleasableFile>));
+    let mut code_files = [const { None }; MAX_CAPTURE_SPARES];
+    code_files.fill_with(|| files.next().map(|file| file as Arc<dyn ReleasableFile>));
     let mut pool = lock();
     if pool.pid == std::process::id() {
-        std::mem::swap(&mut pool.code_files, &mut code);
+        std::mem::swap(&mut pool.code_files, &mut code_files);
     }
     drop(pool);
     // Drop outside of the lock: this may drop the last reference and free memory.
-    drop(code);
+    drop(code_files);
     refill();
 }
 
@@ -163,18 +164,18 @@ pub(crate) fn refill() {
                 target_count(need).saturating_sub(code_descriptors.sum::<u64>() as usize)
             }
         };
-        for (at, slot) in pool.slots_for(need).iter_mut().enumerate() {
+        for (index, slot) in pool.slots_for(need).iter_mut().enumerate() {
             match slot {
-                Some(_) if at >= target => *slot = None,
-                None if at < target => *slot = open_placeholder().ok(),
+                Some(_) if index >= target => *slot = None,
+                None if index < target => *slot = open_placeholder().ok(),
                 _ => {}
             }
         }
     }
 }
 
-/// Opens a file of a capture, or one read by it. Calls `open`, and again after releasing a reserved
-/// descriptor if none is left.
+/// Calls `open`, which opens a file of a capture or one read by it. If no descriptor is left,
+/// releases a reserved one and calls `open` again, until none is reserved.
 ///
 /// # Errors
 ///
@@ -191,7 +192,7 @@ pub(crate) fn open_with_retry_for<T, E: OpenError>(
     loop {
         match open() {
             Err(error) if error.is_out_of_descriptors() && release(need) => {}
-            done => return done,
+            result => return result,
         }
     }
 }
@@ -202,8 +203,9 @@ pub(crate) fn release(need: DescriptorNeed) -> bool {
     if pool.slots_for(need).iter_mut().find_map(Option::take).is_some() {
         return true;
     }
-    let mut code = pool.code_files.iter().flatten().filter(|_| need == DescriptorNeed::Capture);
-    let file = code.find(|file| file.is_open()).map(Arc::clone);
+    let mut code_files =
+        pool.code_files.iter().flatten().filter(|_| need == DescriptorNeed::Capture);
+    let file = code_files.find(|file| file.is_open()).map(Arc::clone);
     drop(pool);
     if let Some(file) = &file {
         file.release();
@@ -221,7 +223,7 @@ pub(crate) fn reserved_fds() -> Vec<i32> {
     numbers
 }
 
-/// Opens a file that exists in any root directory.
+/// Opens a file or directory that exists even in an empty root directory.
 fn open_placeholder() -> io::Result<File> {
     File::open("/dev/null").or_else(|_| File::open("/"))
 }

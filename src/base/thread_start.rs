@@ -12,7 +12,7 @@ type StartListener = Box<dyn Fn() + Send>;
 /// The current listener and the number of its [`Subscription`].
 static LISTENER: Mutex<Option<(u64, StartListener)>> = Mutex::new(None);
 
-/// Set if the next thread start triggers a notification.
+/// `true` if the next thread start triggers a notification.
 static ARMED: AtomicBool = AtomicBool::new(false);
 
 /// Notifies the listener that the calling thread has started.
@@ -30,7 +30,7 @@ pub fn notify_thread_started() {
     }
 }
 
-/// Requests a notification for the next thread start only; must be called again for another.
+/// Requests one notification, at the next thread start.
 pub fn arm() {
     ARMED.store(true, Ordering::Release);
 }
@@ -57,8 +57,8 @@ pub struct Subscription(u64);
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        let own = |registration: &mut (u64, StartListener)| registration.0 == self.0;
-        let removed = LISTENER.lock().unwrap_or_else(PoisonError::into_inner).take_if(own);
+        let is_own = |registration: &mut (u64, StartListener)| registration.0 == self.0;
+        let removed = LISTENER.lock().unwrap_or_else(PoisonError::into_inner).take_if(is_own);
         drop(removed);
     }
 }
@@ -79,7 +79,7 @@ mod tests {
             notifications.load(Ordering::Relaxed) - before
         };
         let earlier = subscribe(|| panic!("another listener has replaced this one"));
-        let listening = subscribe({
+        let current = subscribe({
             let notifications = Arc::clone(&notifications);
             move || _ = notifications.fetch_add(1, Ordering::Relaxed)
         });
@@ -91,7 +91,7 @@ mod tests {
         arm();
         assert_eq!(count_notifications(&notify_thread_started), 1);
         arm();
-        drop(listening);
+        drop(current);
         arm();
         assert_eq!(count_notifications(&notify_thread_started), 0, "no listener");
     }
