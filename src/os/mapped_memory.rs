@@ -8,7 +8,7 @@
 //! process or machine:
 //!
 //! ```text
-//! mlockall(MCL_FUTURE)        mapped without access (nothing is populated), unlocked, then opened
+//! mlockall(MCL_FUTURE)        mapped without access (not populated), unlocked, made accessible
 //! huge pages `always`         disabled for the mapping: one write would take 2 MiB
 //! RLIMIT_AS                   a table takes at most an eighth of the remaining address space
 //! RLIMIT_AS, overcommit = 2   the call fails, the table is absent, and its user counts the losses
@@ -38,7 +38,7 @@ pub struct MappedWords {
 }
 
 impl MappedWords {
-    /// Creates an unmapped chunk of `words` words.
+    /// Creates an unmapped block of `words` words.
     pub const fn new(words: usize) -> Self {
         Self { start: AtomicPtr::new(ptr::null_mut()), words }
     }
@@ -51,18 +51,22 @@ impl MappedWords {
         (!start.is_null()).then(|| unsafe { std::slice::from_raw_parts(start, self.words) })
     }
 
-    /// Returns the words, mapping them if necessary. Returns `None` if the kernel refuses.
+    /// Returns the words, mapping them if necessary. Returns `None` if there is no memory for them.
     /// Lock-free: if two threads map at once, one of them unmaps its own mapping.
     pub fn get_or_map(&self) -> Option<&[AtomicU64]> {
         if let Some(words) = self.get() {
             return Some(words);
         }
-        let fresh = map_zeroed(self.size_bytes()).ok()?.cast::<AtomicU64>();
-        let success = Ordering::AcqRel;
-        let failure = Ordering::Acquire;
-        if self.start.compare_exchange(ptr::null_mut(), fresh, success, failure).is_err() {
-            // SAFETY: `fresh` was mapped above with this length and was not published.
-            let _ = unsafe { munmap(fresh.cast(), self.size_bytes()) };
+        let mapped = map_zeroed(self.size_bytes()).ok()?.cast::<AtomicU64>();
+        let published = self.start.compare_exchange(
+            ptr::null_mut(),
+            mapped,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+        if published.is_err() {
+            // SAFETY: `mapped` was mapped above with this length and was not published.
+            let _ = unsafe { munmap(mapped.cast(), self.size_bytes()) };
         }
         self.get()
     }
@@ -83,13 +87,13 @@ impl Drop for MappedWords {
     }
 }
 
-/// Bytes copied to a private mapping; changes of their source do not affect them.
+/// A copy of bytes in a private mapping. Later changes of the source do not affect it.
 pub(crate) struct MappedCopy {
     start: *const u8,
     length: usize,
 }
 
-// SAFETY: after `fill` the bytes are only read, and the mapping is owned.
+// SAFETY: after `with_contents` the bytes are only read, and the mapping is owned.
 unsafe impl Send for MappedCopy {}
 // SAFETY: as above.
 unsafe impl Sync for MappedCopy {}
@@ -99,7 +103,7 @@ impl MappedCopy {
     ///
     /// # Errors
     ///
-    /// Returns an error if the kernel refuses the memory, or the error of `fill`.
+    /// Returns an error if there is no memory for the bytes, or the error of `fill`.
     pub(crate) fn with_contents(
         length: usize,
         fill: impl FnOnce(&mut [u8]) -> io::Result<()>,
@@ -128,7 +132,8 @@ impl Deref for MappedCopy {
 impl Drop for MappedCopy {
     fn drop(&mut self) {
         if self.length > 0 {
-            // SAFETY: mapped by `fill` with this length; `&mut self` excludes every borrow of it.
+            // SAFETY: mapped by `with_contents` with this length; `&mut self` excludes every borrow
+            // of it.
             let _ = unsafe { munmap(self.start.cast_mut().cast(), self.length) };
         }
     }
@@ -148,12 +153,12 @@ fn map_zeroed(length: usize) -> io::Result<*mut u8> {
         return Err(io::ErrorKind::OutOfMemory.into());
     }
     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-    // Without access: with `mlockall(MCL_FUTURE)` a writable mapping is populated at once.
+    // Mapped without access, because `mlockall(MCL_FUTURE)` populates a writable mapping at once.
     // SAFETY: an anonymous mapping at an address chosen by the kernel affects no existing memory.
     let start = unsafe { mmap_anonymous(ptr::null_mut(), length, ProtFlags::empty(), flags) }?;
     // SAFETY: mapped above with this length and not shared with anything yet.
-    let opened = unsafe { make_accessible(start.cast(), length, may_unlock) };
-    if let Err(error) = opened {
+    let result = unsafe { make_accessible(start.cast(), length, may_unlock) };
+    if let Err(error) = result {
         // SAFETY: as above.
         let _ = unsafe { munmap(start, length) };
         return Err(error);
@@ -172,8 +177,8 @@ unsafe fn make_accessible(
     length: usize,
     may_unlock: fn() -> bool,
 ) -> io::Result<()> {
-    // Size of the steps in which a locked mapping is opened and emptied; bounds the memory that is
-    // briefly populated.
+    // Size of the steps in which a locked mapping is made accessible and emptied. Bounds the memory
+    // that is populated for a moment.
     const STEP_BYTES: usize = 256 << 10;
     let advise = |at: *mut u8, length: usize, advice| {
         // SAFETY: the caller's mapping; neither advice changes the content of fresh pages.
@@ -187,8 +192,7 @@ unsafe fn make_accessible(
         }
     };
     advise(start, length, libc::MADV_NOHUGEPAGE);
-    // MADV_DONTNEED fails for locked memory and for none of our other mappings, so failure means
-    // that this mapping is locked.
+    // Of the mappings made here, MADV_DONTNEED fails only for locked ones.
     if advise(start, length, libc::MADV_DONTNEED) == 0 {
         return protect(start, length);
     }
@@ -207,7 +211,8 @@ unsafe fn make_accessible(
     Ok(())
 }
 
-/// Returns `true` if `munlock` cannot kill the process: there is no system call filter.
+/// Returns `true` if the process is known to have no system call filter. A filter may kill the
+/// process for calling `munlock`.
 #[cfg(all(target_os = "linux", not(miri)))]
 pub(super) fn may_unlock() -> bool {
     use rustix::fs::{Mode, OFlags};
@@ -221,8 +226,9 @@ pub(super) fn may_unlock() -> bool {
     status.split(|&byte| byte == b'\n').any(|line| line == b"Seccomp:\t0")
 }
 
-/// Returns the address space left below `RLIMIT_AS`, or `None` if there is no such limit. Neither
-/// locks nor allocates; costs 0.1 us without the limit and 5 us with it.
+/// Returns the address space left below `RLIMIT_AS`. Returns `None` if there is no such limit, or
+/// if the size in use is unknown. Neither locks nor allocates; costs 0.1 us without the limit and 5
+/// us with it.
 #[cfg(all(target_os = "linux", not(miri)))]
 pub fn remaining_address_space() -> Option<Bytes> {
     use rustix::fs::{Mode, OFlags};
@@ -261,14 +267,14 @@ mod tests {
 
     #[test]
     fn concurrent_first_uses_map_words_once() {
-        let chunk = MappedWords::new(1000);
-        assert!(chunk.get().is_none());
+        let block = MappedWords::new(1000);
+        assert!(block.get().is_none());
         std::thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| chunk.get_or_map().unwrap()[999].fetch_add(1, Ordering::Relaxed));
+                scope.spawn(|| block.get_or_map().unwrap()[999].fetch_add(1, Ordering::Relaxed));
             }
         });
-        let words = chunk.get().unwrap();
+        let words = block.get().unwrap();
         assert_eq!(words.len(), 1000);
         assert_eq!(words[999].load(Ordering::Relaxed), 4);
         assert!(words[..999].iter().all(|word| word.load(Ordering::Relaxed) == 0));
@@ -298,15 +304,17 @@ mod tests {
     #[cfg(all(target_os = "linux", not(miri)))]
     fn mapping_of(address: u64) -> Vec<String> {
         let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        let is_head = |line: &str| line.split(' ').next().is_some_and(|field| field.contains('-'));
+        let is_header =
+            |line: &str| line.split(' ').next().is_some_and(|field| field.contains('-'));
         let range = |line: &str| {
             let (start, end) = line.split(' ').next()?.split_once('-')?;
             Some(u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?)
         };
-        let contains_address =
-            |line: &&str| is_head(line) && range(line).is_some_and(|it| it.contains(&address));
+        let contains_address = |line: &&str| {
+            is_header(line) && range(line).is_some_and(|range| range.contains(&address))
+        };
         let lines = smaps.lines().skip_while(|line| !contains_address(line)).skip(1);
-        lines.take_while(|line| !is_head(line)).map(str::to_owned).collect()
+        lines.take_while(|line| !is_header(line)).map(str::to_owned).collect()
     }
 
     #[cfg(all(target_os = "linux", not(miri)))]
@@ -319,15 +327,15 @@ mod tests {
     #[test]
     #[cfg(all(target_os = "linux", not(miri)))]
     fn mapping_disables_huge_pages() {
-        let chunk = MappedWords::new(1 << 20);
-        let mapping = mapping_of(chunk.get_or_map().unwrap().as_ptr() as u64);
+        let block = MappedWords::new(1 << 20);
+        let mapping = mapping_of(block.get_or_map().unwrap().as_ptr() as u64);
         let has_huge_pages = std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists();
         let flags = mapping.iter().find(|line| line.starts_with("VmFlags:")).unwrap();
         assert_eq!(flags.split(' ').any(|flag| flag == "nh"), has_huge_pages, "{mapping:?}");
     }
 
-    /// Covers a stack that is locked completely, and tables that are unlocked or, under a filter,
-    /// emptied.
+    /// Covers a mapping that is unlocked, one that is emptied because a system call filter may
+    /// forbid `munlock`, and the stack of a thread.
     #[test]
     #[cfg(all(target_os = "linux", not(miri)))]
     fn mlockall_populates_only_written_pages() {

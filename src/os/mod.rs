@@ -38,8 +38,8 @@ pub mod syscalls;
 mod unsupported;
 pub(crate) mod unused_stack;
 
-// Beside the file it tests, not in it: `tests/loom/signal_handlers.rs` compiles that file with
-// loom's atomics, which work in its models only.
+// A file of its own, because `tests/loom/signal_handlers.rs` compiles `stack_snapshot.rs` with
+// loom's atomics, which work only inside a loom model.
 #[cfg(test)]
 mod stack_snapshot_tests;
 

@@ -5,18 +5,18 @@
 //!
 //! | inherited | harm | reset to |
 //! |---|---|---|
-//! | CPU mask | the agent starves on the core of a spinning thread | start (1), if it lacks CPUs |
+//! | CPU mask | the agent starves on the core of a spinning thread | start (1), if it lacks a CPU |
 //! | `SCHED_FIFO`, `SCHED_RR` | the agent takes a core from the service | `SCHED_OTHER` |
 //! | `SCHED_BATCH`, `SCHED_IDLE` | the agent starves on a busy machine | start (1) |
 //! | nice value | as above, in both directions | start (1) |
-//! | timer slack | ticks come late | start (1), if it was less |
+//! | timer slack | ticks come late | start (1), if that is less |
 //!
 //! (1) The value that the process was started with.
 //!
 //! The start values are the operator's decision (`taskset`, `chrt`, `nice`, `CPUAffinity=` of
-//! systemd) and apply to marple's threads too. They have to be read before `main`: later, a mask
-//! that `main` set for its thread cannot be distinguished from one given to the process.
-//! `StartAttributes` is filled by a function of `.init_array`.
+//! systemd) and apply to marple's threads too. They have to be read before `main`. Afterwards, a
+//! mask that `main` has set for its thread looks like one given to the process. A function in
+//! `.init_array` fills `StartAttributes`.
 //!
 //! The mask of a thread that was started by another marple thread is left unchanged, so that a
 //! later `taskset --all-tasks --pid` applies to all threads.
@@ -38,17 +38,17 @@ use crate::os::proc::cpu_mask::CpuMask;
 /// Topic of the warning about attributes that could not be set.
 const TOPIC: &str = "threads.scheduling";
 
-/// Maximum number of concurrent marple threads: nine with fixed names, and one for each running
+/// Maximum number of concurrent marple threads: about a dozen, and one for each running custom
 /// collector. Further ones are counted as threads of the service.
 const MAX_THREADS: usize = 64;
 
 /// Flag of a thread whose scheduling has not been reset yet.
 const PENDING: u32 = 1 << 31;
 
-/// IDs of marple's running threads; 0 is a free entry.
+/// IDs of marple's running threads, with [`PENDING`] if set; 0 is a free slot.
 static RUNNING: [AtomicU32; MAX_THREADS] = [const { AtomicU32::new(0) }; MAX_THREADS];
 
-/// Scheduling of a thread, as in its `stat`.
+/// Scheduling of a thread, as in its `/proc` file `stat`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Scheduling {
     nice: i32,
@@ -112,19 +112,19 @@ pub fn enter() {
     let _ = ENTRY.try_with(|_| ());
 }
 
-/// An entry in [`RUNNING`], held while the thread runs.
+/// A slot in [`RUNNING`], claimed while the thread runs.
 struct OwnThreadEntry(Option<&'static AtomicU32>);
 
 impl OwnThreadEntry {
     fn new() -> Self {
         let tid = crate::os::proc::threads::current_tid();
         let is_free =
-            |place: &&AtomicU32| place.compare_exchange(0, tid | PENDING, Relaxed, Relaxed).is_ok();
+            |slot: &&AtomicU32| slot.compare_exchange(0, tid | PENDING, Relaxed, Relaxed).is_ok();
         let slot = RUNNING.iter().find(is_free);
         crate::os::unused_stack::release();
         report(&reset());
-        // Stored after the reset, so that threads starting meanwhile do not accept this one's mask
-        // as correct.
+        // Stored without `PENDING` only after the reset: a thread that starts in the meantime must
+        // not accept this one's mask as correct.
         if let Some(slot) = slot {
             slot.store(tid, Relaxed);
         }
@@ -142,12 +142,12 @@ impl Drop for OwnThreadEntry {
 
 /// Returns the IDs of marple's running threads.
 pub(crate) fn running_tids() -> impl Iterator<Item = u32> {
-    RUNNING.iter().map(|place| place.load(Relaxed) & !PENDING).filter(|&tid| tid != 0)
+    RUNNING.iter().map(|slot| slot.load(Relaxed) & !PENDING).filter(|&tid| tid != 0)
 }
 
 /// Clears the table in a forked child, where the parent's threads do not exist.
 pub(super) fn clear_after_fork() {
-    RUNNING.iter().for_each(|place| place.store(0, Relaxed));
+    RUNNING.iter().for_each(|slot| slot.store(0, Relaxed));
 }
 
 /// Resets the inherited attributes of the calling thread. Returns a text for each that could not be
@@ -181,7 +181,7 @@ fn reset_cpus(start: &StartAttributes) -> Result<(), String> {
     let Some(own) = CpuMask::for_thread(0) else { return Ok(()) };
     let Some(wanted) = &start.cpus else { return Ok(()) };
     let is_shared_by_own_thread = || {
-        let mut own_tids = RUNNING.iter().map(|place| place.load(Relaxed));
+        let mut own_tids = RUNNING.iter().map(|slot| slot.load(Relaxed));
         let other = own_tids.find(|&tid| tid != 0 && tid & PENDING == 0);
         other.and_then(CpuMask::for_thread).is_some_and(|mask| mask == own)
     };
@@ -191,8 +191,8 @@ fn reset_cpus(start: &StartAttributes) -> Result<(), String> {
     let failed = |why: String| format!("CPUs {own} instead of {wanted}: {why}");
     permit(OptionalCall::SetAffinity).map_err(|denied| failed(denied.to_string()))?;
     match wanted.apply_to_current_thread() {
-        // No CPU of the mask is left in the cpuset: the mask that the kernel chose instead is
-        // correct.
+        // No CPU of the mask is left in the cpuset. The kernel has chosen another mask, which
+        // stays.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
         result => result.map_err(|error| failed(format!("sched_setaffinity failed: {error}"))),
     }
@@ -212,8 +212,8 @@ fn reset_policy(start: &StartAttributes) -> Result<(), String> {
     let failed = |why: String| format!("policy {} instead of {wanted}: {why}", own.policy);
     permit(OptionalCall::SetScheduler).map_err(|denied| failed(denied.to_string()))?;
     let parameters = libc::sched_param { sched_priority: 0 };
-    // A raw system call: musl's function is not implemented. If the parent had SCHED_RESET_ON_FORK,
-    // the policy is already reset.
+    // A raw system call, because musl's function only returns ENOSYS. SCHED_RESET_ON_FORK need not
+    // be preserved: a thread whose parent had it starts with a policy that is already reset.
     // SAFETY: the parameters outlive the call, which changes the calling thread only.
     let result = unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, wanted, &parameters) };
     match result {
@@ -230,7 +230,7 @@ fn reset_nice(start: &StartAttributes) -> Result<(), String> {
     }
     let failed = |why: String| format!("nice {} instead of {}: {why}", own.nice, at_start.nice);
     permit(OptionalCall::SetPriority).map_err(|denied| failed(denied.to_string()))?;
-    // Linux keeps the nice value per thread: 0 is the calling one.
+    // Linux keeps the nice value per thread. `None` is the calling thread.
     rustix::process::setpriority_process(None, at_start.nice)
         .map_err(|error| failed(format!("setpriority failed: {error} (RLIMIT_NICE)")))
 }
