@@ -1,16 +1,17 @@
 //! The slot of a task, and the store of free slots.
 //!
 //! ```text
-//! Slots          Mutex { every chunk, the free slots }   accessed once per 32 tasks
-//!   │ take 32       ▲ give back 32
+//! Slots          Mutex { all chunks, the free slots }     accessed once per 32 tasks
+//!   │ take 32       ▲ return 32
 //! LocalFreeList  free slots of a thread, at most 64      accessed when a task is created or ends
 //!   │ take one      ▲ put one
 //! TaskSlot       64 bytes of atomics, and its own lock around the waker
 //! ```
 //!
 //! A slot moves from the list of the thread that creates a task to that of the thread that ends it.
-//! Neither waits for the other. Only threads that create more tasks than they end, or the reverse,
-//! access the store. A task that never waited has no waker and never takes its slot's lock.
+//! Neither thread waits for the other. Only threads that create more tasks than they end, or the
+//! reverse, access the store. A task that never waited has no waker and never takes its slot's
+//! lock.
 //!
 //! ```text
 //! assign   fence(Release)   site, last_poll (Relaxed)   owner = n (Release)   before: owner = 0
@@ -19,15 +20,15 @@
 //! ```
 //!
 //! Task numbers are never reused, so reading the same number twice means the same task. Under the
-//! lock a stored waker belongs to the current task, because the task's end would have removed it.
+//! lock, a stored waker belongs to the current task, because a task that ends removes its waker.
 //! So a request made under the lock never reaches a later task of the slot.
 //!
 //! Slots are never returned to the allocator. They take 64 bytes for each of the maximum number of
-//! tasks alive at once, plus the threads' lists. The obvious alternative, an intrusive list of
-//! nodes in the tasks, saves that memory. But it needs unsafe code that no safe API can protect
-//! from `mem::forget`.
+//! tasks alive at once, plus the threads' lists. An intrusive list of nodes in the tasks would save
+//! that memory. But it needs unsafe code that no safe API can protect from `mem::forget`.
 //!
-//! This file does not interpret wakers. `tests/loom/task_slots.rs` compiles it with loom's atomics.
+//! The waker is a type parameter `W`, because `tests/loom/task_slots.rs` compiles this file with
+//! loom's atomics.
 
 use crate::base::sync::{AtomicU32, AtomicU64, BareMutex, Mutex, Ordering, PoisonError, fence};
 
@@ -81,12 +82,12 @@ impl<W> TaskSlot<W> {
         self.owner.store(number, Ordering::Release);
     }
 
-    /// Frees the slot. `waits` is `true` if the task has stored a value. The value is returned so
-    /// that the caller drops it outside of the lock: its drop can drop another task, which ends
-    /// here again.
+    /// Frees the slot. `has_waker` is `true` if the task has stored a waker. The waker is returned
+    /// so that the caller drops it outside of the lock: dropping it can end another task, which
+    /// releases its slot here.
     #[inline]
-    pub(super) fn release(&self, waits: bool) -> Option<W> {
-        let stored = if waits { self.release_stored() } else { None };
+    pub(super) fn release(&self, has_waker: bool) -> Option<W> {
+        let stored = if has_waker { self.release_stored() } else { None };
         self.owner.store(0, Ordering::Release);
         stored
     }
@@ -99,14 +100,13 @@ impl<W> TaskSlot<W> {
         stored.take()
     }
 
-    /// Stores `fresh` and returns the previous value. Must be called by the task that owns the
-    /// slot.
-    pub(super) fn store(&self, fresh: W) -> Option<W> {
-        self.stored.lock().unwrap_or_else(PoisonError::into_inner).replace(fresh)
+    /// Stores `waker` and returns the previous one. Must be called by the task that owns the slot.
+    pub(super) fn store(&self, waker: W) -> Option<W> {
+        self.stored.lock().unwrap_or_else(PoisonError::into_inner).replace(waker)
     }
 
-    /// Returns the state of the task, if the slot has one. If the task can be woken and `dump`
-    /// is not 0, that dump requests its stack.
+    /// Returns the state of the task, if the slot has one. Requests the stack of a task with a
+    /// waker for the dump number `dump`, unless that is 0.
     pub(super) fn view(&self, dump: u32) -> Option<SlotView<W>>
     where
         W: Clone,
@@ -132,7 +132,7 @@ impl<W> TaskSlot<W> {
         self.owner.load(Ordering::Acquire)
     }
 
-    /// Starts a poll. Returns the start of the previous one.
+    /// Starts a poll. Returns the start of the previous one; 0 for none.
     #[inline]
     pub(super) fn begin_poll(&self, thread: u32, tick: u64) -> u64 {
         let previous = self.last_poll.load(Ordering::Relaxed);
@@ -141,7 +141,6 @@ impl<W> TaskSlot<W> {
         previous
     }
 
-    /// Ends a poll.
     #[inline]
     pub(super) fn end_poll(&self) {
         self.polling_thread.store(0, Ordering::Relaxed);
@@ -173,7 +172,7 @@ impl<W> TaskSlot<W> {
         self.requested_by.swap(0, Ordering::Relaxed)
     }
 
-    /// Withdraws a request of `dump`.
+    /// Withdraws the request if `dump` made it.
     pub(super) fn withdraw(&self, dump: u32) {
         let _ = self.requested_by.compare_exchange(dump, 0, Ordering::Relaxed, Ordering::Relaxed);
     }
@@ -204,34 +203,33 @@ impl<W> SlotStore<W> {
 }
 
 impl<W> Slots<W> {
-    /// Moves at most `max_slots` free slots to the empty `free_list`. Allocates `chunk` slots first
-    /// if there are none.
+    /// Moves at most `max_slots` free slots to the empty `free_list`. Allocates `chunk_size` slots
+    /// first if there are none.
     #[cold]
-    fn fill(&self, free_list: &mut Vec<&'static TaskSlot<W>>, max_slots: usize, chunk: usize) {
+    fn fill(&self, free_list: &mut Vec<&'static TaskSlot<W>>, max_slots: usize, chunk_size: usize) {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         if store.free.is_empty() {
-            let slots: Vec<TaskSlot<W>> = (0..chunk).map(|_| TaskSlot::new()).collect();
+            let slots: Vec<TaskSlot<W>> = (0..chunk_size).map(|_| TaskSlot::new()).collect();
             let slots: &'static [TaskSlot<W>] = slots.leak();
             store.chunks.push(slots);
             // Capacity for all slots, so that giving slots back never allocates.
-            let total = store.chunks.len() * chunk;
+            let total = store.chunks.len() * chunk_size;
             store.free.reserve(total);
             store.free.extend(slots.iter().rev());
         }
-        let rest = store.free.len().saturating_sub(max_slots);
-        free_list.extend(store.free.drain(rest..));
+        let kept = store.free.len().saturating_sub(max_slots);
+        free_list.extend(store.free.drain(kept..));
     }
 
-    /// Takes slots back from a thread.
+    /// Puts slots from a thread's list back into the store.
     #[cold]
     fn return_slots(&self, slots: impl Iterator<Item = &'static TaskSlot<W>>) {
         self.store.lock().unwrap_or_else(PoisonError::into_inner).free.extend(slots);
     }
 
-    /// Returns the chunk with this index.
-    pub(super) fn chunk(&self, number: usize) -> Option<&'static [TaskSlot<W>]> {
+    pub(super) fn chunk(&self, index: usize) -> Option<&'static [TaskSlot<W>]> {
         let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        store.chunks.get(number).copied()
+        store.chunks.get(index).copied()
     }
 }
 
@@ -249,7 +247,6 @@ impl<W, const CAPACITY: usize> LocalFreeList<W, CAPACITY> {
         Self { free: Vec::new() }
     }
 
-    /// Takes a free slot.
     #[inline]
     pub(super) fn take(&mut self, slots: &Slots<W>) -> Option<&'static TaskSlot<W>> {
         if let slot @ Some(_) = self.free.pop() {
@@ -269,7 +266,7 @@ impl<W, const CAPACITY: usize> LocalFreeList<W, CAPACITY> {
         self.free.push(slot);
     }
 
-    /// Gives all slots back to the store.
+    /// Returns all slots to the store.
     pub(super) fn return_all(&mut self, slots: &Slots<W>) {
         if !self.free.is_empty() {
             slots.return_slots(self.free.drain(..));
