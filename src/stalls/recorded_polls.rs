@@ -1,5 +1,5 @@
-//! Pure decisions of the stall detector: which polls are too long, and when the next check is due.
-//! Uses no clock, ring or thread.
+//! Decisions of the stall detector about recorded polls: the polls that are too long, and the time
+//! of the next check. Pure functions of their arguments, without a clock, ring or thread.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use crate::base::Moment;
 use crate::model::TaskKey;
 use crate::stalls::waits::ExcludedTime;
 
-/// Maximum delay until a stall is found.
+/// Maximum time between two checks while polls run, unless the stall threshold is longer.
 pub(crate) const CHECK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Minimum time between two checks.
 const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Minimum time between two checks while no poll runs: 20 wake-ups a second, a few microseconds
-/// each.
+/// Time between two checks while no poll runs, unless the stall threshold is longer: at most 20
+/// wake-ups a second, a few microseconds each.
 pub(crate) const IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Time without a poll after which the detector arms the wake-up and sleeps.
@@ -25,10 +25,10 @@ pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_millis(500);
 const ARMED_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Tolerance within which two start times belong to the same poll. Converting ticks to moments
-/// gives slightly different results at different checks.
+/// gives slightly different results at different checks. Also the delay from which a check is late.
 const START_TOLERANCE: Duration = Duration::from_millis(1);
 
-/// A poll that ended: start, end, task.
+/// Start, end and task of a poll that has ended.
 pub(crate) type EndedPoll = (Moment, Moment, TaskKey);
 
 /// State of one thread at a check.
@@ -54,13 +54,13 @@ pub(crate) struct FoundStall {
     pub(crate) start_tick: Option<u64>,
 }
 
-/// State kept per thread between checks.
+/// State of a thread, kept between checks.
 #[derive(Debug)]
 struct KnownThread {
     thread: u64,
     next_record: u64,
     reported_start: Option<Moment>,
-    /// Start of the poll last counted as starved.
+    /// Start of the poll last counted in [`StarvedPolls`].
     starved_start: Option<Moment>,
 }
 
@@ -72,13 +72,13 @@ pub(crate) struct StarvedPolls {
     pub(crate) longest_wait: Duration,
 }
 
-/// The decision state of the stall detector.
+/// State that the decisions depend on, kept between checks.
 #[derive(Debug)]
 pub(crate) struct RecordedPollDetector {
     threshold: Duration,
-    /// Time at which the next check is due.
+    /// Time of the next check.
     due: Option<Moment>,
-    /// Time since which no poll has run. `None` if one ran in the last interval.
+    /// Time of the first check since which no poll has run. `None` if the last check found a poll.
     quiet_since: Option<Moment>,
     known: Vec<KnownThread>,
     starved: StarvedPolls,
@@ -95,32 +95,35 @@ impl RecordedPollDetector {
         }
     }
 
-    /// Evaluates the thread states `seen` at `now`. Returns the stalls found and the time until the
-    /// next check.
+    /// Evaluates the states of all threads at `now`. Returns the stalls found and the time until
+    /// the next check.
     ///
     /// * `was_armed`: `true` if the wake-up was armed, so that a poll started since the last check
     ///   would have triggered this check earlier.
-    /// * `ended(thread, from)`: the records of a thread from number `from` on, ordered by end.
+    /// * `ended(thread, from)`: the ended polls of a thread from record number `from` on, ordered
+    ///   by end.
     /// * `exclude(thread, from, until)`: the part of the interval that is not the thread's own
     ///   time.
     pub(crate) fn check(
         &mut self,
         now: Moment,
-        seen: &[ThreadPollState],
+        threads: &[ThreadPollState],
         was_armed: bool,
         ended: impl Fn(u64, u64) -> Vec<EndedPoll>,
         mut exclude: impl FnMut(u64, Moment, Moment) -> ExcludedTime,
     ) -> (Vec<FoundStall>, Duration) {
+        // A check in time finds each long poll while it is open. Only a late one has to read the
+        // records of polls that have ended.
         let is_late = self.due.is_some_and(|due| now.since(due) > START_TOLERANCE);
-        self.known.retain(|known| seen.iter().any(|seen| seen.thread == known.thread));
+        self.known.retain(|known| threads.iter().any(|state| state.thread == known.thread));
         let mut found = Vec::new();
-        let mut moved = false;
+        let mut has_polled = false;
         let mut due = Duration::MAX;
-        for &ThreadPollState { thread, next_record: next, open_poll: running } in seen {
+        for &ThreadPollState { thread, next_record, open_poll } in threads {
             if !self.known.iter().any(|known| known.thread == thread) {
                 self.known.push(KnownThread {
                     thread,
-                    next_record: next,
+                    next_record,
                     reported_start: None,
                     starved_start: None,
                 });
@@ -128,14 +131,14 @@ impl RecordedPollDetector {
             let Some(known) = self.known.iter_mut().find(|known| known.thread == thread) else {
                 continue;
             };
-            moved |= known.next_record != next || running.is_some();
+            has_polled |= known.next_record != next_record || open_poll.is_some();
             let mut measure = |task, start: Moment, until: Moment, start_tick| {
                 let excluded = exclude(thread, start, until);
                 let duration = excluded.own_time(until.since(start));
                 FoundStall { thread, task, start, duration, excluded, start_tick }
             };
-            if is_late && known.next_record != next {
-                let open_since = running.map(|(start, ..)| start);
+            if is_late && known.next_record != next_record {
+                let open_since = open_poll.map(|(start, ..)| start);
                 let long = outermost_long_polls(
                     &ended(thread, known.next_record),
                     self.threshold,
@@ -153,8 +156,8 @@ impl RecordedPollDetector {
                     }
                 }
             }
-            known.next_record = next;
-            let Some((start, task, tick)) = running else { continue };
+            known.next_record = next_record;
+            let Some((start, task, tick)) = open_poll else { continue };
             let lasted = now.since(start);
             if lasted < self.threshold {
                 due = due.min(self.threshold - lasted);
@@ -169,12 +172,12 @@ impl RecordedPollDetector {
                 }
             }
         }
-        if moved {
+        if has_polled {
             self.quiet_since = None;
         } else {
             self.quiet_since.get_or_insert(now);
         }
-        let max_interval = match moved {
+        let max_interval = match has_polled {
             true => CHECK_INTERVAL,
             false if was_armed && self.is_quiet(now) => ARMED_CHECK_INTERVAL,
             false => IDLE_CHECK_INTERVAL,
@@ -182,18 +185,21 @@ impl RecordedPollDetector {
         let max_interval = self.threshold.max(max_interval);
         // The margin `START_TOLERANCE` keeps a timer that fires slightly early from finding a poll
         // just below the threshold.
-        let next = due.saturating_add(START_TOLERANCE).min(max_interval).max(MIN_CHECK_INTERVAL);
-        self.due = Some(now + next);
-        (found, next)
+        let interval =
+            due.saturating_add(START_TOLERANCE).min(max_interval).max(MIN_CHECK_INTERVAL);
+        self.due = Some(now + interval);
+        (found, interval)
     }
 
-    /// Returns `true` if the thread has polled since the last check.
-    pub(crate) fn has_polled(&self, seen: &ThreadPollState) -> bool {
-        let known = self.known.iter().find(|known| known.thread == seen.thread);
-        seen.open_poll.is_some() || known.is_none_or(|known| known.next_record != seen.next_record)
+    /// Returns `true` if the thread has polled since the last check, or if no check has included
+    /// it.
+    pub(crate) fn has_polled(&self, state: &ThreadPollState) -> bool {
+        let known = self.known.iter().find(|known| known.thread == state.thread);
+        state.open_poll.is_some()
+            || known.is_none_or(|known| known.next_record != state.next_record)
     }
 
-    /// Takes the polls that were too long only because their threads waited for a core.
+    /// Returns the polls counted since the last call.
     pub(crate) fn take_starved(&mut self) -> StarvedPolls {
         std::mem::take(&mut self.starved)
     }
@@ -206,30 +212,30 @@ impl RecordedPollDetector {
 }
 
 impl StarvedPolls {
-    /// Counts a poll, at most once, if its thread waited for a core. `counted` is the start of the
-    /// poll of the thread that was counted last.
-    fn count(&mut self, counted: &mut Option<Moment>, poll: &FoundStall) {
+    /// Counts a poll if its thread waited for a core. `last_counted` is the start of the thread's
+    /// poll that was counted last, and is not counted again.
+    fn count(&mut self, last_counted: &mut Option<Moment>, poll: &FoundStall) {
         let run_delay = poll.excluded.run_delay;
         self.longest_wait = self.longest_wait.max(run_delay);
-        if !run_delay.is_zero() && !is_same_poll(*counted, poll.start) {
+        if !run_delay.is_zero() && !is_same_poll(*last_counted, poll.start) {
             self.polls += 1;
-            *counted = Some(poll.start);
+            *last_counted = Some(poll.start);
         }
     }
 }
 
 /// Returns the outermost polls in `ended` that lasted for at least `threshold`. Skips polls inside
-/// the open poll that started at `running`.
+/// the open poll that started at `open_since`.
 fn outermost_long_polls(
     ended: &[EndedPoll],
     threshold: Duration,
-    running: Option<Moment>,
+    open_since: Option<Moment>,
 ) -> Vec<EndedPoll> {
     let mut found: Vec<EndedPoll> = Vec::new();
     for &(start, end, task) in ended.iter().rev() {
-        let inside = found.last().is_some_and(|&(outer, ..)| start >= outer)
-            || running.is_some_and(|outer| start >= outer);
-        if !inside && end.since(start) >= threshold {
+        let is_nested = found.last().is_some_and(|&(outer, ..)| start >= outer)
+            || open_since.is_some_and(|outer| start >= outer);
+        if !is_nested && end.since(start) >= threshold {
             found.push((start, end, task));
         }
     }
