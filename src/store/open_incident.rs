@@ -1,4 +1,4 @@
-//! The state of an open incident that its drafts share.
+//! The shared state of an open incident.
 
 use super::dir::Dir;
 use crate::base::IncidentId;
@@ -6,13 +6,13 @@ use crate::store::usage::{Registration, StoreInner};
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
 
-/// State shared by an incident and its drafts.
+/// State shared by an incident and the drafts of its artifacts.
 #[derive(Debug)]
 pub(crate) struct IncidentInner {
     pub(crate) dir: Dir,
     /// `{service}_{instance}`.
     pub(crate) stem: String,
-    /// The number of the last committed artifact.
+    /// The last number used in an artifact's name.
     pub(crate) seq: Mutex<u32>,
     /// Number of drafts that needed a temporary name.
     pub(crate) named_drafts: AtomicU32,
