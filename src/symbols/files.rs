@@ -27,7 +27,7 @@ pub enum CodeIdentity {
     Unverified,
 }
 
-/// A message for readers of names from a file of [`CodeIdentity::Unverified`].
+/// A warning that the function names from a file are [unverified](CodeIdentity::Unverified).
 pub struct UnverifiedFile<'a>(pub &'a Path);
 
 impl fmt::Display for UnverifiedFile<'_> {
@@ -56,7 +56,7 @@ pub struct NamedSymbol<'a> {
 /// An error that ends a lookup.
 #[derive(Debug)]
 pub enum SymbolFailure<E> {
-    /// The file gives no names, or no more names.
+    /// The file cannot be opened or read, or differs from the mapped one.
     File(Error),
     /// The callback returned an error.
     Callback(E),
@@ -122,13 +122,12 @@ pub struct SymbolFiles {
     lookup: SymbolLookup,
     aliases: Vec<Option<Aliases>>,
     names: AliasNames,
-    /// Number of lookups.
     lookup_count: u64,
 }
 
 impl SymbolFiles {
-    /// Creates buffers for `most` addresses per lookup: about 130 bytes for each and 180 KiB, all
-    /// of it written to so that its pages exist.
+    /// Creates buffers for `max_addresses` addresses per lookup: 180 KiB and about 130 bytes per
+    /// address. All of it is written to, so that lookups cause no page faults.
     pub fn with_capacity(max_addresses: usize) -> Self {
         Self {
             open_files: Vec::with_capacity(MAX_OPEN_FILES),
@@ -139,8 +138,8 @@ impl SymbolFiles {
         }
     }
 
-    /// Opens the files of these mappings in advance, so that later lookups need not. A file that
-    /// cannot be opened is tried again at its lookup.
+    /// Opens the files of these mappings in advance. A file that cannot be opened is tried again at
+    /// its lookup.
     pub fn open_all(&mut self, mappings: &[Mapping]) {
         for mapping in mappings.iter().filter(|mapping| mapping.path.is_absolute()) {
             if self.index_of(mapping).is_none() && self.open_files.len() < MAX_OPEN_FILES {
@@ -149,7 +148,7 @@ impl SymbolFiles {
         }
     }
 
-    /// Returns the index of the file of `mapping` in `open`.
+    /// Returns the index of the file of `mapping` in `open_files`.
     fn index_of(&self, mapping: &Mapping) -> Option<usize> {
         self.open_files.iter().position(|known| known.matches(mapping))
     }
@@ -157,20 +156,21 @@ impl SymbolFiles {
     /// Evicts the least recently used file if the limit is reached.
     fn evict_if_full(&mut self) {
         let oldest = self.open_files.iter().enumerate().min_by_key(|(_, known)| known.last_lookup);
-        let index = oldest.map(|(place, _)| place);
-        if let Some(place) = index.filter(|_| self.open_files.len() >= MAX_OPEN_FILES) {
-            drop(self.open_files.swap_remove(place));
+        let index = oldest.map(|(index, _)| index);
+        if let Some(index) = index.filter(|_| self.open_files.len() >= MAX_OPEN_FILES) {
+            drop(self.open_files.swap_remove(index));
         }
     }
 
-    /// Looks up the functions at `offsets` in the mapped file, which must be sorted. Calls `see`
+    /// Looks up the functions at `offsets` in the mapped file, which must be sorted. Calls `visit`
     /// with the index of each offset and its function, or `None` if no function contains it. Costs
     /// one pass over the file's symbol table.
     ///
     /// # Errors
     ///
-    /// [`SymbolFailure::File`] if the file cannot be used; if `see` was not called before, no
-    /// offset has a name. [`SymbolFailure::Callback`] with the error that `see` returned.
+    /// [`SymbolFailure::File`] if the file cannot be used, in which case `visit` may have been
+    /// called for some of the offsets. [`SymbolFailure::Callback`] with the error that `visit`
+    /// returned.
     pub fn look_up<E>(
         &mut self,
         mapping: &Mapping,
@@ -179,44 +179,42 @@ impl SymbolFiles {
     ) -> Result<CodeIdentity, SymbolFailure<E>> {
         self.lookup_count += 1;
         let index = match self.index_of(mapping) {
-            Some(place) => place,
+            Some(index) => index,
             None => {
                 self.evict_if_full();
                 self.open_files.push(KnownFile::open(mapping)?);
                 self.open_files.len() - 1
             }
         };
-        let Self { open_files: open, lookup: wants, aliases: found, names, lookup_count: look } =
-            self;
-        let Some(known) = open.get_mut(index) else { return Ok(CodeIdentity::Unverified) };
+        let Self { open_files, lookup, aliases, names, lookup_count } = self;
+        let Some(known) = open_files.get_mut(index) else { return Ok(CodeIdentity::Unverified) };
         if known.image.file().is_modified() {
-            // The file was modified. Its headers may have changed; its build ID shows if its
-            // content has.
+            // The headers in memory may be out of date. `open` fails if the build ID differs.
             *known = KnownFile::open(mapping)?;
         }
-        known.last_lookup = *look;
+        known.last_lookup = *lookup_count;
         let known = &*known;
         let image = &known.image;
-        // An offset in no segment, or in segments out of order, keeps its index; its symbol is
-        // discarded below.
+        // The lookup requires sorted addresses. An offset in no segment, or in segments out of
+        // order, therefore gets the highest address before it. Its symbol is discarded below.
         let mut highest = 0;
-        wants.set_addresses(offsets.clone().map(|offset| {
+        lookup.set_addresses(offsets.clone().map(|offset| {
             highest = image.address_of(offset).map_or(highest, |address| address.max(highest));
             highest
         }));
-        found.clear();
-        known.symbol_image().symbols_at(wants, |_, symbol| {
-            found.push(symbol);
+        aliases.clear();
+        known.symbol_image().symbols_at(lookup, |_, symbol| {
+            aliases.push(symbol);
             Ok(())
         })?;
         let mut last = None;
-        for (place, (&symbol, offset)) in found.iter().zip(offsets).enumerate() {
+        for (index, (&symbol, offset)) in aliases.iter().zip(offsets).enumerate() {
             let address = image.address_of(offset);
-            let symbol = symbol.filter(|_| address.is_some() && address == wants.address(place));
+            let symbol = symbol.filter(|_| address.is_some() && address == lookup.address(index));
             let is_new = symbol.is_some() && symbol != last;
-            if let Some(aliases) = symbol.filter(|_| is_new) {
-                names.read(known.symbol_image(), &aliases)?;
-                last = Some(aliases);
+            if let Some(symbol) = symbol.filter(|_| is_new) {
+                names.read(known.symbol_image(), &symbol)?;
+                last = Some(symbol);
             }
             let function =
                 (symbol.is_some() && !names.display_name().is_empty()).then_some(NamedSymbol {
@@ -224,7 +222,7 @@ impl SymbolFiles {
                     name: names.display_name(),
                     is_new,
                 });
-            visit(place, function).map_err(SymbolFailure::Callback)?;
+            visit(index, function).map_err(SymbolFailure::Callback)?;
         }
         Ok(if mapping.build_id.is_empty() && known.is_by_path {
             CodeIdentity::Unverified
