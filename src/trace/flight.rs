@@ -1,17 +1,16 @@
 //! The flight recorder: controls recording into the rings and copies captures from them.
 //!
-//! A capture reads the rings twice. At its start it copies the records of the window before,
-//! because these will be overwritten. At its stop it copies the records written since. Together
-//! they are the window before the capture and the capture, as far as they fit. Records overwritten
-//! in between are counted. Copying takes a millisecond per megabyte and does not slow down the
-//! writers.
+//! A capture reads the rings twice. At its start it copies the records of the window before it,
+//! because later records overwrite them. At its stop it copies the records written since. Together
+//! they cover the window and the capture. Records that were overwritten before the second copy are
+//! counted. Copying takes a millisecond per megabyte and does not slow down the writers.
 //!
 //! Everything stays within `max_bytes`: a quarter for the rings, which is held all the time, a
 //! quarter for each of the two copies, and the last quarter for spans, events and vitals.
 //!
-//! The start of the complete data is reported exactly. A ring that has wrapped holds nothing before
-//! its oldest record. Earlier slices of other threads are shown, but the data of all threads is
-//! complete only from the latest of these start times on ([`FlightSnapshot::complete_from`]).
+//! A ring that has wrapped holds nothing before its oldest record. The data of all threads is
+//! therefore complete only from the latest of the oldest records on
+//! ([`FlightSnapshot::complete_from`]). Earlier slices are shown where they exist.
 
 use crate::base::sync::Mutex;
 use std::collections::VecDeque;
@@ -38,8 +37,8 @@ pub(super) const RING_BYTES_DIVISOR: u64 = 4;
 /// Default of `trace.window`.
 const DEFAULT_WINDOW: Duration = Duration::from_secs(30);
 
-/// Number of pairs of tick and moment that are kept. They are 1/6 of the window apart, so that one
-/// is from before the window.
+/// Number of pairs of tick and moment that are kept. They are 1/6 of the window apart, so that the
+/// oldest precedes the window.
 const MAX_CLOCK_PAIRS: usize = 8;
 
 static FLIGHT_RECORDER: Mutex<FlightRecorder> = Mutex::new(FlightRecorder::new());
@@ -50,6 +49,7 @@ struct FlightRecorder {
     max_bytes: Option<Bytes>,
     window: Duration,
     active_captures: u32,
+    /// Number of times that recording was started.
     recordings: u64,
     clock_pairs: VecDeque<(u64, Moment)>,
 }
@@ -144,17 +144,19 @@ impl FlightRecorder {
     }
 }
 
-/// The copy that a capture makes at its start.
+/// The records that a capture copies at its start.
 #[derive(Debug)]
 pub(super) struct Window {
+    /// Start of the window, in ticks.
     from: u64,
+    /// Value of [`lost_records`] at the start of the capture.
     lost_before: u64,
-    threads: Vec<ThreadSnapshots>,
+    threads: Vec<ThreadSnapshot>,
 }
 
 /// The records copied from one thread.
 #[derive(Clone, Debug)]
-struct ThreadSnapshots {
+struct ThreadSnapshot {
     rings: &'static ThreadRings,
     owner: RingOwner,
     slices: Vec<Words>,
@@ -190,7 +192,7 @@ pub(super) fn begin(max_bytes: Bytes) -> Option<Window> {
     drop(flight);
     let threads = registry::all_rings().into_iter();
     let threads =
-        threads.map(|(rings, owner)| ThreadSnapshots::copy_window(rings, owner, from)).collect();
+        threads.map(|(rings, owner)| ThreadSnapshot::copy_window(rings, owner, from)).collect();
     Some(Window { from, lost_before: lost_records(), threads })
 }
 
@@ -203,17 +205,17 @@ pub(super) fn end(window: Window, strings: &mut StringTable) -> FlightSnapshot {
     let pairs = unregister_capture();
     losses.add("polls and parks dropped: overwritten before they were read", overwritten);
     losses.add(
-        "polls and parks dropped: no memory for another thread's ring",
+        "polls and parks dropped: no ring for the thread, or nested too deep",
         lost_records().saturating_sub(lost_before),
     );
     let is_clock_trusted = cycle_clock::is_trusted();
     let calibration = Calibration::new(pairs);
     let oldest = threads
         .iter()
-        .filter(|copies| copies.is_truncated)
-        .filter_map(|copies| copies.slices.first().map(|words| RawSlice(*words).start()));
+        .filter(|snapshot| snapshot.is_truncated)
+        .filter_map(|snapshot| snapshot.slices.first().map(|words| RawSlice(*words).start()));
     let complete_from = calibration.moment(oldest.max().map_or(from, |oldest| oldest.max(from)));
-    let activity = build_activity(threads, TickRange { from, cutoff }, calibration, strings);
+    let activity = build_activity(threads, from, cutoff, calibration, strings);
     if !is_clock_trusted {
         losses.add(
             "polls and parks with times that may be wrong: the kernel stopped using the CPU's \
@@ -229,41 +231,34 @@ pub(super) fn peek(window: &Window, strings: &mut StringTable) -> Activity {
     let cutoff = cycle_clock::now();
     let mut threads = window.threads.clone();
     append_new(&mut threads, window.from);
-    let range = TickRange { from: window.from, cutoff };
-    build_activity(threads, range, calibration(), strings)
+    build_activity(threads, window.from, cutoff, calibration(), strings)
 }
 
-/// Appends records written since the last copy, including those of new threads. Returns the number
-/// of slices overwritten before they were copied.
-fn append_new(threads: &mut Vec<ThreadSnapshots>, from: u64) -> u64 {
+/// Appends the records written since the last copy, including those of threads started since.
+/// Returns the number of slices overwritten before they were copied.
+fn append_new(threads: &mut Vec<ThreadSnapshot>, from: u64) -> u64 {
     let mut overwritten = 0;
     for (rings, owner) in registry::all_rings() {
-        let is_same_owner = |copies: &&mut ThreadSnapshots| copies.owner.id == owner.id;
+        let is_same_owner = |snapshot: &&mut ThreadSnapshot| snapshot.owner.id == owner.id;
         match threads.iter_mut().find(is_same_owner) {
             Some(snapshot) => overwritten += snapshot.append_new(),
-            None => threads.push(ThreadSnapshots::copy_window(rings, owner, from)),
+            None => threads.push(ThreadSnapshot::copy_window(rings, owner, from)),
         }
     }
     overwritten
 }
 
-/// The start of a window and the end of its data, in ticks.
-#[derive(Clone, Copy)]
-struct TickRange {
+/// Builds the activity from tick `from` to tick `cutoff` from the copied records.
+fn build_activity(
+    threads: Vec<ThreadSnapshot>,
     from: u64,
     cutoff: u64,
-}
-
-/// Builds the activity in `range` from the copied records.
-fn build_activity(
-    threads: Vec<ThreadSnapshots>,
-    range: TickRange,
     calibration: Calibration,
     strings: &mut StringTable,
 ) -> Activity {
     let TickRange { from, cutoff } = range;
     let has_several_runtimes = count_runtimes(&threads) > 1;
-    let mut tasks = Vec::with_capacity(threads.iter().map(|copies| copies.tasks.len()).sum());
+    let mut tasks = Vec::with_capacity(threads.iter().map(|snapshot| snapshot.tasks.len()).sum());
     let mut thread_slices = Vec::with_capacity(threads.len());
     for mut snapshot in threads {
         tasks.extend(snapshot.tasks.drain(..).map(RawTask).filter(|task| task.at() <= cutoff));
@@ -281,13 +276,12 @@ fn build_activity(
     Activity { calibration, start: from, threads: thread_slices, tasks, sites }
 }
 
-/// Returns the number of slices and task events.
 fn record_count(activity: &Activity) -> u64 {
     let slices = activity.threads.iter().map(|thread| thread.slices.len() + thread.open.len());
     (slices.sum::<usize>() + activity.tasks.len()) as u64
 }
 
-/// Discards a capture without reading its data.
+/// Ends a capture without reading its data.
 pub(super) fn abandon() {
     unregister_capture();
 }
@@ -301,7 +295,7 @@ fn unregister_capture() -> Vec<(u64, Moment)> {
     pairs
 }
 
-impl ThreadSnapshots {
+impl ThreadSnapshot {
     /// Copies a thread's records that ended at or after `from`.
     fn copy_window(rings: &'static ThreadRings, owner: RingOwner, from: u64) -> Self {
         let slices = rings.slices.copy(owner.first_slice, |words| RawSlice(words).end() >= from);
@@ -309,7 +303,7 @@ impl ThreadSnapshots {
         Self {
             rings,
             owner,
-            // If the oldest record is in the window, earlier ones were too.
+            // If the oldest record left is in the window, overwritten ones may have been too.
             is_truncated: slices.overwritten > 0
                 && slices.overwritten + slices.records.len() as u64 == slices.next,
             slices: slices.records,
@@ -328,7 +322,7 @@ impl ThreadSnapshots {
         overwritten
     }
 
-    /// Returns the slices that had ended by `cutoff`, and those still open then.
+    /// Returns the slices that had ended by `cutoff`, and those that were open at that time.
     fn into_slices(self, cutoff: u64) -> (Vec<RawSlice>, Vec<OpenSlice>) {
         // Read after the copy, so that a slice that ends meanwhile is in at least one of the two.
         let mut open: Vec<OpenSlice> = match registry::owner_has_ended(self.owner.id) {
@@ -372,15 +366,16 @@ impl ThreadSnapshots {
     }
 }
 
-fn count_runtimes(threads: &[ThreadSnapshots]) -> usize {
-    let runtimes = threads.iter().map(|copies| copies.rings.runtime.load(Ordering::Relaxed));
+fn count_runtimes(threads: &[ThreadSnapshot]) -> usize {
+    let runtimes = threads.iter().map(|snapshot| snapshot.rings.runtime.load(Ordering::Relaxed));
     let mut numbers: Vec<u64> = runtimes.filter(|&runtime| runtime > 0).collect();
     numbers.sort_unstable();
     numbers.dedup();
     numbers.len()
 }
 
-/// Returns the number of records lost without a ring, plus slices nested too deep.
+/// Returns the number of records lost because their thread had no ring, plus slices nested too
+/// deep.
 fn lost_records() -> u64 {
     dropped_without_ring() + registry::too_deep()
 }

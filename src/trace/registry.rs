@@ -1,8 +1,8 @@
 //! The registry of all rings and their owners.
 //!
 //! Rings are mapped when a thread records for the first time and are never unmapped. Rings of
-//! threads that ended are reused, the longest unused first. As long as memory for others is left,
-//! rings are reused only after their records have left the window. So a program that starts a
+//! threads that ended are reused, the longest unused first. As long as there is memory for more
+//! rings, they are reused only after their records have left the window. So a program that starts a
 //! thread a second stays within its limit, and the records of a thread remain readable after its
 //! end.
 //!
@@ -51,20 +51,20 @@ struct RingRegistry {
 static REGISTRY: Mutex<RingRegistry> =
     Mutex::new(RingRegistry { rings: Vec::new(), max_bytes: 0, used_bytes: 0, window: 0 });
 
-/// `true` if no memory for more rings is left and no rings were returned since.
+/// `true` if no memory for more rings is left and no thread has returned its rings since.
 static EXHAUSTED: AtomicBool = AtomicBool::new(false);
 
-/// Rings granted to a thread.
 enum RingGrant {
     /// Rings that a thread has returned.
     Vacant(&'static ThreadRings),
-    /// Memory for this number of slices, already counted as used.
+    /// Memory for rings of this number of slices, already counted as used.
     Slices(usize),
 }
 
 /// Sets the memory limit of all rings in bytes and the length of the window in ticks. Existing
 /// rings are not changed.
 pub(crate) fn set_limits(bytes: usize, window: u64) {
+    // Reads the number before a thread that records needs it.
     cpu_count();
     let mut registry = lock(&REGISTRY);
     registry.max_bytes = bytes;
@@ -89,7 +89,7 @@ pub(crate) fn all_rings() -> Vec<(&'static ThreadRings, RingOwner)> {
 pub(crate) fn owner_has_ended(id: u64) -> bool {
     let registry = lock(&REGISTRY);
     !registry.rings.iter().any(|rings| {
-        lock(&rings.owner).as_ref().is_some_and(|own| own.id == id && own.ended_at.is_none())
+        lock(&rings.owner).as_ref().is_some_and(|owner| owner.id == id && owner.ended_at.is_none())
     })
 }
 
@@ -108,11 +108,8 @@ pub(crate) enum RingDenial {
     NoMemory,
 }
 
-/// Returns rings for the calling thread. Never waits for a thread that is not running.
-///
-/// # Errors
-///
-/// The reason why there are no rings.
+/// Returns rings for the calling thread. Fails instead of waiting if another thread holds the
+/// registry's lock for long. Waits for the lock only to register memory that it has mapped.
 pub(crate) fn acquire() -> Result<&'static ThreadRings, RingDenial> {
     if EXHAUSTED.load(Ordering::Relaxed) {
         return Err(RingDenial::NoMemory);
@@ -123,7 +120,7 @@ pub(crate) fn acquire() -> Result<&'static ThreadRings, RingDenial> {
     let mut registry = try_lock(&REGISTRY).ok_or(RingDenial::Busy)?;
     let grant = registry.grant(cpus).ok_or(RingDenial::NoMemory)?;
     drop(registry);
-    let fresh = match grant {
+    let mapped = match grant {
         RingGrant::Vacant(rings) => {
             rings.runtime.store(0, Ordering::Relaxed);
             rings.worker.store(0, Ordering::Relaxed);
@@ -132,7 +129,7 @@ pub(crate) fn acquire() -> Result<&'static ThreadRings, RingDenial> {
         RingGrant::Slices(slices) => map_rings(slices).ok_or(slices),
     };
     let mut registry = lock(&REGISTRY);
-    match fresh {
+    match mapped {
         Ok(rings) => {
             registry.rings.push(rings);
             Ok(rings.assign_to(tid, thread))
@@ -182,12 +179,12 @@ impl RingRegistry {
         let window_start = cycle_clock::now().saturating_sub(self.window);
         let vacant = self.oldest_vacant();
         let grant = match vacant {
-            Some((ended, rings)) if ended < window_start => RingGrant::Vacant(rings),
+            Some((ended_at, rings)) if ended_at < window_start => RingGrant::Vacant(rings),
             _ => match (self.reserve(cpus), vacant) {
                 (Some(slices), _) => RingGrant::Slices(slices),
                 (None, Some((_, rings))) => RingGrant::Vacant(rings),
                 (None, None) => {
-                    // Set before the second search: rings returned at this moment are either found,
+                    // Set before the second search. Rings returned at this moment are found by it,
                     // or their return clears the flag.
                     EXHAUSTED.store(true, Ordering::SeqCst);
                     let (_, rings) = self.oldest_vacant()?;
@@ -205,13 +202,14 @@ impl RingRegistry {
         Some(grant)
     }
 
-    /// Returns the available rings that were returned first.
+    /// Returns the rings that have been available for longest, and the time at which their owner
+    /// ended.
     fn oldest_vacant(&self) -> Option<(u64, &'static ThreadRings)> {
         let vacant = self
             .rings
             .iter()
             .filter_map(|rings| Some((lock(&rings.owner).as_ref()?.ended_at?, *rings)));
-        vacant.min_by_key(|&(ended, _)| ended)
+        vacant.min_by_key(|&(ended_at, _)| ended_at)
     }
 
     /// Reserves memory for a thread's rings and returns the number of slices.
