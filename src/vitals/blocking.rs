@@ -1,15 +1,15 @@
-//! Time that work waits for a thread of a runtime's blocking pool.
+//! Time that `spawn_blocking` closures wait for a thread of a runtime's blocking pool.
 //!
 //! A full pool delays files, name resolution and `spawn_blocking`, while tasks, lag and CPU look
 //! normal. Stable tokio has no metrics for the pool. An empty closure is therefore sent through it,
 //! one at a time and at most once a second. The time it waits is the lag.
 //!
 //! **An idle pool is left alone**, because tokio would start a thread for the closure and keep it
-//! for ten seconds. The closure is sent only after a thread of the pool has used CPU, which it does
-//! whenever it starts or ends some work. It is also sent every [`INACTIVE_PROBE_INTERVAL`] while
-//! there are such threads, too rarely to keep one alive. Pool threads share their names with the
-//! workers; those in excess of the workers are pool threads. A runtime without workers gets one
-//! closure at the start, which reveals the names of its threads.
+//! for ten seconds. The closure is sent only after a thread of the pool has used CPU, as it does
+//! whenever it starts or ends some work. While there are pool threads, it is also sent every
+//! [`INACTIVE_PROBE_INTERVAL`], too rarely to keep one alive. Pool threads have the same names as
+//! workers, so the threads of that name in excess of the workers are pool threads. A runtime
+//! without workers gets one closure at the start, which reveals the names of its threads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,30 +26,35 @@ use crate::os::clock::cpu_timer;
 use crate::os::proc::thread_list::ThreadList;
 use crate::os::proc::threads;
 
-/// Interval of closures while no pool thread is active: more than tokio's 10 s for idle threads.
+/// Interval of closures while no pool thread is active. Longer than the 10 s after which tokio ends
+/// an idle thread.
 const INACTIVE_PROBE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Interval of thread listings while the number of threads is unchanged.
 const LIST_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Minimum interval of listings per thread. A listing costs 0.5 us a thread: 0.02 % of a core.
+/// Minimum interval of listings per thread. A listing costs 0.5 us per thread, so all of them cost
+/// at most 0.02 % of a core.
 const LIST_INTERVAL_PER_THREAD: Duration = Duration::from_micros(2500);
 
-/// Maximum names read per scan, 7 us each.
+/// Maximum number of names read per scan. Each takes 7 us.
 const MAX_NAMES_PER_SCAN: usize = 64;
 
-/// Maximum threads with known names, and maximum threads whose CPU time is read per scan. The
-/// latter is twice the default size of tokio's pool.
+/// Maximum number of threads with known names.
 const MAX_THREADS: usize = 4096;
+
+/// Maximum number of threads whose CPU time is read per scan: twice the default size of tokio's
+/// pool.
 const MAX_POOL_THREADS: usize = 1024;
 
 /// Maximum number of learned names.
 const MAX_LEARNED_NAMES: usize = 64;
 
-/// Maximum CPU time of a pool thread between the end of a closure and its sleep.
+/// Maximum CPU time that a pool thread uses between the end of a closure and its next sleep.
 const MAX_CPU_AFTER_CLOSURE: Duration = Duration::from_micros(50);
 
-/// A closure that waited for less found a free thread, or tokio started one for it.
+/// Minimum wait of a closure that counts as late. One that waited for less found a free thread, or
+/// tokio started one for it.
 const MIN_LATE_WAIT: Duration = Duration::from_millis(100);
 
 /// tokio's default thread name.
@@ -58,8 +63,8 @@ const DEFAULT_NAME: &str = "tokio-rt-worker";
 /// An empty closure sent through the blocking pool of one runtime.
 pub(super) struct BlockingProbe {
     reply: Arc<ProbeReply>,
+    /// Time at which the pending closure was sent. `None` if there is none.
     sent_at: Option<Moment>,
-    /// Time of the last send.
     last_sent_at: Option<Moment>,
     /// Waiting time of the last closure.
     waited: Duration,
@@ -67,10 +72,10 @@ pub(super) struct BlockingProbe {
 
 #[derive(Default)]
 struct ProbeReply {
-    /// Time at which the closure ran.
     ran_at: RunTime,
+    /// Thread that ran the closure; 0 if none has.
     thread: AtomicU32,
-    /// CPU time of that thread at that time, in nanoseconds.
+    /// CPU time of `thread` at `ran_at`, in nanoseconds.
     cpu_nanos: AtomicU64,
 }
 
@@ -87,18 +92,19 @@ impl BlockingProbe {
         self.sent_at = Some(now);
         self.last_sent_at = Some(now);
         self.reply.ran_at.clear();
-        let answer = Arc::clone(&self.reply);
+        let reply = Arc::clone(&self.reply);
         let clock = Arc::clone(clock);
         drop(runtime.spawn_blocking(move || {
             let ran_at = clock.now();
             let cpu = u64::try_from(threads::cpu_time().as_nanos()).unwrap_or(u64::MAX);
-            answer.cpu_nanos.store(cpu, Ordering::Relaxed);
-            answer.thread.store(threads::current_tid(), Ordering::Relaxed);
-            answer.ran_at.set(ran_at);
+            reply.cpu_nanos.store(cpu, Ordering::Relaxed);
+            reply.thread.store(threads::current_tid(), Ordering::Relaxed);
+            reply.ran_at.set(ran_at);
         }));
     }
 
     /// Returns the waiting time of the last closure, or that of the pending one so far if longer.
+    /// Zero if the last closure was sent more than [`INACTIVE_PROBE_INTERVAL`] ago.
     pub(super) fn lag(&mut self, now: Moment) -> Duration {
         let Some(sent) = self.sent_at else {
             if self.last_sent_at.is_none_or(|last| now.since(last) > INACTIVE_PROBE_INTERVAL) {
@@ -124,7 +130,6 @@ impl BlockingProbe {
             && (was_late || self.last_sent_at.is_none_or(|last| now.since(last) >= min_interval))
     }
 
-    /// Returns `true` if no closure has been sent yet.
     pub(super) fn is_unsent(&self) -> bool {
         self.last_sent_at.is_none()
     }
@@ -145,8 +150,8 @@ impl BlockingProbe {
 struct PoolThread {
     /// Its name without the trailing number.
     stem: Arc<str>,
-    /// `true` if its name was read twice. A thread starts with its creator's name and sets its own
-    /// one a moment later.
+    /// `true` if its name was read twice. A thread starts with the name of its creator and sets its
+    /// own a moment later.
     has_final_name: bool,
     /// `true` if it has the name of a worker.
     has_worker_name: bool,
@@ -159,7 +164,9 @@ pub(super) struct BlockingPools {
     threads: BTreeMap<u32, PoolThread>,
     /// Threads whose names were read once.
     unconfirmed_names: Vec<u32>,
+    /// All threads of the process, in order.
     tids: Vec<u32>,
+    /// Number of threads at the last listing. `None` if names of that listing were not read.
     thread_count: Option<usize>,
     listed_at: Option<Moment>,
     /// Threads identified as workers.
@@ -207,7 +214,8 @@ impl BlockingPools {
     }
 
     /// Scans the threads of the pools; called once a second. `workers` is the number of worker
-    /// threads. Returns the probes to send. Allocates only for new threads.
+    /// threads of all runtimes. Returns the selection of probes to send. Allocates only for new
+    /// threads.
     pub(super) fn scan<'p>(
         &mut self,
         now: Moment,
@@ -248,8 +256,8 @@ impl BlockingPools {
         }
     }
 
-    /// Reads the names of the threads that were new at the last scan again. Returns `true` if there
-    /// were any.
+    /// Reads the names a second time for threads that were new at the last scan. Returns `true` if
+    /// there were any.
     fn confirm_names(&mut self) -> bool {
         let Self { thread_list: Some(list), unconfirmed_names, threads, .. } = self else {
             return false;
@@ -266,14 +274,18 @@ impl BlockingPools {
         has_confirmed
     }
 
-    /// Lists the threads if their number has changed, and reads the names of new ones.
+    /// Lists the threads if a listing is due, and reads the names of new ones. Listings are more
+    /// rare while the number of threads is unchanged.
     fn list_threads(&mut self, now: Moment) {
         let Some(list) = &mut self.thread_list else { return };
         let count = list.count();
         let threads = u32::try_from(self.tids.len()).unwrap_or(u32::MAX);
-        let pause = LIST_INTERVAL_PER_THREAD.saturating_mul(threads);
-        let pause = if count == self.thread_count { LIST_INTERVAL.max(pause) } else { pause };
-        let is_recent = self.listed_at.is_some_and(|at| now.since(at) < pause);
+        let min_interval = LIST_INTERVAL_PER_THREAD.saturating_mul(threads);
+        let interval = match count == self.thread_count {
+            true => LIST_INTERVAL.max(min_interval),
+            false => min_interval,
+        };
+        let is_recent = self.listed_at.is_some_and(|at| now.since(at) < interval);
         if is_recent || list.list(&mut self.tids).is_err() {
             return;
         }
@@ -286,7 +298,7 @@ impl BlockingPools {
                 continue;
             }
             if self.unconfirmed_names.len() == MAX_NAMES_PER_SCAN {
-                // The others are read at the next scan.
+                // The other names are read at the next listing, which this makes due earlier.
                 self.thread_count = None;
                 break;
             }
@@ -298,13 +310,13 @@ impl BlockingPools {
                 self.unconfirmed_names.push(tid);
             }
         }
-        // A scan of the same threads does not allocate.
+        // Reserved here, so that a scan of the same threads does not allocate.
         self.pool_threads.reserve(self.threads.len());
     }
 
-    /// Adds the names of threads that ran a closure. Returns `true` if one of them is new.
+    /// Adds the names of threads that have run a closure. Returns `true` if one was added.
     fn learn_names<'p>(&mut self, probes: impl Iterator<Item = &'p BlockingProbe>) -> bool {
-        let mut is_new = false;
+        let mut has_learned = false;
         for (tid, _) in probes.filter_map(BlockingProbe::last_reply) {
             let Some(thread) = self.threads.get(&tid).filter(|thread| thread.has_final_name) else {
                 continue;
@@ -312,47 +324,42 @@ impl BlockingPools {
             if self.learned_names.len() < MAX_LEARNED_NAMES
                 && !self.learned_names.contains(&thread.stem)
             {
-                is_new |= self.learned_names.insert(thread.stem.clone());
+                has_learned |= self.learned_names.insert(thread.stem.clone());
             }
         }
-        is_new
+        has_learned
     }
 
     /// Marks the threads that are named like workers.
     fn mark_worker_names(&mut self) {
-        let Self {
-            threads,
-            known_workers: known,
-            learned_names: learned,
-            worker_stems: known_stems,
-            ..
-        } = self;
-        known_stems.clear();
-        known_stems.extend(known.iter().filter_map(|tid| Some(threads.get(tid)?.stem.clone())));
-        known_stems.sort_unstable();
+        let Self { threads, known_workers, learned_names, worker_stems, .. } = self;
+        worker_stems.clear();
+        worker_stems
+            .extend(known_workers.iter().filter_map(|tid| Some(threads.get(tid)?.stem.clone())));
+        worker_stems.sort_unstable();
         for thread in threads.values_mut() {
             let stem = &thread.stem;
             thread.has_worker_name = thread.has_final_name
                 && (**stem == *DEFAULT_NAME
-                    || learned.contains(stem)
-                    || known_stems.binary_search(stem).is_ok());
+                    || learned_names.contains(stem)
+                    || worker_stems.binary_search(stem).is_ok());
         }
     }
 
-    /// Finds the threads that are named like workers but are not workers. Workers are started
-    /// first.
+    /// Finds the threads that are named like workers but are not workers. Workers that are not
+    /// known are assumed to have the lowest thread IDs, because a runtime starts them first.
     fn find_pool_threads(&mut self, workers: usize) {
-        let Self { threads, known_workers: known, pool_threads: pool, .. } = self;
-        let alike =
+        let Self { threads, known_workers, pool_threads, .. } = self;
+        let worker_named =
             threads.iter().filter(|(_, thread)| thread.has_worker_name).map(|(&tid, _)| tid);
-        let known_count = alike.clone().filter(|tid| known.contains(tid)).count();
-        let others = alike.filter(|tid| !known.contains(tid));
-        pool.clear();
-        pool.extend(others.skip(workers.saturating_sub(known_count)));
+        let known_count = worker_named.clone().filter(|tid| known_workers.contains(tid)).count();
+        let others = worker_named.filter(|tid| !known_workers.contains(tid));
+        pool_threads.clear();
+        pool_threads.extend(others.skip(workers.saturating_sub(known_count)));
     }
 }
 
-/// Returns the name of a thread without the trailing number, in which the threads of a pool differ.
+/// Returns a thread's name without its trailing digits, in which the threads of a pool differ.
 pub(crate) fn thread_name_stem(name: &str) -> &str {
     name.trim_end_matches(|end: char| end.is_ascii_digit())
 }

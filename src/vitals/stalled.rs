@@ -8,14 +8,14 @@
 //! ```text
 //! own lag = lag - time the process was suspended - largest growth of a worker's run delay
 //! own lag > 100 ms           the time since the tick before counts as stalled
-//! the probe still waits      undecided, until the own lag is above 100 ms or the probe has run
-//! otherwise, or left asleep  does not count
+//! the probe still waits      undecided until the own lag is above 100 ms or the probe has run
+//! otherwise, or not woken    does not count
 //! ```
 //!
 //! **Workers that wait for a core** indicate load of the machine or a CPU quota, not a stall of the
-//! service. The kernel counts such a wait when it ends, so a tick is decided with the growth up to
-//! the tick after. The counters are read only for ten seconds after a late tick. A healthy runtime
-//! pays nothing, and the first late tick does not count.
+//! service. The kernel counts such a wait when it ends, so the decision about a tick includes the
+//! growth up to the next tick. The counters are read only for ten seconds after a late tick. They
+//! cost a healthy runtime nothing, but the first late tick does not count.
 //!
 //! **Start-up.** The first ten seconds of a runtime do not count.
 
@@ -28,18 +28,19 @@ const WINDOW: Duration = Duration::from_secs(10);
 /// Maximum lag that is considered normal. The default stall threshold is the same.
 const MAX_NORMAL_LAG: Duration = Duration::from_millis(100);
 
-/// Parts of the window: 20 complete ones and the current one.
+/// Number of parts of the window: 20 complete ones and the current one.
 const BUCKET_COUNT: usize = 21;
 const BUCKET_DURATION: Duration = Duration::from_millis(500);
 
-/// Maximum threads whose run delay is read: the last ones that ran the probe. Reading takes 5 us a
-/// thread.
+/// Maximum number of threads whose run delay is read: the last ones that ran the probe. Reading
+/// takes 5 us per thread.
 const MAX_THREADS: usize = 8;
 
 /// State of the probe at a tick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ProbeState {
-    /// The probe was left asleep, or sent for the first time.
+    /// The probe was not woken at the last tick, because the runtime was idle, or this is the first
+    /// tick.
     Asleep,
     /// The probe has waited for this time and has not run.
     Waiting(Duration),
@@ -48,7 +49,7 @@ pub(super) enum ProbeState {
 }
 
 impl ProbeState {
-    /// Returns the lag of the probe; zero if it was left asleep.
+    /// Returns the lag of the probe; zero if it was not woken.
     pub(super) const fn lag(self) -> Duration {
         match self {
             Self::Asleep => Duration::ZERO,
@@ -61,13 +62,14 @@ impl ProbeState {
 #[derive(Debug, Default)]
 pub(super) struct StalledTime {
     first_tick: Option<Moment>,
-    /// Stalled time in each part of the window, and the number of the current part.
+    /// Stalled time in each part of the window.
     buckets: [Duration; BUCKET_COUNT],
+    /// Number of the current part, counted from the origin of [`Moment`].
     current_bucket: u64,
     /// Time up to which the decision has been made.
     decided_until: Moment,
-    /// Time that counts unless the workers' run delay has grown as much by the next tick.
-    pending: Option<Pending>,
+    /// Time that counts as stalled unless the next tick finds that the workers waited for a core.
+    pending: Option<PendingTime>,
     /// Threads that ran the probe, with their run delays at the last tick if those were read.
     threads: Vec<(u32, Option<Duration>)>,
     /// Growth of the run delay since the probe was sent.
@@ -77,7 +79,7 @@ pub(super) struct StalledTime {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Pending {
+struct PendingTime {
     from: Moment,
     until: Moment,
     own_lag: Duration,
@@ -95,8 +97,8 @@ impl StalledTime {
         self.threads.push((thread, None));
     }
 
-    /// Adds the result of the tick at `now` and returns the fraction. `run_delay` returns the total
-    /// time that a thread has waited for a core.
+    /// Adds the result of the tick at `now` and returns the fraction as a percentage. `run_delay`
+    /// returns the total time that a thread has waited for a core.
     pub(super) fn push(
         &mut self,
         now: Moment,
@@ -119,9 +121,10 @@ impl StalledTime {
         }
         self.run_delay_growth += growth.unwrap_or_default();
         let own_lag = lag.saturating_sub(self.run_delay_growth);
-        // If no thread has run the probe, the runtime has not been driven yet.
+        // `growth` is `None` if no thread has run the probe, so that the runtime has not been
+        // driven yet, and at the first reading of the run delays.
         if own_lag > MAX_NORMAL_LAG && growth.is_some() {
-            self.pending = Some(Pending { from: self.decided_until, until: now, own_lag });
+            self.pending = Some(PendingTime { from: self.decided_until, until: now, own_lag });
         }
         if own_lag > MAX_NORMAL_LAG || !matches!(probe, ProbeState::Waiting(_)) {
             self.decided_until = now;
@@ -147,8 +150,7 @@ impl StalledTime {
     }
 
     /// Counts the time from `from` to `until`, which must not be in the future.
-    fn add_stalled(&mut self, from: Moment, until: Moment) {
-        let mut from = from;
+    fn add_stalled(&mut self, mut from: Moment, until: Moment) {
         while from < until {
             let number = bucket_number(from);
             self.advance_to(number);
@@ -208,7 +210,7 @@ mod tests {
     /// at tick `n`.
     fn run(ticks: u64, tick: impl Fn(u64) -> (ProbeState, u64)) -> Vec<f64> {
         let mut stalled = StalledTime::default();
-        let shares = (0..ticks).map(|n| {
+        let percents = (0..ticks).map(|n| {
             let (probe, waited) = tick(n);
             if n == 1 {
                 stalled.add_thread(7);
@@ -216,10 +218,10 @@ mod tests {
             let now = Moment::from_nanos((n + 1) * TICK * 1_000_000);
             stalled.push(now, probe, |_| Some(millis(waited))).get()
         });
-        shares.collect()
+        percents.collect()
     }
 
-    /// Saw teeth of three ticks: the probe waits for 700 ms and is sent again at once.
+    /// A sawtooth of three ticks: the probe waits for 700 ms and is sent again at once.
     fn sawtooth(n: u64) -> ProbeState {
         match n % 3 {
             0 => Ran(millis(700)),
@@ -229,24 +231,31 @@ mod tests {
 
     #[test]
     fn repeated_lag_is_reported_as_nearly_100_percent() {
-        let shares = run(120, |n| (sawtooth(n), 0));
-        assert!(shares.iter().take(40).all(|share| *share == 0.0), "start-up: {shares:?}");
-        assert!(shares[60] > 40.0 && shares[60] < 60.0, "half of the window: {shares:?}");
-        assert!(shares.iter().skip(82).all(|share| *share > 95.0), "{shares:?}");
+        let percents = run(120, |n| (sawtooth(n), 0));
+        assert!(percents.iter().take(40).all(|percent| *percent == 0.0), "start-up: {percents:?}");
+        assert!(percents[60] > 40.0 && percents[60] < 60.0, "half of the window: {percents:?}");
+        assert!(percents.iter().skip(82).all(|percent| *percent > 95.0), "{percents:?}");
     }
 
     #[test]
     fn share_falls_to_zero_after_lag_ends() {
-        let shares = run(170, |n| if n < 120 { (sawtooth(n), 0) } else { (Asleep, 0) });
-        assert!(shares[119] > 95.0 && shares[140] < 60.0 && shares[140] > 40.0, "{shares:?}");
-        assert_eq!(shares[165], 0.0);
+        let percents = run(170, |n| if n < 120 { (sawtooth(n), 0) } else { (Asleep, 0) });
+        assert!(
+            percents[119] > 95.0 && percents[140] < 60.0 && percents[140] > 40.0,
+            "{percents:?}"
+        );
+        assert_eq!(percents[165], 0.0);
     }
 
     #[test]
     fn partial_lag_is_reported_as_its_fraction() {
         // 2 s of every 6 s, which is never more than half of the window.
-        let shares = run(200, |n| if n % 24 < 8 { (sawtooth(n), 0) } else { (Ran(millis(3)), 0) });
-        assert!(shares.iter().skip(80).all(|share| (15.0..45.0).contains(share)), "{shares:?}");
+        let percents =
+            run(200, |n| if n % 24 < 8 { (sawtooth(n), 0) } else { (Ran(millis(3)), 0) });
+        assert!(
+            percents.iter().skip(80).all(|percent| (15.0..45.0).contains(percent)),
+            "{percents:?}"
+        );
     }
 
     #[test]
@@ -256,25 +265,25 @@ mod tests {
             ("starved: the worker waits for a core all the time", Ran(millis(240)), TICK),
             ("throttled: it waits for two thirds of the time", Ran(millis(240)), TICK * 2 / 3),
         ] {
-            let shares = run(120, |n| (probe, n * waits));
-            assert!(shares.iter().all(|share| *share == 0.0), "{name}: {shares:?}");
+            let percents = run(120, |n| (probe, n * waits));
+            assert!(percents.iter().all(|percent| *percent == 0.0), "{name}: {percents:?}");
         }
         // Long waits: counted by the kernel when they end, a second later.
-        let shares = run(120, |n| {
+        let percents = run(120, |n| {
             let probe = match n % 4 {
                 0 => Ran(millis(1000)),
                 rest => Waiting(millis(rest * TICK)),
             };
             (probe, n / 4 * 4 * TICK)
         });
-        assert!(shares.iter().all(|share| *share < 51.0), "{shares:?}");
+        assert!(percents.iter().all(|percent| *percent < 51.0), "{percents:?}");
     }
 
     #[test]
     fn computing_polls_count_despite_waits_for_a_core() {
         // The thread waits for a core for a third of the time.
-        let shares = run(120, |n| (sawtooth(n), n * TICK / 3));
-        assert!(shares.iter().skip(82).all(|share| *share > 60.0), "{shares:?}");
+        let percents = run(120, |n| (sawtooth(n), n * TICK / 3));
+        assert!(percents.iter().skip(82).all(|percent| *percent > 60.0), "{percents:?}");
     }
 
     #[test]
@@ -282,8 +291,8 @@ mod tests {
         let mut stalled = StalledTime::default();
         for n in 1..200 {
             let now = Moment::from_nanos(n * TICK * 1_000_000);
-            let share = stalled.push(now, Waiting(millis(n * TICK)), |_| Some(Duration::ZERO));
-            assert_eq!(share.get(), 0.0);
+            let percent = stalled.push(now, Waiting(millis(n * TICK)), |_| Some(Duration::ZERO));
+            assert_eq!(percent.get(), 0.0);
         }
         stalled.add_thread(7);
         for n in 200..300 {
@@ -297,8 +306,7 @@ mod tests {
         for tick in [20, 100, 250, 1000, 5000] {
             let mut stalled = StalledTime::default();
             stalled.add_thread(7);
-            let mut share = 0.0;
-            let mut sent = 0;
+            let (mut percent, mut sent) = (0.0, 0);
             for n in 1..=60_000 / tick {
                 let now = n * tick;
                 // Work always waits for 700 ms.
@@ -310,10 +318,10 @@ mod tests {
                     }
                 };
                 let now = Moment::from_nanos(now * 1_000_000);
-                share = stalled.push(now, probe, |_| Some(Duration::ZERO)).get();
+                percent = stalled.push(now, probe, |_| Some(Duration::ZERO)).get();
             }
             let expected = if tick < 1000 { 90.0..=100.0 } else { 45.0..=100.0 };
-            assert!(expected.contains(&share), "{tick} ms: {share}");
+            assert!(expected.contains(&percent), "{tick} ms: {percent}");
         }
     }
 }
