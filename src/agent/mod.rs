@@ -68,7 +68,6 @@ pub use status::{
     RuleStatus, Status, ToggleStatus,
 };
 
-/// An error of the agent.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error(
@@ -100,9 +99,9 @@ pub(crate) enum Error {
     NoDirectory(String),
     #[error(
         "invalid capture: no kind, or a duration of {duration:?}; request at least one kind and a \
-         duration above zero and of at most {most:?} (toggle.max_duration)"
+         duration above zero and of at most {max_duration:?} (toggle.max_duration)"
     )]
-    InvalidCapture { duration: Duration, most: Duration },
+    InvalidCapture { duration: Duration, max_duration: Duration },
     #[error(
         "the shutdown did not complete within {0:?}: a capture is still being written, and its thread \
          continues"

@@ -25,7 +25,7 @@ use crate::vitals::Runtimes;
 /// Time allowed for a shutdown: running captures are stopped and written, then the loop ends.
 pub(super) const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Number of descriptors used by a runtime with a poller, including signals and timers.
+/// Number of descriptors used by a tokio runtime that polls I/O, including its signals and timers.
 pub(super) const POLLER_DESCRIPTORS: usize = 8;
 
 /// Name of the thread in panic counts.
@@ -58,25 +58,25 @@ impl AgentLoop {
         Self { state, events, runtimes, deferred, shutdown_requested_at: None, iterations: 0 }
     }
 
-    /// Returns the number of iterations so far.
     pub(super) fn iterations(&self) -> u64 {
         self.iterations
     }
 
-    /// Starts an iteration. Returns `true` if the shutdown is complete.
+    /// Starts an iteration. Returns `true` if the loop has to end: a shutdown is complete or has
+    /// taken [`SHUTDOWN_TIMEOUT`].
     ///
-    /// Dispatching a command is fenced separately: if it panicked each time, the loop would do
-    /// nothing else.
+    /// A panic of the dispatch is caught here. If it ended the iteration each time, the loop would
+    /// not handle any event.
     fn begin_iteration(&mut self) -> bool {
         self.iterations += 1;
         panics::catch_and_record_panic(THREAD_NAME, || self.state.dispatch_next());
-        let is_over = self
-            .shutdown_requested_at
-            .is_some_and(|since| self.state.is_idle() || since.elapsed() >= SHUTDOWN_TIMEOUT);
-        if is_over {
+        let must_end = self.shutdown_requested_at.is_some_and(|requested_at| {
+            self.state.is_idle() || requested_at.elapsed() >= SHUTDOWN_TIMEOUT
+        });
+        if must_end {
             self.state.stop_recording();
         }
-        is_over
+        must_end
     }
 
     /// Detects a standstill of the process after a wake-up. Must be called before anything is
@@ -102,11 +102,11 @@ impl AgentLoop {
     }
 }
 
-/// Runs the loop until a shutdown is complete.
+/// Runs the loop until a shutdown ends it.
 ///
 /// A caller may catch a panic and call this again with the same `agent`.
 pub(super) async fn run(agent: &mut AgentLoop) {
-    let mut signals = install_toggle_signal(agent.state.settings().toggle.signal);
+    let mut toggle_signal = install_toggle_signal(agent.state.settings().toggle.signal);
     let mut ticker = TickTimer::new(agent.state.interval());
     let heap = collectors::heap::ThresholdEvents::subscribe();
     let mut stalls = detector::Stalls::new(agent.runtimes.clone(), side_thread("marple-stalls"));
@@ -138,7 +138,7 @@ pub(super) async fn run(agent: &mut AgentLoop) {
                 ticker.set_period(agent.state.interval());
             }
             () = wait_for_expiry(state.next_expiry()) => agent.state.expire(),
-            Some(()) = next_signal(&mut signals) => {
+            Some(()) = next_signal(&mut toggle_signal) => {
                 agent.state.handle(AgentEvent::Toggle {
                     action: ToggleAction::Flip,
                     origin: Origin::Signal,
@@ -150,8 +150,8 @@ pub(super) async fn run(agent: &mut AgentLoop) {
     }
 }
 
-/// Runs the loop for `duration` on a runtime that has only timers. Returns `true` if a shutdown is
-/// complete.
+/// Runs the loop for `duration` on a runtime that has only timers. Returns `true` if a shutdown
+/// ended it earlier.
 pub(super) async fn run_without_poller(agent: &mut AgentLoop, duration: Duration) -> bool {
     let deadline = time::sleep(duration);
     tokio::pin!(deadline);
@@ -178,7 +178,7 @@ async fn wait_for_expiry(remaining: Option<Duration>) {
 }
 
 /// Installs the handler of the toggle signal. An existing handler of the host is called too. The
-/// handler stays installed when the agent ends, since without it the next signal would kill the
+/// handler stays installed after the agent has ended. Without it, the next signal would kill the
 /// process.
 fn install_toggle_signal(toggle_signal: Option<ToggleSignal>) -> Option<Signal> {
     let toggle_signal = toggle_signal?;
@@ -197,9 +197,9 @@ fn install_toggle_signal(toggle_signal: Option<ToggleSignal>) -> Option<Signal> 
         .ok()
 }
 
-async fn next_signal(signals: &mut Option<Signal>) -> Option<()> {
-    match signals {
-        Some(signals) => signals.recv().await,
+async fn next_signal(signal: &mut Option<Signal>) -> Option<()> {
+    match signal {
+        Some(signal) => signal.recv().await,
         None => future::pending().await,
     }
 }

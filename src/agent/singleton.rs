@@ -18,20 +18,22 @@ use crate::capture::own_thread::side_thread;
 /// Maximum time a shutdown waits for the last log lines to be consumed.
 const LOG_FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Maximum time of a shutdown: that of the loop, and a second for the capture thread.
+/// Maximum time until both threads have ended: that of the loop, and a second for the capture
+/// thread.
 const SHUTDOWN_LIMIT: Duration = SHUTDOWN_TIMEOUT.saturating_add(Duration::from_secs(1));
 
-/// Maximum time that a drop within async code blocks its thread.
+/// Maximum time that a drop within async code waits for the agent's threads.
 const ASYNC_DROP_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Interval between two checks of a shutdown's progress.
-const STEP: Duration = Duration::from_millis(20);
+const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A running marple agent. Dropping it stops everything: running captures are stopped and written,
 /// open incidents are closed.
 ///
 /// The drop blocks its thread as long as the writing takes: at most 6 seconds, or a quarter of a
 /// second within async code, where the agent's threads complete the shutdown in the background.
+/// The last log lines can add half a second, or a quarter of a second within async code.
 /// [`Agent::shutdown`] waits for the end without blocking.
 #[must_use = "dropping the agent stops it: keep it as long as the service runs"]
 pub struct Agent {
@@ -49,7 +51,8 @@ impl Agent {
     }
 
     /// Stops the agent: running captures are stopped and written, open incidents are closed. Takes
-    /// as long as the writing, at most 6 seconds, and blocks no thread of the executor.
+    /// as long as the writing, at most 6 seconds, and up to half a second for the last log lines.
+    /// Blocks no thread of the executor.
     ///
     /// The shutdown continues if the future is dropped.
     ///
@@ -61,12 +64,13 @@ impl Agent {
         let thread = side_thread("marple-shutdown");
         let mut agent = self;
         let stopped = thread.run(move || agent.stop(SHUTDOWN_LIMIT)).await;
-        // Without the thread the agent was dropped with the closure, which requests its end.
+        // An error if the thread could not be started. The closure was then dropped, and with it
+        // the agent, which stops it.
         stopped.unwrap_or(Err(AgentError::Stopped)).map_err(Error::from)
     }
 
     /// Stops the agent as [`shutdown`](Self::shutdown) does, and blocks this thread for at most
-    /// `timeout`.
+    /// `timeout`. The last log lines can add as much again, at most half a second.
     ///
     /// # Errors
     ///
@@ -79,7 +83,8 @@ impl Agent {
         if std::mem::replace(&mut self.is_stopped, true) {
             return Ok(());
         }
-        // A fork inherits the values but not the threads: nothing to send to, nothing to wait for.
+        // The threads exist only in the parent. The leaked reference keeps their handles from being
+        // dropped here.
         if self.handle.is_forked() {
             std::mem::forget(Arc::clone(&self.threads));
             return Ok(());
@@ -90,7 +95,7 @@ impl Agent {
     }
 
     fn stop_threads(&self, timeout: Duration) -> Result<(), AgentError> {
-        // A thread that was not started would never report its end.
+        // Dropping the body of a thread that was not started disconnects `finished`.
         self.threads.agent_loop.cancel();
         // A full queue drains within the wait below, so the request is repeated until it is
         // accepted.
@@ -98,8 +103,10 @@ impl Agent {
         let mut remaining = timeout;
         loop {
             requested = requested || self.events.try_send(AgentEvent::Shutdown).is_ok();
-            match self.finished.recv_timeout(STEP) {
-                Err(RecvTimeoutError::Timeout) if remaining > STEP => remaining -= STEP,
+            match self.finished.recv_timeout(CHECK_INTERVAL) {
+                Err(RecvTimeoutError::Timeout) if remaining > CHECK_INTERVAL => {
+                    remaining -= CHECK_INTERVAL
+                }
                 Err(RecvTimeoutError::Timeout) => return Err(AgentError::ShutdownTimeout(timeout)),
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
             }
@@ -109,14 +116,14 @@ impl Agent {
         }
         self.threads.capture.cancel();
         let Some(capture_thread) = self.threads.capture.take_handle() else { return Ok(()) };
-        // Once the loop has ended, the worker's inbox is closed and the worker ends after its
-        // current command. A hanging disk must not block the host's exit.
+        // The end of the loop closes the queue of commands, so the capture thread ends after its
+        // current one. A hanging disk must not block the host's exit.
         while !capture_thread.is_finished() {
-            if remaining <= STEP {
+            if remaining <= CHECK_INTERVAL {
                 return Err(AgentError::ShutdownTimeout(timeout));
             }
-            thread::sleep(STEP);
-            remaining -= STEP;
+            thread::sleep(CHECK_INTERVAL);
+            remaining -= CHECK_INTERVAL;
         }
         let _ = capture_thread.join();
         Ok(())

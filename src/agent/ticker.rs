@@ -1,4 +1,4 @@
-//! Timer of the agent loop.
+//! The timer of the agent loop.
 
 use std::time::Duration;
 
@@ -10,7 +10,8 @@ use crate::os::clock::timerfd::TimerFd;
 /// their phase.
 ///
 /// tokio's `Interval` is not used: it wakes an idle process twice per tick (`os::clock::timerfd`).
-/// The `write` that rearms it also sends the agent's runtime through the poller once more.
+/// Resetting an `Interval` also writes to its runtime's `eventfd`, so that the runtime polls for
+/// I/O once more.
 pub(super) struct TickTimer {
     timer: TimerFd,
     period: Duration,
@@ -18,12 +19,13 @@ pub(super) struct TickTimer {
 }
 
 impl TickTimer {
-    /// Creates a ticker. Must be called on the agent's runtime.
+    /// Creates a timer. Must be called on the agent's runtime.
     pub(super) fn new(period: Duration) -> Self {
         Self { timer: TimerFd::on_current_runtime(), period, due: Instant::now() }
     }
 
-    /// Restarts the ticker if `period` differs from the current one.
+    /// Restarts the timer if `period` differs from the current one. The next tick is then due at
+    /// once.
     pub(super) fn set_period(&mut self, period: Duration) {
         if period != self.period {
             self.period = period;
@@ -44,8 +46,8 @@ impl TickTimer {
 
 /// Returns the first tick after `now`, given that ticks are `period` apart and `due` has passed.
 fn next_tick(due: Instant, period: Duration, now: Instant) -> Instant {
-    let late = now.saturating_duration_since(due);
-    let since_last = late.as_nanos().checked_rem(period.as_nanos()).unwrap_or(0);
+    let delay = now.saturating_duration_since(due);
+    let since_last = delay.as_nanos().checked_rem(period.as_nanos()).unwrap_or(0);
     now + period - Duration::from_nanos(since_last as u64)
 }
 

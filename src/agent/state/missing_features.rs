@@ -1,4 +1,4 @@
-//! Settings that this build of marple does not support.
+//! Cargo features that this build lacks, and the settings that need them.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use crate::model::{CaptureKind, CaptureSet, CpuEngine, Rule};
 
 const TOPIC: &str = "build";
 
-/// Warns about the sections and captures in `settings` that this build does not support.
+/// Warns about the parts of `settings` that need a missing feature.
 pub(super) fn warn_about_missing_features(settings: &Settings) {
     let text = describe_missing(settings, |kind| missing_feature(kind).map(|feature| feature.name));
     match text.is_empty() {
@@ -19,10 +19,10 @@ pub(super) fn warn_about_missing_features(settings: &Settings) {
 }
 
 pub(super) fn missing_features() -> Vec<&'static str> {
-    let of_kinds =
+    let capture_features =
         CaptureKind::ALL.into_iter().filter_map(missing_feature).map(|feature| feature.name);
     let http = cfg!(not(feature = "http")).then_some("http");
-    of_kinds.chain(http).collect()
+    capture_features.chain(http).collect()
 }
 
 /// Describes the parts of `settings` that need a missing feature. `feature_of` returns the missing
@@ -44,8 +44,8 @@ fn describe_missing(
     if settings.http.is_some() && cfg!(not(feature = "http")) {
         append("[http]", "http");
     }
-    let asks_for_pprof = settings.cpu.engine == CpuEngine::Pprof;
-    if asks_for_pprof && cfg!(all(target_os = "linux", feature = "cpu", not(feature = "pprof"))) {
+    let is_pprof_engine = settings.cpu.engine == CpuEngine::Pprof;
+    if is_pprof_engine && cfg!(all(target_os = "linux", feature = "cpu", not(feature = "pprof"))) {
         append("cpu.engine = \"pprof\"", "pprof");
     }
     for (kind, section, is_set) in [
@@ -57,11 +57,11 @@ fn describe_missing(
             append(section, feature);
         }
     }
-    // Sets of all captures are skipped: they do not request a particular kind.
+    // A set of all kinds is skipped, because it does not request a particular one.
     let default_rules = default_rules();
     let is_own = |rule: &&Rule| !default_rules.contains(rule);
-    let of_rules = settings.rules.iter().filter(is_own);
-    let sets = of_rules
+    let own_rules = settings.rules.iter().filter(is_own);
+    let sets = own_rules
         .map(|rule| (format!("rule `{}`: capture", rule.name), rule.capture))
         .chain([("toggle.capture".to_owned(), settings.toggle.capture)]);
     for (subject, set) in sets.filter(|(_, set)| *set != CaptureSet::all()) {

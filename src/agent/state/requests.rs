@@ -72,10 +72,8 @@ impl AgentState {
     ) {
         let max_duration = self.settings.toggle.max_duration;
         if kinds.is_empty() || duration.is_zero() || duration > max_duration {
-            let _ = reply.send(Err(PublicError::from(Error::InvalidCapture {
-                duration,
-                most: max_duration,
-            })));
+            let _ = reply
+                .send(Err(PublicError::from(Error::InvalidCapture { duration, max_duration })));
             return;
         }
         let reason =

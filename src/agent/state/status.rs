@@ -1,4 +1,4 @@
-//! The status as reported by the agent loop.
+//! The status of the agent, and the log line of its start.
 
 use crate::agent::history::vitals_row;
 use crate::agent::state::AgentState;
@@ -54,7 +54,8 @@ impl AgentState {
         }
     }
 
-    /// Returns remarks about a metric: the reason it has no value, or how to interpret it.
+    /// Returns a note about a metric: the reason why it has no value, or how to interpret the
+    /// value.
     fn metric_note(&self, metric: &Metric) -> Option<String> {
         match metric.value(&self.vitals) {
             None => Some(self.reader.unavailable_reason(metric)),
@@ -78,8 +79,8 @@ impl AgentState {
             false => format!(", built without {}", missing.join(", ")),
         };
         log::info(format!(
-            "marple {} watches process {}: memory {}, cpu {}, descriptors {}, {}, directory {}, endpoint {endpoint}, cpu engine \
-             {}{without}",
+            "marple {} watches process {}: memory {}, cpu {}, descriptors {}, {}, directory {}, \
+             endpoint {endpoint}, cpu engine {}{without}",
             env!("CARGO_PKG_VERSION"),
             std::process::id(),
             with_source(limits.memory.map(|bytes| bytes.to_string()), limits.memory_source),
@@ -123,8 +124,8 @@ impl AgentState {
 }
 
 /// Summarizes the rules: `14 rules (12 default, 2 own)`, `2 rules (2 own), 13 default rules off`.
-/// Rule names are omitted, as some are words that operators search the log for; the status lists
-/// them.
+/// Omits the names of rules, because operators search the log for some of these words. The status
+/// lists them.
 fn describe_rules(rules: &[Rule]) -> String {
     let default = default_rules();
     let default_count = rules.iter().filter(|rule| default.contains(rule)).count();
