@@ -1,7 +1,7 @@
 //! Accuracy and cost of CPU profiles, for each engine and for the `pprof` crate alone.
 //!
-//! `cargo bench --bench cpu` runs all parts; `-- --quick` takes a few minutes; `-- got agreement`
-//! runs these two parts only.
+//! `cargo bench --features pprof --bench cpu` runs all parts; `-- --quick` takes a few minutes; `--
+//! got agreement` runs these two parts only.
 //!
 //! Each row has a name, a value, a goal, and `pass` or `short`. Each cell runs in a separate
 //! process, because SIGPROF is process-wide and an engine leaves state behind in its process. A

@@ -9,7 +9,7 @@ import json, os, subprocess, sys
 root = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 target = os.path.join(root, "target", "public-api")
 command = ["cargo", "+nightly", "rustdoc", "--quiet", "--lib", "--target-dir", target,
-           "--features", "cpu,heap,trace,http,jemalloc,cli", "--", "-Z", "unstable-options", "--output-format", "json"]
+           "--features", "cpu,heap,trace,http,jemalloc,pprof,cli", "--", "-Z", "unstable-options", "--output-format", "json"]
 if subprocess.run(command, cwd=root).returncode:
     sys.exit("rustdoc failed")
 crate = json.load(open(os.path.join(target, "doc", "marple.json")))

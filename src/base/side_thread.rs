@@ -40,7 +40,7 @@ impl SideThread {
                 let _ = reply.send(result);
             }
         });
-        // Without a thread this drops the closure and, with it, `answer`.
+        // Without a thread this drops the closure and, with it, the sender.
         drop(self.send(work));
         receiver
     }

@@ -256,7 +256,6 @@ fn build_activity(
     calibration: Calibration,
     strings: &mut StringTable,
 ) -> Activity {
-    let TickRange { from, cutoff } = range;
     let has_several_runtimes = count_runtimes(&threads) > 1;
     let mut tasks = Vec::with_capacity(threads.iter().map(|snapshot| snapshot.tasks.len()).sum());
     let mut thread_slices = Vec::with_capacity(threads.len());
@@ -300,12 +299,13 @@ impl ThreadSnapshot {
     fn copy_window(rings: &'static ThreadRings, owner: RingOwner, from: u64) -> Self {
         let slices = rings.slices.copy(owner.first_slice, |words| RawSlice(words).end() >= from);
         let tasks = rings.tasks.copy(owner.first_task, |words| RawTask(words).at() >= from);
+        // If the oldest record left is in the window, overwritten ones may have been too. A ring
+        // that another thread had before counts on from its records.
+        let accounted = owner.first_slice + slices.overwritten + slices.records.len() as u64;
         Self {
             rings,
             owner,
-            // If the oldest record left is in the window, overwritten ones may have been too.
-            is_truncated: slices.overwritten > 0
-                && slices.overwritten + slices.records.len() as u64 == slices.next,
+            is_truncated: slices.overwritten > 0 && accounted == slices.next,
             slices: slices.records,
             tasks: tasks.records,
             next_slice: slices.next,

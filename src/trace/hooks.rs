@@ -94,7 +94,7 @@ impl Hooks {
     /// as they read samples: every 10 ms to 40 ms in a capture, every 0.2 s in the look-back. A
     /// notified profiler lists threads at once. This matters for short-lived threads of
     /// `spawn_blocking`: of threads that live for 35 ms, 90 % are profiled instead of 30 % to 40 %
-    /// (`benches/README.md`).
+    /// (`benches/RESULTS.md`).
     ///
     /// Uses the builder's `on_thread_start`. Each start wakes the profiler's thread, at most 200
     /// times a second.

@@ -34,6 +34,10 @@ static CRATE: LazyLock<(PathBuf, PathBuf)> = LazyLock::new(|| {
         ("heap", cfg!(feature = "heap")),
         ("trace", cfg!(feature = "trace")),
         ("http", cfg!(feature = "http")),
+        ("pprof", cfg!(feature = "pprof")),
+        // Nothing here uses them. They are on in a build with all features, which is then shared.
+        ("cli", cfg!(feature = "cli")),
+        ("jemalloc", cfg!(feature = "jemalloc")),
     ];
     let features = features.iter().filter(|(_, is_on)| *is_on).map(|(name, _)| *name);
     let features = features.collect::<Vec<_>>().join(",");

@@ -1,11 +1,11 @@
 //! CPU profiles as `marple::cpu` takes them, each engine and wall mode: what they attribute, what
 //! they lose and say about it, what they leave of the host's signals, descriptors and timers, and
-//! what they survive (`stress`).
+//! what they survive (`stress`). The crate `pprof` is one of the engines, hence its feature.
 //!
 //! Samples in the traces and profiles of an incident belong to `tests/agent`. The allocator counts,
 //! because the signal handler must not allocate. Signals, filters and limits are those of the
 //! process, so each test needs a process of its own (nextest).
-#![cfg(all(feature = "cpu", target_os = "linux"))]
+#![cfg(all(feature = "pprof", target_os = "linux"))]
 
 #[path = "../support/mod.rs"]
 mod support;

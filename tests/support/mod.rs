@@ -8,7 +8,7 @@ pub(crate) mod counted_blocks;
 pub(crate) mod counting;
 #[cfg(all(feature = "cpu", target_os = "linux"))]
 pub(crate) mod cpu_load;
-#[cfg(feature = "cpu")]
+#[cfg(feature = "pprof")]
 pub(crate) mod drive;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub(crate) mod generated_code;

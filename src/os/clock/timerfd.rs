@@ -32,7 +32,7 @@ impl TimerFd {
         Self(create_timer().ok())
     }
 
-    /// Sleeps until `due`. Supports one sleep at a time: a new sleep replaces one that was dropped.
+    /// Sleeps until `deadline`. Supports one sleep at a time: a new sleep replaces one that was dropped.
     pub async fn sleep_until(&self, deadline: Instant) {
         let result = match &self.0 {
             Some(timer) => sleep_with_timer(timer, deadline).await,
@@ -52,7 +52,7 @@ fn create_timer() -> io::Result<AsyncFd<OwnedFd>> {
     Ok(unsafe { AsyncFd::register_with_interest(timer, Interest::READABLE) }?)
 }
 
-/// Sleeps until `due`, or fails without sleeping if the timer cannot be set or awaited.
+/// Sleeps until `deadline`, or fails without sleeping if the timer cannot be set or awaited.
 async fn sleep_with_timer(timer: &AsyncFd<OwnedFd>, deadline: Instant) -> io::Result<()> {
     let remaining = deadline.saturating_duration_since(Instant::now());
     if remaining.is_zero() {

@@ -12,7 +12,7 @@ impl TimerFd {
         Self
     }
 
-    /// Sleeps until `due`.
+    /// Sleeps until `deadline`.
     pub async fn sleep_until(&self, deadline: Instant) {
         tokio::time::sleep_until(deadline).await;
     }
