@@ -30,7 +30,7 @@ fn imports_are_found_in_any_notation() {
         "use crate::{model, {os, store}};",
         "pub(crate) use super::super::store;",
         "use super::{super::store::Draft};",
-        "use ::marple::internals::store::Draft;",
+        "use ::marple::store::Draft;",
         "fn f() -> Result<u8, crate::store::Error> { Ok(1) }",
         "fn f() { let d = self::super::super::store::Draft::<u8>::new(); }",
         "fn f() { vec![format!(\"{}\", crate::store::NAME)]; }",
@@ -95,7 +95,7 @@ fn file_belongs_to_its_top_module() {
     assert_eq!(climbs("src/heap/a/b.rs", "use super::super::store;"), 0);
     assert_eq!(climbs("src/heap/a/b.rs", "use super::super::super::store;"), 1);
     assert_eq!(climbs("src/bin/marple.rs", "use crate::os; use marple::cli;"), 0);
-    assert_eq!(climbs("src/bin/marple.rs", "use marple::internals::os;"), 1);
+    assert_eq!(climbs("src/bin/marple.rs", "use marple::os;"), 1);
     assert_eq!(climbs("src/novel/mod.rs", ""), 1);
 }
 
