@@ -157,7 +157,7 @@ fn layers_use_only_layers_in_rows_above() {
 }
 
 #[test]
-fn files_import_from_each_other_only_as_listed() {
+fn files_do_not_import_from_each_other() {
     let sources = sources();
     let graph = cycles::FileGraph::new(
         sources.iter().map(|source| (&source.module[..], &source.file[..], &source.tokens[..])),
