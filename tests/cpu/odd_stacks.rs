@@ -20,7 +20,7 @@ fn matching_fraction(profile: &Profile, column: usize, counts: impl Fn(&[String]
     for sample in &profile.samples {
         let function_names = function_names(profile, sample);
         // Excludes the recorder's own thread.
-        if function_names.iter().any(|name| name.contains("marple::internals::cpu::sampling")) {
+        if function_names.iter().any(|name| name.contains("marple::cpu::sampling")) {
             continue;
         }
         all += sample.values[column];
