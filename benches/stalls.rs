@@ -1,19 +1,19 @@
 //! Accuracy and cost of stall detection: `cargo bench --bench stalls`.
 //!
 //! Each row has a name, a value, a goal, and `pass` or `short`. It takes about two minutes, with
-//! `-- --quick` half a minute. `-- recorded`, `-- plain` and `-- cost` run one part.
+//! `-- --quick` half a minute. `-- recorded`, `-- unrecorded` and `-- cost` run one part.
 //!
 //! Polls of 20, 40, 100, 200 and 400 ms are injected into a runtime with one worker or two, under a
-//! threshold of 50 ms. The runtime is idle, hot (tasks with polls of 5 ms at any time), or on a
-//! machine whose cores are busy with other work. Each injected poll measures its own duration: on a
-//! loaded machine one of 40 ms may take longer, and the measured duration decides. Recorded polls
-//! (`marple::task`) must be found if they lasted for the threshold plus the period of 10 ms.
-//! Unrecorded ones, which the runtime's counters make suspicious, have another 60 ms. Between
-//! threshold and limit either result is right. A false alarm is a stall reported for a time at
-//! which no injected poll exceeded the threshold.
+//! threshold of 50 ms. The runtime is idle, has busy workers (tasks with polls of 5 ms), or shares
+//! busy cores with other work. Each injected poll measures its own duration: on busy cores a poll
+//! of 40 ms may take longer, and the measured duration decides. Recorded polls (`marple::task`)
+//! must be detected if they lasted for the threshold plus the period of 10 ms. Unrecorded polls,
+//! which are inferred from the runtime's counters, have another 60 ms. Between threshold and limit
+//! either result is right. A false positive is a stall reported for a time at which no injected
+//! poll exceeded the threshold.
 //!
-//! The cost of detection is the CPU time of the whole process with detection, minus that with the
-//! agent alone. The two are interleaved.
+//! The cost of detection is the CPU time of the whole process with the detector on, minus that
+//! with the detector off. The two are interleaved.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -47,14 +47,14 @@ fn main() {
         return;
     }
     let quick = std::env::args().any(|arg| arg == "--quick");
-    let parts = ["recorded", "plain", "cost"];
+    let parts = ["recorded", "unrecorded", "cost"];
     let all = !std::env::args().any(|arg| parts.contains(&arg.as_str()));
     let is_selected = |part: &str| all || std::env::args().any(|arg| arg == part);
     for recorded in [true, false] {
-        if !is_selected(if recorded { "recorded" } else { "plain" }) {
+        if !is_selected(recording_name(recorded)) {
             continue;
         }
-        for load in [Load::Idle, Load::Hot, Load::Machine] {
+        for load in [Load::Idle, Load::BusyWorkers, Load::BusyCores] {
             for workers in [1, 2] {
                 measure_detection(recorded, load, workers, if quick { 1 } else { 3 });
             }
@@ -65,11 +65,25 @@ fn main() {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+fn recording_name(recorded: bool) -> &'static str {
+    if recorded { "recorded" } else { "unrecorded" }
+}
+
+#[derive(Clone, Copy, PartialEq)]
 enum Load {
     Idle,
-    Hot,
-    Machine,
+    BusyWorkers,
+    BusyCores,
+}
+
+impl Load {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::BusyWorkers => "busy workers",
+            Self::BusyCores => "busy cores",
+        }
+    }
 }
 
 /// Start and duration of an injected poll.
@@ -91,8 +105,8 @@ fn measure_detection(recorded: bool, load: Load, workers: usize, rounds: usize) 
     let runtime = runtime(workers);
     agent.handle().watch_runtime(runtime.handle().clone()).expect("a runtime to observe");
     let stop = Arc::new(AtomicBool::new(false));
-    let burning: Vec<_> = match load {
-        Load::Machine => (0..std::thread::available_parallelism().map_or(2, |n| n.get()))
+    let spinners: Vec<_> = match load {
+        Load::BusyCores => (0..std::thread::available_parallelism().map_or(2, |n| n.get()))
             .map(|_| {
                 let stop = Arc::clone(&stop);
                 std::thread::spawn(move || {
@@ -104,7 +118,7 @@ fn measure_detection(recorded: bool, load: Load, workers: usize, rounds: usize) 
             .collect(),
         _ => Vec::new(),
     };
-    if load == Load::Hot {
+    if load == Load::BusyWorkers {
         for _ in 0..3 * workers {
             runtime.spawn(short_polls(Arc::clone(&stop)).traced("short"));
         }
@@ -112,13 +126,13 @@ fn measure_detection(recorded: bool, load: Load, workers: usize, rounds: usize) 
     std::thread::sleep(Duration::from_millis(500));
     let injected = Arc::new(Mutex::new(Vec::new()));
     let mut reported_stalls: Vec<Stall> = Vec::new();
-    let collect_stalls = |told: &mut Vec<Stall>| {
+    let collect_stalls = |collected: &mut Vec<Stall>| {
         let Ok(status) = agent.handle().status().wait(Duration::from_secs(10)) else { return };
         let known = |stall: &Stall| {
-            told.iter().any(|told| told.tid == stall.tid && told.started == stall.started)
+            collected.iter().any(|other| other.tid == stall.tid && other.started == stall.started)
         };
-        let fresh: Vec<Stall> = status.stalls.into_iter().filter(|stall| !known(stall)).collect();
-        told.extend(fresh);
+        let added: Vec<Stall> = status.stalls.into_iter().filter(|stall| !known(stall)).collect();
+        collected.extend(added);
     };
     for _ in 0..rounds {
         for length in POLL_MILLIS.map(Duration::from_millis) {
@@ -137,39 +151,40 @@ fn measure_detection(recorded: bool, load: Load, workers: usize, rounds: usize) 
         }
     }
     stop.store(true, Ordering::Relaxed);
-    burning.into_iter().for_each(|thread| drop(thread.join()));
+    spinners.into_iter().for_each(|thread| drop(thread.join()));
     runtime.shutdown_background();
 
     let injected = injected.lock().expect("no panic").clone();
-    let due = THRESHOLD + PERIOD + if recorded { Duration::ZERO } else { UNRECORDED_DELAY };
+    let detection_limit =
+        THRESHOLD + PERIOD + if recorded { Duration::ZERO } else { UNRECORDED_DELAY };
     let is_named = |stall: &Stall| match recorded {
         true => stall.task.starts_with("injected"),
         false => stall.function.as_deref().is_some_and(|name| name.contains("inject_poll")),
     };
-    let found = |poll: &&Injected| {
+    let is_detected = |poll: &&Injected| {
         reported_stalls.iter().any(|stall| poll.matches(stall) && is_named(stall))
     };
-    let above: Vec<&Injected> = injected.iter().filter(|poll| poll.duration >= due).collect();
-    let hits = above.iter().filter(|poll| found(poll)).count();
-    let is_right = |stall: &&Stall| {
+    let above: Vec<&Injected> =
+        injected.iter().filter(|poll| poll.duration >= detection_limit).collect();
+    let detected = above.iter().filter(|poll| is_detected(poll)).count();
+    let is_injected = |stall: &&Stall| {
         injected.iter().any(|poll| poll.duration >= THRESHOLD && poll.matches(stall))
     };
     // A short poll that the machine delayed beyond the threshold is a true stall.
-    let (short, told): (Vec<&Stall>, Vec<&Stall>) =
+    let (of_short_polls, others): (Vec<&Stall>, Vec<&Stall>) =
         reported_stalls.iter().partition(|stall| stall.task.starts_with("short"));
-    let held_up = short.len();
-    let wrong = told.iter().filter(|stall| !is_right(stall)).count();
-    let kind = if recorded { "recorded" } else { "plain" };
-    let name = format!("{kind}, {load:?}, {workers} workers").to_lowercase();
-    // On a machine with busy cores an unrecorded stall may be sampled too late, so there is no
-    // goal.
-    let goal = if recorded || load != Load::Machine { above.len() as f64 } else { f64::NAN };
-    row(&format!("{name}: found of {}", above.len()), hits as f64, "", goal, true);
-    row(&format!("{name}: false alarms"), wrong as f64, "", 0.0, false);
-    if load != Load::Hot && held_up == 0 {
+    let delayed = of_short_polls.len();
+    let false_positives = others.iter().filter(|stall| !is_injected(stall)).count();
+    let plural = if workers == 1 { "" } else { "s" };
+    let name = format!("{}, {}, {workers} worker{plural}", recording_name(recorded), load.name());
+    // On busy cores an unrecorded stall may be sampled too late, so there is no goal.
+    let goal = if recorded || load != Load::BusyCores { above.len() as f64 } else { f64::NAN };
+    row(&format!("{name}: detected of {}", above.len()), detected as f64, "", goal, true);
+    row(&format!("{name}: false positives"), false_positives as f64, "", 0.0, false);
+    if load != Load::BusyWorkers && delayed == 0 {
         return;
     }
-    row(&format!("{name}: polls of 5 ms held up for 50"), held_up as f64, "", f64::NAN, false);
+    row(&format!("{name}: 5 ms polls delayed to 50 ms"), delayed as f64, "", f64::NAN, false);
 }
 
 #[inline(never)]
@@ -236,27 +251,21 @@ fn measure_cost(pairs: usize) {
         share
     };
     for (name, load, goal) in [
-        ("an idle runtime", RuntimeState::Idle, 0.1),
-        ("a task woken each millisecond", RuntimeState::Busy, f64::NAN),
+        ("idle runtime", RuntimeState::Idle, 0.1),
+        ("task woken every 1 ms", RuntimeState::Busy, f64::NAN),
         ("64 workers in polls of 150 ms", RuntimeState::AllStalled, 2.0),
     ] {
-        let (mut alone, mut looked) = (Vec::new(), Vec::new());
+        let (mut off, mut on) = (Vec::new(), Vec::new());
         for _ in 0..pairs {
-            alone.push(share(None, load));
-            looked.push(share(Some(Duration::from_millis(100)), load));
+            off.push(share(None, load));
+            on.push(share(Some(Duration::from_millis(100)), load));
         }
-        let mut more: Vec<f64> =
-            looked.iter().zip(&alone).map(|(with, without)| with - without).collect();
-        more.sort_by(f64::total_cmp);
-        alone.sort_by(f64::total_cmp);
-        row(
-            &format!("control: {name}, nobody looks"),
-            alone[pairs / 2],
-            "% of a core",
-            f64::NAN,
-            false,
-        );
-        row(&format!("looking for stalls, {name}"), more[pairs / 2], "% of a core", goal, false);
+        let mut added: Vec<f64> = on.iter().zip(&off).map(|(on, off)| on - off).collect();
+        added.sort_by(f64::total_cmp);
+        off.sort_by(f64::total_cmp);
+        let control = format!("control: {name}, detector off");
+        row(&control, off[pairs / 2], "% of a core", f64::NAN, false);
+        row(&format!("{name}, added by detector"), added[pairs / 2], "% of a core", goal, false);
     }
 }
 
@@ -288,5 +297,5 @@ fn row(name: &str, value: f64, unit: &str, goal: f64, at_least: bool) {
         (false, true) => format!(">= {goal}  {}", if value >= goal { "pass" } else { "short" }),
         (false, false) => format!("<= {goal}  {}", if value <= goal { "pass" } else { "short" }),
     };
-    println!("{name:56} {value:10.3} {unit:12} {verdict}");
+    println!("{name:64} {value:10.3} {unit:12} {verdict}");
 }
