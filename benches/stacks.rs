@@ -2,7 +2,9 @@
 //!
 //! Each row has a name, a value, a goal, and `pass` or `short`. A value is the median of 7 rounds,
 //! each of which runs the measure and its control. A heartbeat is a task that sleeps for 1 ms in a
-//! loop; its gap is the longest time between two beats.
+//! loop. Its interval is the time between two of its polls, and its gap the longest interval.
+//!
+//! `-- threads`, `-- retained-memory` and `-- leaf-futures` run one part.
 //!
 //! The goal for a dump of 100,000 tasks is a ratio to `tokio::runtime::Handle::dump`, which needs
 //! `--cfg tokio_unstable` and runs in `benches/peers/run`. Here the row shows the gap beside that
@@ -37,18 +39,17 @@ fn main() {
     if !std::env::args().any(|arg| arg == "--bench") {
         return;
     }
-    // `-- threads`, `-- day` and `-- leaves` measure those alone.
     let is_selected = |name: &str| std::env::args().any(|arg| arg == name);
-    if is_selected("leaves") {
-        return many_leaves();
+    if is_selected("leaf-futures") {
+        return many_leaf_futures();
     }
-    if !is_selected("threads") && !is_selected("day") {
+    if !is_selected("threads") && !is_selected("retained-memory") {
         wrapper_cost();
         many_tasks();
-        many_leaves();
+        many_leaf_futures();
         blocked_worker();
     }
-    if !is_selected("day") {
+    if !is_selected("retained-memory") {
         many_threads();
         heartbeat_under_thread_dumps();
     }
@@ -63,7 +64,7 @@ fn row(name: &str, value: f64, unit: &str, goal: Option<f64>) {
         Some(goal) if value <= goal => format!("<= {goal}  pass"),
         Some(goal) => format!("<= {goal}  short"),
     };
-    println!("{name:56} {value:10.3} {unit:6} {verdict}");
+    println!("{name:60} {value:10.3} {unit:6} {verdict}");
 }
 
 fn runtime() -> Runtime {
@@ -84,17 +85,17 @@ fn wrapper_cost() {
     };
     let ping_pong = |wrapped: bool| {
         runtime.block_on(async {
-            let (there, mut here) = mpsc::channel::<u32>(1);
-            let (back, mut home) = mpsc::channel::<u32>(1);
+            let (ping_sender, mut ping_receiver) = mpsc::channel::<u32>(1);
+            let (pong_sender, mut pong_receiver) = mpsc::channel::<u32>(1);
             let pong = async move {
-                while let Some(ball) = here.recv().await {
-                    back.send(ball).await.expect("a player");
+                while let Some(value) = ping_receiver.recv().await {
+                    pong_sender.send(value).await.expect("an open channel");
                 }
             };
             let ping = async move {
-                for ball in 0..100_000 {
-                    there.send(ball).await.expect("a player");
-                    home.recv().await;
+                for value in 0..100_000 {
+                    ping_sender.send(value).await.expect("an open channel");
+                    pong_receiver.recv().await;
                 }
             };
             let (one, other) = if wrapped {
@@ -105,7 +106,7 @@ fn wrapper_cost() {
             other.await.and(one.await).expect("no panic");
         });
     };
-    let storm = |wrapped: bool| {
+    let spawn_many = |wrapped: bool| {
         runtime.block_on(async {
             for _ in 0..400 {
                 let work = |at: u32| async move { black_box(at) };
@@ -119,24 +120,29 @@ fn wrapper_cost() {
         });
     };
     row(
-        "control: ping-pong, plain / plain",
+        "ping-pong: control over plain",
         ratio(&|| ping_pong(false), &|| ping_pong(false)),
         "x",
         None,
     );
     row(
-        "ping-pong, wrapper / plain",
+        "ping-pong: wrapper over plain",
         ratio(&|| ping_pong(true), &|| ping_pong(false)),
         "x",
         Some(1.10),
     );
     row(
-        "control: spawn storm, plain / plain",
-        ratio(&|| storm(false), &|| storm(false)),
+        "spawn many: control over plain",
+        ratio(&|| spawn_many(false), &|| spawn_many(false)),
         "x",
         None,
     );
-    row("spawn storm, wrapper / plain", ratio(&|| storm(true), &|| storm(false)), "x", Some(1.28));
+    row(
+        "spawn many: wrapper over plain",
+        ratio(&|| spawn_many(true), &|| spawn_many(false)),
+        "x",
+        Some(1.28),
+    );
 }
 
 fn many_tasks() {
@@ -150,38 +156,38 @@ fn many_tasks() {
     while runtime.metrics().global_queue_depth() > 0 {
         std::thread::sleep(Duration::from_millis(10));
     }
-    let heart = Heartbeat::start(&runtime);
-    let (mut alone, mut dumped, mut took, mut missing) = (vec![], vec![], vec![], 0);
+    let heartbeat = Heartbeat::start(&runtime);
+    let (mut without, mut during, mut durations, mut missing) = (vec![], vec![], vec![], 0);
     for _ in 0..ROUNDS {
         std::thread::sleep(Duration::from_millis(50));
-        heart.take_longest_gap();
+        heartbeat.take_longest_gap();
         let started = Instant::now();
         let dump = tasks::dump(&SystemClock, SystemClock.anchor(), DUMP_OPTIONS).expect("a dump");
-        took.push(started.elapsed().as_secs_f64() * 1000.0);
-        dumped.push(heart.take_longest_gap());
+        durations.push(started.elapsed().as_secs_f64() * 1000.0);
+        during.push(heartbeat.take_longest_gap());
         missing += TASKS - dump.tasks.iter().filter(|t| t.state == TaskState::Waiting).count();
         std::thread::sleep(started.elapsed());
-        alone.push(heart.take_longest_gap());
+        without.push(heartbeat.take_longest_gap());
     }
-    row("100 k tasks: without an answer, all rounds", missing as f64, "tasks", Some(0.0));
-    row("100 k tasks: the dump takes", median(took), "ms", None);
-    row("control: longest gap of a heartbeat, left alone", median(alone), "ms", None);
-    row("100 k tasks: longest gap during a dump", median(dumped), "ms", None);
+    row("100,000 tasks: missing from the dumps", missing as f64, "tasks", Some(0.0));
+    row("100,000 tasks: duration of a dump", median(durations), "ms", None);
+    row("100,000 tasks: longest heartbeat gap, no dump", median(without), "ms", None);
+    row("100,000 tasks: longest heartbeat gap during a dump", median(during), "ms", None);
     runtime.shutdown_background();
 }
 
-/// Additional time of one poll of 50,000 leaves while it is dumped.
-fn many_leaves() {
-    const LEAVES: usize = 50_000;
+/// Additional time of one poll of 50,000 leaf futures while it is dumped.
+fn many_leaf_futures() {
+    const LEAF_FUTURES: usize = 50_000;
     let never = Arc::new(Notify::new());
-    let leaves = (0..LEAVES).map(|_| {
+    let leaf_futures = (0..LEAF_FUTURES).map(|_| {
         let never = Arc::clone(&never);
         Box::pin(async move { never.notified().await })
     });
     let longest = Arc::new(Mutex::new(Duration::ZERO));
     let (polls, waker) = (Arc::clone(&longest), Arc::new(Mutex::new(None)));
     let wakers = Arc::clone(&waker);
-    let mut all = futures_util::future::select_all(leaves);
+    let mut all = futures_util::future::select_all(leaf_futures);
     let runtime = runtime();
     let polled = std::future::poll_fn(move |context| {
         *wakers.lock().expect("no panic") = Some(context.waker().clone());
@@ -211,24 +217,24 @@ fn many_leaves() {
             (plain, next())
         })
         .unzip();
-    let more = dumped.iter().zip(&plain).map(|(dumped, plain)| dumped - plain).collect();
-    row("control: a poll of 50,000 leaves", median(plain), "ms", None);
-    row("a poll of 50,000 leaves, longer once a dump", median(more), "ms", Some(1.0));
+    let added = dumped.iter().zip(&plain).map(|(dumped, plain)| dumped - plain).collect();
+    row("control: poll of 50,000 leaf futures", median(plain), "ms", None);
+    row("poll of 50,000 leaf futures, added by a dump", median(added), "ms", Some(1.0));
     runtime.shutdown_background();
 }
 
 fn blocked_worker() {
     let runtime = runtime();
-    let heart = Heartbeat::start(&runtime);
+    let heartbeat = Heartbeat::start(&runtime);
     let never = Arc::new(Notify::new());
     for _ in 0..1000 {
         let never = Arc::clone(&never);
         runtime.spawn(async move { never.notified().await }.traced("waits"));
     }
-    let go = Arc::new(AtomicBool::new(false));
-    let until = Arc::clone(&go);
+    let stop = Arc::new(AtomicBool::new(false));
+    let worker_stop = Arc::clone(&stop);
     let blocked = async move {
-        while !until.load(Ordering::Relaxed) {
+        while !worker_stop.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(1));
         }
     };
@@ -237,26 +243,31 @@ fn blocked_worker() {
     let mut ratios = Vec::new();
     let mut missing = 0;
     for _ in 0..ROUNDS {
-        let before = heart.beats_in_half_second();
+        let before = heartbeat.beats_in_half_second();
         for _ in 0..3 {
             let dump =
                 tasks::dump(&SystemClock, SystemClock.anchor(), DUMP_OPTIONS).expect("a dump");
             missing += 1000 - dump.tasks.iter().filter(|t| t.state == TaskState::Waiting).count();
         }
-        ratios.push(before / heart.beats_in_half_second());
+        ratios.push(before / heartbeat.beats_in_half_second());
     }
-    row("one worker blocked: others without an answer", missing as f64, "tasks", Some(0.0));
-    row("one worker blocked: beats before / after 3 dumps", median(ratios), "x", Some(1.0 / 0.9));
-    go.store(true, Ordering::Relaxed);
+    row("one worker blocked: tasks missing from the dumps", missing as f64, "tasks", Some(0.0));
+    row(
+        "one worker blocked: heartbeats before / after 3 dumps",
+        median(ratios),
+        "x",
+        Some(1.0 / 0.9),
+    );
+    stop.store(true, Ordering::Relaxed);
     runtime.shutdown_background();
 }
 
-/// Median time between two beats during continuous thread dumps, divided by that without dumps.
-/// Other work keeps the cores busy in both cases.
+/// Median heartbeat interval during continuous thread dumps, divided by that without dumps. Other
+/// work keeps the cores busy in both cases.
 fn heartbeat_under_thread_dumps() {
     let runtime = runtime();
     let stop = Arc::new(AtomicBool::new(false));
-    let burning: Vec<_> = (0..2)
+    let spinners: Vec<_> = (0..2)
         .map(|_| {
             let stop = Arc::clone(&stop);
             std::thread::spawn(move || {
@@ -266,18 +277,19 @@ fn heartbeat_under_thread_dumps() {
             })
         })
         .collect();
-    let heart = Arc::new(Mutex::new(Vec::new()));
-    let beating = Arc::clone(&heart);
+    let intervals = Arc::new(Mutex::new(Vec::new()));
+    let task_intervals = Arc::clone(&intervals);
     runtime.spawn(async move {
         let mut last = Instant::now();
         loop {
             tokio::time::sleep(Duration::from_millis(1)).await;
-            beating.lock().expect("no panic").push(last.elapsed().as_secs_f64() * 1000.0);
+            let interval = last.elapsed().as_secs_f64() * 1000.0;
+            task_intervals.lock().expect("no panic").push(interval);
             last = Instant::now();
         }
     });
-    let beat = |dumps: bool| {
-        heart.lock().expect("no panic").clear();
+    let median_interval = |dumps: bool| {
+        intervals.lock().expect("no panic").clear();
         let started = Instant::now();
         while started.elapsed() < Duration::from_millis(500) {
             if dumps {
@@ -285,16 +297,16 @@ fn heartbeat_under_thread_dumps() {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        median(std::mem::take(&mut *heart.lock().expect("no panic")))
+        median(std::mem::take(&mut *intervals.lock().expect("no panic")))
     };
-    let (alone, dumped): (Vec<f64>, Vec<f64>) =
-        (0..2 * ROUNDS).map(|_| (beat(false), beat(true))).unzip();
-    let control = alone.chunks(2).map(|pair| pair[0] / pair[1]).collect();
-    let ratio = dumped.iter().zip(&alone).map(|(dumped, alone)| dumped / alone).collect();
-    row("control: median beat on busy cores, over itself", median(control), "x", None);
-    row("median beat under dumps of threads, over left alone", median(ratio), "x", Some(1.05));
+    let (without, during): (Vec<f64>, Vec<f64>) =
+        (0..2 * ROUNDS).map(|_| (median_interval(false), median_interval(true))).unzip();
+    let control = without.chunks(2).map(|pair| pair[0] / pair[1]).collect();
+    let ratio = during.iter().zip(&without).map(|(during, without)| during / without).collect();
+    row("busy cores: heartbeat interval, control", median(control), "x", None);
+    row("busy cores: heartbeat interval, thread dumps over none", median(ratio), "x", Some(1.05));
     stop.store(true, Ordering::Relaxed);
-    burning.into_iter().for_each(|thread| thread.join().expect("no panic"));
+    spinners.into_iter().for_each(|thread| thread.join().expect("no panic"));
     runtime.shutdown_background();
 }
 
@@ -312,24 +324,24 @@ fn many_threads() {
             })
             .collect();
         std::thread::sleep(Duration::from_millis(100));
-        let (mut full, mut listed, mut incomplete) = (vec![], vec![], 0);
+        let (mut with_stacks, mut proc_only, mut incomplete) = (vec![], vec![], 0);
         for _ in 0..ROUNDS {
             let started = Instant::now();
             let dump = threads::dump(&SystemClock, SystemClock.anchor(), true).expect("a dump");
-            full.push(started.elapsed().as_secs_f64() * 1000.0);
+            with_stacks.push(started.elapsed().as_secs_f64() * 1000.0);
             incomplete += dump.threads.iter().filter(|t| !t.remark.is_empty()).count();
             let started = Instant::now();
             black_box(threads::dump(&SystemClock, SystemClock.anchor(), false).expect("a dump"));
-            listed.push(started.elapsed().as_secs_f64() * 1000.0);
+            proc_only.push(started.elapsed().as_secs_f64() * 1000.0);
         }
         row(
-            &format!("{count} threads: without a whole stack, all rounds"),
+            &format!("{count} threads: incomplete stacks in all rounds"),
             incomplete as f64,
             "",
             Some(0.0),
         );
-        row(&format!("control: {count} threads from /proc alone"), median(listed), "ms", None);
-        row(&format!("{count} threads, in full"), median(full), "ms", Some(goal));
+        row(&format!("control: {count} threads, /proc only"), median(proc_only), "ms", None);
+        row(&format!("{count} threads, with stacks"), median(with_stacks), "ms", Some(goal));
         *gate.0.lock().expect("no panic") = true;
         gate.1.notify_all();
         threads.into_iter().for_each(|thread| thread.join().expect("no panic"));

@@ -1,5 +1,4 @@
-//! A heartbeat during a dump: a task that sleeps for 1 ms in a loop. The bench of the peers uses
-//! it, too.
+//! A heartbeat during a dump: a task that sleeps for 1 ms in a loop. `benches/peers` uses it, too.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,18 +15,19 @@ pub(crate) struct Heartbeat {
 
 impl Heartbeat {
     pub(crate) fn start(runtime: &Runtime) -> Arc<Self> {
-        let heart = Arc::new(Self::default());
-        let beating = Arc::clone(&heart);
+        let heartbeat = Arc::new(Self::default());
+        let counters = Arc::clone(&heartbeat);
         runtime.spawn(async move {
             let mut last = Instant::now();
             loop {
                 tokio::time::sleep(Duration::from_millis(1)).await;
-                beating.beats.fetch_add(1, Ordering::Relaxed);
-                beating.longest_gap.fetch_max(last.elapsed().as_micros() as u64, Ordering::Relaxed);
+                counters.beats.fetch_add(1, Ordering::Relaxed);
+                let gap = last.elapsed().as_micros() as u64;
+                counters.longest_gap.fetch_max(gap, Ordering::Relaxed);
                 last = Instant::now();
             }
         });
-        heart
+        heartbeat
     }
 
     /// Returns the longest gap in milliseconds and resets it.
