@@ -33,23 +33,21 @@ fn main() {
     }
     let quick = std::env::args().any(|arg| arg == "--quick");
     let rounds = if quick { ROUNDS / 3 } else { ROUNDS };
-    for (metric, name) in [(Metric::Rss, "resident set"), (Metric::Heap, "live heap")] {
+    for (metric, name) in [(Metric::Rss, "resident memory"), (Metric::Heap, "live heap")] {
         let mut millis: Vec<f64> = measure_crossings(&metric, rounds);
         millis.sort_by(f64::total_cmp);
-        let at = |share: usize| millis[(millis.len() - 1) * share / 100];
-        let verdict = if at(50) <= GOAL_MILLIS { "pass" } else { "short" };
-        println!(
-            "{name}: crossing to file, median, ms  {:.0}  <= {GOAL_MILLIS}  {verdict}",
-            at(50)
-        );
-        println!("{name}: 10th and 90th of 100, ms  {:.0} {:.0}  -  -", at(10), at(90));
+        let percentile = |percent: usize| millis[(millis.len() - 1) * percent / 100];
+        let (p10, p50, p90) = (percentile(10), percentile(50), percentile(90));
+        let verdict = if p50 <= GOAL_MILLIS { "pass" } else { "short" };
+        println!("{name}: threshold to profile, p50, ms  {p50:.0}  <= {GOAL_MILLIS}  {verdict}");
+        println!("{name}: threshold to profile, p10 and p90, ms  {p10:.0} {p90:.0}  -  -");
     }
 }
 
 /// Returns the latency of each of `rounds` crossings of a rule over `metric`, in milliseconds.
 fn measure_crossings(metric: &Metric, rounds: usize) -> Vec<f64> {
-    let home = tempfile::tempdir().unwrap();
-    let dir = home.path().join("captures");
+    let temp_dir = tempfile::tempdir().unwrap();
+    let dir = temp_dir.path().join("captures");
     let base = if *metric == Metric::Rss { resident_bytes() } else { 0 };
     let rule = Rule {
         name: "crossing".into(),
@@ -78,7 +76,7 @@ fn measure_crossings(metric: &Metric, rounds: usize) -> Vec<f64> {
     };
     let agent = Builder::from_settings(settings).start().unwrap();
     let handle = agent.handle();
-    let at_rest = || handle.status().wait(WAIT_TIMEOUT).unwrap().incidents.is_empty();
+    let has_no_incident = || handle.status().wait(WAIT_TIMEOUT).unwrap().incidents.is_empty();
     // Rules are evaluated once their window of ten ticks is full.
     thread::sleep(Duration::from_secs(3));
     let round = |round: usize| {
@@ -87,10 +85,10 @@ fn measure_crossings(metric: &Metric, rounds: usize) -> Vec<f64> {
         thread::sleep(Duration::from_millis(500 + (round as u64 * 97) % 250));
         let crossed = Instant::now();
         let memory = black_box(vec![1_u8; 136 * MIB]);
-        wait_until("a profile", || heap_profile_count(&dir) > before);
+        wait_until("a heap profile", || heap_profile_count(&dir) > before);
         let millis = crossed.elapsed().as_secs_f64() * 1e3;
         drop(memory);
-        wait_until("the incident to be over", at_rest);
+        wait_until("the end of the incident", has_no_incident);
         millis
     };
     (0..rounds).map(round).collect()
@@ -106,10 +104,10 @@ fn heap_profile_count(dir: &Path) -> usize {
         .count()
 }
 
-fn wait_until(condition_name: &str, done: impl Fn() -> bool) {
+fn wait_until(condition_name: &str, is_met: impl Fn() -> bool) {
     let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < WAIT_TIMEOUT, "waited in vain for {condition_name}");
+    while !is_met() {
+        assert!(start.elapsed() < WAIT_TIMEOUT, "timed out waiting for {condition_name}");
         thread::sleep(Duration::from_millis(1));
     }
 }
