@@ -1,4 +1,4 @@
-//! Latency from a change of the settings file to the settings in force in a running agent.
+//! Latency from a change of the settings file until a running agent applies it.
 //!
 //! `cargo bench --bench reload`
 //!
@@ -29,31 +29,31 @@ fn main() {
     }
     let changes: [(&str, Change); 4] = [
         ("written in place", |dir, text, _| fs::write(dir.join("marple.toml"), text).unwrap()),
-        ("renamed over", replace_by_rename),
-        ("removed and made", remove_and_create),
-        ("ConfigMap swapped", swap_symlink),
+        ("replaced by rename", replace_by_rename),
+        ("removed and created", remove_and_create),
+        ("ConfigMap symlink swapped", swap_symlink),
     ];
     for (name, change) in changes {
-        let mut millis = measure_reloads(name == "ConfigMap swapped", change);
+        let mut millis = measure_reloads(name == "ConfigMap symlink swapped", change);
         millis.sort_by(f64::total_cmp);
-        let (median, worst) = (millis[millis.len() / 2], millis[millis.len() - 1]);
-        let verdict = if worst <= GOAL_MILLIS { "pass" } else { "short" };
-        println!("{name}: in force, median, ms  {median:.0}  -  -");
+        let (median, maximum) = (millis[millis.len() / 2], millis[millis.len() - 1]);
+        let verdict = if maximum <= GOAL_MILLIS { "pass" } else { "short" };
+        println!("{name}: applied, median, ms  {median:.0}  -  -");
         println!(
-            "{name}: in force, slowest of {ROUNDS}, ms  {worst:.0}  <= {GOAL_MILLIS}  {verdict}"
+            "{name}: applied, maximum of {ROUNDS}, ms  {maximum:.0}  <= {GOAL_MILLIS}  {verdict}"
         );
     }
 }
 
 /// Returns the latency of each of [`ROUNDS`] changes, in milliseconds.
 fn measure_reloads(mounted: bool, change: Change) -> Vec<f64> {
-    let home = tempfile::tempdir().unwrap();
-    let config = home.path().join("config");
+    let temp_dir = tempfile::tempdir().unwrap();
+    let config = temp_dir.path().join("config");
     fs::create_dir(&config).unwrap();
     let text = |round: usize| {
-        let dir = home.path().join("captures");
+        let dir = temp_dir.path().join("captures");
         format!(
-            "service = \"of-{round}\"\ndir = {dir:?}\ninclude_default_rules = false\n[toggle]\nsignal = \"off\"\n"
+            "service = \"round-{round}\"\ndir = {dir:?}\ninclude_default_rules = false\n[toggle]\nsignal = \"off\"\n"
         )
     };
     if mounted {
@@ -65,15 +65,16 @@ fn measure_reloads(mounted: bool, change: Change) -> Vec<f64> {
     }
     let agent = Builder::from_file(config.join("marple.toml")).unwrap().start().unwrap();
     let handle = agent.handle();
-    let applied = |handle: &AgentHandle| handle.status().wait(WAIT_TIMEOUT).unwrap().config.applied;
+    let applied_at =
+        |handle: &AgentHandle| handle.status().wait(WAIT_TIMEOUT).unwrap().config.applied;
     let round = |round: usize| {
-        let before = applied(&handle);
+        let before = applied_at(&handle);
         // Varies the phase relative to anything periodic.
         thread::sleep(Duration::from_millis(700 + (round as u64 * 97) % 250));
         let changed = Instant::now();
         change(&config, &text(round), round);
-        while applied(&handle) == before {
-            assert!(changed.elapsed() < WAIT_TIMEOUT, "the settings are not in force");
+        while applied_at(&handle) == before {
+            assert!(changed.elapsed() < WAIT_TIMEOUT, "the settings are not applied");
             thread::sleep(Duration::from_millis(2));
         }
         changed.elapsed().as_secs_f64() * 1e3
