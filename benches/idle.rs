@@ -1,8 +1,8 @@
 //! Cost of the agent while there is no incident.
 //!
 //! `cargo bench --bench idle` takes about six minutes, with `-- --quick` two. `-- ticks`, `--
-//! polls`, `-- threads`, `-- first` and `-- requests` run one part. `ticks` is described here, the
-//! others in `idle/busy_services.rs`.
+//! polls`, `-- threads`, `-- first-polls` and `-- requests` run one part. `ticks` is described
+//! here, the others in `idle/busy_services.rs`.
 //!
 //! Each row has a name, a value, a goal, and `pass` or `short`. A CPU value is the median of
 //! interleaved pairs: the ticks, and a loop that sleeps equally often without them. It covers the
@@ -12,7 +12,7 @@
 //! sysinfo reads the same process in the same rounds; it took 32 to 36 us on the machine where the
 //! goal was set.
 //!
-//! In their own clock the ticks are 250 ms apart, so that work per second or minute has its true
+//! On their manual clock the ticks are 250 ms apart, so that work per second or minute has its true
 //! weight. In wall time they are 5 ms apart, which keeps the bench short. Caches are warmer than in
 //! production.
 
@@ -52,7 +52,7 @@ fn main() {
         return;
     }
     let quick = std::env::args().any(|arg| arg == "--quick");
-    let parts = ["ticks", "polls", "threads", "requests", "first"];
+    let parts = ["ticks", "polls", "threads", "requests", "first-polls"];
     let all = !std::env::args().any(|arg| parts.contains(&arg.as_str()));
     let is_selected = |part: &str| all || std::env::args().any(|arg| arg == part);
     if is_selected("ticks") {
@@ -65,7 +65,7 @@ fn main() {
     if is_selected("threads") {
         busy_services::threads(plan);
     }
-    if is_selected("first") {
+    if is_selected("first-polls") {
         busy_services::first_polls(plan);
     }
     if is_selected("requests") {
@@ -81,7 +81,7 @@ fn ticks() {
     };
     for (name, runtimes) in [
         ("no runtime", runtimes(&[])),
-        ("a runtime of 2 workers", runtimes(&[2])),
+        ("1 runtime of 2 workers", runtimes(&[2])),
         ("8 runtimes of 1 worker", runtimes(&[1; 8])),
     ] {
         let mut ticks = Ticks::with_runtimes(&runtimes);
@@ -94,10 +94,10 @@ fn ticks() {
         });
         peer.sort_by(f64::total_cmp);
         let peer = peer[PAIRS / 2];
-        println!("{:<36} {:>22}", "sysinfo, own process, as often", format!("{peer:.4} us"));
+        println!("{:<44} {:>22}", "control: sysinfo, own process", format!("{peer:.4} us"));
         row(&format!("tick, {name}"), micros, "us", GOAL_MICROS);
         row(&format!("tick, {name}, over sysinfo"), micros / peer, "x", GOAL_MICROS / PEER_MICROS);
-        row(&format!("at 4 Hz, {name}"), micros * 4.0 / 1e6 * 100.0, "% of a core", 0.02);
+        row(&format!("tick at 4 Hz, {name}"), micros * 4.0 / 1e6 * 100.0, "% of a core", 0.02);
     }
 
     let runtimes = runtimes(&[2]);
@@ -162,5 +162,5 @@ fn median(measure: impl FnMut(usize) -> f64) -> f64 {
 fn row(name: &str, value: f64, unit: &str, goal: f64) {
     let verdict = if value <= goal { "pass" } else { "short" };
     let value = format!("{value:.4} {unit}");
-    println!("{name:<36} {value:>22} {:>12} {verdict}", format!("<= {goal}"));
+    println!("{name:<44} {value:>22} {:>12} {verdict}", format!("<= {goal}"));
 }

@@ -88,7 +88,7 @@ fn runtime(workers: usize) -> Runtime {
     Builder::new_multi_thread().worker_threads(workers).enable_all().build().expect("a runtime")
 }
 
-/// Unrecorded tasks with polls of 10 ms on all workers.
+/// Prints the cost of the agent beside unrecorded tasks with polls of 10 ms on all workers.
 pub(crate) fn polls(plan: Plan) {
     for workers in [2, 8] {
         let runtime = runtime(workers);
@@ -110,22 +110,22 @@ pub(crate) fn polls(plan: Plan) {
             agent.handle().watch_runtime(runtime.handle().clone()).expect("a runtime to observe");
             plan.agent_cpu_percent()
         };
-        let mut all = Vec::new();
-        let search = plan.median(|| {
+        let mut totals = Vec::new();
+        let detection = plan.median(|| {
             let with = share(Some(Duration::from_millis(100)));
-            all.push(with);
+            totals.push(with);
             with - share(None)
         });
-        all.sort_by(f64::total_cmp);
+        totals.sort_by(f64::total_cmp);
         stop.store(true, Ordering::Relaxed);
         runtime.shutdown_background();
         let name = format!("polls of 10 ms, {workers} workers");
-        row(&format!("{name}: search"), search, "% of a core", 0.2);
-        row(&format!("{name}: all"), all[plan.pairs / 2], "% of a core", 0.3);
+        row(&format!("{name}: stall detection"), detection, "% of a core", 0.2);
+        row(&format!("{name}: agent in total"), totals[plan.pairs / 2], "% of a core", 0.3);
     }
 }
 
-/// Idle threads, with an agent and without.
+/// Prints the cost of the agent beside idle threads.
 pub(crate) fn threads(plan: Plan) {
     let (hold, wait) = std::sync::mpsc::channel::<()>();
     let wait = Arc::new(std::sync::Mutex::new(wait));
@@ -148,31 +148,32 @@ pub(crate) fn threads(plan: Plan) {
         used.as_secs_f64() / plan.duration.as_secs_f64() * 100.0
     };
     let mut controls = Vec::new();
-    let more = plan.median(|| {
+    let added = plan.median(|| {
         let control = share(None);
         controls.push(control);
         share(Some(start_agent(Some(Duration::from_millis(100))))) - control
     });
     controls.sort_by(f64::total_cmp);
     let control = format!("{:.4} % of a core", controls[plan.pairs / 2]);
-    println!("{:<36} {control:>22}", format!("{count} threads, no agent"));
-    row(&format!("{count} threads"), more, "% of a core", 0.3);
+    println!("{:<44} {control:>22}", format!("control: {count} idle threads, no agent"));
+    row(&format!("{count} idle threads, added by agent"), added, "% of a core", 0.3);
     drop(hold);
     threads.into_iter().for_each(|thread| drop(thread.join()));
 }
 
-/// The first poll of a wrapped task in each of 3000 threads that start together. A thread preempted
-/// in its poll waits for thousands of others. So the control is a loop that computes as long as the
-/// median poll; time beyond the control is time that polls wait for each other.
+/// Prints the duration of the first poll of a wrapped task in each of 3000 threads that start
+/// together. A thread preempted in its poll waits for thousands of others. So the control is a loop
+/// that computes as long as the median poll. Time beyond the control is time that polls wait for
+/// each other.
 pub(crate) fn first_polls(plan: Plan) {
     const STARTING_THREADS: usize = 3000;
     let (_agent, _dir) = start_agent(None);
-    let times = |computes: Option<Duration>| {
+    let times = |spin_time: Option<Duration>| {
         let start = Arc::new(std::sync::Barrier::new(STARTING_THREADS));
         let body = move |start: &std::sync::Barrier| {
             start.wait();
             let started_at = Instant::now();
-            match computes {
+            match spin_time {
                 Some(time) => {
                     while started_at.elapsed() < time {
                         std::hint::spin_loop();
@@ -210,17 +211,21 @@ pub(crate) fn first_polls(plan: Plan) {
         values.sort_by(f64::total_cmp);
     }
     let control = controls[plan.pairs / 2];
-    println!("{:<36} {:>22}", "3000 threads, control, p99", format!("{control:.3} ms"));
-    row("3000 threads, first poll, median", medians[plan.pairs / 2], "us", 20.0);
-    row("3000 threads, first poll, p99 more", (p99 - control).max(0.0), "ms", 10.0);
+    println!(
+        "{:<44} {:>22}",
+        "control: first poll of 3000 threads, p99",
+        format!("{control:.3} ms")
+    );
+    row("first poll of 3000 threads, median", medians[plan.pairs / 2], "us", 20.0);
+    row("first poll of 3000 threads, p99 - control", (p99 - control).max(0.0), "ms", 10.0);
 }
 
 #[derive(Clone, Copy, PartialEq)]
 enum Service {
-    Plain,
-    Agent,
+    WithoutAgent,
+    WithAgent,
     /// With the agent, the layer, the hooks and the wrapper.
-    Whole,
+    Instrumented,
 }
 
 /// Ratios per pair of the requests part. Each cell is a new runtime; its layout in memory and on
@@ -228,11 +233,13 @@ enum Service {
 /// ones do not.
 const REQUEST_PAIRS: usize = 4;
 
-/// Requests of 16 us over TCP: CPU time per request with an agent, divided by that without.
+/// Prints the CPU time of a TCP request of 16 us with an agent, divided by that without.
 pub(crate) fn requests(plan: Plan) {
-    let (mut quick_start, mut whole, mut plains) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut agent_ratios, mut instrumented_ratios, mut plains) =
+        (Vec::new(), Vec::new(), Vec::new());
     for round in 0..plan.pairs * REQUEST_PAIRS {
-        let mut cells = [(Service::Plain, 0.0), (Service::Agent, 0.0), (Service::Whole, 0.0)];
+        let mut cells =
+            [(Service::WithoutAgent, 0.0), (Service::WithAgent, 0.0), (Service::Instrumented, 0.0)];
         // Each service runs equally often first, second and last, so that the after-effects of a
         // cell are shared evenly.
         for n in 0..3 {
@@ -241,24 +248,25 @@ pub(crate) fn requests(plan: Plan) {
         }
         let [plain, agent, instrumented] = cells.map(|(_, seconds)| seconds);
         plains.push(plain * 1e6);
-        quick_start.push(agent / plain);
-        whole.push(instrumented / plain);
+        agent_ratios.push(agent / plain);
+        instrumented_ratios.push(instrumented / plain);
     }
     let quartiles = |values: &mut Vec<f64>| {
         values.sort_by(f64::total_cmp);
         [1, 2, 3].map(|quarter| values[values.len() * quarter / 4])
     };
     let [_, plain, _] = quartiles(&mut plains);
-    println!("{:<36} {:>22}", "a request, no agent", format!("{plain:.2} us"));
-    for (name, values) in [("agent", quick_start), ("layer, hooks, wrapper", whole)] {
+    println!("{:<44} {:>22}", "control: request, no agent", format!("{plain:.2} us"));
+    for (name, values) in [("agent", agent_ratios), ("layer, hooks, wrapper", instrumented_ratios)]
+    {
         let mut values = values;
         let [low, median, high] = quartiles(&mut values);
         println!(
-            "{:<36} {:>22}",
-            format!("a request: {name}, quartiles"),
+            "{:<44} {:>22}",
+            format!("request, {name}: quartiles"),
             format!("{low:.3} {high:.3}")
         );
-        row(&format!("a request: {name}"), median, "x", 1.02);
+        row(&format!("request, {name}"), median, "x", 1.02);
     }
 }
 
@@ -266,17 +274,18 @@ pub(crate) fn requests(plan: Plan) {
 fn cpu_seconds_per_request(service: Service, plan: Plan) -> f64 {
     let mut builder = Builder::new_multi_thread();
     builder.worker_threads(2).enable_all();
-    if service == Service::Whole {
+    if service == Service::Instrumented {
         marple::instrument_runtime(&mut builder);
     }
     let runtime = builder.build().expect("a runtime");
-    let agent = (service != Service::Plain).then(|| start_agent(Some(Duration::from_millis(100))));
+    let agent =
+        (service != Service::WithoutAgent).then(|| start_agent(Some(Duration::from_millis(100))));
     if let Some((agent, _)) = &agent {
         agent.handle().watch_runtime(runtime.handle().clone()).expect("a runtime to observe");
     }
     let registry = tracing_subscriber::registry();
     let _subscriber = match service {
-        Service::Whole => {
+        Service::Instrumented => {
             tracing::dispatcher::set_default(&registry.with(marple::trace::layer()).into())
         }
         _ => tracing::dispatcher::set_default(&registry.into()),
@@ -321,18 +330,18 @@ async fn serve(service: Service, served: Arc<AtomicU64>) -> std::net::SocketAddr
                 let mut buffer = [0; 64];
                 while stream.read_exact(&mut buffer).await.is_ok() {
                     let _span = tracing::info_span!("request", size = 64).entered();
-                    let answer: Vec<u8> = (0..4000u32).fold(vec![0; 64], |mut sum, n| {
+                    let response: Vec<u8> = (0..4000u32).fold(vec![0; 64], |mut sum, n| {
                         sum[n as usize % 64] = sum[n as usize % 64].wrapping_add(n as u8);
                         std::hint::black_box(sum)
                     });
                     drop(_span);
                     served.fetch_add(1, Ordering::Relaxed);
-                    if stream.write_all(&answer).await.is_err() {
+                    if stream.write_all(&response).await.is_err() {
                         return;
                     }
                 }
             };
-            if service == Service::Whole {
+            if service == Service::Instrumented {
                 marple::task::spawn(connection);
             } else {
                 tokio::spawn(connection);
