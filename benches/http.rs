@@ -12,14 +12,14 @@
 //! - 1000 scrapes a second from four paced clients: their share of a core, and the delay of ticks,
 //!   from the timestamps of the vitals in the status. The control requests the status equally often
 //!   without scrapes.
-//! - Hostile load: the p99 of the service's own requests while unauthorized clients call the
+//! - Hostile clients: the p99 of the service's own requests while unauthorized clients call the
 //!   endpoint (`hostile_load.rs`). It is divided by the p99 while the same bytes go to a plain
 //!   listener that closes every connection. So the clients' own CPU use is on both sides. The
 //!   control compares two plain listeners; the tolerance of the ratio is the control's deviation,
 //!   or 10 % if that is larger. The lower quartile of all rounds counts. It runs three times. First
 //!   with unauthorized clients only. Then with a hundred authorized clients that request a profile
-//!   at once: one gets it, so this includes the cost of a capture. Then the same with every core
-//!   busy, which shows work that does not run at low priority.
+//!   at once: one gets it, so this includes the cost of a capture. Then the same with busy cores,
+//!   which shows work that does not run at low priority.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -34,6 +34,8 @@ mod hostile_load;
 #[path = "http/scrapes.rs"]
 mod scrapes;
 
+use hostile_load::HostileLoad;
+
 const PAIRS: usize = 7;
 /// Rounds of the hostile load; each measures three listeners.
 const ROUNDS: usize = 25;
@@ -44,16 +46,16 @@ const GOAL_MICROS: f64 = 200.0;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
-    if let [_, word, address, token, captures, ..] = &arguments[..]
-        && word == hostile_load::HOSTILE_CLIENTS_ARG
+    if let [_, arg, address, token, profile_requests, ..] = &arguments[..]
+        && arg == hostile_load::HOSTILE_CLIENTS_ARG
     {
         return hostile_load::run_hostile_clients(
             address.parse().unwrap(),
             token,
-            captures.parse().unwrap(),
+            profile_requests.parse().unwrap(),
         );
     }
-    if arguments.get(1).is_some_and(|word| word == hostile_load::SPIN_ARG) {
+    if arguments.get(1).is_some_and(|arg| arg == hostile_load::SPIN_ARG) {
         return hostile_load::spin();
     }
     let quick = arguments.iter().any(|argument| argument == "--quick");
@@ -90,11 +92,15 @@ fn main() {
     }
     let cost = median(&mut per_scrape);
     let verdict = if cost <= GOAL_MICROS { "pass" } else { "short" };
-    println!("scrape, CPU us on the agent's thread  {cost:.1}  <= {GOAL_MICROS}  {verdict}");
-    println!("control: idle, share of a core  {:.5}  -  -", median(&mut idle));
+    println!("scrape: CPU time of the agent's thread, us  {cost:.1}  <= {GOAL_MICROS}  {verdict}");
+    println!(
+        "control: agent's thread without scrapes, share of a core  {:.5}  -  -",
+        median(&mut idle)
+    );
     scrapes::measure(&agent.handle(), address, TOKEN, pairs);
-    for (captures, cores_busy) in [(0, false), (100, false), (100, true)] {
-        hostile_load::measure(address, TOKEN, (captures, cores_busy), rounds);
+    for (profile_requests, busy_cores) in [(0, false), (100, false), (100, true)] {
+        let load = HostileLoad { profile_requests, busy_cores };
+        hostile_load::measure(address, TOKEN, load, rounds);
     }
     drop(agent);
 }
@@ -124,12 +130,12 @@ fn scrape(client: &mut TcpStream, token: &str, times: usize) {
 /// Returns the CPU time of the live threads named `name`.
 fn cpu_time(name: &str) -> Duration {
     let tasks = fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
-    let of = tasks.filter_map(|task| {
-        let known = fs::read_to_string(task.join("comm")).ok()?;
-        (known.trim() == name).then_some(())?;
+    let times = tasks.filter_map(|task| {
+        let comm = fs::read_to_string(task.join("comm")).ok()?;
+        (comm.trim() == name).then_some(())?;
         // The first of three numbers: nanoseconds on a CPU.
         let text = fs::read_to_string(task.join("schedstat")).ok()?;
         text.split(' ').next()?.parse().ok().map(Duration::from_nanos)
     });
-    of.sum()
+    times.sum()
 }

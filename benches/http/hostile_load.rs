@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::cpu_time;
 
 /// First argument of a process that runs the hostile clients.
-pub(super) const HOSTILE_CLIENTS_ARG: &str = "battery";
+pub(super) const HOSTILE_CLIENTS_ARG: &str = "hostile-clients";
 
 /// First argument of a process that keeps a core busy. It ends with its stdin, that is, with the
 /// bench.
@@ -24,7 +24,7 @@ const ROUND: Duration = Duration::from_secs(1);
 const REQUEST_INTERVAL: Duration = Duration::from_micros(2500);
 
 /// Runs the hostile clients for one round against `address`.
-pub(super) fn run_hostile_clients(address: SocketAddr, token: &str, captures: usize) {
+pub(super) fn run_hostile_clients(address: SocketAddr, token: &str, profile_requests: usize) {
     let deadline = Instant::now() + ROUND;
     let long = "x".repeat(64 << 10);
     let requests = [
@@ -60,7 +60,7 @@ pub(super) fn run_hostile_clients(address: SocketAddr, token: &str, captures: us
     let profile = format!(
         "GET /debug/pprof/profile?seconds=1 HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
     );
-    let wanting: Vec<_> = (0..captures).map(|_| send(&profile)).collect();
+    let profiling: Vec<_> = (0..profile_requests).map(|_| send(&profile)).collect();
     let mut next = Instant::now();
     for request in requests.iter().cycle() {
         if Instant::now() >= deadline {
@@ -70,7 +70,7 @@ pub(super) fn run_hostile_clients(address: SocketAddr, token: &str, captures: us
         next += REQUEST_INTERVAL;
         thread::sleep(next.saturating_duration_since(Instant::now()));
     }
-    drop((slow, wanting));
+    drop((slow, profiling));
 }
 
 /// Keeps a core busy.
@@ -106,28 +106,32 @@ impl Drop for BusyCores {
     }
 }
 
-/// Prints the rows of the hostile load, with `captures` authorized clients that request a profile
-/// at once, on idle cores or with all cores `taken`.
-pub(super) fn measure(
-    endpoint: SocketAddr,
-    token: &str,
-    (captures, taken): (usize, bool),
-    pairs: usize,
-) {
-    let spinning = taken.then(BusyCores::on_every_core);
-    let cores = if taken { ", cores taken" } else { "" };
+#[derive(Clone, Copy)]
+pub(super) struct HostileLoad {
+    /// Number of authorized clients that request a profile at once.
+    pub(super) profile_requests: usize,
+    /// `true` if other processes keep all cores busy.
+    pub(super) busy_cores: bool,
+}
+
+/// Prints the rows of a load.
+pub(super) fn measure(endpoint: SocketAddr, token: &str, load: HostileLoad, pairs: usize) {
+    let HostileLoad { profile_requests, busy_cores } = load;
+    let spinners = busy_cores.then(BusyCores::on_every_core);
+    let cores = if busy_cores { ", busy cores" } else { "" };
+    let name = format!("hostile clients, {profile_requests} profile requests{cores}");
     let service = service();
     let plain = [plain(), plain()];
     let p99 = |address: SocketAddr| {
         let own = std::env::current_exe().unwrap();
-        let mut strangers = Command::new(own)
-            .args([HOSTILE_CLIENTS_ARG, &address.to_string(), token, &captures.to_string()])
+        let mut hostile_clients = Command::new(own)
+            .args([HOSTILE_CLIENTS_ARG, &address.to_string(), token, &profile_requests.to_string()])
             .spawn()
             .unwrap();
         let mut latencies = Vec::new();
         let mut client = TcpStream::connect(service).unwrap();
         client.set_nodelay(true).unwrap();
-        while strangers.try_wait().unwrap().is_none() {
+        while hostile_clients.try_wait().unwrap().is_none() {
             let started_at = Instant::now();
             client.write_all(&[1]).unwrap();
             client.read_exact(&mut [0]).unwrap();
@@ -152,25 +156,22 @@ pub(super) fn measure(
             }
         }
     }
-    drop(spinning);
+    drop(spinners);
     // Other load on the machine can only slow a round, so the lower quartile counts.
-    let [first, battery, second] = rounds.map(|mut p99s| {
+    let [first, endpoint_p99, second] = rounds.map(|mut p99s| {
         p99s.sort_by(f64::total_cmp);
         p99s[p99s.len() / 4] * 1e6
     });
-    let (ratio, control) = (2.0 * battery / (first + second), second / first);
+    let (ratio, control) = (2.0 * endpoint_p99 / (first + second), second / first);
     let goal = control.max(1.0 / control).max(1.1);
     let verdict = if ratio <= goal { "pass" } else { "short" };
-    println!(
-        "p99 of the service under the battery, {captures} captures{cores}, over the control's  {ratio:.3}  <= {goal:.3}  {verdict}"
-    );
-    println!("control: p99 over itself  {control:.3}  -  -");
-    println!(
-        "p99 under the battery and under the controls, us  {battery:.0} {first:.0} {second:.0}  -  -"
-    );
+    println!("{name}: p99 over control  {ratio:.3}  <= {goal:.3}  {verdict}");
+    println!("{name}: control over control  {control:.3}  -  -");
+    println!("{name}: p99, controls, us  {endpoint_p99:.0} {first:.0} {second:.0}  -  -");
     let cpu_shares =
         threads.iter().zip(shares).map(|(thread, share)| format!("{thread} {share:.3}"));
-    println!("share of a core meanwhile  {}  -  -", cpu_shares.collect::<Vec<_>>().join(" "));
+    let cpu_shares = cpu_shares.collect::<Vec<_>>().join(" ");
+    println!("{name}: shares of a core by thread  {cpu_shares}  -  -");
 }
 
 /// Starts the service: it responds to each byte with a byte, after some work.

@@ -21,27 +21,27 @@ const GOAL_DELAY_MILLIS: f64 = 25.0;
 
 /// Prints the rows.
 pub(super) fn measure(agent: &AgentHandle, address: SocketAddr, token: &str, pairs: usize) {
-    let (mut shares, mut late, mut idle_late, mut rates) = (vec![], vec![], vec![], vec![]);
+    let (mut shares, mut delays, mut idle_delays, mut rates) = (vec![], vec![], vec![], vec![]);
     for _ in 0..pairs {
         let idle = round(agent, || thread::sleep(ROUND));
         let mut scrapes = 0;
         let busy = round(agent, || scrapes = scrape_for_round(address, token));
         shares.push(busy.share - idle.share);
-        late.push(busy.max_tick_delay);
-        idle_late.push(idle.max_tick_delay);
+        delays.push(busy.max_tick_delay);
+        idle_delays.push(idle.max_tick_delay);
         rates.push(f64::from(scrapes) / ROUND.as_secs_f64());
     }
     let rate = median(&mut rates);
-    let kept = if rate >= 0.95 * f64::from(SCRAPES_PER_SECOND) { "pass" } else { "short" };
-    println!("scrapes a second that were answered  {rate:.0}  >= 950  {kept}");
+    let verdict = if rate >= 0.95 * f64::from(SCRAPES_PER_SECOND) { "pass" } else { "short" };
+    println!("1000 scrapes/s: responses per second  {rate:.0}  >= 950  {verdict}");
     let share = median(&mut shares);
     let verdict = if share <= GOAL_SHARE { "pass" } else { "short" };
-    println!("share of a core for them  {share:.4}  <= {GOAL_SHARE}  {verdict}");
-    let (late, control) = (median(&mut late), median(&mut idle_late));
+    println!("1000 scrapes/s: share of a core  {share:.4}  <= {GOAL_SHARE}  {verdict}");
+    let (delay, control) = (median(&mut delays), median(&mut idle_delays));
     let goal = GOAL_DELAY_MILLIS.max(control);
-    let verdict = if late <= goal { "pass" } else { "short" };
-    println!("the latest tick meanwhile, ms  {late:.1}  <= {goal:.1}  {verdict}");
-    println!("control: the latest tick without them, ms  {control:.1}  -  -");
+    let verdict = if delay <= goal { "pass" } else { "short" };
+    println!("1000 scrapes/s: longest tick delay, ms  {delay:.1}  <= {goal:.1}  {verdict}");
+    println!("control: longest tick delay without scrapes, ms  {control:.1}  -  -");
 }
 
 struct RoundMeasurements {
