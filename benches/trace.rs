@@ -4,18 +4,18 @@
 //! `cargo bench --bench trace` measures the wrapper on stable tokio; `RUSTFLAGS="--cfg
 //! tokio_unstable" cargo bench --bench trace` measures tokio's hooks. Rounds are interleaved, each
 //! ratio is to the plain run of the same round, and the median of the rounds is shown. `control` is
-//! the plain run against itself; its distance from 1 is noise. With hooks, `hooks that do nothing`
-//! is tokio's own cost of calling hooks: each task counts a reference to the task-end hook, and all
+//! the plain run against itself; its distance from 1 is noise. With hooks, `empty hooks` is tokio's
+//! own cost of calling hooks: each task counts a reference to the task-end hook, and all
 //! workers write to that counter.
 //!
-//! The first rows are the cost of writing a trace of the recorded polls, and its size. They come
-//! first because the ring of an ended thread is kept for the length of the window. After dozens of
-//! runtimes only small rings are left, and the fixed cost of a trace would dominate a few thousand
-//! events. `allocate_with_holes` repeats it in a process that has filled 300 MB and freed a random
-//! half of it.
+//! The rows `trace file` are the cost of writing a trace of the recorded polls, and its size. They
+//! come first because the ring of an exited thread is kept for the length of the window. After
+//! dozens of runtimes only small rings are left, and the fixed cost of a trace would dominate a few
+//! thousand events. `fragmented heap` repeats it in a process that has filled 300 MB and freed a
+//! random half of it.
 //!
 //! `-- --quick` takes a third of the rounds. `-- NAME ..` runs the workloads whose names start with
-//! NAME, and `file` the first rows alone. `-- --once plain|off|recording NAME OPERATIONS` runs one
+//! NAME, and `trace` the rows of the file. `-- --once plain|off|recording NAME OPERATIONS` runs one
 //! workload once and prints nothing, for `valgrind --tool=callgrind`: the instructions of an
 //! operation are the difference of two runs.
 
@@ -44,10 +44,10 @@ const GOALS: [(f64, f64); 4] = [(1.10, 1.10), (1.18, 1.28), (1.02, 1.02), (1.02,
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
-    if let [once, how, name, operations] = &args[..]
+    if let [once, mode_name, name, operations] = &args[..]
         && once == "--once"
     {
-        return run_once_only(how, name, operations.parse().expect("a number"));
+        return run_once_only(mode_name, name, operations.parse().expect("a number"));
     }
     let rounds = if args.iter().any(|arg| arg == "--quick") { ROUNDS / 3 } else { ROUNDS };
     let is_selected = |name: &str| {
@@ -56,31 +56,31 @@ fn main() {
     };
     let source = if HOOKS { "hooks" } else { "wrapper" };
     println!("{rounds} rounds, CPU time over plain tokio, 2 workers, {source}");
-    println!("{:44} {:>9} {:>9}", "", "value", "goal");
-    if is_selected("file") {
+    println!("{:48} {:>9} {:>9}", "", "value", "goal");
+    if is_selected("trace file") {
         measure_files(source, rounds);
     }
     for (workload, goals) in WORKLOADS.iter().zip(GOALS).filter(|(it, _)| is_selected(it.name)) {
         let plain = || builder().build().expect("a runtime");
-        let watched = || instrument_runtime(&mut builder()).build().expect("a runtime");
+        let instrumented = || instrument_runtime(&mut builder()).build().expect("a runtime");
         let spawn = if HOOKS { Spawn::Plain } else { Spawn::Wrapped };
         let (mut plains, mut ratios) = (Vec::new(), [(); 5].map(|()| Vec::new()));
         for round in 0..=rounds {
             let off = || {
                 configure(TraceMode::OnDemand, MAX_BYTES, WINDOW);
-                workload.run(&watched(), spawn)
+                workload.run(&instrumented(), spawn)
             };
             let on = || {
                 configure(TraceMode::Always, MAX_BYTES, WINDOW);
-                let nanos = workload.run(&watched(), spawn);
+                let nanos = workload.run(&instrumented(), spawn);
                 configure(TraceMode::OnDemand, MAX_BYTES, WINDOW);
                 nanos
             };
             let base = workload.run(&plain(), Spawn::Plain);
             let control = workload.run(&plain(), Spawn::Plain);
             let clock = workload.run(&plain(), Spawn::Clocked);
-            let hollow = workload.run(&runtime_with_empty_hooks(), Spawn::Plain);
-            let runs = [control, clock, hollow, off(), on()];
+            let empty_hooks = workload.run(&runtime_with_empty_hooks(), Spawn::Plain);
+            let runs = [control, clock, empty_hooks, off(), on()];
             if round > 0 {
                 plains.push(base);
                 for (ratios, nanos) in ratios.iter_mut().zip(runs) {
@@ -89,14 +89,14 @@ fn main() {
             }
         }
         let name = workload.name;
-        println!("{:44} {:7.0} ns", format!("{name}: plain"), median(plains));
-        let [control, clock, hollow, off, on] = ratios.map(median);
-        println!("{:44} {control:9.3}", format!("{name}: control over plain"));
-        println!("{:44} {clock:9.3}", format!("{name}: the clock alone, twice a poll"));
+        println!("{:48} {:7.0} ns", format!("{name}: plain"), median(plains));
+        let [control, clock, empty_hooks, off, on] = ratios.map(median);
+        println!("{:48} {control:9.3}", format!("{name}: control over plain"));
+        println!("{:48} {clock:9.3}", format!("{name}: two clock readings per poll"));
         if HOOKS {
-            println!("{:44} {hollow:9.3}", format!("{name}: hooks that do nothing"));
+            println!("{:48} {empty_hooks:9.3}", format!("{name}: empty hooks"));
         }
-        println!("{:44} {off:9.3}", format!("{name}: {source}, off"));
+        println!("{:48} {off:9.3}", format!("{name}: {source}, off"));
         let goal = if HOOKS { goals.0 } else { goals.1 };
         row(&format!("{name}: {source}, recording"), on, goal);
     }
@@ -115,15 +115,15 @@ fn runtime_with_empty_hooks() -> Runtime {
     builder.build().expect("a runtime")
 }
 
-fn run_once_only(how: &str, name: &str, operations: u32) {
-    let (runtime, spawn) = match how {
+fn run_once_only(mode_name: &str, name: &str, operations: u32) {
+    let (runtime, spawn) = match mode_name {
         "plain" => (builder().build(), Spawn::Plain),
         _ => (
             instrument_runtime(&mut builder()).build(),
             if HOOKS { Spawn::Plain } else { Spawn::Wrapped },
         ),
     };
-    let mode = if how == "recording" { TraceMode::Always } else { TraceMode::OnDemand };
+    let mode = if mode_name == "recording" { TraceMode::Always } else { TraceMode::OnDemand };
     configure(mode, MAX_BYTES, WINDOW);
     let workload = WORKLOADS.iter().find(|workload| workload.name.starts_with(name));
     workload.expect("a workload").run_once(&runtime.expect("a runtime"), spawn, operations);
@@ -134,29 +134,33 @@ fn measure_files(source: &str, rounds: usize) {
     configure(TraceMode::Always, MAX_BYTES, WINDOW);
     let runtime = instrument_runtime(&mut builder()).build().expect("a runtime");
     let costs: Vec<TraceFileCost> = (0..rounds).map(|_| measure_file(&runtime, || ())).collect();
-    let holed: Vec<TraceFileCost> =
-        (0..rounds).map(|_| measure_file(&runtime, allocate_with_holes)).collect();
+    let fragmented: Vec<TraceFileCost> =
+        (0..rounds).map(|_| measure_file(&runtime, fragment_heap)).collect();
     configure(TraceMode::OnDemand, MAX_BYTES, WINDOW);
-    let middle = |files: &[TraceFileCost], value: fn(&TraceFileCost) -> f64| {
+    let median_of = |files: &[TraceFileCost], value: fn(&TraceFileCost) -> f64| {
         median(files.iter().map(value).collect())
     };
-    println!("{:44} {:9.0}", "file: events", middle(&costs, |file| file.events));
+    println!("{:48} {:9.0}", "trace file: events", median_of(&costs, |file| file.events));
     println!(
-        "{:44} {:9.3}",
-        "file: ns to take an event from the rings",
-        middle(&costs, |file| file.snapshot_nanos)
+        "{:48} {:9.3}",
+        "trace file: CPU ns per event, copy from rings",
+        median_of(&costs, |file| file.snapshot_nanos)
     );
     row(
-        &format!("file: ns of CPU an event, {source}"),
-        middle(&costs, |file| file.total_nanos),
+        &format!("trace file: CPU ns per event, {source}"),
+        median_of(&costs, |file| file.total_nanos),
         100.0,
     );
     println!(
-        "{:44} {:9.3}",
-        "file: ns of CPU an event, holes",
-        middle(&holed, |file| file.total_nanos)
+        "{:48} {:9.3}",
+        "trace file: CPU ns per event, fragmented heap",
+        median_of(&fragmented, |file| file.total_nanos)
     );
-    row(&format!("file: gzip'd bytes an event, {source}"), middle(&costs, |file| file.bytes), 8.0);
+    row(
+        &format!("trace file: gzip bytes per event, {source}"),
+        median_of(&costs, |file| file.bytes),
+        8.0,
+    );
 }
 
 /// Number of events in a trace, and per event: nanoseconds to copy it from the rings, nanoseconds
@@ -168,15 +172,15 @@ struct TraceFileCost {
     bytes: f64,
 }
 
-/// Records, then writes a trace in a process whose heap `heap` has prepared; the returned value is
-/// freed afterwards. The trace is written on a separate thread, as in the agent: blocks freed by
+/// Records, calls `prepare_heap`, and writes a trace. The returned value of `prepare_heap` is freed
+/// afterwards. The trace is written on a separate thread, as in the agent: blocks freed by
 /// other threads mostly do not affect its allocator.
-fn measure_file<T>(runtime: &Runtime, heap: fn() -> T) -> TraceFileCost {
+fn measure_file<T>(runtime: &Runtime, prepare_heap: fn() -> T) -> TraceFileCost {
     let spawn = if HOOKS { Spawn::Plain } else { Spawn::Wrapped };
     for workload in &WORKLOADS {
         workload.run(runtime, spawn);
     }
-    let heap_blocks = heap();
+    let heap_blocks = prepare_heap();
     let file = thread::spawn(|| {
         let session =
             TraceSession::start(MAX_BYTES, SystemClock.anchor()).expect("no other session");
@@ -184,18 +188,14 @@ fn measure_file<T>(runtime: &Runtime, heap: fn() -> T) -> TraceFileCost {
         let timeline = session.stop(SystemClock.now());
         let stopped = cpu_time();
         let mut size = Counting(0);
-        perfetto::write(&timeline, &mut size).expect("nothing to fail");
+        perfetto::write(&timeline, &mut size).expect("an infallible writer");
         let written = cpu_time();
         let activity = &timeline.activity;
         let slices = activity.threads.iter().map(|thread| thread.slices.len()).sum::<usize>();
         let events = (slices + activity.tasks.len()) as f64;
-        let [taking, cost] = [stopped, written].map(|until| (until - before) / events);
-        TraceFileCost {
-            events,
-            snapshot_nanos: taking,
-            total_nanos: cost,
-            bytes: size.0 as f64 / events,
-        }
+        let [snapshot_nanos, total_nanos] =
+            [stopped, written].map(|until| (until - before) / events);
+        TraceFileCost { events, snapshot_nanos, total_nanos, bytes: size.0 as f64 / events }
     });
     let file = file.join().expect("no panic");
     drop(heap_blocks);
@@ -203,7 +203,7 @@ fn measure_file<T>(runtime: &Runtime, heap: fn() -> T) -> TraceFileCost {
 }
 
 /// Allocates blocks of 16 to 600 bytes and frees a random half of them.
-fn allocate_with_holes() -> Vec<Box<[u8]>> {
+fn fragment_heap() -> Vec<Box<[u8]>> {
     let mut seed = 1_u64;
     let mut random = |below: usize| {
         seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -211,8 +211,8 @@ fn allocate_with_holes() -> Vec<Box<[u8]>> {
     };
     let mut blocks: Vec<Box<[u8]>> =
         (0..1_000_000).map(|_| vec![1; 16 + random(584)].into()).collect();
-    for place in (1..blocks.len()).rev() {
-        blocks.swap(place, random(place + 1));
+    for index in (1..blocks.len()).rev() {
+        blocks.swap(index, random(index + 1));
     }
     blocks.truncate(blocks.len() / 2);
     blocks
@@ -220,7 +220,7 @@ fn allocate_with_holes() -> Vec<Box<[u8]>> {
 
 fn row(name: &str, value: f64, goal: f64) {
     let verdict = if value <= goal { "pass" } else { "short" };
-    println!("{name:44} {value:9.3} {goal:9.2} {verdict}");
+    println!("{name:48} {value:9.3} {goal:9.2} {verdict}");
 }
 
 /// A writer that only counts bytes.

@@ -1,4 +1,4 @@
-//! Workloads of the trace bench; the peers run the same ones.
+//! Workloads of the trace bench. `benches/peers` runs the same ones.
 
 use std::future::{Future, poll_fn};
 use std::hint::black_box;
@@ -18,11 +18,11 @@ pub(crate) enum Spawn {
     /// With tokio's own spawn.
     Plain,
     /// With marple's wrapper.
-    #[allow(dead_code, reason = "not by every peer")]
+    #[allow(dead_code, reason = "not used by benches/peers")]
     Wrapped,
     /// With tokio's own spawn, in a future that reads the cycle counter before and after each poll
     /// and discards it.
-    #[allow(dead_code, reason = "not by every peer")]
+    #[allow(dead_code, reason = "not used by benches/peers")]
     Clocked,
 }
 
@@ -44,9 +44,9 @@ async fn timed<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
     poll_fn(|cx| {
         black_box(cycle_clock::now());
-        let outcome = future.as_mut().poll(cx);
+        let result = future.as_mut().poll(cx);
         black_box(cycle_clock::now());
-        outcome
+        result
     })
     .await
 }
@@ -72,8 +72,8 @@ impl Workload {
 }
 
 impl Workload {
-    /// Runs `operations` operations. The cost of spawning their tasks is fixed.
-    #[allow(dead_code, reason = "not by every peer")]
+    /// Runs `operations` operations, without a warm-up.
+    #[allow(dead_code, reason = "not used by benches/peers")]
     pub(crate) fn run_once(&self, runtime: &Runtime, spawn: Spawn, operations: u32) {
         (self.run)(runtime, spawn, operations);
     }
@@ -81,12 +81,12 @@ impl Workload {
 
 pub(crate) const WORKLOADS: [Workload; 4] = [
     Workload { name: "ping-pong", operations: 300_000, run: ping_pong },
-    Workload { name: "spawn storm", operations: 300_000, run: spawn_storm },
+    Workload { name: "spawn many", operations: 300_000, run: spawn_many },
     Workload { name: "TCP echo", operations: 15_000, run: tcp_echo },
-    Workload { name: "work in each poll", operations: 20_000, run: work },
+    Workload { name: "computing polls", operations: 20_000, run: computing_polls },
 ];
 
-/// Returns a builder with two workers, whatever the machine.
+/// Returns the builder of a runtime with two workers.
 pub(crate) fn builder() -> Builder {
     let mut builder = Builder::new_multi_thread();
     builder.worker_threads(2).enable_all();
@@ -107,19 +107,19 @@ pub(crate) fn median(mut values: Vec<f64>) -> f64 {
 /// Passes a value back and forth between two tasks; an operation is one transfer.
 fn ping_pong(runtime: &Runtime, spawn: Spawn, operations: u32) {
     runtime.block_on(async move {
-        let (there, mut from_here) = mpsc::channel::<u32>(1);
-        let (back, mut from_there) = mpsc::channel::<u32>(1);
+        let (ping_sender, mut ping_receiver) = mpsc::channel::<u32>(1);
+        let (pong_sender, mut pong_receiver) = mpsc::channel::<u32>(1);
         let pong = spawn.spawn(async move {
-            while let Some(n) = from_here.recv().await {
-                if back.send(n).await.is_err() {
+            while let Some(n) = ping_receiver.recv().await {
+                if pong_sender.send(n).await.is_err() {
                     break;
                 }
             }
         });
         let ping = spawn.spawn(async move {
             for n in 0..operations / 2 {
-                there.send(n).await.expect("pong listens");
-                black_box(from_there.recv().await);
+                ping_sender.send(n).await.expect("an open channel");
+                black_box(pong_receiver.recv().await);
             }
         });
         ping.await.expect("ping");
@@ -127,10 +127,10 @@ fn ping_pong(runtime: &Runtime, spawn: Spawn, operations: u32) {
     });
 }
 
-/// Spawns tasks that end at once, a hundred at a time, from one task.
-fn spawn_storm(runtime: &Runtime, spawn: Spawn, operations: u32) {
+/// Spawns tasks that complete in their first poll, a hundred at a time, from one task.
+fn spawn_many(runtime: &Runtime, spawn: Spawn, operations: u32) {
     runtime.block_on(async move {
-        let storm = spawn.spawn(async move {
+        let spawner = spawn.spawn(async move {
             let mut handles = Vec::with_capacity(100);
             for _ in 0..operations / 100 {
                 handles.extend((0..100).map(|n| spawn.spawn(async move { black_box(n) })));
@@ -139,7 +139,7 @@ fn spawn_storm(runtime: &Runtime, spawn: Spawn, operations: u32) {
                 }
             }
         });
-        storm.await.expect("storm");
+        spawner.await.expect("spawner");
     });
 }
 
@@ -152,7 +152,7 @@ fn tcp_echo(runtime: &Runtime, spawn: Spawn, operations: u32) {
             let (mut stream, _) = listener.accept().await.expect("a client");
             let mut buffer = [0; 64];
             while stream.read_exact(&mut buffer).await.is_ok() {
-                stream.write_all(&buffer).await.expect("the client listens");
+                stream.write_all(&buffer).await.expect("an open connection");
             }
         });
         let client = spawn.spawn(async move {
@@ -160,8 +160,8 @@ fn tcp_echo(runtime: &Runtime, spawn: Spawn, operations: u32) {
             stream.set_nodelay(true).expect("nodelay");
             let mut buffer = [7; 64];
             for _ in 0..operations {
-                stream.write_all(&buffer).await.expect("the server listens");
-                stream.read_exact(&mut buffer).await.expect("an answer");
+                stream.write_all(&buffer).await.expect("an open connection");
+                stream.read_exact(&mut buffer).await.expect("a response");
             }
         });
         client.await.expect("client");
@@ -181,7 +181,7 @@ fn compute() {
 }
 
 /// Runs four tasks that compute in each poll.
-fn work(runtime: &Runtime, spawn: Spawn, operations: u32) {
+fn computing_polls(runtime: &Runtime, spawn: Spawn, operations: u32) {
     runtime.block_on(async move {
         let tasks = (0..4).map(|_| {
             spawn.spawn(async move {
