@@ -1,5 +1,5 @@
-//! Cost of the layer per operation, as ratios to the registry without it: installed but off,
-//! recording, and recording beyond the end of its memory. Rounds are interleaved and medians shown.
+//! Cost of the `tracing` layer per operation, as ratios to the registry without it: installed but
+//! off, recording, and recording with a full buffer. Rounds are interleaved and medians are shown.
 //!
 //! `cargo bench --bench trace_layer`
 
@@ -14,23 +14,23 @@ use tracing::{Span, info, info_span};
 use tracing_subscriber::prelude::*;
 
 const ROUNDS: usize = 15;
-const TIMES: u32 = 20_000;
+const CALLS: u32 = 20_000;
 
-type Work = fn(&Span);
+type Operation = fn(&Span);
 
 /// Returns nanoseconds per call.
-fn nanos_per_call(work: Work) -> f64 {
-    let span = info_span!("standing", id = 7);
+fn nanos_per_call(operation: Operation) -> f64 {
+    let span = info_span!("existing", id = 7);
     let start = Instant::now();
-    for _ in 0..TIMES {
-        work(black_box(&span));
+    for _ in 0..CALLS {
+        operation(black_box(&span));
     }
-    start.elapsed().as_nanos() as f64 / f64::from(TIMES)
+    start.elapsed().as_nanos() as f64 / f64::from(CALLS)
 }
 
-fn time_while_recording(max_bytes: Bytes, work: Work) -> f64 {
+fn time_while_recording(max_bytes: Bytes, operation: Operation) -> f64 {
     let session = TraceSession::start(max_bytes, SystemClock.anchor()).expect("no session runs");
-    let nanos = nanos_per_call(work);
+    let nanos = nanos_per_call(operation);
     drop(session);
     nanos
 }
@@ -41,24 +41,24 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn main() {
-    let works: [(&str, Work); 3] = [
+    let operations: [(&str, Operation); 3] = [
         ("enter and exit a span", |span| span.in_scope(|| ())),
-        ("make, enter, exit and close a span", |_| {
+        ("create, enter, exit and close a span", |_| {
             info_span!("request", id = black_box(7), path = "/orders").in_scope(|| ());
         }),
         ("event", |_| info!(status = black_box(200), "answered")),
     ];
-    println!("{:36} {:>9} {:>7} {:>11} {:>7}", "", "without", "off", "recording", "full");
-    for (name, work) in works {
+    println!("{:36} {:>9} {:>7} {:>11} {:>7}", "", "no layer", "off", "recording", "full");
+    for (name, operation) in operations {
         let mut columns: [Vec<f64>; 4] = Default::default();
         for _ in 0..ROUNDS {
-            let plain = with_default(tracing_subscriber::registry(), || nanos_per_call(work));
+            let plain = with_default(tracing_subscriber::registry(), || nanos_per_call(operation));
             let [off, on, full] =
                 with_default(tracing_subscriber::registry().with(layer()), || {
                     [
-                        nanos_per_call(work),
-                        time_while_recording(Bytes::gib(1), work),
-                        time_while_recording(Bytes::kib(64), work),
+                        nanos_per_call(operation),
+                        time_while_recording(Bytes::gib(1), operation),
+                        time_while_recording(Bytes::kib(64), operation),
                     ]
                 });
             for (column, nanos) in columns.iter_mut().zip([plain, off, on, full]) {
