@@ -1,5 +1,5 @@
-// The workloads of benches/trace, in Go: CPU time per operation with the flight recorder running, over
-// the same without it. Pairs are interleaved; the median of their ratios is shown.
+// The workloads of benches/trace in Go: CPU time per operation with the flight recorder running, divided
+// by that without it. Rounds are interleaved, and medians are shown.
 //
 //	go run main.go [--quick]
 package main
@@ -26,21 +26,21 @@ func cpu() float64 {
 }
 
 func pingPong(operations int) {
-	there, back := make(chan int, 1), make(chan int, 1)
+	pings, pongs := make(chan int, 1), make(chan int, 1)
 	go func() {
-		for n := range there {
-			back <- n
+		for n := range pings {
+			pongs <- n
 		}
-		close(back)
+		close(pongs)
 	}()
 	for n := 0; n < operations/2; n++ {
-		there <- n
-		<-back
+		pings <- n
+		<-pongs
 	}
-	close(there)
+	close(pings)
 }
 
-func spawnStorm(operations int) {
+func spawnMany(operations int) {
 	var group sync.WaitGroup
 	for n := 0; n < operations/100; n++ {
 		group.Add(100)
@@ -81,7 +81,7 @@ func tcpEcho(operations int) {
 
 var sink uint64
 
-func work(operations int) {
+func computingPolls(operations int) {
 	var group sync.WaitGroup
 	for t := 0; t < 4; t++ {
 		group.Add(1)
@@ -125,9 +125,9 @@ func main() {
 		operations int
 	}{
 		{"ping-pong", pingPong, 300000},
-		{"spawn storm", spawnStorm, 300000},
+		{"spawn many", spawnMany, 300000},
 		{"TCP echo", tcpEcho, 15000},
-		{"work in each poll", work, 20000},
+		{"computing polls", computingPolls, 20000},
 	}
 	for _, w := range workloads {
 		var plains, controls, ratios []float64
@@ -147,7 +147,7 @@ func main() {
 			}
 		}
 		fmt.Printf("%-44s %7.0f ns\n", w.name+": Go, plain", median(plains))
-		fmt.Printf("%-44s %9.3f\n", w.name+": control over plain", median(controls))
-		fmt.Printf("%-44s %9.3f\n", w.name+": FlightRecorder over plain", median(ratios))
+		fmt.Printf("%-44s %9.3f\n", w.name+": Go, control over plain", median(controls))
+		fmt.Printf("%-44s %9.3f\n", w.name+": Go, FlightRecorder over plain", median(ratios))
 	}
 }

@@ -31,25 +31,25 @@ fn main() {
     assert!(cfg!(tokio_unstable), "build with RUSTFLAGS=\"--cfg tokio_unstable\"");
     let rounds = if std::env::args().any(|arg| arg == "--quick") { ROUNDS / 3 } else { ROUNDS };
     println!("{rounds} rounds, CPU time over plain tokio, 2 workers, hooks");
-    for (workload, (most, goal)) in WORKLOADS.iter().zip(GOALS) {
+    for (workload, (recording_goal, overhead_goal)) in WORKLOADS.iter().zip(GOALS) {
         let mut ratios = [(); 3].map(|()| Vec::new());
         for round in 0..=rounds {
-            let plain = plain(workload);
-            let runs = [self::plain(workload), marple(workload), dial9(workload)];
+            let base = plain(workload);
+            let runs = [plain(workload), marple(workload), dial9(workload)];
             if round > 0 {
                 for (ratios, nanos) in ratios.iter_mut().zip(runs) {
-                    ratios.push(nanos / plain);
+                    ratios.push(nanos / base);
                 }
             }
         }
         let [control, marple, dial9] = ratios.map(median);
         let name = workload.name;
         println!("{:44} {control:9.3}", format!("{name}: control over plain"));
-        row(&format!("{name}: marple"), marple, most);
+        row(&format!("{name}: marple"), marple, recording_goal);
         println!("{:44} {dial9:9.3}", format!("{name}: dial9"));
-        if let Some(goal) = goal {
-            let share = (marple - 1.0) / (dial9 - 1.0);
-            row(&format!("{name}: added, over dial9's"), share, goal);
+        if let Some(goal) = overhead_goal {
+            let ratio = (marple - 1.0) / (dial9 - 1.0);
+            row(&format!("{name}: overhead, marple over dial9"), ratio, goal);
         }
     }
 }
