@@ -13,7 +13,7 @@ use std::time::Duration;
 use dial9_core::buffer::DiskBuffer;
 use dial9_core::recorder::recorder;
 use dial9_tokio_telemetry::telemetry::{Dial9HandleTokioExt, TokioAttachOptions};
-use marple::instrument;
+use marple::instrument_runtime;
 use marple::internals::base::Bytes;
 use marple::internals::model::TraceMode;
 use marple::internals::trace::configure;
@@ -65,7 +65,7 @@ fn plain(workload: &Workload) -> f64 {
 
 fn marple(workload: &Workload) -> f64 {
     configure(TraceMode::Always, Bytes::mib(16), WINDOW);
-    let runtime = instrument(&mut builder()).build().expect("a runtime");
+    let runtime = instrument_runtime(&mut builder()).build().expect("a runtime");
     let nanos = workload.run(&runtime, Spawn::Plain);
     configure(TraceMode::OnDemand, Bytes::mib(16), WINDOW);
     nanos
