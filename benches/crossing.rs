@@ -37,7 +37,7 @@ fn main() {
         let mut millis: Vec<f64> = measure_crossings(&metric, rounds);
         millis.sort_by(f64::total_cmp);
         let percentile = |percent: usize| millis[(millis.len() - 1) * percent / 100];
-        let (p10, p50, p90) = (percentile(10), percentile(50), percentile(90));
+        let [p10, p50, p90] = [10, 50, 90].map(percentile);
         let verdict = if p50 <= GOAL_MILLIS { "pass" } else { "short" };
         println!("{name}: threshold to profile, p50, ms  {p50:.0}  <= {GOAL_MILLIS}  {verdict}");
         println!("{name}: threshold to profile, p10 and p90, ms  {p10:.0} {p90:.0}  -  -");
