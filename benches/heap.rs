@@ -5,13 +5,16 @@
 //! allocator and no switch in any hot path. jemalloc is built twice, with and without its profiler.
 //! The build needs a C compiler, and instruction counts need valgrind.
 //!
+//! A row `WORKLOAD: A over B` names a workload and two programs of `benches/heap_peers`.
+//! `overhead, A over B` is `(A - 1) / (B - 1)` of their ratios to the bare allocator.
+//!
 //! A ratio compares the CPU time of two programs for one workload; the row is the median of many
 //! pairs. The programs of a pair run one right after the other and alternate in going first. Each
 //! round measures all rows and restarts all programs, because the layout of a heap changes the time
 //! by a few per cent. `control` compares a program with another run of itself and shows the noise
 //! of the machine.
 //!
-//! The longest stall of another thread during a dump is the minimum over all runs: other work on
+//! The longest pause of another thread during a dump is the minimum over all runs: other work on
 //! the machine lengthens it occasionally, the dump in every run. Its control is the same thread for
 //! the same time without a dump.
 
@@ -48,51 +51,58 @@ const RATIOS: &[(&str, &str, &str, Option<f64>)] = &[
     ("batch", "system", "system", None),
     ("batch", "marple_system", "system", Some(1.20)),
     ("batch", "pprof_alloc", "system", None),
-    ("batch2", "system", "system", None),
-    ("batch2", "marple_system", "system", Some(1.15)),
-    ("batch2", "jemalloc", "jemalloc", None),
-    ("batch2", "marple_jemalloc", "jemalloc_profiler", Some(1.02)),
-    ("map", "system", "system", None),
-    ("map", "marple_system", "system", None),
-    ("map", "marple_jemalloc", "jemalloc", None),
-    ("map", "marple_jemalloc", "jemalloc_profiler", Some(1.02)),
-    ("pairs", "marple_system", "system", None),
-    ("pairs", "pprof_alloc", "system", None),
-    ("vec", "marple_system", "system", None),
-    ("tokio", "marple_system", "system", None),
+    ("batch on 2 threads", "system", "system", None),
+    ("batch on 2 threads", "marple_system", "system", Some(1.15)),
+    ("batch on 2 threads", "jemalloc", "jemalloc", None),
+    ("batch on 2 threads", "marple_jemalloc", "jemalloc_profiler", Some(1.02)),
+    ("hash map", "system", "system", None),
+    ("hash map", "marple_system", "system", None),
+    ("hash map", "marple_jemalloc", "jemalloc", None),
+    ("hash map", "marple_jemalloc", "jemalloc_profiler", Some(1.02)),
+    ("alloc and free", "marple_system", "system", None),
+    ("alloc and free", "pprof_alloc", "system", None),
+    ("small Vec", "marple_system", "system", None),
+    ("spawn and format", "marple_system", "system", None),
 ];
 
 fn main() {
     let plan = if std::env::args().any(|argument| argument == "--quick") { QUICK } else { FULL };
     let programs = build();
     let measured = measure_ratios(&programs, plan.rounds);
-    let mut json = [1.0; 2];
+    let mut marple_json = 1.0;
+    let mut pprof_alloc_json = 1.0;
     for (&(workload, of, over, goal), mut values) in RATIOS.iter().zip(measured) {
         values.sort_by(f64::total_cmp);
         let [lower, median, upper] = [1, 2, 3].map(|quarter| values[values.len() * quarter / 4]);
-        let name = if of == over { format!("{of}, control") } else { format!("{of} / {over}") };
-        row(&format!("{workload}: {name} (quartiles {lower:.3}, {upper:.3})"), median, goal);
+        let control = if of == over { ", control" } else { "" };
+        let name = format!("{workload}: {of} over {over}{control}");
+        row(&format!("{name} (quartiles {lower:.3}, {upper:.3})"), median, goal);
         match (workload, of, over) {
-            ("json", "marple_system", _) => json[0] = median,
-            ("json", "pprof_alloc", _) => json[1] = median,
+            ("json", "marple_system", _) => marple_json = median,
+            ("json", "pprof_alloc", _) => pprof_alloc_json = median,
             _ => {}
         }
     }
-    let share = (json[0] - 1.0) / (json[1] - 1.0);
-    row("json: (marple - 1) / (pprof-alloc - 1)", share, Some(0.15));
+    let ratio = (marple_json - 1.0) / (pprof_alloc_json - 1.0);
+    row("json: overhead, marple_system over pprof_alloc", ratio, Some(0.15));
     measure_dumps(&programs, plan.dumps);
     if Command::new("valgrind").arg("--version").output().is_err() {
-        return println!("instructions: skipped, there is no valgrind here");
+        return println!("instructions: skipped, valgrind is not installed");
     }
-    let pair = |program| instructions_per_workload(&programs, program, "pairs", [100_000, 300_000]);
-    let bare = pair("system");
-    row("a bare pair: instructions", bare, None);
-    row("a pair, marple: more instructions", pair("marple_system") - bare, Some(28.0));
-    row("a pair, pprof-alloc: more instructions", pair("pprof_alloc") - bare, None);
-    let json = |program| instructions_per_workload(&programs, program, "json", [1, 5]);
-    let bare = json("system");
+    let workload = "alloc and free";
+    let count =
+        |program| instructions_per_workload(&programs, program, workload, [100_000, 300_000]);
+    let system = count("system");
+    row(&format!("{workload}: instructions, system"), system, None);
+    for (program, goal) in [("marple_system", Some(28.0)), ("pprof_alloc", None)] {
+        let added = count(program) - system;
+        row(&format!("{workload}: instructions added by {program}"), added, goal);
+    }
+    let count = |program| instructions_per_workload(&programs, program, "json", [1, 5]);
+    let system = count("system");
     for program in ["marple_off", "marple_system", "pprof_alloc"] {
-        row(&format!("json: instructions, {program} / system"), json(program) / bare, None);
+        let ratio = count(program) / system;
+        row(&format!("json: instructions, {program} over system"), ratio, None);
     }
 }
 
@@ -123,7 +133,7 @@ fn build() -> PathBuf {
     target.join("release")
 }
 
-/// A program that reads names of workloads from stdin.
+/// A running program of `benches/heap_peers`, which reads names of workloads from stdin.
 struct Program {
     child: Child,
     stdin: ChildStdin,
@@ -136,8 +146,8 @@ impl Program {
         // By default glibc may return the top of its heap to the kernel and request it again,
         // depending on the position of the last block. That costs up to a third of a workload's
         // time at random.
-        for keep in ["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"] {
-            command.env(keep, (1 << 30).to_string());
+        for threshold in ["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"] {
+            command.env(threshold, (1 << 30).to_string());
         }
         match name {
             "jemalloc_profiler" => drop(command.env("_RJEM_MALLOC_CONF", EVERY_512_KIB)),
@@ -146,15 +156,15 @@ impl Program {
         }
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a program");
-        let asks = child.stdin.take().expect("piped");
-        let answers = BufReader::new(child.stdout.take().expect("piped"));
-        Self { child, stdin: asks, stdout: answers }
+        let stdin = child.stdin.take().expect("piped");
+        let stdout = BufReader::new(child.stdout.take().expect("piped"));
+        Self { child, stdin, stdout }
     }
 
     fn run_workload(&mut self, workload: &str) -> Vec<f64> {
-        writeln!(self.stdin, "{workload}").expect("it listens");
+        writeln!(self.stdin, "{workload}").expect("an open stdin");
         let mut response = String::new();
-        self.stdout.read_line(&mut response).expect("it answers");
+        self.stdout.read_line(&mut response).expect("a response");
         response.split_whitespace().map(|number| number.parse().expect("a number")).collect()
     }
 }
@@ -190,35 +200,35 @@ fn measure_dumps(programs: &Path, dumps: usize) {
     let names = ["marple_dump", "jemalloc_dump"];
     let mut responses = [const { Vec::new() }; 2];
     for _ in 0..dumps {
-        for (name, answers) in names.iter().zip(&mut responses) {
-            answers.push(Program::start(programs, name).run_workload("dump"));
+        for (name, responses) in names.iter().zip(&mut responses) {
+            responses.push(Program::start(programs, name).run_workload("dump"));
         }
     }
-    let column = |of: usize, at: usize| {
-        let mut values: Vec<f64> = responses[of].iter().map(|answer| answer[at]).collect();
+    let sorted = |program: usize, field: usize| {
+        let mut values: Vec<f64> =
+            responses[program].iter().map(|response| response[field]).collect();
         values.sort_by(f64::total_cmp);
         values
     };
-    let median = |of, at| column(of, at)[dumps / 2];
+    let median = |program, field| sorted(program, field)[dumps / 2];
     let mib = |bytes: f64| bytes / f64::from(1 << 20);
-    println!("dump of 100,000 blocks under 50,000 stacks, with names, {dumps} each:");
-    for (of, name) in ["marple", "jemalloc_pprof"].into_iter().enumerate() {
-        let goal = |goal| Some(goal).filter(|_| of == 0);
-        row(&format!("dump, {name}: CPU ms"), median(of, 0) / 1e6, None);
-        row(&format!("dump, {name}: resident growth MiB"), mib(median(of, 1)), goal(1.0));
-        row(&format!("dump, {name}: heap bytes asked for"), median(of, 2), goal(0.0));
-        row(
-            &format!("dump, {name}: longest stall of another thread ms"),
-            column(of, 3)[0] / 1e6,
-            None,
-        );
-        row(&format!("dump, {name}: the same, control ms"), column(of, 4)[0] / 1e6, None);
+    println!("dump: 100,000 blocks in 50,000 stacks, with names, {dumps} dumps each");
+    for (program, name) in ["marple", "jemalloc_pprof"].into_iter().enumerate() {
+        let goal = |goal| Some(goal).filter(|_| program == 0);
+        row(&format!("dump, {name}: CPU time, ms"), median(program, 0) / 1e6, None);
+        let growth = mib(median(program, 1));
+        row(&format!("dump, {name}: growth of resident memory, MiB"), growth, goal(1.0));
+        row(&format!("dump, {name}: bytes requested"), median(program, 2), goal(0.0));
+        let pause = sorted(program, 3)[0] / 1e6;
+        row(&format!("dump, {name}: longest pause of another thread, ms"), pause, None);
+        let control = sorted(program, 4)[0] / 1e6;
+        row(&format!("dump, {name}: longest pause without a dump, ms"), control, None);
     }
-    row("dump: CPU of marple / jemalloc_pprof", median(0, 0) / median(1, 0), Some(0.1));
+    row("dump: CPU time, marple over jemalloc_pprof", median(0, 0) / median(1, 0), Some(0.1));
 }
 
-/// Returns the instructions of one `what`, counted by valgrind: `(count(many) - count(few)) / (many
-/// - few)`.
+/// Returns the instructions of one `workload`, counted by valgrind: `(count(many) - count(few)) /
+/// (many - few)`.
 fn instructions_per_workload(
     programs: &Path,
     name: &str,

@@ -50,28 +50,28 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Counting<A> {
 }
 
 /// Runs two dumps and prints one line. For the first dump: CPU nanoseconds of its thread, growth of
-/// resident memory, and bytes requested from the allocator. For the second: the longest stall of
+/// resident memory, and bytes requested from the allocator. For the second: the longest pause of
 /// another, allocating thread in nanoseconds, during the dump and for the same time without one.
 /// Last: the file size.
 pub fn measure(dump: &impl Fn() -> usize) {
-    let mut kept = Vec::with_capacity(2 * STACKS);
-    fill(&mut kept);
+    let mut live_blocks = Vec::with_capacity(2 * STACKS);
+    fill(&mut live_blocks);
     let (resident_before, cpu_before, requested_before) =
         (resident(), cpu(), REQUESTED_BYTES.get());
     let bytes = dump();
-    let (cpu_nanos, requested_before) =
-        (cpu() - cpu_before, REQUESTED_BYTES.get() - requested_before);
-    let grown = resident().saturating_sub(resident_before);
+    let cpu_nanos = cpu() - cpu_before;
+    let requested = REQUESTED_BYTES.get() - requested_before;
+    let growth = resident().saturating_sub(resident_before);
     let started = Instant::now();
-    let during = longest_gap(|| _ = black_box(dump()));
+    let during = longest_pause(|| _ = black_box(dump()));
     let wall_time = started.elapsed();
-    let without = longest_gap(|| thread::sleep(wall_time));
-    println!("{cpu_nanos} {grown} {requested_before} {during} {without} {bytes}");
-    drop(kept);
+    let without = longest_pause(|| thread::sleep(wall_time));
+    println!("{cpu_nanos} {growth} {requested} {during} {without} {bytes}");
+    drop(live_blocks);
 }
 
-/// Returns the longest time a thread needed for one allocation and one free while `work` ran.
-fn longest_gap(work: impl FnOnce()) -> u64 {
+/// Returns the longest time of one allocation and one free of a thread while `work` ran.
+fn longest_pause(work: impl FnOnce()) -> u64 {
     let (dump_started, done, longest) =
         (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {

@@ -1,7 +1,8 @@
 //! The workloads, and a server process that runs them on request.
 //!
 //! Each line on stdin names a workload. The response is the CPU time that all threads of the
-//! process used for it, in nanoseconds. `bench --bench heap` alternates between two such programs.
+//! process used for it, in nanoseconds. `cargo bench --bench heap` alternates between two such
+//! programs.
 
 mod dump;
 
@@ -13,16 +14,17 @@ use rustix::time::{ClockId, clock_gettime};
 
 pub use dump::Counting;
 
-/// Responds to requests until stdin ends. With the arguments `pairs N` or `WORKLOAD N` it runs them
-/// N times and prints nothing, to count instructions; CPU time has no meaning under valgrind.
-/// `dump` takes the allocator's own profile and returns its size.
+/// Responds to requests until stdin ends. With the arguments `WORKLOAD N` it runs the workload N
+/// times and prints nothing, to count instructions; CPU time has no meaning under valgrind. An
+/// operation of `alloc and free` is one pair of calls. `dump` takes the allocator's own profile and
+/// returns its size.
 pub fn serve(prepare: impl FnOnce(), dump: impl Fn() -> usize) {
     prepare();
     let mut arguments = std::env::args().skip(1);
     if let Some(name) = arguments.next() {
         let count = arguments.next().and_then(|n| n.parse().ok()).expect("a workload and a number");
         return match name.as_str() {
-            "pairs" => run_pairs(count),
+            "alloc and free" => alloc_and_free(count),
             name => (0..count).for_each(|_| workload(name)()),
         };
     }
@@ -41,13 +43,13 @@ pub fn serve(prepare: impl FnOnce(), dump: impl Fn() -> usize) {
 
 fn workload(name: &str) -> fn() {
     match name {
-        "pairs" => || run_pairs(1_000_000),
+        "alloc and free" => || alloc_and_free(1_000_000),
         "batch" => || batch(40),
-        "batch2" => batch_on_two_threads,
-        "vec" => small_vec,
+        "batch on 2 threads" => batch_on_two_threads,
+        "small Vec" => small_vec,
         "json" => json,
-        "map" => hash_map,
-        "tokio" => tasks,
+        "hash map" => hash_map,
+        "spawn and format" => spawn_and_format,
         other => panic!("no workload `{other}`"),
     }
 }
@@ -57,7 +59,7 @@ fn cpu_nanos() -> i64 {
     time.tv_sec * 1_000_000_000 + time.tv_nsec
 }
 
-fn run_pairs(count: usize) {
+fn alloc_and_free(count: usize) {
     for _ in 0..count {
         drop(black_box(Box::new([0u8; 16])));
     }
@@ -86,6 +88,7 @@ fn batch_on_two_threads() {
     });
 }
 
+/// Grows a `Vec` to 100 elements from empty.
 fn small_vec() {
     for _ in 0..40_000 {
         let mut grown = Vec::new();
@@ -117,7 +120,7 @@ fn hash_map() {
     }
 }
 
-fn tasks() {
+fn spawn_and_format() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(async {
         for _ in 0..200 {
