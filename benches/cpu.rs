@@ -1,36 +1,37 @@
 //! Accuracy and cost of CPU profiles, for each engine and for the `pprof` crate alone.
 //!
 //! `cargo bench --features pprof --bench cpu` runs all parts; `-- --quick` takes a few minutes; `--
-//! got agreement` runs these two parts only.
+//! samples agreement` runs these two parts only. The parts are listed in `PARTS`.
 //!
 //! Each row has a name, a value, a goal, and `pass` or `short`. Each cell runs in a separate
 //! process, because SIGPROF is process-wide and an engine leaves state behind in its process. A
 //! cell that hangs is killed, and its rows report that. Cells of different engines are interleaved,
 //! so that load from other processes affects all of them.
 //!
-//! - `got`: periods that the samples of the burning threads stand for, divided by the periods in
-//!   their CPU clocks (`burn`).
-//! - `got + lost`: periods of all samples plus those the profile reports as lost, divided by the
-//!   periods in the CPU time of the process.
-//! - `attribution`: the largest of three shares' errors, in binomial standard errors of the samples
-//!   taken; median of rounds.
-//! - `outside`: CPU time of the process outside of the burning threads until the end of the
-//!   session, divided by the samples. It includes the wake-ups, the start and the stop, which few
-//!   samples share.
-//! - `a sample`: CPU time of the recording thread at 1000 Hz over two burning threads, divided by
-//!   the samples; includes its wake-ups. A session without burning threads measures the wake-ups
-//!   alone, which then cost more because each wakes a core.
+//! - `samples obtained`: periods that the samples of the busy threads stand for, divided by the
+//!   periods in their CPU clocks (`cpu/burn.rs`).
+//! - `samples obtained + lost`: periods of all samples plus those the profile reports as lost,
+//!   divided by the periods in the CPU time of the process.
+//! - `attribution`: the largest error of the CPU shares of three functions, in binomial standard
+//!   errors of the samples taken; median of rounds.
+//! - `CPU per sample outside busy threads`: CPU time of the process outside of the busy threads
+//!   until the end of the session, divided by the samples. It includes the wake-ups, the start and
+//!   the stop, which few samples share.
+//! - `CPU of recorder per sample`: CPU time of the recording thread at 1000 Hz over two busy
+//!   threads, divided by the samples; includes its wake-ups. A session without busy threads
+//!   measures the wake-ups alone, which then cost more because each wakes a core.
 //! - `look-back`: CPU time of the recording thread at 19 Hz, divided by wall time or by the CPU
 //!   time of the busy threads.
-//! - `start`: the first start in a process with a number of waiting threads, on a machine that has
-//!   a perf event: wall time, and growth of the peak resident memory.
-//! - `first event`: wall time to start a look-back on a machine without any perf event.
+//! - `first start`: the first start in a process with a number of idle threads, on a machine that
+//!   has a perf event: wall time, and growth of the peak resident memory.
+//! - `first perf event of the machine`: wall time to start a look-back on a machine without any
+//!   perf event.
 //! - `threads of 35 ms`: samples of a blocking thread, divided by the periods it ran, with and
 //!   without [thread-start notifications](marple::trace::Hooks::notify_thread_starts).
-//! - `handler`: CPU time of a SIGPROF that a thread raises for itself 20 calls deep, minus that of
-//!   an empty handler.
-//! - `agreement`: root mean square difference from the shares of `perf record` in the same run,
-//!   over the 12 most sampled functions, in standard errors.
+//! - `signal handler`: CPU time of a SIGPROF that a thread raises for itself 20 calls deep, minus
+//!   that of an empty handler.
+//! - `difference from perf record`: root mean square difference from the shares of `perf record` in
+//!   the same run, over the 12 most sampled functions, in standard errors.
 //! - `throughput`: work per second of process CPU time with the engine, divided by that without, in
 //!   interleaved pairs; `control` has no engine on either side.
 
@@ -120,39 +121,38 @@ type Part = (&'static str, fn(&Plan));
 
 /// All parts in the order they run; naming some on the command line runs only those.
 const PARTS: [Part; 9] = [
-    ("got", got),
-    ("loaded", got_under_load),
+    ("samples", samples_obtained),
+    ("busy-cores", samples_obtained_on_busy_cores),
     ("attribution", attribution),
     ("start", start),
-    ("turns", recorder_cost),
-    ("births", |_| short_threads()),
+    ("recorder-cost", recorder_cost),
+    ("short-threads", |_| short_threads()),
     ("handlers", |_| handlers()),
     ("throughput", throughput),
     ("agreement", agreement),
 ];
 
-fn got(plan: &Plan) {
+fn samples_obtained(plan: &Plan) {
     for &hertz in plan.rates {
         for &threads in plan.threads {
             for engine in ENGINES {
                 let name = format!("{engine}: {hertz} Hz, {threads} threads");
-                print_got_rows(&name, &measure_burning(engine, hertz, threads, plan.burn));
+                print_sample_rows(&name, &measure_burning(engine, hertz, threads, plan.burn));
             }
         }
     }
 }
 
-/// Repeats [`got`] while two processes per core compete for CPU time.
-fn got_under_load(plan: &Plan) {
-    let neighbours =
-        BackgroundLoad::new(2 * std::thread::available_parallelism().map_or(2, Into::into));
+/// Repeats [`samples_obtained`] while two processes per core compete for CPU time.
+fn samples_obtained_on_busy_cores(plan: &Plan) {
+    let load = BackgroundLoad::new(2 * std::thread::available_parallelism().map_or(2, Into::into));
     for threads in [8, 32] {
         for engine in ENGINES {
-            let name = format!("{engine}: 99 Hz, {threads} threads, loaded");
-            print_got_rows(&name, &measure_burning(engine, 99, threads, plan.burn));
+            let name = format!("{engine}: 99 Hz, {threads} threads, busy cores");
+            print_sample_rows(&name, &measure_burning(engine, 99, threads, plan.burn));
         }
     }
-    drop(neighbours);
+    drop(load);
 }
 
 fn measure_burning(
@@ -166,14 +166,16 @@ fn measure_burning(
     measure(&["burn", engine.name(), &hertz, &threads, &millis])
 }
 
-fn print_got_rows(name: &str, measured: &Result<CellValues, String>) {
+fn print_sample_rows(name: &str, measured: &Result<CellValues, String>) {
     match measured {
         Ok(measured) => {
-            let (got, accounted) = (measured.get("got"), measured.get("accounted"));
+            let obtained = measured.get("obtained");
             // With few periods per thread, more of a thread's time lies before its first sample.
             let of = format!("of {:.0}", measured.get("periods"));
-            row(&format!("{name}: got"), got, &of, Goal::AtLeast(0.97));
-            row(&format!("{name}: got + lost"), accounted, "", Goal::Near(1.0, 0.01));
+            row(&format!("{name}: samples obtained"), obtained, &of, Goal::AtLeast(0.97));
+            let accounted = measured.get("accounted");
+            let name = format!("{name}: samples obtained + lost");
+            row(&name, accounted, "", Goal::Near(1.0, 0.01));
         }
         Err(why) => println!("{name}: short: {why}"),
     }
@@ -192,9 +194,10 @@ fn attribution(plan: &Plan) {
             let of = |key| median(rounds.iter().map(|measured| measured.get(key)));
             row(&format!("{name}: attribution"), of("errors"), "s.e.", Goal::AtMost(2.0));
             row(&format!("{name}: attribution, in points"), of("points"), "", Goal::None);
-            row(&format!("{name}: samples really taken"), of("samples"), "", Goal::None);
-            row(&format!("{name}: whole stacks"), of("whole"), "", Goal::AtLeast(0.99));
-            row(&format!("{name}: CPU outside, a sample"), of("outside"), "us", Goal::None);
+            row(&format!("{name}: samples taken"), of("samples"), "", Goal::None);
+            row(&format!("{name}: complete stacks"), of("complete"), "", Goal::AtLeast(0.99));
+            let name = format!("{name}: CPU per sample outside busy threads");
+            row(&name, of("outside"), "us", Goal::None);
         }
     }
 }
@@ -216,9 +219,14 @@ fn start(plan: &Plan) {
     let firsts: Result<Vec<f64>, _> = firsts.collect();
     match firsts {
         Ok(firsts) => {
-            row("perf: the machine's first event", median(firsts.into_iter()), "ms", Goal::None);
+            row(
+                "perf: first perf event of the machine",
+                median(firsts.into_iter()),
+                "ms",
+                Goal::None,
+            );
         }
-        Err(why) => println!("perf: the machine's first event: not measured: {why}"),
+        Err(why) => println!("perf: first perf event of the machine: not measured: {why}"),
     }
     let _event = Lookback::start(&options);
     starts(plan, 0);
@@ -234,11 +242,11 @@ fn starts(plan: &Plan, threads: usize) {
     }
     for (engine, rounds) in ENGINES.into_iter().zip(&rounds) {
         let of = |key| median(rounds.iter().map(|measured| measured.get(key)));
-        let engine = format!("{engine}, {threads} threads");
-        row(&format!("{engine}: start"), of("millis"), "ms", Goal::AtMost(10.0));
-        row(&format!("{engine}: start, memory"), of("mib"), "MiB", Goal::AtMost(4.0));
-        row(&format!("{engine}: start again"), of("again"), "ms", Goal::None);
-        row(&format!("{engine}: stop"), of("stop"), "ms", Goal::None);
+        let name = format!("{engine}: {threads} idle threads");
+        row(&format!("{name}: first start"), of("millis"), "ms", Goal::AtMost(10.0));
+        row(&format!("{name}: first start, memory"), of("mib"), "MiB", Goal::AtMost(4.0));
+        row(&format!("{name}: second start"), of("second"), "ms", Goal::None);
+        row(&format!("{name}: first stop"), of("stop"), "ms", Goal::None);
     }
 }
 
@@ -248,21 +256,23 @@ fn recorder_cost(plan: &Plan) {
     let engines = [Engine::Perf, Engine::Timer];
     for (idle, busy) in [(0, 0), (200, 0), (0, 2), (200, 2)] {
         for engine in engines {
-            let name = format!("{engine}: look-back, {idle} idle, {busy} busy");
+            let name = format!("{engine}: look-back, {idle} idle, {busy} busy threads");
             let (idle, busy) = (idle.to_string(), busy.to_string());
             match measure(&["lookback", engine.name(), &idle, &busy, &millis]) {
-                Ok(measured) => row(&name, measured.get("percent"), "%", Goal::AtMost(0.1)),
+                Ok(measured) => {
+                    row(&name, measured.get("percent"), "% of a core", Goal::AtMost(0.1))
+                }
                 Err(why) => println!("{name}: short: {why}"),
             }
         }
     }
     for engine in engines {
-        let name = format!("{engine}: a sample, 20 deep");
+        let name = format!("{engine}: CPU of recorder per sample, 20 deep");
         match measure(&["sample", engine.name(), &millis]) {
             Ok(measured) => {
                 row(&name, measured.get("sample"), "us", Goal::AtMost(5.0));
-                let name = format!("{engine}: a second of turns at 1000 Hz without samples");
-                row(&name, measured.get("turns"), "us", Goal::None);
+                let name = format!("{engine}: CPU of recorder per second without samples");
+                row(&name, measured.get("wake-ups"), "us", Goal::None);
             }
             Err(why) => println!("{name}: short: {why}"),
         }
@@ -271,14 +281,16 @@ fn recorder_cost(plan: &Plan) {
 
 fn short_threads() {
     for engine in [Engine::Perf, Engine::Timer] {
-        match measure(&["births", engine.name()]) {
+        match measure(&["short-threads", engine.name()]) {
             Ok(measured) => {
-                for kind in ["untold", "told"] {
-                    let name = format!("{engine}: 99 Hz, threads of 35 ms, {kind}: samples");
-                    row(&name, measured.get(kind), "of 1", Goal::None);
+                let name = format!("{engine}: 99 Hz, threads of 35 ms");
+                for kind in ["not notified", "notified"] {
+                    let obtained = measured.get(&kind.replace(' ', "-"));
+                    let name = format!("{name}, {kind}: samples obtained");
+                    row(&name, obtained, "of 1", Goal::None);
                 }
             }
-            Err(why) => println!("{engine}: births: short: {why}"),
+            Err(why) => println!("{engine}: threads of 35 ms: short: {why}"),
         }
     }
 }
@@ -287,10 +299,10 @@ fn handlers() {
     for engine in ENGINES {
         match measure(&["handler", engine.name()]) {
             Ok(measured) => {
-                let name = format!("{engine}: handler");
+                let name = format!("{engine}: signal handler");
                 row(&name, measured.get("micros"), "us", Goal::AtMost(2.0));
             }
-            Err(why) => println!("{engine}: handler: short: {why}"),
+            Err(why) => println!("{engine}: signal handler: short: {why}"),
         }
     }
 }
@@ -300,28 +312,28 @@ fn throughput(plan: &Plan) {
     let of = |engine: Engine| measure(&["throughput", engine.name(), &pairs]);
     let control = match of(Engine::Control) {
         Ok(control) => control,
-        Err(why) => return println!("throughput: short: {why}"),
+        Err(why) => return println!("control: throughput at 99 Hz: short: {why}"),
     };
-    row("control: throughput", control.get("median"), "", Goal::None);
-    row("control: throughput, lowest quarter", control.get("low"), "", Goal::None);
+    row("control: throughput at 99 Hz", control.get("median"), "", Goal::None);
+    row("control: throughput at 99 Hz, lower quartile", control.get("low"), "", Goal::None);
     for engine in ENGINES {
         match of(engine) {
             Ok(measured) => {
                 let name = format!("{engine}: throughput at 99 Hz");
                 row(&name, measured.get("median"), "", Goal::AtLeast(control.get("low")));
             }
-            Err(why) => println!("{engine}: throughput: short: {why}"),
+            Err(why) => println!("{engine}: throughput at 99 Hz: short: {why}"),
         }
     }
 }
 
 fn agreement(plan: &Plan) {
     for engine in [Engine::Perf, Engine::Timer] {
-        let name = format!("{engine}: agreement with `perf record`");
+        let name = format!("{engine}: difference from perf record");
         match agreement::compare_with_perf_record(engine, 2 * plan.burn.as_millis() as u64) {
             Ok((errors, points)) => {
                 row(&name, errors, "s.e.", Goal::AtMost(1.5));
-                row(&format!("{name}, worst in points"), points, "", Goal::None);
+                row(&format!("{name}, largest in points"), points, "", Goal::None);
             }
             Err(why) => println!("{name}: not measured: {why}"),
         }
@@ -333,7 +345,7 @@ struct BackgroundLoad(Vec<std::process::Child>);
 
 impl BackgroundLoad {
     fn new(number: usize) -> Self {
-        Self((0..number).map(|_| cell::spawn(&["neighbour"])).collect())
+        Self((0..number).map(|_| cell::spawn(&["spin"])).collect())
     }
 }
 

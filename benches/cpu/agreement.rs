@@ -1,9 +1,9 @@
 //! Agreement between an engine and `perf record` on the same run of third-party code.
 //!
 //! A thread parses and prints with `serde_json` and compresses with `flate2` for some seconds. Both
-//! profile it, and the shares of the hottest functions are compared. Kernel symbols are excluded on
-//! both sides. The linker may fold identical functions, which then share one address under several
-//! names. The name shown is arbitrary, so such names count as one.
+//! profilers sample it, and the shares of the hottest functions are compared. Kernel symbols are
+//! excluded on both sides. The linker may fold identical functions, which then share one address
+//! under several names. The name shown is arbitrary, so such names count as one.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -21,7 +21,7 @@ use crate::drive::{Engine, Recorded};
 /// Sampling rate of both; a prime, so that it does not align with other periodic work.
 const HERTZ: u32 = 997;
 
-const THREAD: &str = "third";
+const THREAD: &str = "third-party";
 
 /// Number of functions compared: those with the most samples from either side.
 const COMPARED_FUNCTIONS: usize = 12;
@@ -35,8 +35,8 @@ fn work(until: Instant) {
         let printed = value.to_string();
         let level = flate2::Compression::new(4);
         let mut packer = flate2::write::GzEncoder::new(Vec::new(), level);
-        packer.write_all(printed.as_bytes()).expect("memory takes it");
-        std::hint::black_box(packer.finish().expect("memory takes it"));
+        packer.write_all(printed.as_bytes()).expect("an infallible writer");
+        std::hint::black_box(packer.finish().expect("an infallible writer"));
     }
 }
 
@@ -47,7 +47,7 @@ pub(crate) fn cell(engine: Engine, time: Duration) -> Result<(), String> {
     let thread = thread::Builder::new().name(THREAD.into()).spawn(body);
     let _ = thread.map_err(|error| error.to_string())?.join();
     let Recorded::Marple(mut profile) = running.stop()? else {
-        return Err(format!("{engine} is none of marple's"));
+        return Err(format!("{engine} is not an engine of marple"));
     };
     symbols::symbolize(&mut profile);
     for sample in &profile.samples {
@@ -65,13 +65,13 @@ pub(crate) fn cell(engine: Engine, time: Duration) -> Result<(), String> {
 /// Returns the root mean square of the differences in standard errors, and the largest difference
 /// in percentage points, or the reason if they cannot be measured.
 pub(crate) fn compare_with_perf_record(engine: Engine, millis: u64) -> Result<(f64, f64), String> {
-    let words = |error: std::io::Error| error.to_string();
-    let folder = tempfile::tempdir().map_err(words)?;
+    let to_text = |error: std::io::Error| error.to_string();
+    let folder = tempfile::tempdir().map_err(to_text)?;
     let data = folder.path().join("perf.data");
     let mut record = Command::new("perf");
     record.args(["record", "-q", "-e", "cpu-clock:u", "-F", &HERTZ.to_string(), "-o"]).arg(&data);
-    record.arg("--").arg(std::env::current_exe().map_err(words)?);
-    record.args(["cell", "third", engine.name(), &millis.to_string()]);
+    record.arg("--").arg(std::env::current_exe().map_err(to_text)?);
+    record.args(["cell", "third-party", engine.name(), &millis.to_string()]);
     let ours = command_output(&mut record)?;
     let mut report = Command::new("perf");
     report.args(["report", "-q", "--stdio", "--no-demangle", "--no-children", "-F", "sample,sym"]);
@@ -147,41 +147,41 @@ fn record_alias(
 
 fn difference(ours: &HashMap<String, f64>, theirs: &HashMap<String, f64>) -> (f64, f64) {
     let (our_all, their_all): (f64, f64) = (ours.values().sum(), theirs.values().sum());
-    let of =
+    let count_of =
         |counts: &HashMap<String, f64>, name: &String| counts.get(name).copied().unwrap_or(0.0);
     let mut names: Vec<&String> = ours.keys().chain(theirs.keys()).collect();
     names.sort_unstable();
     names.dedup();
     names.sort_by(|a, b| {
         let combined_share =
-            |name: &String| of(ours, name) / our_all + of(theirs, name) / their_all;
+            |name: &String| count_of(ours, name) / our_all + count_of(theirs, name) / their_all;
         combined_share(b).total_cmp(&combined_share(a))
     });
-    let (mut squares, mut worst, mut compared) = (0.0, 0.0, 0.0);
+    let (mut squares, mut largest, mut compared) = (0.0, 0.0, 0.0);
     for name in names.into_iter().take(COMPARED_FUNCTIONS) {
-        let (our, their) = (of(ours, name), of(theirs, name));
+        let (our, their) = (count_of(ours, name), count_of(theirs, name));
         let points = our / our_all - their / their_all;
         // Both estimate the same share; their combination is the best estimate of it.
         let share = (our + their) / (our_all + their_all);
         let error = (share * (1.0 - share) * (1.0 / our_all + 1.0 / their_all)).sqrt();
         squares += (points / error).powi(2);
-        worst = f64::max(worst, points.abs() * 100.0);
+        largest = f64::max(largest, points.abs() * 100.0);
         compared += 1.0;
-        if std::env::var_os("MARPLE_BENCH_SAY").is_some() {
+        if std::env::var_os("MARPLE_BENCH_VERBOSE").is_some() {
             eprintln!("{our:>6} {their:>6} {:>6.2} {name}", points / error);
         }
     }
-    ((squares / compared).sqrt(), worst)
+    ((squares / compared).sqrt(), largest)
 }
 
 fn command_output(command: &mut Command) -> Result<String, String> {
     let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    if std::env::var_os("MARPLE_BENCH_SAY").is_some() {
-        eprint!("{complaint}");
+    let error_text = String::from_utf8_lossy(&output.stderr);
+    if std::env::var_os("MARPLE_BENCH_VERBOSE").is_some() {
+        eprint!("{error_text}");
     }
     match output.status.success() {
         true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        false => Err(format!("{command:?}: {}: {complaint}", output.status)),
+        false => Err(format!("{command:?}: {}: {error_text}", output.status)),
     }
 }

@@ -13,19 +13,19 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Names of the burning functions.
+/// Names of the functions that use CPU time.
 pub(crate) const FUNCTIONS: [&str; 3] = ["burn_half", "burn_three_tenths", "burn_a_fifth"];
 
-/// Name of the burning threads.
+/// Name of the threads that use CPU time.
 pub(crate) const THREAD: &str = "burner";
 
-/// Number of calls between a thread's start and the burning functions.
+/// Number of calls between a thread's start and these functions.
 pub(crate) const DEPTH: u32 = 16;
 
 /// Mean time of one visit; a visit takes 0.5 to 1.5 times as long.
 const MEAN_VISIT: Duration = Duration::from_micros(400);
 
-/// CPU seconds burnt in each of the functions.
+/// CPU seconds burned in each of the functions.
 pub(crate) type BurnedSeconds = [f64; 3];
 
 pub(crate) fn cpu_seconds(clock: ClockId) -> f64 {
@@ -89,30 +89,30 @@ fn recurse(depth: u32, work: &mut dyn FnMut()) {
 }
 
 fn burn(random: &mut Random, iterations_per_micro: f64, stop: &AtomicBool) -> BurnedSeconds {
-    let mut burnt = [0.0; 3];
+    let mut burned = [0.0; 3];
     let mut last = cpu_seconds(ClockId::ThreadCPUTime);
     while !stop.load(Relaxed) {
-        let part = 0.5 + random.below(1000) as f64 / 1000.0;
-        let turns = (MEAN_VISIT.as_micros() as f64 * part * iterations_per_micro) as u64;
+        let factor = 0.5 + random.below(1000) as f64 / 1000.0;
+        let iterations = (MEAN_VISIT.as_micros() as f64 * factor * iterations_per_micro) as u64;
         let which = match random.below(10) {
             0..5 => 0,
             5..8 => 1,
             _ => 2,
         };
         match which {
-            0 => burn_half(turns),
-            1 => burn_three_tenths(turns),
-            _ => burn_a_fifth(turns),
+            0 => burn_half(iterations),
+            1 => burn_three_tenths(iterations),
+            _ => burn_a_fifth(iterations),
         }
         let now = cpu_seconds(ClockId::ThreadCPUTime);
-        burnt[which] += now - last;
+        burned[which] += now - last;
         last = now;
     }
-    burnt
+    burned
 }
 
 /// Starts `threads` threads, calls `start`, lets them burn for `time` of wall time, and calls
-/// `stop` with the time they burnt. The threads end only after `stop` returns.
+/// `stop` with the time they burned. The threads end only after `stop` returns.
 pub(crate) fn burn_during<S, R>(
     threads: usize,
     time: Duration,
@@ -130,10 +130,10 @@ pub(crate) fn burn_during<S, R>(
             let body = move || {
                 let mut random = Random(number as u64 * 7919 + 1);
                 go.wait();
-                let mut burnt = [0.0; 3];
-                recurse(DEPTH, &mut || burnt = burn(&mut random, speed, over));
+                let mut burned = [0.0; 3];
+                recurse(DEPTH, &mut || burned = burn(&mut random, speed, over));
                 let mut sum = total.lock().unwrap();
-                sum.iter_mut().zip(burnt).for_each(|(sum, part)| *sum += part);
+                sum.iter_mut().zip(burned).for_each(|(sum, part)| *sum += part);
                 drop(sum);
                 done.wait();
                 end.wait();
@@ -145,8 +145,8 @@ pub(crate) fn burn_during<S, R>(
         thread::sleep(time);
         stop_flag.store(true, Relaxed);
         done.wait();
-        let burnt = *total.lock().unwrap();
-        let result = stop(started, burnt);
+        let burned = *total.lock().unwrap();
+        let result = stop(started, burned);
         end.wait();
         result
     })

@@ -80,8 +80,8 @@ pub(crate) fn measure(cell: &[&str]) -> Result<CellValues, String> {
 /// Runs the cell that `args` describe, in this process.
 pub(crate) fn run(args: &[String]) {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let done = match args[..] {
-        ["neighbour"] => loop {
+    let result = match args[..] {
+        ["spin"] => loop {
             std::hint::spin_loop();
         },
         ["burn", engine, hertz, threads, millis] => match (hertz.parse(), threads.parse()) {
@@ -91,7 +91,7 @@ pub(crate) fn run(args: &[String]) {
             }
             _ => Err(format!("not a cell: {args:?}")),
         },
-        ["third", engine, millis] => agreement::cell(
+        ["third-party", engine, millis] => agreement::cell(
             engine_from_name(engine),
             Duration::from_millis(millis.parse().unwrap_or(1000)),
         ),
@@ -107,14 +107,14 @@ pub(crate) fn run(args: &[String]) {
             engine_from_name(engine),
             Duration::from_millis(millis.parse().unwrap_or(1000)),
         ),
-        ["births", engine] => short_threads::cell(engine_from_name(engine)),
+        ["short-threads", engine] => short_threads::cell(engine_from_name(engine)),
         ["handler", engine] => handler::cell(engine_from_name(engine)),
         ["throughput", engine, pairs] => {
             throughput::cell(engine_from_name(engine), pairs.parse().unwrap_or(7))
         }
         _ => Err(format!("not a cell: {args:?}")),
     };
-    if let Err(why) = done {
+    if let Err(why) = result {
         eprintln!("{why}");
         std::process::exit(1);
     }
@@ -133,15 +133,15 @@ fn burn_cell(engine: Engine, hertz: u32, threads: usize, time: Duration) -> Resu
         (running, before, cpu_seconds(ClockId::ProcessCPUTime))
     };
     let stop = |(running, before, started): (Result<Running, String>, f64, f64),
-                burnt: BurnedSeconds| {
+                burned: BurnedSeconds| {
         let sampled = cpu_seconds(ClockId::ProcessCPUTime) - started;
         let recorded = running.and_then(Running::stop);
         let total_cpu = cpu_seconds(ClockId::ProcessCPUTime) - before;
-        (recorded, CpuUsage { burned: burnt, sampled, total: total_cpu })
+        (recorded, CpuUsage { burned, sampled, total: total_cpu })
     };
     let (recorded, spent) = burn::burn_during(threads, time, start, stop);
     let report = recorded?.symbolize(hertz);
-    if std::env::var_os("MARPLE_BENCH_SAY").is_some() {
+    if std::env::var_os("MARPLE_BENCH_VERBOSE").is_some() {
         eprintln!("{:#?}", report);
     }
     print_burn_values(&report, hertz, &spent);
@@ -149,7 +149,7 @@ fn burn_cell(engine: Engine, hertz: u32, threads: usize, time: Duration) -> Resu
 }
 
 struct CpuUsage {
-    /// CPU seconds of the burning threads in each function.
+    /// CPU seconds of the busy threads in each function.
     burned: BurnedSeconds,
     /// CPU seconds of the process while it was sampled.
     sampled: f64,
@@ -158,23 +158,24 @@ struct CpuUsage {
 }
 
 fn print_burn_values(report: &Report, hertz: u32, spent: &CpuUsage) {
-    let burnt = spent.burned;
-    let total: f64 = burnt.iter().sum();
+    let burned = spent.burned;
+    let total: f64 = burned.iter().sum();
     let periods = total * f64::from(hertz);
     let (mut weights, mut attributed, mut samples) = ([0.0; 3], 0, 0);
     let mut weight = 0.0;
-    for stack in report.stacks.iter().filter(|seen| seen.thread == THREAD) {
+    for stack in report.stacks.iter().filter(|stack| stack.thread == THREAD) {
         weight += stack.weight;
         samples += stack.samples;
-        let under = |mark: &&str| stack.functions.iter().any(|name| is_called(name, mark));
-        if let Some(which) = FUNCTIONS.iter().position(under) {
+        let is_in_stack =
+            |function: &&str| stack.functions.iter().any(|name| is_called(name, function));
+        if let Some(which) = FUNCTIONS.iter().position(is_in_stack) {
             weights[which] += stack.weight;
             attributed += stack.samples;
         }
     }
     let attributed_weight: f64 = weights.iter().sum();
-    let errors = weights.iter().zip(burnt).map(|(&weight, burnt)| {
-        let (share, truth) = (weight / attributed_weight, burnt / total);
+    let errors = weights.iter().zip(burned).map(|(&weight, burned)| {
+        let (share, truth) = (weight / attributed_weight, burned / total);
         let points = (share - truth).abs();
         (points, points / (truth * (1.0 - truth) / attributed as f64).sqrt())
     });
@@ -182,24 +183,24 @@ fn print_burn_values(report: &Report, hertz: u32, spent: &CpuUsage) {
     let worst = errors.fold((0.0, 0.0), |worst: (f64, f64), error| {
         (larger(worst.0, error.0), larger(worst.1, error.1))
     });
-    println!("got {}", weight / periods);
+    println!("obtained {}", weight / periods);
     println!("periods {periods}");
     // Losses are not known by thread, so this covers the whole process.
-    let all: f64 = report.stacks.iter().map(|seen| seen.weight).sum();
+    let all: f64 = report.stacks.iter().map(|stack| stack.weight).sum();
     let accounted = (all + report.lost) / (spent.sampled * f64::from(hertz));
     println!("accounted {accounted}");
     println!("points {}", worst.0 * 100.0);
     println!("errors {}", worst.1);
     println!("samples {samples}");
     println!("outside {}", (spent.total - total) * 1e6 / samples as f64);
-    let is_whole = |functions: &[String]| {
+    let is_complete = |functions: &[String]| {
         let deep = functions.iter().filter(|name| is_called(name, "recurse")).count();
         deep == burn::DEPTH as usize + 1
     };
-    let complete_stacks = report.stacks.iter().filter(|seen| seen.thread == THREAD);
+    let busy_stacks = report.stacks.iter().filter(|stack| stack.thread == THREAD);
     let complete_samples: u64 =
-        complete_stacks.filter(|seen| is_whole(&seen.functions)).map(|seen| seen.samples).sum();
-    println!("whole {}", complete_samples as f64 / samples as f64);
+        busy_stacks.filter(|stack| is_complete(&stack.functions)).map(|stack| stack.samples).sum();
+    println!("complete {}", complete_samples as f64 / samples as f64);
 }
 
 /// Returns the larger value, or NaN if either is NaN.
@@ -226,7 +227,7 @@ fn start_cell(engine: Engine, threads: usize) -> Result<(), String> {
     drop(recorded);
     let start = Instant::now();
     let running = engine.start(99)?;
-    println!("again {}", start.elapsed().as_secs_f64() * 1e3);
+    println!("second {}", start.elapsed().as_secs_f64() * 1e3);
     drop(running);
     Ok(())
 }

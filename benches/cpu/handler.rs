@@ -1,9 +1,10 @@
 //! Cost of an engine's signal handler.
 //!
 //! The main thread sends SIGPROF to its own process. The kernel delivers it to the main thread
-//! before the call returns, so neither a tick nor a timer decides how often. The same loop with an
-//! empty handler gives the cost of signal delivery, which is subtracted. The loop makes raw system
-//! calls, because the `pprof` crate's blocklist drops samples inside libc before it unwinds.
+//! before the call returns, so the number of signals depends on neither a tick nor a timer. The
+//! same loop with an empty handler gives the cost of signal delivery, which is subtracted. The loop
+//! makes raw system calls, because the `pprof` crate's blocklist drops samples inside libc before
+//! it unwinds.
 
 // Installing a handler needs it.
 #![allow(unsafe_code)]
@@ -58,7 +59,7 @@ pub(crate) fn cell(engine: Engine) -> Result<(), String> {
         Engine::Perf | Engine::Control if !has_handler() => 0.0,
         Engine::Perf | Engine::Control => return Err("there is a handler for SIGPROF".to_owned()),
         Engine::Timer => measure_timer_handler()?,
-        Engine::Wall => return Err("its handler is SIGURG's, for threads it asks".to_owned()),
+        Engine::Wall => return Err("its handler is for SIGURG, not SIGPROF".to_owned()),
         Engine::Pprof | Engine::Peer => {
             let with = fastest(|| time_raised_signals(DEPTH));
             drop(running);
@@ -84,23 +85,26 @@ fn has_handler() -> bool {
     marple::internals::os::sigprof::is_sigprof_handled().unwrap_or(true)
 }
 
-/// The handler of the timer engine accepts only signals with the engine's own mark, so they are
+/// The handler of the timer engine accepts only signals with the engine's own tag, so they are
 /// sent through the engine. It copies into slots that a thread must empty, so signals come in small
 /// batches with a pause after each.
 fn measure_timer_handler() -> Result<f64, String> {
-    let words = |error: std::io::Error| error.to_string();
-    let target = marple::internals::os::signal::install(libc::SIGPROF, 1, 1).map_err(words)?;
-    let here = gettid().as_raw_nonzero().get() as u32;
-    let stack = StackBounds::open().map_err(words)?.for_thread(here).ok_or("no stack is known")?;
+    let to_text = |error: std::io::Error| error.to_string();
+    let target = marple::internals::os::signal::install(libc::SIGPROF, 1, 1).map_err(to_text)?;
+    let tid = gettid().as_raw_nonzero().get() as u32;
+    let stack = StackBounds::open()
+        .map_err(to_text)?
+        .for_thread(tid)
+        .ok_or("the stack of this thread is unknown")?;
     target.set_stack(UNUSED_STACK_ID, stack);
-    target.set_thread(UNUSED_STACK_ID, here);
+    target.set_thread(UNUSED_STACK_ID, tid);
     let lost = target.slots().lost();
-    let with = fastest(|| time_sent_signals(DEPTH, target, here));
+    let with = fastest(|| time_sent_signals(DEPTH, target, tid));
     if target.slots().lost() != lost {
-        return Err("signals found no room, so it was not a copy that was measured".to_owned());
+        return Err("signals found no free slot, so the copy was not measured".to_owned());
     }
     install_empty_handler();
-    Ok(with - fastest(|| time_sent_signals(DEPTH, target, here)))
+    Ok(with - fastest(|| time_sent_signals(DEPTH, target, tid)))
 }
 
 /// Spins for `time`, like a thread whose CPU time is sampled. On a core that leaves an idle state

@@ -1,7 +1,7 @@
 //! CPU time of the recording thread: fixed cost, and cost per sample.
 //!
-//! It is read from that thread's CPU clock, so it excludes the host's threads, starts and stops. A
-//! wake-up costs CPU time even without samples; the cost per sample includes it.
+//! It is read from that thread's CPU clock, so it excludes the service's threads, starts and stops.
+//! A wake-up costs CPU time even without samples; the cost per sample includes it.
 
 use std::sync::mpsc;
 use std::thread;
@@ -25,23 +25,26 @@ const SAMPLE_HZ: u32 = 1000;
 const BUSY_THREADS: usize = 2;
 
 /// Threads that wait until this value is dropped.
-pub(crate) struct IdleThreads(Vec<mpsc::Sender<()>>, Vec<thread::JoinHandle<()>>);
+pub(crate) struct IdleThreads {
+    senders: Vec<mpsc::Sender<()>>,
+    threads: Vec<thread::JoinHandle<()>>,
+}
 
 impl IdleThreads {
     pub(crate) fn new(threads: usize) -> Self {
         let spawn = |_| {
-            let (hold, wait) = mpsc::channel::<()>();
-            (hold, thread::spawn(move || wait.recv().unwrap_or_default()))
+            let (sender, receiver) = mpsc::channel::<()>();
+            (sender, thread::spawn(move || receiver.recv().unwrap_or_default()))
         };
-        let (hold, threads) = (0..threads).map(spawn).unzip();
-        Self(hold, threads)
+        let (senders, threads) = (0..threads).map(spawn).unzip();
+        Self { senders, threads }
     }
 }
 
 impl Drop for IdleThreads {
     fn drop(&mut self) {
-        self.0.clear();
-        self.1.drain(..).for_each(|thread| drop(thread.join()));
+        self.senders.clear();
+        self.threads.drain(..).for_each(|thread| drop(thread.join()));
     }
 }
 
@@ -54,34 +57,34 @@ fn recorder_cpu_seconds() -> Result<f64, String> {
             Err(_) if started_at.elapsed() < Duration::from_secs(5) => {
                 thread::sleep(Duration::from_millis(1));
             }
-            known => return known,
+            result => return result,
         }
     }
 }
 
 fn wait_for_recorder_cpu_seconds() -> Result<f64, String> {
-    let words = |error: std::io::Error| error.to_string();
-    for task in std::fs::read_dir("/proc/self/task").map_err(words)? {
-        let task = task.map_err(words)?;
+    let to_text = |error: std::io::Error| error.to_string();
+    for task in std::fs::read_dir("/proc/self/task").map_err(to_text)? {
+        let task = task.map_err(to_text)?;
         if std::fs::read_to_string(task.path().join("comm"))
             .is_ok_and(|name| name == "marple-cpu\n")
         {
             let tid = task.file_name().to_str().and_then(|tid| tid.parse().ok());
-            return Ok(thread_cpu_time(tid.unwrap_or(0)).map_err(words)?.as_secs_f64());
+            return Ok(thread_cpu_time(tid.unwrap_or(0)).map_err(to_text)?.as_secs_f64());
         }
     }
-    Err("no thread records".to_owned())
+    Err("no thread is named marple-cpu".to_owned())
 }
 
 fn cpu_engine(engine: Engine) -> Result<CpuEngine, String> {
     match engine {
         Engine::Perf => Ok(CpuEngine::Perf),
         Engine::Timer => Ok(CpuEngine::Timer),
-        _ => Err(format!("{engine} has no thread of its own")),
+        _ => Err(format!("{engine} has no recording thread")),
     }
 }
 
-/// Prints the CPU share of the look-back over `idle` waiting and `busy` burning threads, per core
+/// Prints the CPU share of the look-back over `idle` waiting and `busy` busy threads, per core
 /// that these keep busy.
 pub(crate) fn lookback(
     engine: Engine,
@@ -102,11 +105,11 @@ pub(crate) fn lookback(
         thread::sleep(Duration::from_millis(200));
         Ok::<_, String>((lookback, recorder_cpu_seconds()?, Instant::now()))
     };
-    let percent = burn::burn_during(busy, time, start, |started, burnt| {
+    let percent = burn::burn_during(busy, time, start, |started, burned| {
         let (_lookback, before, started_at) = started?;
         let used = recorder_cpu_seconds()? - before;
-        let burnt: f64 = burnt.iter().sum();
-        let base = if busy == 0 { started_at.elapsed().as_secs_f64() } else { burnt };
+        let burned: f64 = burned.iter().sum();
+        let base = if busy == 0 { started_at.elapsed().as_secs_f64() } else { burned };
         Ok::<_, String>(used / base * 100.0)
     })?;
     println!("percent {percent}");
@@ -125,15 +128,16 @@ pub(crate) fn sample(engine: Engine, time: Duration) -> Result<(), String> {
             let (used, seconds) =
                 (recorder_cpu_seconds()? - before, started_at.elapsed().as_secs_f64());
             let report = running.stop()?.symbolize(SAMPLE_HZ);
-            let of_burners = report.stacks.iter().filter(|seen| seen.thread == THREAD);
-            let samples: u64 = of_burners.map(|seen| seen.samples).sum();
+            let busy_stacks = report.stacks.iter().filter(|stack| stack.thread == THREAD);
+            let samples: u64 = busy_stacks.map(|stack| stack.samples).sum();
             Ok::<_, String>((used / seconds, samples as f64 / seconds))
         })
     };
     // The first session in a process reads tables that later ones reuse.
     session(BUSY_THREADS)?;
-    let ((turns, _), (whole, samples)) = (session(0)?, session(BUSY_THREADS)?);
-    println!("turns {}", turns * 1e6);
-    println!("sample {}", whole * 1e6 / samples);
+    let (wake_ups, _) = session(0)?;
+    let (recorder, samples) = session(BUSY_THREADS)?;
+    println!("wake-ups {}", wake_ups * 1e6);
+    println!("sample {}", recorder * 1e6 / samples);
     Ok(())
 }

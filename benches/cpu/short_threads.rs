@@ -23,7 +23,8 @@ pub(crate) fn cell(engine: Engine) -> Result<(), String> {
         without_notifications += samples(engine, Hooks::new(), round)?;
     }
     let expected = ROUNDS as f64 * THREAD_CPU_TIME.as_secs_f64() * f64::from(HERTZ);
-    println!("told {}\nuntold {}", with_notifications / expected, without_notifications / expected);
+    println!("notified {}", with_notifications / expected);
+    println!("not-notified {}", without_notifications / expected);
     Ok(())
 }
 
@@ -33,16 +34,18 @@ fn samples(engine: Engine, hooks: Hooks, round: u64) -> Result<f64, String> {
     let runtime = runtime(hooks).map_err(|error| error.to_string())?;
     let running = engine.start(HERTZ)?;
     thread::sleep(Duration::from_millis(100 + round * 7 % 40));
-    let burnt = runtime.block_on(runtime.spawn_blocking(|| {
+    let joined = runtime.block_on(runtime.spawn_blocking(|| {
         let start = Instant::now();
         while start.elapsed() < THREAD_CPU_TIME {
             hint::spin_loop();
         }
     }));
-    burnt.map_err(|error| error.to_string())?;
+    joined.map_err(|error| error.to_string())?;
     match running.stop()? {
         Recorded::Marple(profile) => Ok(profile.total("samples").unwrap_or(0) as f64),
-        Recorded::Nothing | Recorded::Peer(_) => Err("no engine of marple's".to_owned()),
+        Recorded::Nothing | Recorded::Peer(_) => {
+            Err(format!("{engine} is not an engine of marple"))
+        }
     }
 }
 

@@ -19,7 +19,7 @@ pub(crate) fn row(name: &str, value: f64, unit: &str, goal: Goal) {
         Goal::None => (None, "-".to_owned()),
     };
     let verdict = met.map_or("-", |met| if met { "pass" } else { "short" });
-    println!("{name:<52} {:>18} {goal:>14} {verdict}", format!("{value:.3} {unit}"));
+    println!("{name:<60} {:>18} {goal:>14} {verdict}", format!("{value:.3} {unit}"));
 }
 
 /// Returns the median, or NaN if there are no values; NaN meets no goal.
