@@ -84,8 +84,8 @@ fn cpu_engine(engine: Engine) -> Result<CpuEngine, String> {
     }
 }
 
-/// Prints the CPU share of the look-back over `idle` waiting and `busy` busy threads, per core
-/// that these keep busy.
+/// Prints the CPU time of the look-back over `idle` and `busy` threads, in per cent of each core
+/// that the busy threads use.
 pub(crate) fn lookback(
     engine: Engine,
     idle: usize,

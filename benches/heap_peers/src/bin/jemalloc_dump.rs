@@ -1,4 +1,4 @@
-//! jemalloc with its own profiler at one sample in 2 bytes, for jemalloc_pprof's dump.
+//! jemalloc with its own profiler, which samples every block, for jemalloc_pprof's dump.
 
 use heap_peers::Counting;
 use tikv_jemallocator::Jemalloc;
