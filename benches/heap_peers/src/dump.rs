@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use blocks::{STACKS, cpu, fill, resident};
+use blocks::{STACKS, allocate_blocks, resident_bytes, thread_cpu_nanos};
 
 thread_local! {
     static REQUESTED_BYTES: Cell<u64> = const { Cell::new(0) };
@@ -55,13 +55,13 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Counting<A> {
 /// Last: the file size.
 pub fn measure(dump: &impl Fn() -> usize) {
     let mut live_blocks = Vec::with_capacity(2 * STACKS);
-    fill(&mut live_blocks);
+    allocate_blocks(&mut live_blocks);
     let (resident_before, cpu_before, requested_before) =
-        (resident(), cpu(), REQUESTED_BYTES.get());
+        (resident_bytes(), thread_cpu_nanos(), REQUESTED_BYTES.get());
     let bytes = dump();
-    let cpu_nanos = cpu() - cpu_before;
+    let cpu_nanos = thread_cpu_nanos() - cpu_before;
     let requested = REQUESTED_BYTES.get() - requested_before;
-    let growth = resident().saturating_sub(resident_before);
+    let growth = resident_bytes().saturating_sub(resident_before);
     let started = Instant::now();
     let during = longest_pause(|| _ = black_box(dump()));
     let wall_time = started.elapsed();
