@@ -8,7 +8,7 @@
 //! A record is removed *before* the inner allocator gets the block back: after that, another thread
 //! may get the same address and insert its own record.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "a global allocator implements an unsafe trait")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 

@@ -260,7 +260,7 @@ fn replace_fd(fd: c_int, replacement: c_int) {
 
 fn close(fd: c_int) {
     if fd != FREE {
-        // SAFETY: created by `fresh`, or inherited from threads that do not exist in this process.
+        // SAFETY: created by `create_inert_fd`, or inherited from threads that do not exist here.
         unsafe { libc::close(fd) };
     }
 }

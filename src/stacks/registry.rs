@@ -179,8 +179,8 @@ impl WakerAddresses {
 
 impl TaskRegistration {
     /// Registers a task of the [`SpawnSite`](crate::base::SpawnSite) with this number. Returns the
-    /// registration and the task's own number, which is unique in the process. Costs about 5 ns, and one
-    /// allocation per 256 tasks above the previous maximum.
+    /// registration and the task's own number, which is unique in the process. Costs about 5 ns, and
+    /// one allocation per 256 tasks above the previous maximum.
     #[inline]
     pub fn new(site: u16) -> (Self, u64) {
         let (slot, number) = with_local(|local| local.claim_slot(site)).unzip();

@@ -20,7 +20,7 @@
 //! with another waker inside of the task (`FuturesUnordered`) are not captured either, only the one
 //! around them; wrap those one by one.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "a waker without reference counts needs a raw function table")]
 
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;

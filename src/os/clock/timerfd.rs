@@ -32,7 +32,8 @@ impl TimerFd {
         Self(create_timer().ok())
     }
 
-    /// Sleeps until `deadline`. Supports one sleep at a time: a new sleep replaces one that was dropped.
+    /// Sleeps until `deadline`. Supports one sleep at a time: a new sleep replaces one that was
+    /// dropped.
     pub async fn sleep_until(&self, deadline: Instant) {
         let result = match &self.0 {
             Some(timer) => sleep_with_timer(timer, deadline).await,
