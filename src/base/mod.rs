@@ -9,6 +9,7 @@ mod fork_mutex;
 mod forked;
 mod host_panic;
 mod id;
+pub(crate) mod least_squares;
 pub(crate) mod log;
 pub(crate) mod panic_log;
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! The recent values of one metric.
 
-use crate::base::Moment;
+use std::ops::Range;
+
+use crate::base::{Moment, least_squares};
 
 /// Number of values in an average, and the minimum before the first decision; 10 as in holmes.
 pub const WINDOW: usize = 10;
@@ -68,21 +70,10 @@ impl ValueRing {
             let time = self.times.get(at).map_or(0.0, |time| time.since(start).as_secs_f64());
             (time, self.values.get(at).copied().unwrap_or_default())
         };
-        slope((0..HALF_WINDOW).map(point)).min(slope((HALF_WINDOW..WINDOW).map(point))).max(0.0)
+        // `None` if all values have the same time.
+        let slope = |ages: Range<usize>| least_squares::slope(ages.map(point)).unwrap_or(0.0);
+        slope(0..HALF_WINDOW).min(slope(HALF_WINDOW..WINDOW)).max(0.0)
     }
-}
-
-/// Returns the slope of the least-squares line through `points`, or 0 if all have the same time.
-fn slope(points: impl Iterator<Item = (f64, f64)> + Clone) -> f64 {
-    let count = points.clone().count() as f64;
-    let (x, y) = points.clone().fold((0.0, 0.0), |(x, y), point| (x + point.0, y + point.1));
-    let mean_x = x / count;
-    let mean_y = y / count;
-    let (xy, xx) = points.fold((0.0, 0.0), |(xy, xx), (x, y)| {
-        let dx = x - mean_x;
-        (xy + dx * (y - mean_y), xx + dx * dx)
-    });
-    if xx > 0.0 { xy / xx } else { 0.0 }
 }
 
 #[cfg(test)]

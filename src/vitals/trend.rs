@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::base::Moment;
+use crate::base::{Moment, least_squares};
 
 /// Number of values: half a minute is long enough to average out allocation bursts, and short
 /// enough to show a leak in time.
@@ -44,20 +44,8 @@ impl GrowthTrend {
             return None;
         }
         let start = self.points.iter().take(self.len).map(|point| point.0).min()?;
-        let points = || {
-            self.points
-                .iter()
-                .take(self.len)
-                .map(|(at, value)| (at.since(start).as_secs_f64(), *value))
-        };
-        let count = self.len as f64;
-        let (x, y) = points().fold((0.0, 0.0), |(x, y), point| (x + point.0, y + point.1));
-        let mean_x = x / count;
-        let mean_y = y / count;
-        let (xy, xx) = points().fold((0.0, 0.0), |(xy, xx), (x, y)| {
-            (xy + (x - mean_x) * (y - mean_y), xx + (x - mean_x) * (x - mean_x))
-        });
-        (xx > 0.0).then(|| xy / xx)
+        let points = self.points.iter().take(self.len);
+        least_squares::slope(points.map(|(at, value)| (at.since(start).as_secs_f64(), *value)))
     }
 }
 
