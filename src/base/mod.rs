@@ -24,6 +24,7 @@ pub(crate) mod spare;
 pub(crate) mod standstill;
 pub(crate) mod sync;
 pub mod thread_start;
+pub(crate) mod token_bucket;
 mod units;
 pub mod warnings;
 

@@ -6,40 +6,36 @@
 
 use std::time::{Duration, Instant};
 
+use crate::base::token_bucket::TokenBucket;
+
 /// Sustained rate in events per second. One event costs 20 to 80 us of CPU on two threads, so this
 /// is at most 0.04 % of a core.
-const EVENTS_PER_SECOND: u32 = 5;
+const EVENTS_PER_SECOND: f64 = 5.0;
 
 /// Events in a burst. An editor causes 5 to 12 for a save, a ConfigMap about 20 for a swap.
-const MAX_BURST: u32 = 100;
+const MAX_BURST: f64 = 100.0;
 
 /// Minimum and maximum pause after too many events.
 const MIN_PAUSE: Duration = Duration::from_secs(10);
 const MAX_PAUSE: Duration = Duration::from_secs(320);
 
-/// A token bucket over events.
+/// A rate limit for events.
 #[derive(Debug)]
 pub(super) struct EventBudget {
-    tokens: f64,
+    bucket: TokenBucket,
     last_refill: Instant,
 }
 
 impl EventBudget {
     pub(super) fn new(now: Instant) -> Self {
-        Self { tokens: f64::from(MAX_BURST), last_refill: now }
+        Self { bucket: TokenBucket::full(MAX_BURST, EVENTS_PER_SECOND), last_refill: now }
     }
 
     /// Counts an event. Returns `false` if there were too many.
     pub(super) fn try_consume(&mut self, now: Instant) -> bool {
-        let passed = now.saturating_duration_since(self.last_refill);
+        self.bucket.refill(now.saturating_duration_since(self.last_refill));
         self.last_refill = now;
-        let refill = passed.as_secs_f64() * f64::from(EVENTS_PER_SECOND);
-        self.tokens = (self.tokens + refill).min(f64::from(MAX_BURST));
-        let is_allowed = self.tokens >= 1.0;
-        if is_allowed {
-            self.tokens -= 1.0;
-        }
-        is_allowed
+        self.bucket.try_take()
     }
 }
 

@@ -20,6 +20,8 @@ use std::time::Duration;
 
 use tokio::time::{self, Instant};
 
+use crate::base::token_bucket::TokenBucket;
+
 /// Requests or connections admitted without delay after an idle period: the page, its links and a
 /// scrape at once.
 const BURST: u32 = 100;
@@ -72,15 +74,13 @@ pub(super) struct RefusalPenalty(Mutex<Vec<PeerRefusals>>);
 struct PeerRefusals {
     /// Empty for the entry shared by peers beyond [`MAX_PEERS`].
     peer: String,
-    remaining: f64,
+    remaining: TokenBucket,
     refilled_at: Instant,
 }
 
 impl PeerRefusals {
     fn refill(&mut self, now: Instant) {
-        let refilled =
-            now.duration_since(self.refilled_at).as_secs_f64() / REFILL_INTERVAL.as_secs_f64();
-        self.remaining = (self.remaining + refilled).min(FREE_REFUSALS);
+        self.remaining.refill(now.duration_since(self.refilled_at));
         self.refilled_at = now;
     }
 }
@@ -93,7 +93,7 @@ impl RefusalPenalty {
         table.iter_mut().for_each(|entry| entry.refill(now));
         if !table.iter().any(|entry| entry.peer == peer) {
             // A full entry is equivalent to no entry.
-            table.retain(|entry| entry.remaining < FREE_REFUSALS);
+            table.retain(|entry| !entry.remaining.is_full());
         }
         let is_full = table.len() >= MAX_PEERS;
         let name = match table.iter().any(|entry| entry.peer == peer) {
@@ -103,16 +103,12 @@ impl RefusalPenalty {
         if !table.iter().any(|entry| entry.peer == name) {
             table.push(PeerRefusals {
                 peer: name.to_owned(),
-                remaining: FREE_REFUSALS,
+                remaining: TokenBucket::full(FREE_REFUSALS, 1.0 / REFILL_INTERVAL.as_secs_f64()),
                 refilled_at: now,
             });
         }
         let Some(entry) = table.iter_mut().find(|entry| entry.peer == name) else { return true };
-        if entry.remaining < 1.0 {
-            return true;
-        }
-        entry.remaining -= 1.0;
-        false
+        !entry.remaining.try_take()
     }
 }
 

@@ -1,7 +1,6 @@
 //! The thread `marple-wall`, which checks all threads in turn.
 
 mod stacks;
-mod token_bucket;
 
 use std::any::Any;
 use std::collections::{HashMap, VecDeque};
@@ -11,6 +10,7 @@ use std::time::Duration;
 
 use super::images::SeenImages;
 use super::wall_report::WallCounts;
+use crate::base::token_bucket::TokenBucket;
 use crate::base::{Clock, Hertz, Moment, SystemClock, panics};
 use crate::cpu::error::Error;
 use crate::cpu::sampling::sample_table::SampleTable;
@@ -19,8 +19,7 @@ use crate::os::proc::thread_list::ThreadList;
 use crate::os::proc::thread_reader::{ProcThreadReader, SchedStat};
 use crate::os::proc::threads::{self, Thread};
 use crate::unwind::StackWalker;
-use crate::unwind::thread_sampler::SIGNAL;
-use token_bucket::TokenBucket;
+use crate::unwind::thread_sampler::{MAX_IN_FLIGHT, SIGNAL};
 
 /// Maximum checks per second: 3 % of a core.
 const MAX_CHECKS_PER_SECOND: u32 = 2000;
@@ -101,8 +100,8 @@ impl WallSampler {
             walker: StackWalker::new()?,
             threads: HashMap::new(),
             queue: VecDeque::new(),
-            check_tokens: TokenBucket::new(MAX_CHECKS_PER_SECOND),
-            signal_tokens: TokenBucket::new(MAX_SIGNALS_PER_SECOND),
+            check_tokens: bucket_for(MAX_CHECKS_PER_SECOND, frequency),
+            signal_tokens: bucket_for(MAX_SIGNALS_PER_SECOND, frequency),
             last_tick: SystemClock.now(),
             stack_buffer: Vec::new(),
             table: SampleTable::new(MAX_TABLE_ENTRIES),
@@ -146,8 +145,8 @@ impl WallSampler {
         let now = SystemClock.now();
         let elapsed = now.since(self.last_tick);
         self.last_tick = now;
-        self.check_tokens.refill(elapsed, self.frequency);
-        self.signal_tokens.refill(elapsed, self.frequency);
+        self.check_tokens.refill(elapsed);
+        self.signal_tokens.refill(elapsed);
         self.counts.ticks += 1;
         let is_list_due = self.listed_at.is_none_or(|at| now.since(at) >= THREAD_LIST_INTERVAL);
         if is_list_due
@@ -160,13 +159,13 @@ impl WallSampler {
         }
         let mut pending = Vec::new();
         for _ in 0..self.queue.len() {
-            let is_signal_limit_reached = self.signal_tokens.tokens - (pending.len() as f64) < 1.0;
-            if self.check_tokens.is_empty() || (self.allow_signals && is_signal_limit_reached) {
+            let is_signal_limit_reached = !self.signal_tokens.has(pending.len() + 1);
+            if !self.check_tokens.has(1) || (self.allow_signals && is_signal_limit_reached) {
                 self.counts.incomplete_ticks += 1;
                 break;
             }
             let Some(tid) = self.queue.pop_front() else { break };
-            self.check_tokens.tokens -= 1.0;
+            self.check_tokens.take(1);
             match self.proc_reader.thread_state(tid) {
                 Some((thread, schedstat)) => {
                     self.queue.push_back(tid);
@@ -303,6 +302,14 @@ impl WallSampler {
         self.counts.checks += 1;
         self.table.add(number, frames, micros, is_truncated && missing_stack_reason.is_empty());
     }
+}
+
+/// Creates the bucket of a limit per second. Its capacity is the larger of one tick's share and one
+/// batch of signals, so that older unused tokens cannot cause a burst.
+fn bucket_for(limit_per_second: u32, frequency: Hertz) -> TokenBucket {
+    let limit = f64::from(limit_per_second);
+    let tick_share = limit / f64::from(frequency.get().max(1));
+    TokenBucket::empty(tick_share.max(MAX_IN_FLIGHT as f64), limit)
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::base::token_bucket::TokenBucket;
+
 /// Maximum burst of log lines for accepted requests.
 pub(super) const BURST_LINES: f64 = 100.0;
 /// Log lines per second for accepted requests, after the burst. A profiler that fetches three
@@ -13,12 +15,14 @@ const MAX_KINDS: usize = 64;
 /// Time without a refusal after which a kind is removed; its next refusal counts as the first.
 const IDLE_KIND_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Counts of refusals by kind, and a token bucket for other lines.
+/// Counts of refusals by kind, and a rate limit for other lines.
 pub(super) struct LogLimit(Mutex<LogLimitState>);
 
 struct LogLimitState {
     kinds: Vec<RefusalKind>,
-    bucket: Option<(f64, Instant)>,
+    bucket: TokenBucket,
+    /// `None` before the first line.
+    refilled_at: Option<Instant>,
 }
 
 struct RefusalKind {
@@ -32,7 +36,11 @@ struct RefusalKind {
 
 impl LogLimit {
     pub(super) const fn new() -> Self {
-        Self(Mutex::new(LogLimitState { kinds: Vec::new(), bucket: None }))
+        Self(Mutex::new(LogLimitState {
+            kinds: Vec::new(),
+            bucket: TokenBucket::full(BURST_LINES, LINES_PER_SECOND),
+            refilled_at: None,
+        }))
     }
 
     /// Counts a refusal. Returns its number if it is to be logged, else `None`.
@@ -87,12 +95,9 @@ impl LogLimit {
 
     fn try_acquire_at(&self, now: Instant) -> bool {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (tokens, refilled_at) = state.bucket.unwrap_or((BURST_LINES, now));
-        let refilled = now.duration_since(refilled_at).as_secs_f64() * LINES_PER_SECOND;
-        let tokens = (tokens + refilled).min(BURST_LINES);
-        let is_available = tokens >= 1.0;
-        state.bucket = Some((if is_available { tokens - 1.0 } else { tokens }, now));
-        is_available
+        let refilled_at = state.refilled_at.replace(now).unwrap_or(now);
+        state.bucket.refill(now.duration_since(refilled_at));
+        state.bucket.try_take()
     }
 }
 

@@ -74,7 +74,7 @@ impl WallSampler {
                 return;
             }
         };
-        self.signal_tokens.tokens -= pending.len() as f64;
+        self.signal_tokens.take(pending.len());
         self.counts.signalled += pending.len() as u64;
         let tids = pending.iter().map(|check| check.thread.tid);
         let mut stacks: HashMap<u32, (Box<[u64]>, WalkEnd)> = HashMap::new();

@@ -46,3 +46,13 @@ fn sleeping_thread_is_not_signalled_again_once_stack_is_cached() {
         });
     }
 }
+
+#[test]
+fn unused_tokens_are_limited_to_one_tick_or_one_batch() {
+    for (frequency, capacity) in [(1, 500), (19, MAX_IN_FLIGHT), (100, MAX_IN_FLIGHT)] {
+        let mut bucket = bucket_for(500, Hertz(frequency));
+        assert!(!bucket.has(1), "{frequency} Hz");
+        bucket.refill(Duration::from_secs(60));
+        assert!(bucket.has(capacity) && !bucket.has(capacity + 1), "{frequency} Hz");
+    }
+}
