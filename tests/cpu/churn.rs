@@ -53,35 +53,39 @@ fn short_lived_thread_time_is_sampled_or_counted_lost() {
     }
 }
 
-/// Signals are in flight whenever a session stops here, and the default action of SIGPROF kills.
+/// Starts and stops sessions under load, and calls `check` after each. Signals are in flight at
+/// each stop, and the default action of SIGPROF ends the process.
+pub(crate) fn restart_sessions_under_load(engine: CpuEngine, sessions: usize, check: impl Fn()) {
+    let stop_flag = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _stop = StopOnDrop(&stop_flag);
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !stop_flag.load(Ordering::Relaxed) {
+                    burn(Duration::from_millis(1));
+                }
+            });
+        }
+        let mut samples = 0;
+        for session_index in 0..sessions {
+            let session = start(engine, 1000).unwrap();
+            thread::yield_now();
+            if session_index % 3 == 0 {
+                thread::sleep(Duration::from_millis(2));
+            }
+            samples += stop(session).total("samples").unwrap();
+            check();
+        }
+        assert!(samples > 0, "no session saw the load");
+    });
+}
+
 #[test]
 fn start_and_stop_under_load_does_not_kill_process() {
     let _serial = serial_guard();
     for engine in engines() {
-        let stop_flag = AtomicBool::new(false);
-        thread::scope(|scope| {
-            let _stop = StopOnDrop(&stop_flag);
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    while !stop_flag.load(Ordering::Relaxed) {
-                        burn(Duration::from_millis(1));
-                    }
-                });
-            }
-            let mut samples = 0;
-            for round in 0..200 {
-                let session = start(engine, 1000).unwrap();
-                thread::yield_now();
-                if round % 3 == 0 {
-                    thread::sleep(Duration::from_millis(2));
-                }
-                samples += stop(session).total("samples").unwrap();
-                assert!(
-                    engine != CpuEngine::Timer || sigprof_is_in("SigCgt"),
-                    "the handler is gone"
-                );
-            }
-            assert!(samples > 0, "no session saw the load");
+        restart_sessions_under_load(engine, 200, || {
+            assert!(engine != CpuEngine::Timer || sigprof_is_in("SigCgt"), "the handler is gone");
         });
     }
 }

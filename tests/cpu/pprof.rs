@@ -1,8 +1,6 @@
 //! CPU profiles of this process by the `pprof` crate. SIGPROF belongs to the whole process, so
 //! these tests run one at a time.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::Duration;
 
 use marple::internals::cpu::CpuSession;
@@ -10,9 +8,10 @@ use marple::internals::cpu::error::Error;
 use marple::internals::model::CpuEngine;
 use marple::internals::symbols;
 
+use crate::churn::restart_sessions_under_load;
 use crate::support::cpu_load::{
-    self, StopOnDrop, burn, burn_on_threads, check_burners, function_names, serial_guard,
-    sigprof_is_in, stated_periods, stop,
+    self, burn, burn_on_threads, check_burners, function_names, serial_guard, sigprof_is_in,
+    stated_periods, stop,
 };
 
 fn start(frequency: u32) -> Result<CpuSession, Error> {
@@ -97,29 +96,10 @@ fn dropped_session_stops_and_leaves_no_handler() {
     assert!(profile.total("samples").unwrap() <= 2, "samples of the session before: {profile:?}");
 }
 
-/// Signals are in flight whenever a session stops here, and the default action of SIGPROF kills.
 #[test]
 fn start_and_stop_under_load_does_not_kill_process() {
     let _serial = serial_guard();
-    let stop_flag = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let _stop = StopOnDrop(&stop_flag);
-        for _ in 0..4 {
-            scope.spawn(|| {
-                while !stop_flag.load(Ordering::Relaxed) {
-                    burn(Duration::from_millis(1));
-                }
-            });
-        }
-        let mut samples = 0;
-        for _ in 0..50 {
-            let session = start(1000).unwrap();
-            thread::yield_now();
-            samples += stop(session).total("samples").unwrap();
-            assert!(sigprof_is_in("SigIgn"));
-        }
-        assert!(samples > 0, "no session saw the load");
-    });
+    restart_sessions_under_load(CpuEngine::Pprof, 50, || assert!(sigprof_is_in("SigIgn")));
 }
 
 #[test]
