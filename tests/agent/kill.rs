@@ -3,19 +3,17 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Stdio};
-use std::thread;
 use std::time::Duration;
 
 use flate2::read::GzDecoder;
 use marple::internals::base::IncidentId;
 use marple::internals::model::{IncidentState, Manifest, Outcome};
 use marple::{Builder, CaptureSet, Settings};
-use sha2::{Digest, Sha256};
 
 use crate::support::host::{WAIT_TIMEOUT, incidents, settings, wait_for};
+use crate::support::kill::{Random, check_artifacts, kill_after};
 use crate::support::rerun::{self, test_path};
 
 /// Environment variable with the child's incident directory; set only for the child.
@@ -46,29 +44,20 @@ fn spawn(captures: &Path) -> Child {
         .unwrap()
 }
 
-/// A small random number generator. The delays differ from round to round but not from run to run.
-fn next_random(seed: &mut u64) -> u64 {
-    *seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-    *seed >> 33
-}
-
 #[test]
 fn twenty_kills_leave_no_partial_file() {
     let home = tempfile::tempdir().unwrap();
     let captures = home.path().join("captures");
-    let mut seed = 20261123;
+    let mut random = Random(20261123);
     let mut open_before: Vec<IncidentId> = Vec::new();
     let mut interrupted = 0;
     for round in 0..20 {
         let seen = incidents(&captures).len();
-        let mut child = spawn(&captures);
+        let child = spawn(&captures);
         wait_for("the child to make an incident", || {
             (incidents(&captures).len() > seen).then_some(())
         });
-        thread::sleep(Duration::from_millis(next_random(&mut seed) % 700));
-        child.kill().unwrap();
-        let status = child.wait().unwrap();
-        assert_eq!(status.signal(), Some(9), "round {round}: the child ended by itself: {status}");
+        kill_after(child, Duration::from_millis(random.below(700)));
 
         let found = incidents(&captures);
         let states: HashMap<_, _> =
@@ -88,12 +77,7 @@ fn twenty_kills_leave_no_partial_file() {
 }
 
 fn check(dir: &Path, manifest: &Manifest, round: u32) {
-    for artifact in &manifest.artifacts {
-        let bytes = fs::read(dir.join(&artifact.file)).unwrap();
-        assert_eq!(bytes.len() as u64, artifact.bytes.get(), "round {round}: {artifact:?}");
-        let digest: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
-        assert_eq!(digest, artifact.sha256, "round {round}: {artifact:?}");
-    }
+    check_artifacts(dir, manifest);
     // A file may have its final name before the manifest lists it; it must be complete even then.
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();

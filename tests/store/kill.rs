@@ -20,6 +20,7 @@ use marple::internals::store::manifest::read;
 use marple::internals::store::{Store, list};
 use sha2::{Digest, Sha256};
 
+use crate::support::kill::{Random, check_artifacts, kill_after};
 use crate::support::rerun::{self, test_path};
 use crate::support::store;
 
@@ -98,12 +99,7 @@ fn kill_writer(dir: &Path, random: &mut Random) {
         .unwrap();
     let mut first = [0];
     child.stderr.as_mut().unwrap().read_exact(&mut first).expect("the writer did not start");
-    std::thread::sleep(Duration::from_micros(random.below(30_000)));
-    child.kill().unwrap();
-    let status = child.wait().unwrap();
-    let mut words = String::new();
-    child.stderr.unwrap().read_to_string(&mut words).unwrap();
-    assert_eq!(status.code(), None, "the writer ended before it was killed: {words}");
+    kill_after(child, Duration::from_micros(random.below(30_000)));
 }
 
 /// Writes incidents of a few artifacts without end.
@@ -153,28 +149,9 @@ fn check(incident: &Path, manifest: &Manifest) {
         let (body, hash) = content.split_at(content.len() - 32);
         assert_eq!(Sha256::digest(body)[..], *hash, "{} is half a file", path.display());
     }
-    for artifact in &manifest.artifacts {
-        let content = fs::read(incident.join(&artifact.file)).unwrap();
-        assert_eq!(content.len() as u64, artifact.bytes.get());
-        let hash: String =
-            Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hash, artifact.sha256, "{}", artifact.file);
-    }
+    check_artifacts(incident, manifest);
 }
 
 fn files(dir: &Path) -> Vec<PathBuf> {
     fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect()
-}
-
-/// A random number generator (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) % bound
-    }
 }

@@ -5,7 +5,6 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Stdio};
-use std::thread;
 use std::time::Duration;
 
 use marple::config::StoreSettings;
@@ -13,6 +12,7 @@ use marple::internals::model::IncidentState;
 use marple::{Builder, CaptureKind, Settings};
 
 use crate::support::host::{WAIT_TIMEOUT, incidents, settings, wait_for};
+use crate::support::kill::{Random, check_artifacts, kill_after};
 use crate::support::rerun::{self, test_path};
 
 /// Directory in which the child writes; set only for the child.
@@ -61,20 +61,17 @@ fn two_hundred_kills_leave_complete_files_within_limits() {
     let home = tempfile::tempdir().unwrap();
     let captures = home.path().join("captures");
     let (mut interrupted, mut swept, mut collected) = (0, 0, 0);
-    let mut seed = 20261123_u64;
+    let mut random = Random(20261123);
     for round in 0..KILLS {
         let mut before = incident_names(&captures);
         before.sort();
-        let mut child = spawn(&captures);
+        let child = spawn(&captures);
         wait_for("the child to make an incident", || {
             let mut found = incident_names(&captures);
             found.sort();
             (found.last() != before.last()).then_some(())
         });
-        seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        thread::sleep(Duration::from_micros((seed >> 33) % 40_000));
-        child.kill().unwrap();
-        child.wait().unwrap();
+        kill_after(child, Duration::from_micros(random.below(40_000)));
 
         // Readers see complete manifests at any time: `incidents` fails on an incomplete one.
         let found = incidents(&captures);
@@ -85,11 +82,11 @@ fn two_hundred_kills_leave_complete_files_within_limits() {
         );
         assert!(found.len() <= MAX_INCIDENTS + 1, "round {round}: {}", found.len());
         for (dir, manifest) in &found {
+            check_artifacts(dir, manifest);
             for artifact in &manifest.artifacts {
-                let size = fs::metadata(dir.join(&artifact.file)).unwrap().len();
-                assert_eq!(size, artifact.bytes.get(), "round {round}: {artifact:?}");
                 if artifact.kind == CaptureKind::Custom {
                     // A collector's file that the kill cut short never got its final name.
+                    let size = artifact.bytes.get();
                     assert_eq!(size, 50_000, "round {round}: half a file of a collector");
                     collected += 1;
                 }

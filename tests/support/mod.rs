@@ -13,6 +13,7 @@ pub(crate) mod drive;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub(crate) mod generated_code;
 pub(crate) mod host;
+pub(crate) mod kill;
 pub(crate) mod peers;
 pub(crate) mod rerun;
 #[cfg(target_os = "linux")]
