@@ -8,8 +8,6 @@ use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
 use marple::CaptureKind;
-use marple::internals::codec::pprof;
-use marple::internals::store;
 use marple::manifest::{Artifact, IncidentState, Manifest};
 use prost::Message;
 use sha2::{Digest, Sha256};
@@ -27,12 +25,23 @@ pub(crate) struct Incident {
 impl Incident {
     /// Returns the incidents of this process below `dir`.
     pub(crate) fn in_dir(dir: &Path) -> Vec<Self> {
-        // An unreadable manifest is skipped; the wait for its incident then fails with an error.
-        let entries = store::list(dir).unwrap_or_default().into_iter();
-        entries
-            .filter_map(|entry| Some(Self { dir: entry.path, manifest: entry.manifest.ok()? }))
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        // Hidden directories are incidents that are being created or deleted.
+        let incident_dirs = entries
+            .filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."))
+            .map(|entry| entry.path());
+        incident_dirs
+            .filter_map(Self::read)
             .filter(|incident| incident.manifest.process.pid == std::process::id())
             .collect()
+    }
+
+    /// Returns `None` if `dir` has no readable manifest. The wait for the incident then fails with
+    /// an error.
+    fn read(dir: PathBuf) -> Option<Self> {
+        let text = fs::read(dir.join("incident.json")).ok()?;
+        let manifest = serde_json::from_slice(&text).ok()?;
+        Some(Self { dir, manifest })
     }
 
     /// Returns `true` if every capture has ended, successfully or not.
@@ -114,16 +123,14 @@ impl Incident {
                 Ok(text.lines().map(str::to_owned).collect())
             }
             CaptureKind::Cpu | CaptureKind::Heap | CaptureKind::Threads | CaptureKind::Tasks => {
-                let profile = pprof::read(&bytes)?;
+                let profile = Profile::decode(&*decompress(&bytes)?)?;
                 if profile.sample.is_empty() {
                     return Err("contains no samples".into());
                 }
-                Ok(profile.function.iter().map(|f| profile.text(f.name).to_owned()).collect())
+                profile.function_names()
             }
             CaptureKind::Trace => {
-                let mut trace = Vec::new();
-                MultiGzDecoder::new(&*bytes).read_to_end(&mut trace)?;
-                let trace = Trace::decode(&*trace)?;
+                let trace = Trace::decode(&*decompress(&bytes)?)?;
                 for (r#type, what) in [(SLICE_BEGIN, "slice"), (COUNTER, "counter value")] {
                     let mut events = trace.packet.iter().filter_map(|packet| packet.event.as_ref());
                     if !events.any(|event| event.r#type == r#type) {
@@ -135,8 +142,8 @@ impl Incident {
             CaptureKind::Descriptors | CaptureKind::Panics => {
                 Ok(String::from_utf8(bytes)?.lines().map(str::to_owned).collect())
             }
-            // A custom collector, which this example does not register.
-            CaptureKind::Custom => Ok(Vec::new()),
+            // A custom collector, which this example does not register, or a later kind.
+            _ => Ok(Vec::new()),
         }
     }
 
@@ -163,9 +170,7 @@ impl Incident {
                 CaptureKind::Trace => {
                     println!("  https://ui.perfetto.dev, Open trace file: {}", path.display());
                 }
-                CaptureKind::Descriptors | CaptureKind::Panics | CaptureKind::Custom => {
-                    println!("  less {}", path.display());
-                }
+                _ => println!("  less {}", path.display()),
             }
         }
         let mut heaps = self.artifacts(CaptureKind::Heap);
@@ -174,6 +179,47 @@ impl Incident {
             println!("  go tool pprof -top -base {} {}", first.display(), last.display());
         }
     }
+}
+
+fn decompress(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    MultiGzDecoder::new(bytes).read_to_end(&mut content)?;
+    Ok(content)
+}
+
+/// The part of pprof's `Profile` that has the samples and the names of functions.
+#[derive(Message)]
+struct Profile {
+    #[prost(message, repeated, tag = "2")]
+    sample: Vec<Sample>,
+    #[prost(message, repeated, tag = "5")]
+    function: Vec<Function>,
+    #[prost(string, repeated, tag = "6")]
+    string_table: Vec<String>,
+}
+
+impl Profile {
+    fn function_names(&self) -> Result<Vec<String>, Box<dyn Error>> {
+        let name = |function: &Function| {
+            let index = usize::try_from(function.name).ok()?;
+            self.string_table.get(index).cloned()
+        };
+        let names: Option<Vec<String>> = self.function.iter().map(name).collect();
+        names.ok_or_else(|| "a function has a name outside of the string table".into())
+    }
+}
+
+#[derive(Message)]
+struct Sample {
+    #[prost(uint64, repeated, tag = "1")]
+    location_id: Vec<u64>,
+}
+
+#[derive(Message)]
+struct Function {
+    /// Index in the string table.
+    #[prost(int64, tag = "2")]
+    name: i64,
 }
 
 const SLICE_BEGIN: i32 = 1;
