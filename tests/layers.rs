@@ -81,7 +81,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 
 /// Files that may contain unsafe code; a name that ends in `/` covers everything below it. Each
-/// opens with `#![allow(unsafe_code)]` and has a safe API.
+/// opens with `#![allow(unsafe_code, reason = "...")]` and has a safe API.
 ///
 /// `stacks/waker.rs`: a custom waker without a reference count per leaf needs a table of raw
 /// functions.

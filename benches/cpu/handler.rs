@@ -6,8 +6,7 @@
 //! makes raw system calls, because the `pprof` crate's blocklist drops samples inside libc before
 //! it unwinds.
 
-// Installing a handler needs it.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "a handler cannot be installed without")]
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};

@@ -4,7 +4,7 @@
 //! handler. `errno` is unchanged, because the call is made without libc. A condition variable would
 //! need a lock, and the waiting thread waits for many other events at once.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "registration of a descriptor, which must stay open, in the poller")]
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -3,7 +3,7 @@
 //! They conflict with locks of any other open file description, including ones of the same process.
 //! They end with the last descriptor of their description. POSIX locks, in contrast, end as soon as
 //! any descriptor of the file is closed.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "`fcntl` with a pointer to the lock")]
 
 use std::fs::File;
 

@@ -23,7 +23,7 @@
 //! ([`unwatched_children`]). The child logs one line as soon as it runs marple code on a thread
 //! that may log ([`warn_if_unwatched`]).
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "`pthread_atfork`, a shared page, and descriptors by number")]
 
 mod unwatched;
 

@@ -10,7 +10,7 @@
 //! Cost: about 0.2 ms for a program with ten libraries. [`generation`] reports in less than a
 //! microsecond if the list has changed.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "`dl_iterate_phdr`, which calls back with raw pointers")]
 
 use crate::base::sync::Mutex;
 use crate::os::mapped_segment::EXE;

@@ -12,7 +12,7 @@
 //! grows by a block that we allocate. It is never queried about an address: up to 5.3.0,
 //! `arenas.lookup` faults for a block of another allocator.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "calls of `mallctl`, a function found at run time")]
 
 use std::arch::asm;
 use std::ffi::{CStr, c_char, c_int, c_void};

@@ -14,7 +14,7 @@
 //! RLIMIT_AS, overcommit = 2   the call fails, the table is absent, and its user counts the losses
 //! ```
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "mapped memory, exposed as slices")]
 
 use std::io;
 use std::ops::Deref;

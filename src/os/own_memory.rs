@@ -8,7 +8,7 @@
 //! opened it, so a forked child opens another. The inherited one is not closed: the child may have
 //! closed it already and reused the number for another file.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "a descriptor kept as a number in an atomic")]
 
 use std::fs::OpenOptions;
 use std::os::fd::{BorrowedFd, IntoRawFd};

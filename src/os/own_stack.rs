@@ -1,6 +1,6 @@
 //! The running thread's registers and stack, as input of the unwinder.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "assembly that reads registers and stack words, and `pthread_attr`")]
 
 use std::arch::asm;
 use std::cell::Cell;

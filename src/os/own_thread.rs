@@ -24,7 +24,7 @@
 //! Each of these settings is optional (`os::syscalls`). A denial by a filter or the kernel is
 //! reported as a warning.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "scheduler calls by number, and a function in `.init_array`")]
 
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU32;

@@ -9,7 +9,7 @@
 //! [`PerfEvent::open`] has to find the threads. A sample always takes `stack_bytes` in the ring,
 //! however little of the stack is in use: the kernel has no information about the end of a stack.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "the system call `perf_event_open`, and its mapped ring")]
 
 mod event_layout;
 mod filled_rings;

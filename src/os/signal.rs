@@ -14,7 +14,7 @@
 //!
 //! The handler, its rules and the range that it reads are in `handler`.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "`sigaction`, signal sets, and signals with a value")]
 
 #[cfg(target_os = "linux")]
 pub(crate) mod bounds;

@@ -1,4 +1,4 @@
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "signals, handlers and `errno` by libc")]
 
 use super::handler::MIN_PAGE_BYTES;
 use super::*;

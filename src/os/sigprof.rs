@@ -3,7 +3,7 @@
 //! The checks read `/proc`: does the host handle SIGPROF itself, and may a handler of this process
 //! walk the stack?
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "`sigaction` and `setitimer`")]
 
 use std::fs;
 use std::io;

@@ -1,6 +1,6 @@
 //! Release of the memory that a thread of marple does not use of its stack.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "`madvise` of a part of the own stack")]
 
 #[cfg(all(target_os = "linux", not(miri)))]
 use super::mapped_memory::may_unlock;

@@ -5,7 +5,7 @@
 //!
 //! Not for use in signal handlers: see `os::own_stack::current_stack_bounds`.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "reads of the running thread's own stack")]
 
 use std::cell::Cell;
 use std::ops::Range;

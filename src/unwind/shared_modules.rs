@@ -18,7 +18,7 @@
 //! A cache takes 32 KiB and is allocated when its slot is first claimed. Memory therefore follows
 //! the number of threads that walk *concurrently*, not the number of threads.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "tables and caches shared through raw pointers, freed by hand")]
 
 use crate::base::sync::Mutex;
 use std::cell::UnsafeCell;

@@ -1,4 +1,4 @@
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "symbols of assembly as extern statics")]
 
 use super::*;
 use crate::unwind::{StackWalk, StackWalker};

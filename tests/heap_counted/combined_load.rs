@@ -1,8 +1,7 @@
 //! The profile stays exact under combined load. Threads free and grow each other's blocks under a
 //! flood of SIGPROF, libraries are loaded and unloaded, and profiles are taken continuously.
 
-// Signal handlers, signals and libraries need libc.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "signals and `dlopen` cannot be used without")]
 
 use std::ffi::CStr;
 use std::ptr;

@@ -104,6 +104,7 @@ fn unsafe_code_is_found_in_any_notation() {
     let unsafe_count = |file, text| Source::new(file, text).unlisted_unsafe().len();
     let block = "fn f() { unsafe { g() } }";
     let opened = format!("//! Letter.\n#![allow(unsafe_code)]\n{block}");
+    let explained = opened.replace("unsafe_code", "unsafe_code, reason = \"a trait\"");
     assert_eq!(unsafe_count("src/store/mod.rs", block), 1);
     assert_eq!(unsafe_count("src/store/mod.rs", &opened), 1);
     assert_eq!(unsafe_count("src/store/mod.rs", "m!({ unsafe { g() } });"), 1);
@@ -111,6 +112,8 @@ fn unsafe_code_is_found_in_any_notation() {
     assert_eq!(unsafe_count("src/lib.rs", "#![deny(unsafe_code)]"), 0);
     assert_eq!(unsafe_count("src/store/mod.rs", "// unsafe\nconst U: &str = \"unsafe\";"), 0);
     assert_eq!(unsafe_count("src/os/linux/ring.rs", &opened), 0);
+    assert_eq!(unsafe_count("src/os/linux/ring.rs", &explained), 0);
+    assert_eq!(unsafe_count("src/store/mod.rs", &explained), 1);
     assert_eq!(unsafe_count("src/os/linux/ring.rs", block), 1);
     assert_eq!(unsafe_count("src/os/mod.rs", "#![allow(unsafe_code)]\nmod linux;"), 1);
     assert_eq!(unsafe_count("src/heap/alloc.rs", &opened), 0);

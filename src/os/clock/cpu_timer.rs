@@ -5,7 +5,7 @@
 //! calls instead of libc: `timer_create` of libc needs a helper thread for part of this, and does
 //! not accept thread IDs.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "system calls of timers and clocks, which take pointers")]
 
 use std::ffi::{c_int, c_void};
 use std::io;

@@ -10,7 +10,7 @@
 //! Ticks are converted to times by comparing them with `CLOCK_MONOTONIC` from time to time
 //! ([`tick_and_time`]).
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "instructions that read the counter")]
 
 use std::fs::File;
 use std::io::Read;

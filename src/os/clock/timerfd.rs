@@ -9,7 +9,7 @@
 //! If the kernel provides no timer, or the poller rejects it (no descriptors left), sleeps fall
 //! back to tokio's timers: same duration, twice the wakeups.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "registration of a descriptor, which must stay open, in the poller")]
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -1,6 +1,6 @@
 //! Reports that a forked child is not watched: in the child, and in its parent.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "`poll`, `write` and `fstat` of a bare descriptor")]
 
 use std::io::{self, Write as _};
 use std::mem::MaybeUninit;

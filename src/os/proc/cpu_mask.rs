@@ -1,6 +1,6 @@
 //! Sets of CPUs in the scheduler's format.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "`sched_getaffinity` and `sched_setaffinity`, which take pointers")]
 
 use std::fmt;
 use std::io;

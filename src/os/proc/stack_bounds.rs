@@ -18,7 +18,7 @@
 //! time. Results are never cached: the tid and address range may be reused by a thread with a
 //! smaller stack, and a read by the old bounds would fault.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "`get_robust_list`, `getauxval` and `ioctl`, with pointers")]
 
 use crate::base::spare;
 use std::ffi::c_void;

@@ -1,6 +1,6 @@
 //! Machine state read by a signal handler.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "assembly that reads registers and copies stack words")]
 
 use std::arch::asm;
 use std::sync::atomic::AtomicU64;

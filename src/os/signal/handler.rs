@@ -25,7 +25,7 @@
 //! `std` has one), else on the interrupted stack. The handler needs less than 1 KiB in addition to
 //! the kernel's frame. Other signals are blocked until it returns.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "a signal handler, which reads the kernel's context and the stack")]
 
 use std::ffi::{c_int, c_void};
 use std::ops::Range;

@@ -31,7 +31,7 @@
 //! threads. If `clone3` fails with `ENOSYS`, as in container runtimes, the C library creates
 //! threads with `clone`, and so does the probe. The child tries `wait4`.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "a copy of the process by `clone`, and a page shared with it")]
 
 use std::ffi::{CStr, c_int, c_long};
 use std::ptr;

@@ -1,4 +1,4 @@
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "reads and writes of the unused part of the stack")]
 
 use super::*;
 use crate::model::Marker;
