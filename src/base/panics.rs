@@ -3,7 +3,7 @@
 //!
 //! | thread | code | function | calls the host's hook |
 //! |---|---|---|---|
-//! | `marple`, `marple-capture`, … | marple's | [`catch_panic`] | no: it may block, or end the process |
+//! | `marple`, `marple-capture`, … | marple's | [`catch_panic`] | no: it may block or exit |
 //! | `marple-log`, callbacks, collectors | the host's | [`catch_host_panic`] | yes |
 //!
 //! With `panic = "abort"`, a panic ends the process before any of this applies.

@@ -24,8 +24,8 @@
 //!   handler other than the crate's ([`Error::SigprofInUse`]). If the host installs one during a
 //!   session, the host's handler is used, the session gets no samples, and the handler is lost when
 //!   the session ends.
-//! - *A signal may be pending at the stop.* Version 0.15.0 leaves SIGPROF ignored at its stop, later
-//!   ones restore the previous action (tikv/pprof-rs#288). That is the default action in most
+//! - *A signal may be pending at the stop.* Version 0.15.0 leaves SIGPROF ignored at its stop,
+//!   later ones restore the previous action (tikv/pprof-rs#288). That is the default action in most
 //!   programs, and a signal that meets it kills the process. So this engine disarms the timer and
 //!   ignores SIGPROF, which discards a pending signal, before the crate's guard is dropped
 //!   ([`silence_itimer`](os::sigprof::silence_itimer)). No version of the crate can restore an

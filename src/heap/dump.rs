@@ -164,8 +164,8 @@ impl Drop for HeapDump<'_> {
 }
 
 impl HeapDump<'_> {
-    /// Passes every sample to `visit` and stops at the first error. Takes about 0.1 us per sample and
-    /// frame.
+    /// Passes every sample to `visit` and stops at the first error. Takes about 0.1 us per sample
+    /// and frame.
     pub fn visit_samples<E>(
         &mut self,
         mut visit: impl FnMut(&HeapSample<'_>) -> Result<(), E>,
@@ -252,8 +252,8 @@ impl HeapDump<'_> {
     }
 
     /// Fills `batch` with the next frames of the passed samples whose address is above
-    /// `last_address`, in ascending order, as (address, number). Addresses are those of [`crate::model::Frame`]. The
-    /// batch is empty if no frames remain.
+    /// `last_address`, in ascending order, as (address, number). Addresses are those of
+    /// [`crate::model::Frame`]. The batch is empty if no frames remain.
     pub fn next_frames(&self, last_address: u64, batch: &mut Vec<(u64, u32)>) {
         batch.clear();
         let mut upper_bound = u64::MAX;

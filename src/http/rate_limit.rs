@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | requests per second, all clients | `http.max_requests_per_second` | delay |
 //! | new connections per second, all clients | the same | wait in the kernel's queue |
-//! | refusals of one peer | [`FREE_REFUSALS`], and one more every [`REFILL_INTERVAL`] | delay, then close |
+//! | refusals of a peer | [`FREE_REFUSALS`], and one per [`REFILL_INTERVAL`] | delay, then close |
 //!
 //! Requests are admitted in the order of arrival, and a connection waits for one admission at a
 //! time. A client that floods on `n` connections thus leaves one in `n + 1` admissions to another.

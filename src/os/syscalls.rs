@@ -6,11 +6,11 @@
 //! probed:
 //!
 //! ```text
-//! /proc/thread-self/status   Seccomp: 0      no filter: every call is allowed
-//!                            Seccomp: 2      a copy of the process makes each call of `OptionalCall`
-//!                                            once, with arguments that the kernel rejects, and may
-//!                                            be killed by it (`probe`)
-//! unreadable, or no copy possible            no optional call is made
+//! /proc/thread-self/status   Seccomp: 0   no filter: every call is allowed
+//!                            Seccomp: 2   a copy of the process makes each call of `OptionalCall`
+//!                                         once, with arguments that the kernel rejects, and may
+//!                                         be killed by it (`probe`)
+//! unreadable, or no copy possible         no optional call is made
 //! ```
 //!
 //! The result is cached with the mode and the number of filters in the status. [`permit`] reads

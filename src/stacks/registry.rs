@@ -10,8 +10,8 @@
 //! Cloning one only increments a count.
 //!
 //! Stored wakers form a cycle: the waker holds the task, the task's registration the slot, the slot
-//! the waker. The cycle ends with the task's future. Every runtime drops it when the task completes or
-//! is aborted, or when the runtime shuts down. An executor that cancels a detached task when its
+//! the waker. The cycle ends with the task's future. Every runtime drops it when the task completes
+//! or is aborted, or when the runtime shuts down. An executor that cancels a detached task when its
 //! last waker is dropped would leak the task; tokio does not do that.
 
 use crate::base::sync::Mutex;
@@ -179,8 +179,8 @@ impl WakerAddresses {
 
 impl TaskRegistration {
     /// Registers a task of the [`SpawnSite`](crate::base::SpawnSite) with this number. Returns the
-    /// registration and the task's own number, which is unique in the process. Costs about 5 ns, and
-    /// one allocation per 256 tasks above the previous maximum.
+    /// registration and the task's own number, which is unique in the process. Costs about 5 ns,
+    /// and one allocation per 256 tasks above the previous maximum.
     #[inline]
     pub fn new(site: u16) -> (Self, u64) {
         let (slot, number) = with_local(|local| local.claim_slot(site)).unzip();

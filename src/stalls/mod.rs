@@ -2,12 +2,12 @@
 //! the stack of their thread.
 //!
 //! ```text
-//!   trace rings ──► poll_watch ─────► recorded_polls ──────────────┐
-//!                   (open polls)      (exact times, waits excluded) │
-//!                                                                  ├─► detector ─► recent
-//!   runtime     ──► worker_samples ─► unrecorded_polls ────────────┘   (dump of    (`stall` metric,
-//!   counters        (thread_probe,    (suspicion, confirmed             the thread) log, dump for
-//!                    poll_roles)       by stacks)                                    an incident)
+//! trace rings ──► poll_watch ─────► recorded_polls ──────────────┐
+//!                 (open polls)      (exact times,                │
+//!                                    waits excluded)             ├─► detector ─► recent
+//! runtime     ──► worker_samples ─► unrecorded_polls ────────────┘   (dump of    (`stall` metric,
+//! counters        (thread_probe,    (suspicion, confirmed             the thread) log, dump for
+//!                  poll_roles)       by stacks)                                   an incident)
 //! ```
 //!
 //! Recorded polls are timed exactly by the trace's hooks or task wrapper. Unrecorded polls are

@@ -122,7 +122,8 @@ impl RuntimeProbe {
     }
 
     /// Returns the reading, and wakes the task for the next tick. An idle runtime's task is woken
-    /// only if `wake_interval` has passed since the last time. Returns `None` if the runtime has shut down.
+    /// only if `wake_interval` has passed since the last time. Returns `None` if the runtime has
+    /// shut down.
     pub(super) fn read(
         &mut self,
         clock: &dyn Clock,

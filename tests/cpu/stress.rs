@@ -12,7 +12,8 @@
 //! Use 30 by hand for more than the specified minute:
 //!
 //! ```text
-//! STRESS_SECONDS=30 cargo test --release --features pprof --test cpu stress:: -- --nocapture --test-threads 1
+//! STRESS_SECONDS=30 cargo test --release --features pprof --test cpu stress:: -- \
+//!     --nocapture --test-threads 1
 //! ```
 //!
 //! The engine `pprof` is not part of the test: it is for comparison and for platforms without the

@@ -384,8 +384,8 @@ fn sums_are_complete_if_too_many_threads_unwind_at_once() {
     let _serial = SERIAL.lock().unwrap_or_else(PoisonError::into_inner);
     heap::set_rate(Bytes(1));
     let mut writer = HeapWriter::reserve();
-    // Allocates the caches of the unwinder's slots, which the allocator counts and the profile, which
-    // excludes marple's memory, does not. All exist once a thread has found no free slot.
+    // Allocates the caches of the unwinder's slots. The allocator counts them, and the profile
+    // excludes them as marple's memory. All exist once a thread has found no free slot.
     let mut before = Dump::write(&mut writer);
     while before.loss_count(TOO_MANY_WALKERS) == 0 {
         drop(allocate_on_many_threads());

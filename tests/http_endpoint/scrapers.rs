@@ -3,7 +3,8 @@
 //!
 //! | | Grafana Alloy, `pyroscope.scrape` | Parca |
 //! |---|---|---|
-//! | paths | `allocs`, `block`, `goroutine`, `mutex`, `profile`; off by default `delta_heap`, `delta_block`, `delta_mutex`, `/debug/fgprof` | the first five |
+//! | paths | `allocs`, `block`, `goroutine`, `mutex`, `profile` | the same |
+//! | off by default | `delta_heap`, `delta_block`, `delta_mutex`, `/debug/fgprof` | |
 //! | every | 15 s | 10 s |
 //! | `seconds` of `profile` | 14 | 10 |
 //! | within | 10 s, with `seconds` 24 s | 13 s |

@@ -3,7 +3,8 @@
 //! ```text
 //! tick      checks each thread in turn, through /proc
 //!   sleeping, not run since   the previous stack is valid; the thread is not disturbed
-//!   sleeping                  reads its stack through /proc (os::proc::thread_reader); not disturbed
+//!   sleeping                  reads its stack through /proc (os::proc::thread_reader); the thread
+//!                             is not disturbed
 //!   else                      sends a signal; the handler copies the stack (thread_sampler)
 //!
 //! weight of a sample = time since the previous check of the thread

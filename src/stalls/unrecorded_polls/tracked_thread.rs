@@ -88,8 +88,8 @@ impl TrackedThread {
         self.was_asleep && sampled_at.since(self.last_ran) >= threshold
     }
 
-    /// Returns `true` if every sample shows the same poll, for longer than a batch of 61 polls takes
-    /// without a stall.
+    /// Returns `true` if every sample shows the same poll, for longer than a batch of 61 polls
+    /// takes without a stall.
     pub(super) fn has_computed(&self, sampled_at: Moment, threshold: Duration) -> bool {
         let waited = self.run_delay.1.saturating_sub(self.run_delay.0);
         let own = sampled_at.since(self.first_seen).saturating_sub(waited);
