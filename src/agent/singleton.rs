@@ -1,7 +1,7 @@
 //! The guard of a running agent, and its shutdown.
 
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -22,7 +22,8 @@ const LOG_FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 /// thread.
 const SHUTDOWN_LIMIT: Duration = SHUTDOWN_TIMEOUT.saturating_add(Duration::from_secs(1));
 
-/// Maximum time that a drop within async code waits for the agent's threads.
+/// Maximum time that a drop within async code, or a shutdown without a thread, waits for the
+/// agent's threads.
 const ASYNC_DROP_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Interval between two checks of a shutdown's progress.
@@ -52,21 +53,28 @@ impl Agent {
 
     /// Stops the agent: running captures are stopped and written, open incidents are closed. Takes
     /// as long as the writing, at most 6 seconds, and up to half a second for the last log lines.
-    /// Blocks no thread of the executor.
+    /// Blocks no thread of the executor, unless the thread `marple-shutdown` cannot be started:
+    /// then it blocks for at most half a second.
     ///
     /// The shutdown continues if the future is dropped.
     ///
     /// # Errors
     ///
-    /// If a capture is still being written after 6 seconds. Its thread continues, and the next
-    /// start marks the incident as interrupted if the process ends first.
+    /// If a capture is still being written after 6 seconds, or after a quarter of a second without
+    /// the thread `marple-shutdown`. The writing continues, and the next start marks the incident
+    /// as interrupted if the process ends first.
     pub async fn shutdown(self) -> Result<(), Error> {
         let thread = side_thread("marple-shutdown");
-        let mut agent = self;
-        let stopped = thread.run(move || agent.stop(SHUTDOWN_LIMIT)).await;
-        // An error if the thread could not be started. The closure was then dropped, and with it
-        // the agent, which stops it.
-        stopped.unwrap_or(Err(AgentError::Stopped)).map_err(Error::from)
+        let agent = Arc::new(Mutex::new(self));
+        let stop = |agent: &Mutex<Self>, timeout| match agent.lock() {
+            Ok(mut agent) => agent.stop(timeout),
+            // The first attempt panicked.
+            Err(_) => Err(AgentError::Stopped),
+        };
+        let shared = Arc::clone(&agent);
+        let stopped = thread.run(move || stop(&shared, SHUTDOWN_LIMIT)).await;
+        // An error if the thread could not be started.
+        stopped.unwrap_or_else(|_| stop(&agent, ASYNC_DROP_TIMEOUT)).map_err(Error::from)
     }
 
     /// Stops the agent as [`shutdown`](Self::shutdown) does, and blocks this thread for at most

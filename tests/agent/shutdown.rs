@@ -8,6 +8,8 @@ use marple::{Builder, CaptureKind, ErrorKind, Settings};
 use tempfile::TempDir;
 
 use crate::support::host::{self, WAIT_TIMEOUT, incidents, settings};
+#[cfg(target_os = "linux")]
+use crate::support::seccomp;
 
 fn settings_in(dir: &TempDir) -> Settings {
     Settings { dir: dir.path().to_owned(), rules: Vec::new(), ..settings() }
@@ -54,6 +56,35 @@ fn drop_in_async_code_leaves_the_shutdown_to_the_agents_threads() {
         let agent = Builder::from_settings(settings_in(&dir)).start().unwrap();
         agent.handle().start_capture(CaptureKind::Threads).await.unwrap();
         drop(agent);
+    });
+    host::wait_for("the incident to be closed", || {
+        let incidents = incidents(dir.path());
+        incidents.iter().any(|(_, it)| it.state == IncidentState::Closed).then_some(())
+    });
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn shutdown_without_a_thread_reports_if_it_is_complete() {
+    let _serial = host::serial_guard();
+    let dir = TempDir::new().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let agent = Builder::from_settings(settings_in(&dir)).start().unwrap();
+        agent.handle().start_capture(CaptureKind::Threads).await.unwrap();
+        let (clone, clone3) = (libc::SYS_clone as u32, libc::SYS_clone3 as u32);
+        seccomp::install(&mut [
+            seccomp::load(seccomp::NUMBER_OFFSET),
+            seccomp::require_equal(clone, 1),
+            seccomp::fail(libc::EAGAIN),
+            seccomp::require_equal(clone3, 1),
+            seccomp::fail(libc::EAGAIN),
+            seccomp::allow(),
+        ]);
+        // A slow machine may need more than the time for which the executor is blocked.
+        if let Err(error) = agent.shutdown().await {
+            assert!(error.is_timeout(), "{:?}: {error}", error.kind());
+        }
     });
     host::wait_for("the incident to be closed", || {
         let incidents = incidents(dir.path());
