@@ -38,11 +38,6 @@ impl FailedCall {
         Self { call, error, limits, denied: None }
     }
 
-    /// Returns the system error.
-    pub fn error(&self) -> &io::Error {
-        &self.error
-    }
-
     /// Returns `true` if the call failed for lack of a permission.
     pub fn is_permission_error(&self) -> bool {
         self.denied.is_none()

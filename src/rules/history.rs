@@ -29,7 +29,7 @@ pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Interval after which a value beyond `critical` is captured again.
 pub(super) const CRITICAL_INTERVAL: Duration = Duration::from_secs(4 * 60 * 60);
 /// Maximum number of incidents a day that one rule may open regardless of cooldown and budget.
-pub const MAX_URGENT: usize = 16;
+const MAX_URGENT: usize = 16;
 /// Maximum number of records. At most 16 are urgent; a rule with a cooldown of a minute has ten
 /// repeats.
 const MAX_RECORDS: usize = 32;

@@ -61,7 +61,7 @@ mod watched_rule;
 pub use decision::{Condition, Decision, HoldReason, StateExplanation, ThresholdCrossing};
 pub use decision_history::DecisionChange;
 pub use engine::{Engine, State};
-pub use history::{FireKind, FireRecord, MAX_URGENT};
+pub use history::{FireKind, FireRecord};
 pub use ring::WINDOW;
 
 use crate::base::Moment;

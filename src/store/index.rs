@@ -89,22 +89,6 @@ pub fn list(dir: &Path) -> Result<Vec<IncidentEntry>, Error> {
     Ok(Location::new(dir).entries()?.collect())
 }
 
-/// Returns the incident `id` in `dir`.
-///
-/// # Errors
-/// If there is no such incident, or `dir` cannot be listed.
-pub fn find(dir: &Path, id: IncidentId) -> Result<IncidentEntry, Error> {
-    Location::new(dir).find(id)
-}
-
-/// Opens `file` of incident `id` in `dir` for reading: an artifact or `incident.json`.
-///
-/// # Errors
-/// Same as [`Location::open_artifact`].
-pub fn open_artifact(dir: &Path, id: IncidentId, file: &str) -> Result<File, Error> {
-    Location::new(dir).open_artifact(id, file)
-}
-
 pub(super) fn find_entry(root: &Dir, id: IncidentId) -> Result<IncidentEntry, Error> {
     incident_names(root)?
         .into_iter()
@@ -180,7 +164,7 @@ mod tests {
         assert_eq!(listed[0].name, "memory");
         assert_eq!(listed[1].manifest.as_ref().unwrap().state, IncidentState::Closed);
         assert_eq!(listed[1].opened, listed[1].manifest.as_ref().unwrap().opened);
-        assert_eq!(find(fixture.dir(), ids[0]).unwrap().path, listed[1].path);
+        assert_eq!(Location::new(fixture.dir()).find(ids[0]).unwrap().path, listed[1].path);
     }
 
     #[test]
@@ -211,7 +195,7 @@ mod tests {
         let mut file = fixture.store.open_artifact(id, "orders_eu-1.001.memory.pprof").unwrap();
         file.read_to_string(&mut content).unwrap();
         assert_eq!(content, "x".repeat(10));
-        assert!(open_artifact(fixture.dir(), id, MANIFEST_FILE).is_ok());
+        assert!(Location::new(fixture.dir()).open_artifact(id, MANIFEST_FILE).is_ok());
 
         fs::write(path.join("notes.txt"), "private").unwrap();
         std::os::unix::fs::symlink("/etc/hostname", path.join("orders_eu-1.002.cpu.pprof"))

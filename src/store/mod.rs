@@ -34,7 +34,7 @@
 //!
 //! One process writes. It holds `.lock` by `flock`, which the kernel releases if the process is
 //! killed; `lock` describes the fallback. Any number of processes read without the lock, through
-//! [`Location`], [`list`], [`find`] and [`open_artifact`].
+//! [`Location`] and [`list`].
 //!
 //! A child that the service creates by `fork` without `exec` has a copy of the lock. Its writes
 //! fail with [`Error::Forked`], and its exit does not release the lock. If the service is killed,
@@ -86,7 +86,7 @@ pub use draft::ArtifactDraft;
 pub use error::{Error, ErrorKind, StoreLimit};
 pub use evicted::EvictedIncident;
 pub use incident::IncidentDir;
-pub use index::{IncidentEntries, IncidentEntry, find, list, open_artifact};
+pub use index::{IncidentEntries, IncidentEntry, list};
 pub use location::Location;
 pub use names::MANIFEST_FILE;
 pub use recovery::Recovery;
@@ -142,17 +142,12 @@ impl Store {
         chosen.report();
         chosen.dir.set_group_read(settings.group_read);
         let root = Arc::new(chosen.dir);
-        let inner = Arc::new(StoreInner::new(root, lock, settings, clock, location.clone()));
+        let inner = Arc::new(StoreInner::new(root, lock, settings, clock));
         let recovery = recovery::recover(&inner)?;
         location.set_opened(&inner.root);
         inner.root.file_system().clear_warnings();
         lifetime::check(inner.root.path(), inner.in_memory);
         Ok((Self { inner }, recovery))
-    }
-
-    /// Returns the location, for readers and for reopening the store.
-    pub fn location(&self) -> &Location {
-        &self.inner.location
     }
 
     /// Returns the path of the directory.

@@ -12,7 +12,6 @@ use super::ages::IncidentAges;
 use super::dir::{Dir, DiskSpace};
 use super::error::StoreLimit;
 use super::evicted::EvictedIncident;
-use super::location::Location;
 use super::lock::WriterLock;
 use super::names::sanitize_incident_name;
 use crate::base::{Bytes, Clock, IncidentId};
@@ -23,7 +22,6 @@ use crate::store::space::{RetentionReport, SpaceRequest, StoreUsage};
 pub(super) struct StoreInner {
     pub(super) root: Arc<Dir>,
     pub(super) clock: Arc<dyn Clock>,
-    pub(super) location: Location,
     usage: Mutex<SpaceUsage>,
     /// `true` if files are in memory and count against the memory limit.
     pub(super) in_memory: bool,
@@ -130,7 +128,6 @@ impl StoreInner {
         lock: WriterLock,
         settings: StoreSettings,
         clock: Arc<dyn Clock>,
-        location: Location,
     ) -> Self {
         let usage = SpaceUsage {
             settings,
@@ -145,7 +142,7 @@ impl StoreInner {
             memory_left: None,
         };
         let in_memory = root.is_in_memory();
-        Self { root, clock, location, usage: Mutex::new(usage), in_memory, lock }
+        Self { root, clock, usage: Mutex::new(usage), in_memory, lock }
     }
 
     pub(super) fn lock_usage(&self) -> MutexGuard<'_, SpaceUsage> {

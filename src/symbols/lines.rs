@@ -82,11 +82,6 @@ impl Lines {
         Ok(Self { image, dwarf_path: dwarf, loader })
     }
 
-    /// Returns the path of the file with the DWARF.
-    pub fn dwarf_path(&self) -> &Path {
-        &self.dwarf_path
-    }
-
     /// Returns the functions that contain the code at `file_offset` of the binary, the innermost
     /// inlined function first. Empty if DWARF does not cover it.
     ///

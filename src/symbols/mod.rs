@@ -58,7 +58,7 @@ pub use generated::{ANONYMOUS_CODE, GeneratedCode, memfd_name};
 #[cfg(feature = "cli")]
 pub use lines::{Lines, SourceFrame, build_id};
 pub use name::DemangledName;
-pub use owner::{ApplicationFunction, application_function, is_application};
+pub use owner::{ApplicationFunction, application_function};
 
 /// An error that leaves a mapping without names, or without some of them.
 #[derive(Debug, thiserror::Error)]

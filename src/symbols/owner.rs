@@ -104,7 +104,7 @@ pub fn application_function<'a>(names: &[&'a str]) -> Option<ApplicationFunction
 
 /// Returns `true` if this demangled name belongs to the service: a Rust path whose crate is not a
 /// known library.
-pub fn is_application(name: &str) -> bool {
+pub(super) fn is_application(name: &str) -> bool {
     owning_crate(first_name(name)).is_some_and(|owner| !LIBRARY_CRATES.contains(&owner))
 }
 

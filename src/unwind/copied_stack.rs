@@ -57,11 +57,6 @@ impl StackWalker {
         Ok(changed)
     }
 
-    /// Returns `true` if `address` is in a file that has unwind information.
-    pub fn has_unwind_info(&self, address: u64) -> bool {
-        self.modules.has_unwind_info(address)
-    }
-
     /// Writes the stack into `frames`, innermost first: the current instruction, then return
     /// addresses minus one. `stack` contains the words from `registers.sp` up. `whole` is `true` if
     /// they reach the end of the stack.

@@ -144,12 +144,6 @@ impl LoadedModules {
         Ok(modules)
     }
 
-    /// Returns `true` if `address` is in a segment that has unwind information.
-    pub(crate) fn has_unwind_info(&self, address: u64) -> bool {
-        self.module_at(address)
-            .is_some_and(|module| module.eh_frame.is_some() || module.debug_frame.is_some())
-    }
-
     /// Returns the segment that contains `address`.
     pub(crate) fn module_at(&self, address: u64) -> Option<&LoadedModule> {
         let after = self.known.partition_point(|known| known.segment.range.start <= address);

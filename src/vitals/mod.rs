@@ -34,8 +34,6 @@ mod stalled;
 mod trend;
 mod unavailable;
 
-#[doc(hidden)]
-pub use crate::metrics::{Counter, Gauge, Histogram, count_panics};
 #[cfg(feature = "trace")]
 pub(crate) use blocking::thread_name_stem;
 pub use reader::Reader;

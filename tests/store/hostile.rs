@@ -10,7 +10,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use marple::internals::base::SystemClock;
 use marple::internals::model::CaptureKind;
-use marple::internals::store::{Error, Store};
+use marple::internals::store::{Error, Location, Store};
 
 use crate::support::rerun::{self, test_path};
 use crate::support::store;
@@ -215,8 +215,9 @@ fn read_only_file_system_is_clear_error_and_readable() {
             assert!(error.to_string().contains("mount it writable"), "{error}");
             assert_eq!(std::io::Error::from(error).kind(), ErrorKind::ReadOnlyFilesystem);
         }
-        assert_eq!(marple::internals::store::list(&dir).unwrap().len(), 1);
-        assert!(marple::internals::store::open_artifact(&dir, id, "incident.json").is_ok());
+        let location = Location::new(&dir);
+        assert_eq!(location.entries().unwrap().count(), 1);
+        assert!(location.open_artifact(id, "incident.json").is_ok());
     });
 }
 

@@ -32,11 +32,6 @@ pub fn arch() -> String {
     uname().machine().to_string_lossy().into_owned()
 }
 
-/// Returns the host name; in a container, the container's.
-pub fn host_name() -> String {
-    uname().nodename().to_string_lossy().into_owned()
-}
-
 /// Returns the minimum interval between two reads of the CPU time for a process with `threads`
 /// threads.
 ///
@@ -128,7 +123,6 @@ mod tests {
         };
         assert_eq!(kernel_release(), run(&["-sr"]));
         assert_eq!(arch(), run(&["-m"]));
-        assert_eq!(host_name(), run(&["-n"]));
         assert_eq!(executable_path(), std::env::current_exe().ok());
     }
 
