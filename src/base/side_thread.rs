@@ -28,7 +28,6 @@ impl SideThread {
 
     /// Runs `work`, which is marple's code, on the thread. The receiver is closed if `work` panics
     /// or if the thread cannot be started.
-    #[cfg_attr(not(feature = "trace"), allow(dead_code, reason = "only stall detection uses it"))]
     pub(crate) fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
