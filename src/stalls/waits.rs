@@ -174,7 +174,8 @@ impl WaitEstimator {
     }
 
     fn read(&mut self, now: Moment, polling: PollingThread) {
-        let sched_stat = self.thread_reader.as_ref().and_then(|eyes| eyes.sched_stat(polling.tid));
+        let sched_stat =
+            self.thread_reader.as_ref().and_then(|reader| reader.sched_stat(polling.tid));
         let Some(sched_stat) = sched_stat else { return };
         let readings = self.threads.entry(polling.thread).or_default();
         let since = polling.poll_start.or(readings.last().map(|last| last.at)).unwrap_or(now);
