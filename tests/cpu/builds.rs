@@ -36,6 +36,7 @@ static CRATE: LazyLock<(PathBuf, PathBuf)> = LazyLock::new(|| {
         ("http", cfg!(feature = "http")),
         ("pprof", cfg!(feature = "pprof")),
         // Nothing here uses them. They are on in a build with all features, which is then shared.
+        ("default", cfg!(feature = "default")),
         ("cli", cfg!(feature = "cli")),
         ("jemalloc", cfg!(feature = "jemalloc")),
     ];
