@@ -248,7 +248,7 @@ fn error_response_is_shown_with_reason() {
     assert_contains(&error_text, &["400 Bad Request", "exceeds 300 (http.max_duration)"]);
 }
 
-/// `go` and the tool it runs, killed together.
+/// The tool and the programs that it starts, killed together.
 struct ProcessGroup(Child);
 
 impl Drop for ProcessGroup {

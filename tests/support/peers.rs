@@ -7,6 +7,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 
 /// Returns the directory in which the readers are installed.
 pub(crate) fn dir() -> PathBuf {
@@ -32,20 +33,30 @@ pub(crate) fn go_pprof(args: &[&str]) -> String {
 
 /// Returns the command `go tool pprof ARGS`.
 pub(crate) fn go_pprof_command(args: &[&str]) -> Command {
-    let dir = dir();
-    let go = expect_installed(find(&dir, "venv/bin/go"));
-    let mut command = Command::new(go);
+    // The program itself: `go tool` takes ten times as long as most commands of pprof, to check
+    // that its build is up to date.
+    static PROGRAM: LazyLock<String> =
+        LazyLock::new(|| run(go_command().args(["tool", "-n", "pprof"])));
+
+    let mut command = Command::new(PROGRAM.trim());
     command
-        .args(["tool", "pprof", "-symbolize=none"])
+        .arg("-symbolize=none")
         .args(args)
+        .env("TZ", "UTC")
+        .env("PPROF_TMPDIR", dir().join("pprof"));
+    command
+}
+
+fn go_command() -> Command {
+    let dir = dir();
+    let mut command = Command::new(expect_installed(find(&dir, "venv/bin/go")));
+    command
         .env("GOTOOLCHAIN", "local")
         .env("GOPROXY", "off")
         .env("GOFLAGS", "")
         // The cache that tests/peers/install has filled.
         .env("GOCACHE", dir.join("go-cache"))
-        .env("GOPATH", dir.join("go-path"))
-        .env("TZ", "UTC")
-        .env("PPROF_TMPDIR", dir.join("pprof"));
+        .env("GOPATH", dir.join("go-path"));
     command
 }
 
@@ -117,14 +128,8 @@ fn compiled_server() -> PathBuf {
         return program;
     }
     let part = program.with_extension(std::process::id().to_string());
-    let mut build = Command::new(expect_installed(find(&dir, "venv/bin/go")));
-    build.args(["build", "-o"]).arg(&part).arg(&source);
-    build
-        .env("GOTOOLCHAIN", "local")
-        .env("GOPROXY", "off")
-        .env("GOFLAGS", "-mod=mod")
-        .env("GOCACHE", dir.join("go-cache"))
-        .env("GOPATH", dir.join("go-path"));
+    let mut build = go_command();
+    build.env("GOFLAGS", "-mod=mod").args(["build", "-o"]).arg(&part).arg(&source);
     run(&mut build);
     std::fs::rename(&part, &program).unwrap();
     program
