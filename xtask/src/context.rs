@@ -2,9 +2,12 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::fmt::Display;
+use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 /// Reason for a step that did not pass.
 pub(crate) enum StepError {
@@ -27,12 +30,15 @@ impl StepError {
 
 pub(crate) type StepResult<T = ()> = Result<T, StepError>;
 
+#[derive(Clone)]
 pub(crate) struct Context {
     root: PathBuf,
     target: PathBuf,
     installs: bool,
     is_strict: bool,
     skipped_parts: Vec<String>,
+    /// File for the output of a step that runs beside another, or `None` for the terminal.
+    log: Option<Arc<File>>,
     environment: Vec<(&'static str, OsString)>,
 }
 
@@ -64,8 +70,14 @@ impl Context {
             installs,
             is_strict: installs || is_ci,
             skipped_parts: Vec::new(),
+            log: None,
             environment,
         }
+    }
+
+    /// Returns a context whose steps and commands write to a file.
+    pub(crate) fn with_log(&self, log: File) -> Self {
+        Self { log: Some(Arc::new(log)), ..self.clone() }
     }
 
     /// The root of the repository, which is the working directory of all commands.
@@ -95,12 +107,20 @@ impl Context {
 
     /// Reports a part of a step that is skipped while the rest of the step runs.
     pub(crate) fn skip_part(&mut self, part: &str, reason: &str) {
-        println!("skipped: {part}: {reason}");
+        self.print(format_args!("skipped: {part}: {reason}"));
         self.skipped_parts.push(format!("without {part}: {reason}"));
     }
 
     pub(crate) fn take_skipped_parts(&mut self) -> Vec<String> {
         std::mem::take(&mut self.skipped_parts)
+    }
+
+    /// Prints a line of the output of a step.
+    pub(crate) fn print(&self, line: impl Display) {
+        match &self.log {
+            Some(log) => writeln!(&**log, "{line}").expect("a log that can be written"),
+            None => println!("{line}"),
+        }
     }
 
     pub(crate) fn command(&self, program: &str, arguments: &[&str]) -> Command {
@@ -115,11 +135,15 @@ impl Context {
         self.command("cargo", &line.split_whitespace().collect::<Vec<_>>())
     }
 
-    /// Prints the command and runs it; its output goes to the terminal.
+    /// Prints the command and runs it; its output goes where that of the step goes.
     pub(crate) fn run(&self, command: &mut Command) -> StepResult {
         let line = self.line_of(command);
-        println!("$ {line}");
+        self.print(format_args!("$ {line}"));
         let _ = std::io::stdout().flush();
+        if let Some(log) = &self.log {
+            let clone = || log.try_clone().expect("a descriptor for the log");
+            command.stdout(clone()).stderr(clone());
+        }
         let status = command.status().map_err(|error| cannot_run(&line, &error))?;
         if status.success() { Ok(()) } else { Err(StepError::Failed(format!("{status}: {line}"))) }
     }
@@ -132,7 +156,7 @@ impl Context {
         if output.status.success() {
             return Ok(text);
         }
-        print!("{text}{}", String::from_utf8_lossy(&output.stderr));
+        self.print(text + &String::from_utf8_lossy(&output.stderr));
         Err(StepError::Failed(format!("{}: {line}", output.status)))
     }
 

@@ -32,7 +32,7 @@ pub(crate) fn incident(context: &mut Context) -> StepResult {
     for profile in &profiles {
         go_pprof(context, &["-raw"], &[profile])?;
     }
-    println!("{} profiles open in go tool pprof", profiles.len());
+    context.print(format_args!("{} profiles open in go tool pprof", profiles.len()));
 
     let of_kind = |incident: &str, ending: &str| -> Vec<&Path> {
         let is_wanted = |path: &&PathBuf| {
@@ -84,7 +84,7 @@ fn expect_first(
 ) -> StepResult {
     let top = go_pprof(context, options, files)?;
     for line in top.lines().take(12) {
-        println!("{line}");
+        context.print(line);
     }
     match first_function(&top) {
         Some(first) if first.ends_with(&format!("::{function}")) => Ok(()),

@@ -5,17 +5,17 @@
 
 mod context;
 mod example;
+mod lanes;
 mod manifest;
 mod steps;
 mod test_modules;
 mod tools;
 
 use std::collections::BTreeSet;
-use std::io::Write;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use context::{Context, StepError};
+use context::Context;
 use steps::{Level, STEPS, Step};
 
 const USAGE: &str = "\
@@ -86,55 +86,15 @@ fn run_named(names: &[String], install: bool) -> ExitCode {
 }
 
 fn run(steps: &[&Step], install: bool) -> ExitCode {
-    let mut context = Context::new(install);
+    let context = Context::new(install);
     let started = Instant::now();
-    let mut rows = Vec::new();
-    let mut has_failed = false;
-    for step in steps {
-        println!("\n=== {}: {}", step.name, step.about);
-        flush();
-        let step_started = Instant::now();
-        let result = (step.run)(&mut context);
-        let mut remarks = context.take_skipped_parts();
-        let outcome = match result {
-            Ok(()) => "passed",
-            Err(StepError::Unavailable(reason)) => {
-                println!("skipped: {reason}");
-                remarks.push(reason);
-                "skipped"
-            }
-            Err(StepError::Missing(reason)) if !context.is_strict() => {
-                println!("skipped: {reason}");
-                remarks.push(reason);
-                "skipped"
-            }
-            Err(StepError::Missing(reason) | StepError::Failed(reason)) => {
-                println!("{reason}");
-                has_failed = true;
-                "FAILED"
-            }
-        };
-        let seconds = whole_seconds(step_started.elapsed());
-        println!("=== {}: {outcome}, {seconds} s", step.name);
-        flush();
-        let row = format!("{outcome:<8} {:<17} {seconds:>5} s  ", step.name);
-        rows.push(row + &remarks.join("; "));
-    }
+    let rows = lanes::run(steps, &context);
     println!();
-    for row in rows {
-        println!("{}", row.trim_end());
+    for row in &rows {
+        println!("{}", row.text);
     }
-    let seconds = whole_seconds(started.elapsed());
+    let seconds = lanes::whole_seconds(started.elapsed());
     println!("in all {} min {} s", seconds / 60, seconds % 60);
-    flush();
+    let has_failed = rows.iter().any(|row| row.has_failed);
     if has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
-}
-
-fn whole_seconds(time: Duration) -> u64 {
-    (time + Duration::from_millis(500)).as_secs()
-}
-
-/// Writes buffered output before a child process writes to the same file.
-fn flush() {
-    let _ = std::io::stdout().flush();
 }

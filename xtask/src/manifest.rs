@@ -39,7 +39,7 @@ pub(crate) fn package(context: &mut Context) -> StepResult {
         let strays = strays.join(", ");
         return Err(StepError::Failed(format!("the package has unexpected files: {strays}")));
     }
-    println!("{} files", list.lines().count());
+    context.print(format_args!("{} files", list.lines().count()));
 
     let directory = context.target().join("package");
     let io_error = |error| StepError::Failed(format!("{}: {error}", directory.display()));
@@ -121,7 +121,7 @@ pub(crate) fn rust_version(context: &mut Context) -> StepResult {
         let newer = newer.join(", ");
         return Err(StepError::Failed(format!("needs more than Rust {declared}: {newer}")));
     }
-    println!("no dependency declares a newer compiler than Rust {declared}");
+    context.print(format_args!("no dependency declares a newer compiler than Rust {declared}"));
 
     match tools::need_toolchain(context, declared) {
         Ok(()) => context.run(
@@ -131,7 +131,7 @@ pub(crate) fn rust_version(context: &mut Context) -> StepResult {
         ),
         Err(error) => {
             context.skip_part(&format!("a build with Rust {declared}"), error.reason());
-            println!("clippy's lint incompatible_msrv checks the standard library's items");
+            context.print("clippy's lint incompatible_msrv checks the standard library's items");
             Ok(())
         }
     }

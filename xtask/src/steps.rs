@@ -1,9 +1,12 @@
 //! The steps. Their order is cheap before expensive, so that a simple mistake shows early.
 //!
 //! Builds are shared where the features and flags are equal: `unit`, `integration`, `default-rules`
-//! and `doctests` use one debug build; `http-go` and `example` use one release build.
+//! and `doctests` use one debug build; `http-go` and `example` use one release build. A full run
+//! compiles them in two lanes, because one rustc alone leaves a core idle for most of the time that
+//! a check of the crate takes. Tests run after that, one step at a time.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 
 use crate::context::{Context, StepError, StepResult};
 use crate::example;
@@ -16,8 +19,9 @@ use self::Level::{Check, Full, Test};
 pub(crate) struct Step {
     pub(crate) name: &'static str,
     pub(crate) level: Level,
+    pub(crate) lane: Lane,
     pub(crate) about: &'static str,
-    pub(crate) run: fn(&mut Context) -> StepResult,
+    pub(crate) run: Run,
 }
 
 /// The smallest command that runs a step. Each command runs the steps of the smaller ones, too.
@@ -38,39 +42,57 @@ impl Level {
     }
 }
 
-const fn step(
-    level: Level,
-    name: &'static str,
-    about: &'static str,
-    run: fn(&mut Context) -> StepResult,
-) -> Step {
-    Step { name, level, about, run }
+/// The steps that may run beside this one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// None: tests measure time, CPU use and threads.
+    Alone,
+    /// Those of `Other`. The step compiles below `target/debug`, which cargo locks.
+    Debug,
+    /// Those of `Debug`. The step compiles below other directories.
+    Other,
+}
+
+type Run = fn(&mut Context) -> StepResult;
+
+const fn alone(level: Level, name: &'static str, about: &'static str, run: Run) -> Step {
+    Step { name, level, lane: Lane::Alone, about, run }
+}
+
+const fn debug(level: Level, name: &'static str, about: &'static str, run: Run) -> Step {
+    Step { name, level, lane: Lane::Debug, about, run }
+}
+
+const fn other(level: Level, name: &'static str, about: &'static str, run: Run) -> Step {
+    Step { name, level, lane: Lane::Other, about, run }
 }
 
 pub(crate) const STEPS: &[Step] = &[
-    step(Full, "dependencies", "lock files of all packages are up to date", dependencies),
-    step(Check, "format", "rustfmt on all Rust files, also on those of no target", format),
-    step(Check, "language", "comments, documents and names, by tests/prose.py", language),
-    step(Check, "xtask", "clippy and unit tests of xtask", xtask),
-    step(Check, "clippy", "all targets with all features, without warnings", clippy),
-    step(Full, "features", "clippy without features and with each feature alone", features),
-    step(Full, "docs", "rustdoc with all features, without warnings", docs),
-    step(Full, "package", "files and build of the published package", manifest::package),
-    step(Full, "targets", "aarch64 Linux, macOS and FreeBSD, compiled only", targets),
-    step(Full, "msrv", "declared rust-version of crate and dependencies", manifest::rust_version),
-    step(Full, "minimal-versions", "lowest declared dependencies", manifest::minimal_versions),
-    step(Full, "deny", "licences, sources and duplicates of dependencies", deny),
-    step(Test, "public-api", "public items are those of tests/public_api.txt", public_api),
-    step(Test, "peers", "installs Go's pprof and Perfetto's trace processor", peers),
-    step(Check, "unit", "unit tests, in debug with all features", unit),
-    step(Test, "integration", "integration tests, in debug with all features", integration),
-    step(Test, "doctests", "examples of the documentation", doctests),
-    step(Test, "default-rules", "default rules against faulty services", default_rules),
-    step(Full, "tokio-unstable", "tokio's hooks, with --cfg tokio_unstable", tokio_unstable),
-    step(Full, "miri", "unsafe code that Miri can run", miri),
-    step(Full, "jemalloc", "tests/jemalloc, which builds jemalloc", jemalloc),
-    step(Full, "http-go", "endpoint of a release build, with Go's client and server", http_go),
-    step(Full, "example", "incident example in release, its profiles in Go", example::incident),
+    alone(Full, "dependencies", "lock files of all packages are up to date", dependencies),
+    alone(Check, "format", "rustfmt on all Rust files, also on those of no target", format),
+    alone(Check, "language", "comments, documents and names, by tests/prose.py", language),
+    other(Check, "xtask", "clippy and unit tests of xtask", xtask),
+    debug(Check, "clippy", "all targets with all features, without warnings", clippy),
+    debug(Full, "features", "clippy without features and with each feature alone", features),
+    debug(Full, "docs", "rustdoc with all features, without warnings", docs),
+    debug(Full, "package", "files and build of the published package", manifest::package),
+    debug(Full, "targets", "aarch64 Linux, macOS and FreeBSD, compiled only", targets),
+    other(Full, "msrv", "declared rust-version of crate and dependencies", manifest::rust_version),
+    other(Full, "minimal-versions", "lowest declared dependencies", manifest::minimal_versions),
+    other(Full, "deny", "licences, sources and duplicates of dependencies", deny),
+    other(Test, "public-api", "public items are those of tests/public_api.txt", public_api),
+    other(Test, "peers", "installs Go's pprof and Perfetto's trace processor", peers),
+    other(Full, "miri", "unsafe code that Miri can run", miri),
+    other(Full, "release-build", "http-go and example, compiled only", release_build),
+    debug(Full, "debug-build", "tests of a debug build, compiled only", debug_build),
+    debug(Test, "doctests", "examples of the documentation", doctests),
+    alone(Check, "unit", "unit tests, in debug with all features", unit),
+    alone(Test, "integration", "integration tests, in debug with all features", integration),
+    alone(Test, "default-rules", "default rules against faulty services", default_rules),
+    alone(Full, "tokio-unstable", "tokio's hooks, with --cfg tokio_unstable", tokio_unstable),
+    alone(Full, "jemalloc", "tests/jemalloc, which builds jemalloc", jemalloc),
+    alone(Full, "http-go", "endpoint of a release build, with Go's client and server", http_go),
+    alone(Full, "example", "incident example in release, its profiles in Go", example::incident),
 ];
 
 /// Fails in the package whose lock file is not up to date. Most of them are built by no other step.
@@ -98,16 +120,16 @@ fn format(context: &mut Context) -> StepResult {
     let output =
         output.map_err(|error| StepError::Failed(format!("cannot run rustfmt: {error}")))?;
     if output.status.success() {
-        println!("{} files", files.len());
+        context.print(format_args!("{} files", files.len()));
         return Ok(());
     }
     // rustfmt follows `mod` items, so a difference appears once for each file above it, too.
     let text = String::from_utf8_lossy(&output.stdout);
     let differences: BTreeSet<&str> = text.split("Diff in ").skip(1).collect();
     for difference in &differences {
-        print!("Diff in {difference}");
+        context.print(format_args!("Diff in {}", difference.trim_end()));
     }
-    eprint!("{}", String::from_utf8_lossy(&output.stderr));
+    context.print(String::from_utf8_lossy(&output.stderr));
     Err(StepError::Failed(format!(
         "{} places differ: run rustfmt $(git ls-files '*.rs')",
         differences.len()
@@ -226,7 +248,7 @@ fn integration(context: &mut Context) -> StepResult {
     for (words, availability) in readers {
         let Err(error) = availability else { continue };
         if context.is_strict() {
-            println!("{}", error.reason());
+            context.print(error.reason());
             missing.get_or_insert(error);
             continue;
         }
@@ -257,14 +279,36 @@ fn default_rules(context: &mut Context) -> StepResult {
     context.run(&mut context.cargo("nextest run --all-features -E binary(default_rules)"))
 }
 
+/// Compiles the tests of the steps `unit` to `jemalloc`.
+fn debug_build(context: &mut Context) -> StepResult {
+    need(context, &tools::NEXTEST)?;
+    context.run(&mut context.cargo("nextest run --no-run --all-features"))?;
+    context.run(tokio_unstable_tests(context)?.arg("--no-run"))?;
+    match need(context, &tools::C_COMPILER) {
+        Ok(()) => context.run(jemalloc_tests(context).arg("--no-run")),
+        // The step `jemalloc` reports it.
+        Err(_) => Ok(()),
+    }
+}
+
+/// Compiles what the steps `http-go` and `example` run.
+fn release_build(context: &mut Context) -> StepResult {
+    context.run(&mut context.cargo("build --release --test http_go --example incident"))
+}
+
+fn tokio_unstable(context: &mut Context) -> StepResult {
+    context.run(&mut tokio_unstable_tests(context)?)
+}
+
 /// `--target` keeps `RUSTFLAGS` away from build scripts and procedural macros, which the debug
 /// build has compiled before.
-fn tokio_unstable(context: &mut Context) -> StepResult {
+fn tokio_unstable_tests(context: &Context) -> StepResult<Command> {
     let version = context.output(&mut context.command("rustc", &["-vV"]))?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));
     let host = host.ok_or_else(|| StepError::Failed("rustc -vV names no host".into()))?;
     let mut tests = context.cargo(&format!("test --test trace_hooks --target {host}"));
-    context.run(tests.env("RUSTFLAGS", "--cfg tokio_unstable"))
+    tests.env("RUSTFLAGS", "--cfg tokio_unstable");
+    Ok(tests)
 }
 
 /// Runs the tests of unsafe code that Miri can interpret: no system calls of its own, and no
@@ -279,12 +323,17 @@ fn miri(context: &mut Context) -> StepResult {
     context.run(tests.env("MIRIFLAGS", "-Zmiri-disable-isolation -Zmiri-many-seeds=0..8"))
 }
 
-/// A package of its own, because it builds jemalloc.
 fn jemalloc(context: &mut Context) -> StepResult {
     need(context, &tools::C_COMPILER)?;
+    context.run(&mut jemalloc_tests(context))
+}
+
+/// A package of its own, because it builds jemalloc.
+fn jemalloc_tests(context: &Context) -> Command {
     let mut tests =
         context.cargo("test --locked --manifest-path tests/jemalloc/Cargo.toml --target-dir");
-    context.run(tests.arg(context.target()))
+    tests.arg(context.target());
+    tests
 }
 
 /// The features are those of the example, so that one release build serves both.

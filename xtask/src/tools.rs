@@ -1,5 +1,7 @@
 //! Tools that steps need, and their installation.
 
+use std::sync::{Mutex, PoisonError};
+
 use crate::context::{Context, StepError, StepResult};
 
 /// A program or library that a step needs.
@@ -76,13 +78,19 @@ impl Tool {
     }
 }
 
+/// Held during an installation: of two apt-get at once, one fails.
+static INSTALLATION: Mutex<()> = Mutex::new(());
+
 /// Returns `Ok` if the tool is installed, or could be installed in a run with `--install`.
 pub(crate) fn need(context: &Context, tool: &Tool) -> StepResult {
     if has(context, tool) {
         return Ok(());
     }
     if context.installs() {
-        install(context, tool);
+        let _guard = INSTALLATION.lock().unwrap_or_else(PoisonError::into_inner);
+        if !has(context, tool) {
+            install(context, tool);
+        }
         if has(context, tool) {
             return Ok(());
         }
@@ -97,7 +105,7 @@ pub(crate) fn has(context: &Context, tool: &Tool) -> bool {
 
 fn install(context: &Context, tool: &Tool) {
     let line = tool.install_line();
-    println!("$ {line}");
+    context.print(format_args!("$ {line}"));
     let words: Vec<&str> = line.split(' ').collect();
     let (program, arguments) = words.split_first().expect("a program");
     let install = || {
@@ -112,7 +120,7 @@ fn install(context: &Context, tool: &Tool) {
         result => result,
     };
     if let Err(error) = result {
-        println!("{}", error.reason());
+        context.print(error.reason());
     }
 }
 
@@ -159,6 +167,7 @@ fn need_from_rustup(
     if is_installed() {
         return Ok(());
     }
+    let _guard = INSTALLATION.lock().unwrap_or_else(PoisonError::into_inner);
     let words: Vec<&str> = rustup_line.split(' ').collect();
     if context.installs() && context.succeeds("rustup", &words) && is_installed() {
         return Ok(());
