@@ -29,8 +29,8 @@
 //! Each service is a child process: this binary with `MARPLE_SERVICE` set. It runs in a directory
 //! with `config/minimal.toml`, on plain `#[tokio::main]`. A test prints the time between the fault
 //! and the start of the incident. A new fault goes into `faults.rs`, and a healthy load into
-//! `healthy.rs`. The allocator is marple's, as in a service. nextest runs these tests one at a
-//! time, because their services need the machine for themselves.
+//! `healthy.rs`. The allocator is marple's, as in a service. nextest runs the services that use all
+//! of the CPU and the healthy ones one test at a time, and the others three at a time.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -272,11 +272,12 @@ fn doctests(context: &mut Context) -> StepResult {
     context.run(&mut context.cargo("test --doc --all-features"))
 }
 
-/// The services burn, block and leak while the rules measure them, so each test runs alone: no
-/// compilation may run beside them.
+/// No compilation may run beside the services, which burn, block and leak while rules measure them.
+/// `.config/nextest.toml` states which of them may run at the same time.
 fn default_rules(context: &mut Context) -> StepResult {
     need(context, &tools::NEXTEST)?;
-    context.run(&mut context.cargo("nextest run --all-features -E binary(default_rules)"))
+    let nextest = "nextest run --all-features --test-threads 3 -E binary(default_rules)";
+    context.run(&mut context.cargo(nextest))
 }
 
 /// Compiles the tests of the steps `unit` to `jemalloc`.
