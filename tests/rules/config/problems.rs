@@ -481,7 +481,7 @@ fn nested_or_huge_file_is_rejected_with_bounded_errors() {
 proptest::proptest! {
     #[test]
     fn arbitrary_text_does_not_panic_parser(text in "[a-z_=\\[\\]{}\"'.,#0-9 \\n\u{e9}]{0,80}", cut in 0..2000_usize) {
-        let shipped_text = include_str!("../../config/marple.toml");
+        let shipped_text = include_str!("../../../config/marple.toml");
         assert!(shipped_text.is_ascii());
         let cut = cut.min(shipped_text.len());
         let _ = parse(&text, Path::new("x"));
