@@ -16,7 +16,7 @@
 //! may inflate.
 //!
 //! The message structs are hand-written, without `protoc` in the build and without unused fields.
-//! The tests in `tests/codec` check every field number with independent decoders.
+//! The tests in `tests/files` check every field number with independent decoders.
 
 mod error;
 pub mod go_debug;

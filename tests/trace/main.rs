@@ -1,7 +1,7 @@
 //! Runtime traces as `marple::trace` records them on stable tokio: polls of wrapped tasks, parks,
 //! spans, vitals and process events, and the memory that recording takes.
 //!
-//! What tokio's hooks record belongs to `tests/trace_hooks`, the file format to `tests/codec`. The
+//! What tokio's hooks record belongs to `tests/trace_hooks`, the file format to `tests/files`. The
 //! allocator counts, because recording must not allocate.
 
 #[path = "../support/mod.rs"]

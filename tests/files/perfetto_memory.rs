@@ -63,7 +63,7 @@ fn peak_of_writing(timeline: &Timeline, stacks: &[Stacks<'_>]) -> isize {
     peak_bytes(|| perfetto::write_with_stacks(timeline, stacks, io::sink()).unwrap())
 }
 
-/// The only test of this binary, because it counts the allocations of the whole process.
+/// Counts the allocations of the whole process, in which nothing else may run (nextest).
 #[test]
 fn memory_is_independent_of_sample_and_poll_count() {
     let samples = |samples| peak_of_writing(&timeline(), &[Stacks::Samples(&profile(samples))]);

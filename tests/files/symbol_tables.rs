@@ -100,10 +100,10 @@ fn functions_of_binary_have_full_paths() {
     assert_eq!(
         symbols_of(&profile, &addresses),
         [
-            Some("symbols::files::a_function_of_this_binary".to_owned()),
-            Some("symbols::files::a_function_of_this_binary".to_owned()),
-            Some("symbols::files::nested::Generic<T>::method".to_owned()),
-            Some("symbols::files::nested::Generic<T>::method".to_owned()),
+            Some("files::symbol_tables::a_function_of_this_binary".to_owned()),
+            Some("files::symbol_tables::a_function_of_this_binary".to_owned()),
+            Some("files::symbol_tables::nested::Generic<T>::method".to_owned()),
+            Some("files::symbol_tables::nested::Generic<T>::method".to_owned()),
         ]
     );
     assert_eq!((report.named, report.unnamed, report.problems.len()), (4, 0, 0));
@@ -210,7 +210,7 @@ fn open_file_gives_names_after_replacement_but_not_modification() {
         let report = symbols::symbolize(&mut profile);
         (symbols_of(&profile, &[function]).remove(0), report.problems)
     };
-    let name = Some("symbols::files::a_function_of_this_binary".to_owned());
+    let name = Some("files::symbol_tables::a_function_of_this_binary".to_owned());
     let (_, other) = &*SMALL_LIBRARY;
     let new = dir.path().join("new");
     fs::write(&new, other).unwrap();

@@ -187,12 +187,12 @@ fn assert_names_stay(folder: &Path, deploy: &Deploy) {
         dir.join(file.unwrap_or_else(|| panic!("no {kind} in {:?}", manifest.artifacts)))
     };
     let cpu = top(&text("cpu"));
-    assert!(cpu.contains("symbols::after_deploy::burn_in_program"), "{cpu}");
+    assert!(cpu.contains("files::after_deploy::burn_in_program"), "{cpu}");
     assert!(cpu.contains("burn_in_the_other (or burn_in_the_library)"), "{cpu}");
     let heap = top(&text("memory"));
-    assert!(heap.contains("symbols::after_deploy::allocate_in_program"), "{heap}");
+    assert!(heap.contains("files::after_deploy::allocate_in_program"), "{heap}");
     let threads = fs::read_to_string(text("threads.txt")).unwrap();
-    assert!(threads.contains("symbols::after_deploy::assert_names_stay"), "{threads}");
+    assert!(threads.contains("files::after_deploy::assert_names_stay"), "{threads}");
     // A reader finds the files by their paths and build IDs.
     let raw = peers::go_pprof(&["-raw", text("cpu").to_str().unwrap()]);
     for path in [&program, &library] {
@@ -228,7 +228,7 @@ fn assert_stall_named(host: &Host) {
     });
     release.send(()).unwrap();
     let function = stall.function.as_deref();
-    assert_eq!(function, Some("symbols::after_deploy::block_in_program"), "{stall:?}");
+    assert_eq!(function, Some("files::after_deploy::block_in_program"), "{stall:?}");
     assert!(stall.via.as_deref().is_some_and(|via| via.contains("mpsc")), "{stall:?}");
     runtime.shutdown_background();
 }

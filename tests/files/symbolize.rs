@@ -79,12 +79,12 @@ fn symbolized_profile_has_lines_and_inlined_functions_in_go() {
         inlined_frames.unwrap_or_else(|| panic!("line {LEAK_LINE} is not in {all:#?}"));
     let at = inlined_frames.iter().position(is_inlined).unwrap();
     let outer =
-        ("cli::symbolize::leak_blocks".to_owned(), "symbolize.rs".to_owned(), LEAK_LINE + 5);
+        ("files::symbolize::leak_blocks".to_owned(), "symbolize.rs".to_owned(), LEAK_LINE + 5);
     assert_eq!(inlined_frames.get(at + 1), Some(&outer), "{inlined_frames:#?}");
 
     let own = new.mapping.first().unwrap();
     assert!(own.has_functions && own.has_filenames && own.has_line_numbers);
-    let listed = peers::go_pprof(&["-list=cli::symbolize::leak_blocks$", to.to_str().unwrap()]);
+    let listed = peers::go_pprof(&["-list=files::symbolize::leak_blocks$", to.to_str().unwrap()]);
     assert!(listed.contains("black_box(inlined_leak())"), "{listed}");
 
     let again = run_marple(&[from.to_str().unwrap()]);
