@@ -1,7 +1,7 @@
 //! Polls recorded by tokio's hooks. Built with `RUSTFLAGS="--cfg tokio_unstable"`, and empty
 //! without it; that is why these tests have a binary of their own.
 //!
-//! What can be tested on stable tokio belongs to `tests/trace`. The allocator is the system's.
+//! What can be tested on stable tokio belongs to `tests/runtime`. The allocator is the system's.
 #![cfg(tokio_unstable)]
 
 #[path = "../support/mod.rs"]

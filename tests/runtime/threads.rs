@@ -123,7 +123,7 @@ fn dump_has_thread_states_names_and_dumping_thread() {
         let state = |name: &str| threads_named(&dump, name).first().map(|thread| thread.state);
         let states = (state("spins"), state("sleeps"));
         let own = dump.threads.iter().filter(|thread| {
-            function_names(&dump, thread).iter().any(|name| name == "stacks::threads::dump")
+            function_names(&dump, thread).iter().any(|name| name == "runtime::threads::dump")
         });
         let seen = (states, own.count());
         if seen == ((Some('R'), Some('S')), 1) || start.elapsed() > Duration::from_secs(60) {

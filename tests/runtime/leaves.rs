@@ -178,7 +178,7 @@ fn unreached_leaves(dump: &TaskDump) -> Vec<String> {
     let mut missed = Vec::new();
     for (name, _) in leaves() {
         let row = task_row(dump, name);
-        let own = format!("stacks::leaves::{name}::{{{{closure}}}}");
+        let own = format!("runtime::leaves::{name}::{{{{closure}}}}");
         let stacks: Vec<_> =
             row.stacks.iter().map(|stack| function_names(&dump.profile, *stack)).collect();
         // The outermost function is that of the enclosing box.
