@@ -1,15 +1,22 @@
-//! Heap profiles as a service has them, with `marple::Allocator` over the system's allocator: sums,
-//! stacks and names, full tables, and memory that is nearly exhausted.
+//! Heap profiles as a service has them: sums, stacks and names, full tables, and memory that is
+//! nearly exhausted. The allocator is `marple::Allocator` over `support::counting`, which counts the
+//! calls and forwards them to the system's.
 //!
-//! What needs the exact number of bytes allocated belongs to `tests/heap_counted`, a program
-//! without the allocator to `tests/no_allocator`, and jemalloc to `tests/jemalloc`. Rate and tables
-//! are those of the process, so each test needs a process of its own (nextest).
+//! Some tests compare a profile with these counts: exact at rate 1, within the stated error and
+//! losses at other rates, and no allocation by a dump. A program without the allocator belongs to
+//! `tests/no_allocator`, and jemalloc to `tests/jemalloc`. Rate, tables and counts are those of the
+//! process, so each test needs a separate one (nextest).
 #![cfg(feature = "heap")]
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod allocated_bytes;
+#[cfg(target_os = "linux")]
+mod combined_load;
+mod dump;
 mod dump_waits;
+mod exact;
 mod fork;
 mod full_tables;
 #[cfg(all(feature = "cpu", target_os = "linux", target_env = "gnu", target_arch = "x86_64"))]
@@ -23,8 +30,10 @@ mod pprof;
 mod rate;
 mod rate_zero;
 mod stacks;
+#[cfg(target_os = "linux")]
+mod sums;
 
-use std::alloc::System;
+use crate::support::counting::Counting;
 
 #[global_allocator]
-static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
+static ALLOCATOR: marple::Allocator<Counting> = marple::Allocator::new(Counting);

@@ -51,7 +51,7 @@ fn dump_of_100_000_samples_allocates_nothing() {
     assert_eq!(profile.sample.iter().filter(ours).count(), STACKS);
     let names: Vec<&str> = profile.function.iter().map(|f| profile.text(f.name)).collect();
     for name in ["allocate_left", "allocate_right", "descend"]
-        .map(|name| format!("heap_counted::support::blocks::{name}"))
+        .map(|name| format!("heap::support::blocks::{name}"))
     {
         assert!(names.contains(&name.as_str()), "no {name} in {names:?}");
     }
