@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::capture::CaptureKind;
+use super::finding::Finding;
 use super::incident::{IncidentState, Reason};
 use super::losses::Losses;
 use super::vitals::Vitals;
@@ -50,6 +51,9 @@ pub struct Manifest {
     pub removed: Vec<RemovedArtifact>,
     /// Vitals from before the incident until after it.
     pub vitals: Vec<VitalsRow>,
+    /// Conclusions from the captures so far, the best explanation first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<Finding>,
     /// Data about the incident itself that could not be kept.
     #[serde(default, skip_serializing_if = "Losses::is_empty")]
     pub losses: Losses,

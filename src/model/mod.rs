@@ -17,6 +17,7 @@ mod custom_metrics;
 mod descriptors;
 mod difference;
 mod dump;
+mod finding;
 mod incident;
 mod losses;
 mod manifest;
@@ -44,6 +45,7 @@ pub use custom_metrics::{
 };
 pub use descriptors::{DescriptorCount, DescriptorDump};
 pub use dump::{SiteCount, SpawnLocation, TaskDump, TaskRow, TaskState, ThreadDump, ThreadRow};
+pub use finding::{Confidence, Finding, FindingEvidence, FindingKind};
 pub use incident::{IncidentState, Origin, Reason};
 pub use losses::{Loss, Losses};
 pub use manifest::{

@@ -52,6 +52,7 @@ pub(super) fn manifest_at(opened: Timestamp) -> Manifest {
         artifacts: Vec::new(),
         removed: Vec::new(),
         vitals: vec![VitalsRow { at: opened, values: [("memory".to_owned(), 91.5)].into() }],
+        findings: Vec::new(),
         losses: Losses::default(),
     }
 }

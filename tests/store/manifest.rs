@@ -64,6 +64,7 @@ fn sample_manifest(value: f64) -> Manifest {
             note: None,
         }],
         removed: Vec::new(),
+        findings: Vec::new(),
         vitals: vec![VitalsRow {
             at: opened,
             values: BTreeMap::from([

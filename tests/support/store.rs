@@ -44,6 +44,7 @@ pub(crate) fn manifest() -> Manifest {
         artifacts: Vec::new(),
         removed: Vec::new(),
         vitals: Vec::new(),
+        findings: Vec::new(),
         losses: Losses::default(),
     }
 }
