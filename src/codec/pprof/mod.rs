@@ -12,6 +12,7 @@
 //! model states that symbolization is complete. The flags for files, lines and inlined functions
 //! are set only if the result contains such information.
 
+mod model;
 pub mod proto;
 mod read;
 mod size;
@@ -19,6 +20,7 @@ mod stream;
 
 use std::io::{self, Write};
 
+pub(crate) use model::read_model;
 pub use read::{read, write_proto};
 pub use stream::{FunctionId, NumberLabel, ProfileHeader, ProfileStream, Text, WriterBuffers};
 

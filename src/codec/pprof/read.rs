@@ -29,16 +29,16 @@ const MAX_DECODED_BYTES: Bytes = Bytes::mib(256);
 /// If `bytes` are damaged, are more than 64 MiB decompressed, would take more than 256 MiB decoded,
 /// are not `profile.proto`, or contain dangling references.
 pub fn read(bytes: &[u8]) -> Result<Profile, Error> {
-    let profile = decode(&inflate(bytes, MAX_CONTENT_BYTES)?)?;
+    let profile = decode(&inflate(bytes, MAX_CONTENT_BYTES)?, MAX_DECODED_BYTES)?;
     check(&profile).map_err(Error::Inconsistent)?;
     Ok(profile)
 }
 
-fn decode(content: &[u8]) -> Result<Profile, Error> {
-    let limit = MAX_DECODED_BYTES.get();
-    let size = MessageSize::measure(content, limit).ok_or(Error::MalformedFields)?;
-    if size.bytes > limit {
-        return Err(Error::TooMuchMemory { limit: MAX_DECODED_BYTES });
+/// Decodes a message that takes at most `limit` in memory.
+pub(super) fn decode(content: &[u8], limit: Bytes) -> Result<Profile, Error> {
+    let size = MessageSize::measure(content, limit.get()).ok_or(Error::MalformedFields)?;
+    if size.bytes > limit.get() {
+        return Err(Error::TooMuchMemory { limit });
     }
     let mut profile = size.preallocate();
     profile.merge(content)?;
@@ -56,7 +56,8 @@ pub fn write_proto(profile: &Profile, out: impl Write) -> io::Result<()> {
     out.finish()
 }
 
-fn check(profile: &Profile) -> Result<(), String> {
+/// Returns an error if a reference does not resolve.
+pub(super) fn check(profile: &Profile) -> Result<(), String> {
     if profile.string_table.first().is_some_and(|first| !first.is_empty()) {
         return Err("the first string is not empty".to_owned());
     }
