@@ -50,7 +50,11 @@ impl IncidentArchive {
             location: location.clone(),
             id: entry.id,
             folder: folder.unwrap_or_else(|| entry.id.to_string()),
-            queue: [store::MANIFEST_FILE.to_owned()].into_iter().chain(files).collect(),
+            queue: [store::MANIFEST_FILE, store::REPORT_FILE]
+                .map(str::to_owned)
+                .into_iter()
+                .chain(files)
+                .collect(),
             current: None,
             out: Some(Builder::new(out)),
         }

@@ -114,7 +114,7 @@ pub(super) async fn file(
     let range = (status == StatusCode::PARTIAL_CONTENT)
         .then(|| HeaderValue::try_from(format!("bytes {from}-{}/{}", to - 1, found.size)).ok())
         .flatten();
-    let disposition = (kind != JSON)
+    let disposition = (![JSON, MARKDOWN].contains(&kind))
         .then(|| HeaderValue::try_from(format!("attachment; filename=\"{name}\"")).ok())
         .flatten();
     let part = FilePart { file: found.file, position: from, end: to };
@@ -130,6 +130,7 @@ pub(super) async fn file(
 }
 
 const JSON: &str = "application/json";
+const MARKDOWN: &str = "text/markdown; charset=utf-8";
 
 /// An opened file with its metadata.
 struct FoundFile {
@@ -144,10 +145,15 @@ impl FoundFile {
     fn open(location: &Location, id: IncidentId, name: &str) -> Result<Self, store::Error> {
         let mut file = location.open_artifact(id, name)?;
         let size = file.metadata().map_err(|source| read_error(location, source))?.len();
-        if name == store::MANIFEST_FILE {
-            // The manifest changes while the incident is open, and its digest is not stored.
+        let changing = match name {
+            store::MANIFEST_FILE => Some(JSON),
+            store::REPORT_FILE => Some(MARKDOWN),
+            _ => None,
+        };
+        if let Some(content_type) = changing {
+            // It changes while the incident is open, and its digest is not stored.
             let digest = compute_etag(&mut file).map_err(|source| read_error(location, source))?;
-            return Ok(Self { file, size, tag: Some(digest), content_type: JSON });
+            return Ok(Self { file, size, tag: Some(digest), content_type });
         }
         let manifest = location.find(id)?.manifest;
         let listed = manifest

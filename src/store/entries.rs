@@ -2,7 +2,7 @@
 
 use super::dir::{Dir, is_file};
 use super::error::Error;
-use super::names::{MANIFEST_FILE, artifact_form, is_part_file, is_silly_renamed};
+use super::names::{is_incident_file, is_part_file, is_silly_renamed};
 use std::path::PathBuf;
 
 /// Returns the finished files in `dir` with their sizes, foreign files included.
@@ -29,7 +29,7 @@ pub(crate) fn foreign_entry(dir: &Dir, names: &[String]) -> Result<Option<PathBu
         if is_silly_renamed(name) {
             continue;
         }
-        let is_known = name == MANIFEST_FILE || is_part_file(name) || artifact_form(name).is_some();
+        let is_known = is_incident_file(name) || is_part_file(name);
         if !is_known || dir.stat(name)?.is_some_and(|stat| !is_file(&stat)) {
             return Ok(Some(dir.path_of(name)));
         }

@@ -9,7 +9,9 @@ use rustix::io::Errno;
 
 use super::draft::ArtifactDraft;
 use super::error::{Error, StoreLimit};
-use super::names::{IncidentName, MANIFEST_FILE, NEW_PREFIX, PART_SUFFIX, artifact_stem};
+use super::names::{
+    IncidentName, MANIFEST_FILE, NEW_PREFIX, PART_SUFFIX, REPORT_FILE, artifact_stem,
+};
 use crate::base::{Bytes, IncidentId};
 use crate::model::{ArtifactFormat, FileName, Manifest};
 use crate::store::manifest_head::write_manifest;
@@ -27,6 +29,7 @@ pub struct IncidentDir {
     inner: Arc<IncidentInner>,
     manifest: Manifest,
     manifest_bytes: u64,
+    report_bytes: u64,
 }
 
 impl IncidentDir {
@@ -83,7 +86,7 @@ impl IncidentDir {
             named_drafts: AtomicU32::new(0),
             registration,
         };
-        Ok(Self { inner: Arc::new(inner), manifest, manifest_bytes: size })
+        Ok(Self { inner: Arc::new(inner), manifest, manifest_bytes: size, report_bytes: 0 })
     }
 
     /// Returns the path of the directory.
@@ -201,6 +204,30 @@ impl IncidentDir {
         self.manifest_bytes = size;
         Ok(())
     }
+
+    /// Replaces the report, `incident.md`, atomically, in the same way as the manifest.
+    ///
+    /// # Errors
+    /// If the file cannot be written, or would exceed a limit of the store. The earlier report is
+    /// kept.
+    pub fn write_report(&mut self, text: &str) -> Result<(), Error> {
+        let bytes = text.len() as u64;
+        let store = self.inner.store();
+        let request = SpaceRequest {
+            bytes: bytes.saturating_sub(self.report_bytes),
+            incident: Some(self.id()),
+            ..SpaceRequest::default()
+        };
+        let exceeded = store.exceeded_limit(&store.lock_usage(), request);
+        if let Some(exceeded) = exceeded {
+            let path = self.inner.dir.path_of(REPORT_FILE);
+            return Err(Error::Full { path, limit: exceeded.limit });
+        }
+        self.inner.dir.replace(REPORT_FILE, text.as_bytes())?;
+        store.lock_usage().resize(self.id(), self.report_bytes, bytes);
+        self.report_bytes = bytes;
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -210,6 +237,7 @@ mod tests {
     use super::super::fixture::{Fixture, generous_settings};
     use super::super::manifest::read;
     use super::*;
+    use crate::config::StoreSettings;
     use crate::model::IncidentState;
 
     #[test]
@@ -227,6 +255,27 @@ mod tests {
         assert_eq!(&read(&std::fs::read(manifest).unwrap()).unwrap(), incident.manifest());
         let entries = std::fs::read_dir(fixture.dir()).unwrap().count();
         assert_eq!(entries, 2, "the lock and the incident");
+    }
+
+    #[test]
+    fn report_is_replaced_and_counted() {
+        let fixture = Fixture::new(generous_settings());
+        let mut incident = fixture.store.create_incident("memory", fixture.manifest()).unwrap();
+        let without_report = fixture.store.usage().bytes;
+        for text in ["# first", "# the second is longer"] {
+            incident.write_report(text).unwrap();
+            assert_eq!(std::fs::read_to_string(incident.path().join(REPORT_FILE)).unwrap(), text);
+            let bytes = Bytes(without_report.get() + text.len() as u64);
+            assert_eq!(fixture.store.usage().bytes, bytes);
+        }
+        let files = std::fs::read_dir(incident.path()).unwrap().count();
+        assert_eq!(files, 2, "the manifest and the report");
+        let settings = StoreSettings { max_bytes_per_incident: Bytes(1), ..generous_settings() };
+        fixture.store.set_settings(settings);
+        let error = incident.write_report(&"x".repeat(100)).unwrap_err().to_string();
+        assert!(error.contains("max_bytes_per_incident"), "{error}");
+        let kept = std::fs::read_to_string(incident.path().join(REPORT_FILE)).unwrap();
+        assert_eq!(kept, "# the second is longer");
     }
 
     #[test]

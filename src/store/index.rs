@@ -10,7 +10,7 @@ use super::dir::{Dir, is_dir};
 use super::error::Error;
 use super::location::Location;
 use super::manifest::{self, MAX_MANIFEST_BYTES, ManifestHead};
-use super::names::{IncidentName, MANIFEST_FILE, artifact_form};
+use super::names::{IncidentName, MANIFEST_FILE, is_incident_file};
 use crate::base::IncidentId;
 use crate::model::Manifest;
 
@@ -71,7 +71,7 @@ impl Location {
         find_entry(&*self.open_root()?, id)
     }
 
-    /// Opens `file` of incident `id` for reading: an artifact or `incident.json`.
+    /// Opens `file` of incident `id` for reading: an artifact, the manifest or the report.
     ///
     /// # Errors
     /// If there is no such incident or file, or `file` is not a valid artifact name. A name from a
@@ -102,7 +102,7 @@ pub(super) fn open_artifact_in(root: &Dir, id: IncidentId, file: &str) -> Result
         .into_iter()
         .find(|(_, name)| name.id == id)
         .ok_or_else(|| Error::NoIncident { id, dir: root.path().to_owned() })?;
-    if file != MANIFEST_FILE && artifact_form(file).is_none() {
+    if !is_incident_file(file) {
         // The name is not joined to the path: it may be `../../etc/passwd`.
         return Err(Error::NoArtifact { path: root.path_of(&text).join("…") });
     }

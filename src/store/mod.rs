@@ -88,7 +88,7 @@ pub use evicted::EvictedIncident;
 pub use incident::IncidentDir;
 pub use index::{IncidentEntries, IncidentEntry, list};
 pub use location::Location;
-pub use names::MANIFEST_FILE;
+pub use names::{MANIFEST_FILE, REPORT_FILE};
 pub use recovery::Recovery;
 pub use space::{BlockedRemoval, PrunedArtifacts, RetentionReport, StoreUsage};
 
@@ -244,7 +244,7 @@ impl Store {
         index::find_entry(&self.inner.root, id)
     }
 
-    /// Opens `file` of incident `id` for reading: an artifact or `incident.json`.
+    /// Opens `file` of incident `id` for reading: an artifact, the manifest or the report.
     ///
     /// # Errors
     /// If there is no such incident or file, or `file` is not a valid artifact name.

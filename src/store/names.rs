@@ -7,6 +7,7 @@
 //! .gone-20261123T025733.123Z-memory-…    an incident being evicted; deleted at start
 //! orders_eu-1.001.memory.pprof           an artifact
 //! orders_eu-1.002.custom.queries.txt     a custom artifact
+//! incident.json  incident.md             the manifest and the report
 //! incident.json.part  .draft-3.part      files being written; deleted at start
 //! ```
 
@@ -19,6 +20,8 @@ use crate::model::{ArtifactFormat, FileName};
 
 /// The file name of a manifest.
 pub const MANIFEST_FILE: &str = "incident.json";
+/// The file name of a report.
+pub const REPORT_FILE: &str = "incident.md";
 /// State that survives restarts, apart from the incidents.
 pub(super) const STATE_FILE: &str = "state.json";
 pub(super) const AGES_FILE: &str = "ages.json";
@@ -146,10 +149,16 @@ fn form_from_extension(extension: &str) -> Option<ArtifactFormat> {
         .find(|form| form.extension() == extension)
 }
 
+/// Returns `true` if `file` is the name of a finished file of an incident: its manifest, its report
+/// or an artifact.
+pub(super) fn is_incident_file(file: &str) -> bool {
+    [MANIFEST_FILE, REPORT_FILE].contains(&file) || artifact_form(file).is_some()
+}
+
 /// Returns `true` if `file` is the name of a file that the store was writing.
 pub(super) fn is_part_file(file: &str) -> bool {
     file.strip_suffix(PART_SUFFIX).is_some_and(|base| {
-        base == MANIFEST_FILE
+        [MANIFEST_FILE, REPORT_FILE].contains(&base)
             || base.strip_prefix(".draft-").is_some_and(|number| number.parse::<u32>().is_ok())
     })
 }
