@@ -125,6 +125,7 @@
 )]
 
 mod agent;
+mod analysis;
 mod base;
 mod capture;
 mod codec;
@@ -135,6 +136,7 @@ mod heap;
 mod model;
 mod os;
 mod policy;
+mod render;
 mod rules;
 mod stacks;
 mod stalls;
@@ -182,8 +184,9 @@ pub mod events {
 /// The manifest of an incident, `incident.json`, as values.
 pub mod manifest {
     pub use crate::model::{
-        Artifact, CaptureRecord, IncidentState, Limits, Losses, Manifest, Origin, Outcome,
-        ProcessInfo, Reason, RemovedArtifact, Versions, VitalsRow,
+        Artifact, CaptureRecord, Confidence, Finding, FindingEvidence, FindingKind, IncidentState,
+        Limits, Losses, Manifest, Origin, Outcome, ProcessInfo, Reason, RemovedArtifact, Versions,
+        VitalsRow,
     };
 }
 

@@ -52,12 +52,15 @@ const LAYERS: &[(&str, &[&str])] = &[
         "stalls",
         &["base", "model", "config", "os", "unwind", "symbols", "trace", "stacks", "vitals"],
     ),
+    // Pure, so that an old incident gives the same findings again.
+    ("analysis", &["base", "model"]),
+    ("render", &["base", "model", "analysis"]),
     ("policy", &["base", "model", "config", "rules"]),
     (
         "capture",
         &[
             "base", "model", "config", "os", "unwind", "codec", "symbols", "cpu", "heap", "trace",
-            "stacks", "metrics", "vitals", "store", "stalls", "policy",
+            "stacks", "metrics", "vitals", "store", "stalls", "analysis", "render", "policy",
         ],
     ),
     (
