@@ -90,6 +90,8 @@ pub(crate) fn is_published(file: &str) -> bool {
         |directory: &str, ending: &str| file.starts_with(directory) && file.ends_with(ending);
     in_package.contains(&file)
         || has_type("src/", ".rs")
+        // Expected texts of unit tests.
+        || has_type("src/", ".md")
         || has_type("examples/", ".rs")
         || has_type("examples/", ".toml")
         || has_type("config/", ".toml")
