@@ -30,7 +30,7 @@ use crate::capture::custom_collectors::Collectors;
 use crate::capture::messages::CaptureCommand;
 use crate::capture::worker::directory::OpenedStore;
 use crate::config::Settings;
-use crate::model::{CaptureKind, Losses, Vitals};
+use crate::model::{CaptureKind, Finding, Losses, Vitals};
 use crate::policy::decider::{Decider, FiredRule};
 use crate::policy::on_demand::OnDemandCaptures;
 use crate::stalls::detector;
@@ -45,6 +45,7 @@ use requests::PendingReply;
 struct OpenIncident {
     id: IncidentId,
     dir: Option<PathBuf>,
+    first_finding: Option<Finding>,
     recording: VitalsRecording,
     pending_replies: Vec<(Moment, PendingReply)>,
 }
@@ -310,6 +311,10 @@ impl AgentState {
         self.open_incidents.iter().find(|open| open.id == id)?.dir.clone()
     }
 
+    fn first_finding(&self, id: IncidentId) -> Option<Finding> {
+        self.open_incidents.iter().find(|open| open.id == id)?.first_finding.clone()
+    }
+
     fn new_id(&self) -> impl FnOnce() -> IncidentId + use<> {
         let clock = Arc::clone(&self.clock);
         move || IncidentId::new(clock.wall())
@@ -322,6 +327,7 @@ impl AgentState {
             self.open_incidents.push(OpenIncident {
                 id,
                 dir: None,
+                first_finding: None,
                 recording,
                 pending_replies: Vec::new(),
             });

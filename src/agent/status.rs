@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::base::{Bytes, IncidentId, LogStatus, ThreadPanics, TimeAnchor, Warning};
 use crate::config::BudgetSettings;
 use crate::metrics::Distribution;
-use crate::model::{CaptureKind, CaptureSet, Limits, Losses, Metric, Stall, VitalsRow};
+use crate::model::{CaptureKind, CaptureSet, Finding, Limits, Losses, Metric, Stall, VitalsRow};
 use crate::policy::daily_quota::DailyQuota;
 use crate::policy::on_demand::OnDemandStatus;
 use crate::rules::{Admission, State};
@@ -126,6 +126,8 @@ pub struct IncidentStatus {
     pub dir: Option<PathBuf>,
     /// Running captures.
     pub running: CaptureSet,
+    /// First finding of the captures so far: the best explanation.
+    pub first_finding: Option<Finding>,
     /// Rules that fired and have not cleared.
     pub active_rules: Vec<String>,
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use crate::base::{IncidentId, log, panics};
-use crate::model::Artifact;
+use crate::model::{Artifact, Finding};
 
 /// Maximum number of events that wait for a callback: those of several incidents.
 const QUEUE_CAPACITY: usize = 256;
@@ -35,6 +35,15 @@ pub enum IncidentEvent {
         path: PathBuf,
         /// Entry of the artifact in the manifest.
         artifact: Artifact,
+    },
+    /// The report, `incident.md`, was written. It is written anew after each group of captures.
+    Reported {
+        /// ID of the incident.
+        id: IncidentId,
+        /// Path of the report.
+        path: PathBuf,
+        /// First finding: the best explanation. `None` if there is none yet.
+        first_finding: Option<Finding>,
     },
     /// The incident is closed: nothing more is written into its directory.
     Closed {
@@ -75,6 +84,22 @@ impl CallbackSender {
         let written = log::LogEvent::new(log::LogLevel::Info, "artifact written");
         written.incident(id).path(path.display()).send();
         self.send(|| IncidentEvent::Written { id, path, artifact: artifact.clone() })
+    }
+
+    /// Reports that the report was written. Logs the first finding if it `is_new`. Returns `false`
+    /// if the queue is full.
+    pub(crate) fn notify_reported(
+        &self,
+        id: IncidentId,
+        path: PathBuf,
+        first_finding: Option<Finding>,
+        is_new: bool,
+    ) -> bool {
+        if let Some(finding) = first_finding.as_ref().filter(|_| is_new) {
+            let text = format!("incident explained ({}): {}", finding.confidence, finding.text);
+            log::LogEvent::new(log::LogLevel::Warn, text).incident(id).path(path.display()).send();
+        }
+        self.send(|| IncidentEvent::Reported { id, path, first_finding })
     }
 
     /// Reports that an incident was closed. Returns `false` if the queue is full.

@@ -10,7 +10,7 @@ use super::worker::directory::OpenedStore;
 use crate::base::failure::error_chain;
 use crate::base::{Bytes, IncidentId};
 use crate::config::Settings;
-use crate::model::{CaptureKind, Limits, ThreadDump, VitalsRow};
+use crate::model::{CaptureKind, Finding, Limits, ThreadDump, VitalsRow};
 use crate::policy::incidents::{CommandResult, IncidentCommand};
 use crate::policy::on_demand::{OnDemandCommand, OnDemandResult};
 use crate::policy::saved_state::SavedState;
@@ -84,8 +84,16 @@ pub(crate) struct TaskStats {
     pub(crate) engines: Vec<(CaptureKind, String)>,
     /// Disk usage of the store afterwards.
     pub(crate) store: Option<StoreUsage>,
+    /// The incident whose report was written.
+    pub(crate) explained: Option<Box<ExplainedIncident>>,
     /// Failure categories, for counting, each with the full error.
     pub(crate) failures: Vec<(&'static str, String)>,
+}
+
+/// An incident and the best explanation of it.
+pub(crate) struct ExplainedIncident {
+    pub(crate) incident: IncidentId,
+    pub(crate) first_finding: Option<Finding>,
 }
 
 impl TaskStats {

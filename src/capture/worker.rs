@@ -13,6 +13,7 @@ mod disk_plan;
 mod labels;
 mod low_memory;
 mod pending_artifact;
+mod report;
 mod stall_dump;
 mod trace_overlays;
 mod write;
@@ -23,7 +24,7 @@ use std::time::Duration;
 
 use self::directory::{Directory, OpenedStore};
 use crate::base::failure::{catch_panic, error_chain};
-use crate::base::{Clock, IncidentId, log, warnings};
+use crate::base::{Bytes, Clock, IncidentId, log, warnings};
 use crate::capture::callbacks::CallbackSender;
 use crate::capture::collectors::{self, Collector};
 use crate::capture::custom_collectors::{CollectorRun, Collectors};
@@ -68,6 +69,10 @@ pub(crate) struct CaptureWorker {
     /// Evidence to be shown in running traces.
     overlays: Vec<TraceOverlay>,
     artifact_sizes: disk_plan::ArtifactSizes,
+    /// Tables of the open incidents that have artifacts.
+    tables: Vec<report::IncidentTables>,
+    /// Memory left below the limit when the current command was sent.
+    headroom: Option<Bytes>,
 }
 
 /// A running collector and the index of its record in the manifest.
@@ -100,6 +105,8 @@ impl CaptureWorker {
             collector_runs: Vec::new(),
             overlays: Vec::new(),
             artifact_sizes: disk_plan::ArtifactSizes::default(),
+            tables: Vec::new(),
+            headroom: None,
         }
     }
 
@@ -153,6 +160,7 @@ impl CaptureWorker {
         if let Some(why) = task.state.as_ref().and_then(|state| self.save(state).err()) {
             stats.record_failure_message("state not saved", &why);
         }
+        self.headroom = task.headroom;
         if let Some(stall_dump) =
             task.stall_dump.take_if(|_| !matches!(task.command, IncidentCommand::Start { .. }))
         {
@@ -166,6 +174,7 @@ impl CaptureWorker {
             IncidentCommand::Start { id, kinds } => {
                 let stall_dump = task.stall_dump.take();
                 let running = self.start(*id, *kinds, &task, stall_dump, &mut stats);
+                self.report(*id, &mut stats);
                 CommandResult::Started { id: *id, requested: *kinds, running }
             }
             IncidentCommand::StartCollectors { id, selection } => CommandResult::Collecting {
@@ -178,6 +187,7 @@ impl CaptureWorker {
             },
             IncidentCommand::Stop { id, kinds } => {
                 self.stop(*id, *kinds, &task, &mut stats);
+                self.report(*id, &mut stats);
                 CommandResult::Stopped { id: *id, kinds: *kinds }
             }
             IncidentCommand::Recapture { id, kinds, update } => {
@@ -185,6 +195,7 @@ impl CaptureWorker {
                     apply_update(manifest, update, &task.vitals)
                 });
                 self.recapture(*id, *kinds, &mut stats);
+                self.report(*id, &mut stats);
                 CommandResult::Recaptured { id: *id }
             }
             IncidentCommand::UpdateManifest { id, update } => {
@@ -204,6 +215,8 @@ impl CaptureWorker {
                     manifest.state = IncidentState::Closed;
                     manifest.closed = Some(closed);
                 });
+                self.ensure_tables(*id);
+                self.report(*id, &mut stats);
                 // An incident whose directory was deleted has nothing left to close.
                 let removed =
                     self.incident_dirs.iter().any(|(open, dir)| open == id && dir.is_removed());
@@ -212,6 +225,7 @@ impl CaptureWorker {
                         stats.record_notification(self.callbacks.notify_closed(*id, dir.path()));
                     }
                     self.incident_dirs.retain(|(open, _)| open != id);
+                    self.drop_tables(*id);
                     self.enforce_limits(&task, &mut stats);
                 }
                 CommandResult::Closed { id: *id, ok: ok || removed }
@@ -255,6 +269,7 @@ impl CaptureWorker {
             artifacts: Vec::new(),
             removed: Vec::new(),
             vitals: Vec::new(),
+            findings: Vec::new(),
             losses: Losses::default(),
         };
         apply_update(&mut manifest, update, &task.vitals);

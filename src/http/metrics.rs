@@ -3,11 +3,12 @@
 //! Names and units follow Prometheus' rules: base units, `_total` for counters, fractions as
 //! ratios. The tests run `promtool check metrics`. An unknown value is omitted, not written as 0.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 
 use super::audit;
 use crate::agent::Status;
-use crate::model::{CaptureKind, Limits};
+use crate::model::{CaptureKind, FindingKind, Limits};
 use crate::store::StoreUsage;
 
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -171,6 +172,7 @@ fn activity(page: &mut MetricsPage, status: &Status) {
     page.gauge("marple_toggle_on", "1 if the toggle is on, else 0.", Some(toggle));
     let open = status.incidents.len() as f64;
     page.gauge("marple_incidents_open", "Open incidents.", Some(open));
+    findings(page, status);
     page.gauge(
         "marple_on_demand_captures_open",
         "On-demand captures in progress.",
@@ -189,6 +191,22 @@ fn activity(page: &mut MetricsPage, status: &Status) {
     let running = CaptureKind::ALL.into_iter().map(running);
     let help = "1 if an open incident is capturing this kind, else 0.";
     page.labelled_family("marple_capture_running", "gauge", help, "kind", running);
+}
+
+/// Writes the first finding of each open incident. There are few, so the subjects are bounded.
+fn findings(page: &mut MetricsPage, status: &Status) {
+    let mut incidents: BTreeMap<(FindingKind, &str), u64> = BTreeMap::new();
+    for finding in status.incidents.iter().filter_map(|incident| incident.first_finding.as_ref()) {
+        *incidents.entry((finding.kind, &finding.subject)).or_default() += 1;
+    }
+    if !incidents.is_empty() {
+        let help = "Open incidents whose first finding this is.";
+        page.family("marple_finding", "gauge", help);
+    }
+    for ((kind, subject), count) in incidents {
+        let labels = [("kind", kind.name()), ("subject", subject)];
+        page.sample("marple_finding", &labels, count as f64);
+    }
 }
 
 fn rules(page: &mut MetricsPage, status: &Status) {

@@ -31,7 +31,15 @@ fn callbacks_are_called_and_slow_one_delays_nothing() {
         assert_eq!((id, name.as_str(), &dir), (response.incident, "call", &response.dir));
         let IncidentEvent::Written { path, artifact, .. } = next() else { panic!("round {round}") };
         assert_eq!(path.metadata().unwrap().len(), artifact.bytes.get());
-        assert_eq!(next(), IncidentEvent::Closed { id, dir });
+        let report = |event| match event {
+            IncidentEvent::Reported { id: reported, path, .. } => {
+                assert_eq!((reported, path), (id, dir.join("incident.md")));
+            }
+            other => panic!("round {round}: {other:?}"),
+        };
+        report(next());
+        report(next());
+        assert_eq!(next(), IncidentEvent::Closed { id, dir: dir.clone() });
     }
     // The callback runs before the loop counts the end.
     let counted = wait_for("both to be counted as closed", || {

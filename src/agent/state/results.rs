@@ -49,6 +49,12 @@ impl AgentState {
                 self.send_replies(replies, *id, None);
             }
         }
+        if let Some(explained) = stats.explained {
+            let mut open = self.open_incidents.iter_mut();
+            if let Some(open) = open.find(|open| open.id == explained.incident) {
+                open.first_finding = explained.first_finding;
+            }
+        }
         let last_error = stats.failures.last().map(|(_, error)| error.clone());
         for (cause, error) in stats.failures {
             self.record_failure(cause, error);

@@ -24,6 +24,7 @@ impl AgentState {
             opened: incident.opened_at,
             dir: self.dir(incident.id),
             running: incident.running,
+            first_finding: self.first_finding(incident.id),
             active_rules: incident.active_rules.to_vec(),
         });
         Status {

@@ -68,6 +68,9 @@ impl CaptureWorker {
             }
             let bytes = artifacts.iter().map(|artifact: &Artifact| artifact.bytes.get()).sum();
             self.artifact_sizes.record_size(kind, Bytes(bytes));
+            if let Some(artifact) = artifacts.first().cloned() {
+                self.tabulate(id, &artifact, &evidence, stats);
+            }
             let losses = evidence.losses();
             self.update_manifest(id, stats, |manifest| {
                 let written = !artifacts.is_empty();
