@@ -1,5 +1,5 @@
-//! Default rules in real services. Each of nine faults opens an incident whose files name the
-//! cause, and no healthy service opens an incident. The services have the settings of the quick
+//! Default rules in real services. Each of nine faults opens an incident whose files and whose first
+//! finding name the cause, and no healthy service opens an incident. The services have the settings of the quick
 //! start and add no rule.
 //!
 //! Twenty services are healthy. Fourteen are processes of this file, in addition to `healthy`,
@@ -42,7 +42,8 @@ mod service;
 use std::alloc::System;
 use std::path::Path;
 
-use service::{Neighbours, Service};
+use marple::manifest::FindingKind;
+use service::{Cause, Neighbours, Service};
 
 #[global_allocator]
 static ALLOCATOR: marple::Allocator<System> = marple::Allocator::new(System);
@@ -75,17 +76,22 @@ async fn run_service(
 }
 
 /// Waits until the fault called `name` has produced files with these suffixes, each of which
-/// contains all of its words.
-fn assert_incident_contains(name: &str, evidence: &[(&str, &[&str])]) {
+/// contains all of its words, and a first finding that states the cause.
+fn assert_incident_contains(name: &str, evidence: &[(&str, &[&str])], cause: &Cause) {
     for neighbours in [Neighbours::None, Neighbours::TwoBusy] {
         let mut service = Service::start(name, neighbours);
-        service.wait_for_evidence(evidence);
+        service.wait_for_evidence(evidence, cause);
     }
+}
+
+const fn cause(kinds: &'static [FindingKind], word: &'static str) -> Cause {
+    Cause { kinds, word }
 }
 
 #[test]
 fn memory_leak_incident_names_allocating_function() {
-    assert_incident_contains("leak", &[("memory.pprof", &["faults::leak_reports"])]);
+    let cause = cause(&[FindingKind::HeapGrowth], "faults::leak_reports");
+    assert_incident_contains("leak", &[("memory.pprof", &["faults::leak_reports"])], &cause);
 }
 
 #[test]
@@ -93,12 +99,14 @@ fn cpu_burn_incident_names_computing_function() {
     assert_incident_contains(
         "cpu",
         &[("cpu.pprof", &["faults::validate_quadratic"]), ("threads.txt", &[])],
+        &cause(&[FindingKind::CpuHot, FindingKind::CpuChanged], "faults::validate_quadratic"),
     );
 }
 
 #[test]
 fn blocked_worker_incident_names_blocking_function() {
-    assert_incident_contains("blocked", &[("threads.txt", &["faults::look_up_name"])]);
+    let cause = cause(&[FindingKind::Stall, FindingKind::RuntimeStarved], "faults::look_up_name");
+    assert_incident_contains("blocked", &[("threads.txt", &["faults::look_up_name"])], &cause);
 }
 
 #[test]
@@ -106,32 +114,43 @@ fn task_leak_incident_names_spawn_location() {
     assert_incident_contains(
         "pile",
         &[("memory.pprof", &["faults::deliver_webhooks"]), ("tasks.txt", &["150"])],
+        &cause(&[FindingKind::HeapGrowth, FindingKind::TaskGrowth], "faults::deliver_webhooks"),
     );
     assert_incident_contains(
         "pile_wrapped",
         &[("tasks.txt", &["by spawn site\n  150000  ", "faults.rs:"])],
+        &cause(&[FindingKind::TaskGrowth, FindingKind::TaskLeak], "faults.rs:"),
     );
 }
 
 #[test]
 fn task_deadlock_incident_names_waiting_tasks() {
-    assert_incident_contains("task_deadlock", &[("memory.pprof", &["faults::accept_transfers"])]);
+    assert_incident_contains(
+        "task_deadlock",
+        &[("memory.pprof", &["faults::accept_transfers"])],
+        &cause(&[FindingKind::HeapGrowth, FindingKind::TaskGrowth], "faults::"),
+    );
     let lock = "tokio::sync::mutex::Mutex";
     assert_incident_contains(
         "task_deadlock_wrapped",
         &[("tasks.txt", &[lock, "faults::transfer", "faults.rs:"])],
+        &cause(&[FindingKind::LockWait, FindingKind::TaskGrowth], "faults::transfer"),
     );
 }
 
 #[test]
 fn thread_deadlock_incident_names_both_threads() {
     let both_functions: &[&str] = &["faults::move_stock", "faults::move_money"];
-    assert_incident_contains("thread_deadlock", &[("threads.txt", both_functions)]);
+    let cause = cause(&[FindingKind::LockWait, FindingKind::RuntimeStarved], "faults::move_");
+    assert_incident_contains("thread_deadlock", &[("threads.txt", both_functions)], &cause);
 }
 
 #[test]
 fn lock_contention_incident_names_waiting_function() {
-    assert_incident_contains("contention", &[("threads.txt", &["faults::check_rate_limit"])]);
+    let cause =
+        cause(&[FindingKind::LockWait, FindingKind::RuntimeStarved], "faults::check_rate_limit");
+    let threads: &[&str] = &["faults::check_rate_limit"];
+    assert_incident_contains("contention", &[("threads.txt", threads)], &cause);
 }
 
 #[test]
@@ -139,13 +158,15 @@ fn descriptor_leak_incident_names_open_files() {
     assert_incident_contains(
         "descriptors",
         &[("descriptors.txt", &["left-open.log"]), ("threads.txt", &[])],
+        &cause(&[FindingKind::FdGrowth], "left-open"),
     );
 }
 
 #[test]
 fn panic_loop_incident_names_location_message_and_task() {
     let words: &[&str] = &["faults.rs:", "no items", "tokio-rt-worker", "task id"];
-    assert_incident_contains("panics", &[("panics.txt", words), ("threads.txt", &[])]);
+    let cause = cause(&[FindingKind::Panics], "faults.rs:");
+    assert_incident_contains("panics", &[("panics.txt", words), ("threads.txt", &[])], &cause);
 }
 
 /// Runs the services called `names` at the same time, and checks that none opens an incident.

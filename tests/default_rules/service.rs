@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use flate2::read::GzDecoder;
 use jiff::Timestamp;
-use marple::internals::model::Manifest;
+use marple::internals::model::{Finding, FindingKind, Manifest};
 use tempfile::TempDir;
 
 use crate::healthy;
@@ -26,6 +26,21 @@ pub(crate) enum Neighbours {
     None,
     /// Two busy processes: one on each core of a small machine.
     TwoBusy,
+}
+
+/// The expected first finding of an incident.
+#[derive(Debug)]
+pub(crate) struct Cause {
+    pub(crate) kinds: &'static [FindingKind],
+    /// Part of its subject, text or stack.
+    pub(crate) word: &'static str,
+}
+
+impl Cause {
+    fn is_stated_by(&self, finding: &Finding) -> bool {
+        let mut texts = [&finding.subject, &finding.text].into_iter().chain(&finding.stack);
+        self.kinds.contains(&finding.kind) && texts.any(|text| text.contains(self.word))
+    }
 }
 
 pub(crate) struct Service {
@@ -66,11 +81,12 @@ impl Service {
         Self { name: name.to_owned(), process, neighbours, dir }
     }
 
-    /// Waits for incident files that contain these words. Prints the time from the fault to the
-    /// start of the first incident with all of them.
-    pub(crate) fn wait_for_evidence(&mut self, evidence: &[(&str, &[&str])]) {
+    /// Waits for incident files that contain these words, and a first finding that states the
+    /// cause. Prints the time from the fault to the start of the first incident with all of them,
+    /// and that finding.
+    pub(crate) fn wait_for_evidence(&mut self, evidence: &[(&str, &[&str])], cause: &Cause) {
         let captures = self.dir.path().join("captures");
-        let description = format!("{evidence:?} of the fault `{}`", self.name);
+        let description = format!("{evidence:?} and {cause:?} of the fault `{}`", self.name);
         let holds = |dir: &Path, manifest: &Manifest| {
             evidence.iter().all(|(form, words)| {
                 let files =
@@ -85,7 +101,11 @@ impl Service {
                 fs::read_to_string(self.dir.path().join(FAULT_STARTED_FILE)).ok()?;
             let fault_start: Timestamp = fault_start_text.parse().ok()?;
             let found = incidents(&captures);
-            let first = found.into_iter().find(|(dir, manifest)| holds(dir, manifest))?;
+            let is_explained = |manifest: &Manifest| {
+                manifest.findings.first().is_some_and(|finding| cause.is_stated_by(finding))
+            };
+            let mut complete = found.into_iter().filter(|(dir, manifest)| holds(dir, manifest));
+            let first = complete.find(|(_, manifest)| is_explained(manifest))?;
             Some((first.1, fault_start))
         });
         let after =
@@ -97,6 +117,7 @@ impl Service {
             after.as_secs_f64(),
             manifest.reasons[0].text
         );
+        println!("{}: {}", manifest.findings[0].kind, manifest.findings[0].text);
         assert!(
             manifest.opened >= fault_start,
             "an incident of something else: {:?}",
