@@ -1,4 +1,4 @@
-//! Checks that the files of an incident are complete, and prints a command that opens each.
+//! Checks that the files of an incident are complete, and prints its first finding.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -147,37 +147,19 @@ impl Incident {
         }
     }
 
-    /// Prints the reasons, the files, and a command for each file.
+    /// Prints the reasons, the first finding, and the command that shows the report.
     pub(crate) fn print(&self) {
-        println!("\n{}", self.dir.display());
+        println!();
         for reason in &self.manifest.reasons {
-            println!("  {}", reason.text);
+            println!("{}", reason.text);
         }
-        for artifact in &self.manifest.artifacts {
-            println!("    {:10} {}", artifact.bytes.to_string(), artifact.file);
-        }
-        for artifact in &self.manifest.artifacts {
-            let path = self.dir.join(&artifact.file);
-            match artifact.kind {
-                _ if artifact.file.ends_with(".txt") => println!("  less {}", path.display()),
-                _ if artifact.file.ends_with(".json") => println!("  jq . {}", path.display()),
-                CaptureKind::Cpu
-                | CaptureKind::Heap
-                | CaptureKind::Threads
-                | CaptureKind::Tasks => {
-                    println!("  go tool pprof -top {}", path.display());
-                }
-                CaptureKind::Trace => {
-                    println!("  https://ui.perfetto.dev, Open trace file: {}", path.display());
-                }
-                _ => println!("  less {}", path.display()),
+        match self.manifest.findings.first() {
+            Some(finding) => {
+                println!("  {} ({}): {}", finding.kind, finding.confidence, finding.text)
             }
+            None => println!("  nothing stands out"),
         }
-        let mut heaps = self.artifacts(CaptureKind::Heap);
-        if let (Some(first), Some(last)) = (heaps.next(), heaps.last()) {
-            let (first, last) = (self.dir.join(&first.file), self.dir.join(&last.file));
-            println!("  go tool pprof -top -base {} {}", first.display(), last.display());
-        }
+        println!("  less {}", self.dir.join("incident.md").display());
     }
 }
 
