@@ -23,9 +23,7 @@ mod thread_table;
 mod vitals_window;
 
 pub(crate) use idle::{ThreadActivity, is_idle};
-#[cfg(test)]
-pub(crate) use profile_table::ProfileRow;
-pub(crate) use profile_table::{ProfileTable, SubjectTotal};
+pub(crate) use profile_table::{ProfileRow, ProfileTable, SubjectTotal};
 pub(crate) use rankings::{FunctionRanking, RankingSource, TaskRanking, ThreadRanking};
 pub(crate) use symbol::{Symbol, application_frame, display_name};
 pub(crate) use task_table::{TaskGroup, TaskTable};

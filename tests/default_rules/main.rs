@@ -84,6 +84,10 @@ fn assert_incident_contains(name: &str, evidence: &[(&str, &[&str])], cause: &Ca
     }
 }
 
+/// Kinds that state that threads wait in a function.
+const WAITS: &[FindingKind] =
+    &[FindingKind::LockWait, FindingKind::RuntimeStarved, FindingKind::Stall];
+
 const fn cause(kinds: &'static [FindingKind], word: &'static str) -> Cause {
     Cause { kinds, word }
 }
@@ -141,14 +145,13 @@ fn task_deadlock_incident_names_waiting_tasks() {
 #[test]
 fn thread_deadlock_incident_names_both_threads() {
     let both_functions: &[&str] = &["faults::move_stock", "faults::move_money"];
-    let cause = cause(&[FindingKind::LockWait, FindingKind::RuntimeStarved], "faults::move_");
+    let cause = cause(WAITS, "faults::move_");
     assert_incident_contains("thread_deadlock", &[("threads.txt", both_functions)], &cause);
 }
 
 #[test]
 fn lock_contention_incident_names_waiting_function() {
-    let cause =
-        cause(&[FindingKind::LockWait, FindingKind::RuntimeStarved], "faults::check_rate_limit");
+    let cause = cause(WAITS, "faults::check_rate_limit");
     let threads: &[&str] = &["faults::check_rate_limit"];
     assert_incident_contains("contention", &[("threads.txt", threads)], &cause);
 }

@@ -12,6 +12,7 @@ mod growth;
 mod locks;
 mod memory;
 mod panics;
+mod spawned;
 mod stalls;
 mod system;
 mod tasks;
@@ -130,6 +131,7 @@ pub(crate) fn find(evidence: &IncidentEvidence<'_>) -> Vec<Finding> {
         stalls::find,
         locks::find,
         tasks::find,
+        spawned::find,
         descriptors::find,
         threads::find,
         system::find,

@@ -222,16 +222,22 @@ fn find_starved(evidence: &IncidentEvidence<'_>, set: &'static ThreadSet) -> Opt
     let is_dominating = top.threads * 2 > counts.busy;
     let threads = if is_dominating { top.threads } else { counts.busy };
     let noun = if set.name == "workers" { "workers" } else { "threads of the blocking pool" };
-    let (subject, place) = match is_dominating {
-        true if top.running * 2 >= top.threads => (&*top.subject, format!("run {}", top.subject)),
-        true => (&*top.subject, format!("are blocked in {}", top.subject)),
-        false => (set.name, format!("are busy, in {} functions", counts.functions.len())),
+    let subject = if is_dominating { &*top.subject } else { set.name };
+    let state = match is_dominating {
+        true if top.running * 2 >= top.threads => {
+            format!("{subject} runs on {threads} of {total} {noun}")
+        }
+        true => format!("{subject} blocks {threads} of {total} {noun}"),
+        false => {
+            let functions = counts.functions.len();
+            format!("busy {noun}: {threads} of {total}, in {functions} functions")
+        }
     };
     let share = threads as f64 / total as f64;
     let confidence = share_confidence(threads, total).unwrap_or(Confidence::Possible);
     let explains = evidence.has_reason(&reasons) && share >= MIN_EXPLAINING_SHARE;
     let candidate = Candidate::new(FindingKind::RuntimeStarved, confidence, subject)
-        .text(format!("{threads} of {total} {noun} {place}; {symptom_text}"))
+        .text(format!("{state}; {symptom_text}"))
         .number("threads", threads as f64)
         .number("total_threads", total as f64)
         .share(share)

@@ -7,9 +7,8 @@
 
 use std::collections::BTreeMap;
 
-use super::Candidate;
-use super::confidence_above_zero;
 use super::growth::{CountMetric, DumpPair, LargestPart, PartCounts, duration, percent};
+use super::{Candidate, confidence_above_zero};
 use crate::analysis::evidence::{IncidentEvidence, Tabulated};
 use crate::analysis::{Symbol, TaskGroup, TaskTable, application_frame, display_name};
 use crate::model::{Confidence, FindingKind, TaskState};

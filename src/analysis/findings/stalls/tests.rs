@@ -135,20 +135,20 @@ fn text_of_starved_runtime_has_threads_and_delay() {
             "runtime.lag",
             1.3,
             computing.clone(),
-            "2 of 2 workers run orders::price; a ready task waited up to 1.3 s for a worker",
+            "orders::price runs on 2 of 2 workers; a ready task waited up to 1.3 s for a worker",
         ),
         (
             "runtime.stalled",
             80.0,
             thread_table(&[(3, READS), (1, PARKED)]),
-            "3 of 4 workers are blocked in orders::load; ready tasks ran late for 80 % of ten \
+            "orders::load blocks 3 of 4 workers; ready tasks ran late for 80 % of ten \
              seconds",
         ),
         (
             "runtime.blocking_lag",
             3.0,
             thread_table(&[(9, RESIZES)]),
-            "9 of 9 threads of the blocking pool are blocked in orders::resize; work waited up to \
+            "orders::resize blocks 9 of 9 threads of the blocking pool; work waited up to \
              3.0 s for a thread of the blocking pool",
         ),
         (
