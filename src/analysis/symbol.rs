@@ -11,7 +11,17 @@ pub(crate) type Symbol = Arc<str>;
 const MAX_FRAMES: usize = 96;
 
 /// Crates of the language: never the cause, only the place where it shows.
-const LANGUAGE_CRATES: &[&str] = &["core", "alloc", "std", "proc_macro", "test", "std_detect"];
+const LANGUAGE_CRATES: &[&str] = &[
+    "__rustc",
+    "alloc",
+    "compiler_builtins",
+    "core",
+    "panic_unwind",
+    "proc_macro",
+    "std",
+    "std_detect",
+    "test",
+];
 
 /// Crates that run, connect or store what the application wants. Sorted.
 const LIBRARY_CRATES: &[&str] = &[
@@ -258,6 +268,7 @@ mod tests {
         let stack = |names: &[&str]| names.iter().map(|&name| name.into()).collect::<Vec<Symbol>>();
         for (names, expected) in [
             (&["memcpy", "alloc::vec::Vec<T>::push", "orders::a", "orders::b"][..], "orders::a"),
+            (&["__rustc::__rust_alloc", "alloc::alloc::alloc", "orders::a"], "orders::a"),
             (&["syscall", "std::thread::sleep", "tokio::runtime::x"], "tokio::runtime::x"),
             (&["memcpy", "std::x"], "memcpy"),
         ] {
