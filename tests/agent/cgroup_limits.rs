@@ -181,6 +181,9 @@ fn assert_captured_before_oom(mib: u64, min_fraction: f64) {
     let share = row.split_whitespace().nth(4).and_then(|share| share.strip_suffix('%'));
     let share: f64 = share.and_then(|share| share.parse().ok()).unwrap_or_else(|| panic!("{top}"));
     assert!(share > 50.0, "{top}");
+    let report = fs::read_to_string(path.join("incident.md")).unwrap();
+    println!("{}", report.lines().take(6).collect::<Vec<_>>().join("\n"));
+    assert!(report.contains("leak_block"), "{report}");
 }
 
 #[test]

@@ -132,7 +132,8 @@ fn task_deadlock_incident_names_waiting_tasks() {
     assert_incident_contains(
         "task_deadlock",
         &[("memory.pprof", &["faults::accept_transfers"])],
-        &cause(&[FindingKind::HeapGrowth, FindingKind::TaskGrowth], "faults::"),
+        // Some hundred tasks that are not in the task dump can have too few heap samples.
+        &cause(&[FindingKind::TaskGrowth, FindingKind::Unexplained], "tasks"),
     );
     let lock = "tokio::sync::mutex::Mutex";
     assert_incident_contains(

@@ -136,6 +136,13 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            for (dir, manifest) in incidents(&self.dir.path().join("captures")) {
+                let reasons = manifest.reasons.iter().map(|reason| &reason.text);
+                let findings = manifest.findings.iter().map(|finding| &finding.text);
+                println!("{}: {:#?}", dir.display(), reasons.chain(findings).collect::<Vec<_>>());
+            }
+        }
         for process in self.neighbours.iter_mut().chain([&mut self.process]) {
             let _ = process.kill();
             let _ = process.wait();
