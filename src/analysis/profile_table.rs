@@ -1,6 +1,7 @@
 //! A profile reduced to the rows that findings need.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::time::Duration;
 
 use super::symbol::{FrameNames, Symbol, application_frame, display_name};
@@ -124,19 +125,15 @@ impl ProfileTable {
     /// Returns the values by function of the application, the largest first. Rows whose stack has
     /// no name are left out.
     pub(crate) fn by_subject(&self) -> Vec<SubjectTotal> {
-        by_subject(self.rows.iter().cloned())
+        by_subject(self.rows.iter().map(|row| Term { row, value: row.value }))
     }
 
     /// Returns the values of this table minus those of `earlier`, by function of the application,
     /// the largest growth first. The variances are added: a block that lives in both tables counts
     /// twice, so the standard error is an upper bound.
     pub(crate) fn growth_since(&self, earlier: &Self) -> Vec<SubjectTotal> {
-        let negative = earlier.rows.iter().map(|row| ProfileRow {
-            stack: row.stack.clone(),
-            value: -row.value,
-            variance: row.variance,
-        });
-        by_subject(self.rows.iter().cloned().chain(negative))
+        let now = self.rows.iter().map(|row| Term { row, value: row.value });
+        by_subject(now.chain(earlier.rows.iter().map(|row| Term { row, value: -row.value })))
     }
 
     /// Returns the label of `key` with the largest value, and that value.
@@ -146,22 +143,47 @@ impl ProfileTable {
     }
 }
 
-fn by_subject(rows: impl Iterator<Item = ProfileRow>) -> Vec<SubjectTotal> {
-    let mut totals: HashMap<String, (SubjectTotal, i64)> = HashMap::new();
-    for row in rows {
-        let Some(name) = application_frame(&row.stack) else { continue };
-        let subject = display_name(name).to_owned();
-        let (total, largest) = totals.entry(subject.clone()).or_insert_with(|| {
-            (SubjectTotal { subject, value: 0, variance: 0.0, stack: Vec::new() }, i64::MIN)
-        });
-        total.value += row.value;
-        total.variance += row.variance;
-        if row.value > *largest {
-            *largest = row.value;
-            total.stack = row.stack;
+/// A row in a sum.
+struct Term<'a> {
+    row: &'a ProfileRow,
+    value: i64,
+}
+
+/// The terms of one function, and the largest of them.
+struct TermSum<'a> {
+    value: i64,
+    variance: f64,
+    largest: Term<'a>,
+}
+
+/// Adds up `terms` by function of the application. Only the stacks of the result are copied, since
+/// the memory of the process may be nearly exhausted.
+fn by_subject<'a>(terms: impl Iterator<Item = Term<'a>>) -> Vec<SubjectTotal> {
+    let mut sums: HashMap<&str, TermSum<'a>> = HashMap::new();
+    for term in terms {
+        let Some(name) = application_frame(&term.row.stack) else { continue };
+        let Term { row, value } = term;
+        match sums.entry(display_name(name)) {
+            Entry::Vacant(entry) => {
+                entry.insert(TermSum { value, variance: row.variance, largest: term });
+            }
+            Entry::Occupied(mut entry) => {
+                let sum = entry.get_mut();
+                sum.value += value;
+                sum.variance += row.variance;
+                if value > sum.largest.value {
+                    sum.largest = term;
+                }
+            }
         }
     }
-    let mut totals: Vec<SubjectTotal> = totals.into_values().map(|(total, _)| total).collect();
+    let totals = sums.into_iter().map(|(subject, sum)| SubjectTotal {
+        subject: subject.to_owned(),
+        value: sum.value,
+        variance: sum.variance,
+        stack: sum.largest.row.stack.clone(),
+    });
+    let mut totals: Vec<SubjectTotal> = totals.collect();
     totals.sort_unstable_by(|a, b| b.value.cmp(&a.value).then_with(|| a.subject.cmp(&b.subject)));
     totals
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use crate::base::{IncidentId, log, panics};
-use crate::model::{Artifact, Finding};
+use crate::model::{Artifact, Finding, FindingKind};
 
 /// Maximum number of events that wait for a callback: those of several incidents.
 const QUEUE_CAPACITY: usize = 256;
@@ -95,7 +95,8 @@ impl CallbackSender {
         first_finding: Option<Finding>,
         is_new: bool,
     ) -> bool {
-        if let Some(finding) = first_finding.as_ref().filter(|_| is_new) {
+        let is_explained = |finding: &&Finding| finding.kind != FindingKind::Unexplained;
+        if let Some(finding) = first_finding.as_ref().filter(is_explained).filter(|_| is_new) {
             let text = format!("incident explained ({}): {}", finding.confidence, finding.text);
             log::LogEvent::new(log::LogLevel::Warn, text).incident(id).path(path.display()).send();
         }

@@ -63,7 +63,7 @@ fn exhausted_quota_is_reported_and_small_artifacts_are_written() {
     let heap = |artifact: &&marple::internals::model::Artifact| artifact.kind == CaptureKind::Heap;
     assert_eq!(incident.1.artifacts.iter().filter(heap).count(), 2);
     let files = std::fs::read_dir(&incident.0).unwrap().count();
-    assert_eq!(files, 3, "the manifest, two profiles and nothing that is half written");
+    assert_eq!(files, 4, "manifest, report, two profiles, and nothing that is half written");
     let after = status();
     assert!(after.last_failure.unwrap().contains("raise the quota"));
     assert!(after.failures.iter().any(|failure| failure.count == 1), "{:?}", after.failures);

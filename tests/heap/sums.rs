@@ -232,7 +232,11 @@ fn allocate_on_many_threads() -> Blocks {
     #[inline(never)]
     fn descend(levels: u32, kept: &mut Blocks) {
         match levels {
-            0 => kept.extend((0..200).map(|n| Vec::with_capacity(black_box(100 + n * 37 % 900)))),
+            0 => {
+                // Long enough for the thread to be preempted, which is mostly within a walk.
+                (0..400).for_each(|n| drop(black_box(Vec::<u8>::with_capacity(black_box(n + 1)))));
+                kept.extend((0..200).map(|n| Vec::with_capacity(black_box(100 + n * 37 % 900))));
+            }
             _ => descend(levels - 1, kept),
         }
         black_box(kept);

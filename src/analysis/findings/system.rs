@@ -185,12 +185,16 @@ fn find_pressure(
 }
 
 /// Returns a finding that lists the captures which the metrics of the reasons need. Called if no
-/// other candidate explains them. Returns nothing for a manual capture, which has no metric.
+/// other candidate explains them. Returns nothing for a manual capture, which has no metric, and
+/// while a capture is running.
 pub(super) fn unexplained(evidence: &IncidentEvidence<'_>) -> Vec<Candidate> {
     let manifest = evidence.manifest;
     let Some(reason) = manifest.reasons.iter().find(|reason| reason.metric.is_some()) else {
         return Vec::new();
     };
+    if manifest.captures.iter().any(|record| record.outcome == Outcome::Running) {
+        return Vec::new();
+    }
     let mut kinds: Vec<CaptureKind> =
         evidence.metrics().flat_map(needed_captures).copied().collect();
     kinds.sort_unstable();
@@ -206,6 +210,8 @@ pub(super) fn unexplained(evidence: &IncidentEvidence<'_>) -> Vec<Candidate> {
     vec![
         Candidate::new(FindingKind::Unexplained, Confidence::Possible, subject)
             .text(text)
+            // About the metric of the rule, so it comes before what is merely possible.
+            .explains_reason(true)
             .evidence("incident.json", "less incident.json"),
     ]
 }
@@ -219,8 +225,7 @@ fn missing(evidence: &IncidentEvidence<'_>, kind: CaptureKind) -> Option<String>
     }
     let Some(record) = records.last() else { return Some(format!("{kind} was not captured")) };
     let outcome = match record.outcome {
-        Outcome::Done => return None,
-        Outcome::Running => "is still being captured",
+        Outcome::Done | Outcome::Running => return None,
         Outcome::Failed => "failed",
         Outcome::Skipped => "was skipped",
         Outcome::Cut => "is incomplete",
