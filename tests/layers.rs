@@ -52,8 +52,9 @@ const LAYERS: &[(&str, &[&str])] = &[
         "stalls",
         &["base", "model", "config", "os", "unwind", "symbols", "trace", "stacks", "vitals"],
     ),
-    // Pure, so that an old incident gives the same findings again.
-    ("analysis", &["base", "model"]),
+    // Pure, so that an old incident gives the same findings again. Of `symbols` it uses the owners
+    // of function names.
+    ("analysis", &["base", "model", "symbols"]),
     ("render", &["base", "model", "analysis"]),
     ("policy", &["base", "model", "config", "rules"]),
     (

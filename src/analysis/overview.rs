@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use super::evidence::IncidentEvidence;
 use super::rankings::{FunctionRanking, TaskRanking, ThreadRanking};
-use super::symbol::{display_name, is_application};
+use super::symbol::display_name;
 use super::vitals_window::VitalsWindow;
 use crate::model::{Loss, Losses};
+use crate::symbols::is_application;
 
 /// Maximum number of functions of a short stack. Six lines show the way from the cause to its
 /// caller; the whole stack is in the finding.

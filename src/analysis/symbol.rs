@@ -1,8 +1,10 @@
-//! Function names: which belong to the application, and how they are shown.
+//! Function names: the one that represents a stack, and how names are shown. `symbols` decides
+//! which functions belong to the application, here as for the stalls in the log.
 
 use std::sync::Arc;
 
 use crate::model::{FrameHandle, Profile, StackHandle};
+use crate::symbols::FunctionOwner;
 
 /// The name of a function, shared between the rows of all tables that contain it.
 pub(crate) type Symbol = Arc<str>;
@@ -10,128 +12,14 @@ pub(crate) type Symbol = Arc<str>;
 /// Maximum number of frames of a stack in a table. The innermost ones are kept.
 const MAX_FRAMES: usize = 96;
 
-/// Crates of the language: never the cause, only the place where it shows.
-const LANGUAGE_CRATES: &[&str] = &[
-    "__rustc",
-    "alloc",
-    "compiler_builtins",
-    "core",
-    "panic_unwind",
-    "proc_macro",
-    "std",
-    "std_detect",
-    "test",
-];
-
-/// Crates that run, connect or store what the application wants. Sorted.
-const LIBRARY_CRATES: &[&str] = &[
-    "actix_http",
-    "actix_rt",
-    "actix_server",
-    "actix_web",
-    "addr2line",
-    "aho_corasick",
-    "anyhow",
-    "arc_swap",
-    "async_channel",
-    "async_executor",
-    "async_io",
-    "async_std",
-    "axum",
-    "axum_core",
-    "backtrace",
-    "bytes",
-    "crossbeam",
-    "crossbeam_channel",
-    "crossbeam_deque",
-    "crossbeam_epoch",
-    "crossbeam_queue",
-    "crossbeam_utils",
-    "dashmap",
-    "event_listener",
-    "flate2",
-    "flume",
-    "futures",
-    "futures_channel",
-    "futures_core",
-    "futures_executor",
-    "futures_util",
-    "gimli",
-    "h2",
-    "hashbrown",
-    "http",
-    "http_body",
-    "http_body_util",
-    "hyper",
-    "hyper_util",
-    "indexmap",
-    "itertools",
-    "lock_api",
-    "log",
-    "marple",
-    "memchr",
-    "mimalloc",
-    "mio",
-    "once_cell",
-    "parking_lot",
-    "parking_lot_core",
-    "pin_project_lite",
-    "prost",
-    "rayon",
-    "rayon_core",
-    "regex",
-    "regex_automata",
-    "regex_syntax",
-    "reqwest",
-    "rustix",
-    "rustls",
-    "serde",
-    "serde_core",
-    "serde_json",
-    "signal_hook_registry",
-    "slab",
-    "smallvec",
-    "socket2",
-    "thiserror",
-    "tikv_jemallocator",
-    "tokio",
-    "tokio_rustls",
-    "tokio_stream",
-    "tokio_util",
-    "tonic",
-    "tower",
-    "tower_http",
-    "tower_layer",
-    "tower_service",
-    "tracing",
-    "tracing_core",
-    "tracing_subscriber",
-    "warp",
-    "zlib_rs",
-];
-
-/// The part of the program that a function belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Origin {
-    /// C code, the runtime of the language, or no name at all.
-    Language,
-    Library,
-    Application,
-}
-
 /// Returns the innermost function of the application in a stack whose innermost frame is first.
 /// Without one, returns the innermost function of a library, then the innermost function. Returns
 /// `None` for an empty stack.
 pub(crate) fn application_frame(stack: &[Symbol]) -> Option<&Symbol> {
-    let innermost_of = |origin| stack.iter().find(|name| origin_of(name) == origin);
-    innermost_of(Origin::Application)
-        .or_else(|| innermost_of(Origin::Library))
+    let innermost_of = |owner| stack.iter().find(|name| FunctionOwner::of(name) == owner);
+    innermost_of(FunctionOwner::Application)
+        .or_else(|| innermost_of(FunctionOwner::Library))
         .or_else(|| stack.first())
-}
-
-/// Returns `true` if the function belongs to the application.
-pub(crate) fn is_application(name: &str) -> bool {
-    origin_of(name) == Origin::Application
 }
 
 /// Returns a name without the parts that are no help in a search: closures at its end, and the hash
@@ -158,34 +46,6 @@ fn strip_closure(name: &str) -> Option<&str> {
     }
     let (rest, number) = name.strip_suffix('}')?.rsplit_once("::{closure#")?;
     number.bytes().all(|byte| byte.is_ascii_digit()).then_some(rest)
-}
-
-fn origin_of(name: &str) -> Origin {
-    let Some(krate) = crate_of(name) else { return Origin::Language };
-    if LANGUAGE_CRATES.contains(&krate) {
-        Origin::Language
-    } else if LIBRARY_CRATES.binary_search(&krate).is_ok() {
-        Origin::Library
-    } else {
-        Origin::Application
-    }
-}
-
-/// Returns the crate of a Rust function: of the type for `<T as Trait>::method`. Returns `None` for
-/// functions of C, addresses and markers, whose names are no paths.
-fn crate_of(name: &str) -> Option<&str> {
-    let mut rest = name;
-    // `<<a::T as b::U>::V as c::W>::f` belongs to `a`; `<&mut a::T as ...>`, `<[a::T]>` too.
-    while let Some(inner) = rest.strip_prefix(['<', '&', '[', '(', '*']) {
-        rest = inner.trim_start();
-        for word in ["mut ", "const ", "dyn ", "impl "] {
-            rest = rest.strip_prefix(word).unwrap_or(rest);
-        }
-    }
-    let (krate, _) = rest.split_once("::")?;
-    let is_identifier =
-        !krate.is_empty() && krate.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    is_identifier.then_some(krate)
 }
 
 /// Names of the frames of a profile, looked up once per frame.
@@ -239,29 +99,6 @@ impl<'a> FrameNames<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn library_crates_are_sorted() {
-        assert!(LIBRARY_CRATES.is_sorted());
-    }
-
-    #[test]
-    fn crate_is_that_of_the_implementing_type() {
-        for (name, krate) in [
-            ("orders::cache::insert", Some("orders")),
-            ("<orders::Cache as core::ops::Drop>::drop", Some("orders")),
-            ("<&mut orders::Cache as core::fmt::Debug>::fmt", Some("orders")),
-            ("<<orders::A as b::U>::V as c::W>::f", Some("orders")),
-            ("<alloc::vec::Vec<orders::A> as core::clone::Clone>::clone", Some("alloc")),
-            ("<[orders::A]>::sort", Some("orders")),
-            ("malloc", None),
-            ("clock_nanosleep@GLIBC_2.2.5", None),
-            ("[frames omitted]", None),
-            ("0x7f00 in libc.so", None),
-        ] {
-            assert_eq!(crate_of(name), krate, "{name}");
-        }
-    }
 
     #[test]
     fn application_frame_is_innermost_outside_language_and_libraries() {

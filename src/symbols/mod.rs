@@ -59,6 +59,7 @@ pub use generated::{ANONYMOUS_CODE, GeneratedCode, memfd_name};
 pub use lines::{Lines, SourceFrame, build_id};
 pub use name::DemangledName;
 pub use owner::{ApplicationFunction, application_function};
+pub(crate) use owner::{FunctionOwner, is_application, is_glue};
 
 /// An error that leaves a mapping without names, or without some of them.
 #[derive(Debug, thiserror::Error)]

@@ -4,22 +4,49 @@
 //! For `<Type as Trait>::method` it is the crate of the type. If the type belongs to a library, or
 //! is a primitive or a type parameter, it is the crate of the trait.
 
-/// Crates between a service and the system: the standard library, the runtime and common server
-/// crates.
-const LIBRARY_CRATES: &[&str] = &[
+/// Crates of the language: never the cause, only the place where it shows.
+const LANGUAGE_CRATES: &[&str] = &[
     "__rustc",
-    "addr2line",
     "alloc",
+    "compiler_builtins",
+    "core",
+    "panic_abort",
+    "panic_unwind",
+    "proc_macro",
+    "std",
+    "std_detect",
+    "test",
+];
+
+/// Crates between a service and the system: the runtime and common crates of servers.
+const LIBRARY_CRATES: &[&str] = &[
+    "actix_http",
+    "actix_rt",
+    "actix_server",
+    "actix_web",
+    "addr2line",
+    "aho_corasick",
+    "anyhow",
+    "arc_swap",
+    "async_channel",
+    "async_executor",
+    "async_io",
+    "async_std",
     "async_trait",
     "axum",
     "axum_core",
     "backtrace",
     "bytes",
-    "compiler_builtins",
-    "core",
+    "crossbeam",
     "crossbeam_channel",
+    "crossbeam_deque",
     "crossbeam_epoch",
+    "crossbeam_queue",
     "crossbeam_utils",
+    "dashmap",
+    "event_listener",
+    "flate2",
+    "flume",
     "futures",
     "futures_channel",
     "futures_core",
@@ -36,28 +63,44 @@ const LIBRARY_CRATES: &[&str] = &[
     "http_body_util",
     "hyper",
     "hyper_util",
+    "indexmap",
+    "itertools",
     "libc",
     "linux_raw_sys",
     "lock_api",
     "log",
     "marple",
+    "memchr",
+    "mimalloc",
     "mio",
     "once_cell",
-    "panic_abort",
-    "panic_unwind",
     "parking_lot",
     "parking_lot_core",
     "pin_project",
     "pin_project_lite",
+    "prost",
     "rayon",
     "rayon_core",
+    "regex",
+    "regex_automata",
+    "regex_syntax",
+    "reqwest",
     "rustix",
+    "rustls",
+    "serde",
+    "serde_core",
+    "serde_json",
+    "signal_hook_registry",
+    "slab",
+    "smallvec",
     "socket2",
-    "std",
-    "test",
+    "thiserror",
+    "tikv_jemallocator",
     "tokio",
+    "tokio_rustls",
     "tokio_stream",
     "tokio_util",
+    "tonic",
     "tower",
     "tower_http",
     "tower_layer",
@@ -65,6 +108,8 @@ const LIBRARY_CRATES: &[&str] = &[
     "tracing",
     "tracing_core",
     "tracing_subscriber",
+    "warp",
+    "zlib_rs",
 ];
 
 /// Parts of names of functions that only call another function.
@@ -102,13 +147,36 @@ pub fn application_function<'a>(names: &[&'a str]) -> Option<ApplicationFunction
     Some(ApplicationFunction { name, via })
 }
 
-/// Returns `true` if this demangled name belongs to the service: a Rust path whose crate is not a
-/// known library.
-pub(super) fn is_application(name: &str) -> bool {
-    owning_crate(first_name(name)).is_some_and(|owner| !LIBRARY_CRATES.contains(&owner))
+/// The part of a program that a function belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FunctionOwner {
+    /// C code, the standard library, or a name that is no path.
+    Language,
+    /// A known library.
+    Library,
+    Application,
 }
 
-fn is_glue(name: &str) -> bool {
+impl FunctionOwner {
+    /// Returns the owner of the function with this demangled name.
+    pub(crate) fn of(name: &str) -> Self {
+        match owning_crate(first_name(name)) {
+            None => Self::Language,
+            Some(owner) if LANGUAGE_CRATES.contains(&owner) => Self::Language,
+            Some(owner) if LIBRARY_CRATES.contains(&owner) => Self::Library,
+            Some(_) => Self::Application,
+        }
+    }
+}
+
+/// Returns `true` if this demangled name belongs to the service: a Rust path whose crate is not a
+/// known library.
+pub(crate) fn is_application(name: &str) -> bool {
+    FunctionOwner::of(name) == FunctionOwner::Application
+}
+
+/// Returns `true` if a function only calls another one.
+pub(crate) fn is_glue(name: &str) -> bool {
     let inner = name.strip_prefix('<').unwrap_or(name);
     let of_trait = inner.split_once(" as ").map_or("", |(_, of_trait)| of_trait);
     GLUE_PREFIXES.iter().any(|glue| inner.starts_with(glue) || of_trait.starts_with(glue))
@@ -121,7 +189,8 @@ fn owning_crate(path: &str) -> Option<&str> {
     if let Some(rest) = path.strip_prefix('<') {
         let (inner, _) = rest.split_at_checked(closing_bracket(rest)?)?;
         let Some((of_type, of_trait)) = split_as(inner) else { return owning_crate(inner) };
-        let is_own = |owner: &&str| !LIBRARY_CRATES.contains(owner);
+        let is_own =
+            |owner: &&str| !LANGUAGE_CRATES.contains(owner) && !LIBRARY_CRATES.contains(owner);
         return owning_crate(of_type).filter(is_own).or_else(|| owning_crate(of_trait));
     }
     let (first, _) = path.split_once("::")?;

@@ -6,26 +6,13 @@ use crate::analysis::evidence::{IncidentEvidence, Tabulated};
 use crate::analysis::{Symbol, ThreadActivity, ThreadGroup, ThreadTable};
 use crate::analysis::{application_frame, display_name};
 use crate::model::{Confidence, FindingKind, Metric, Reason};
+use crate::symbols::is_glue;
 
 /// Metrics that rise with a long poll.
 const STALL_REASONS: &[&str] =
     &["runtime.stall", "runtime.stalled", "runtime.lag", "runtime.lag_p99", "runtime.blocked"];
 
 const STALL_PHASE: &str = "stall";
-
-/// Parts of names of functions that only call another function.
-const GLUE_PREFIXES: &[&str] = &[
-    "core::future::",
-    "core::ops::function::",
-    "core::panic::",
-    "core::pin::",
-    "core::ptr::",
-    "std::panic::",
-    "std::panicking::",
-    "std::sys::backtrace::__rust_",
-    "std::thread::local::LocalKey",
-    "__rust_",
-];
 
 /// Minimum share of the threads that a function must keep busy to explain a delay. The other half
 /// of the threads is free for other work.
@@ -190,12 +177,6 @@ fn stall_duration(evidence: &IncidentEvidence<'_>, dump: &Tabulated<ThreadTable>
 fn called_function<'a>(stack: &'a [Symbol], caller: &Symbol) -> Option<&'a Symbol> {
     let (called, _) = stack.split_at(stack.iter().position(|name| name == caller)?);
     called.iter().rev().find(|name| !is_glue(name))
-}
-
-fn is_glue(name: &str) -> bool {
-    let inner = name.strip_prefix('<').unwrap_or(name);
-    let of_trait = inner.split_once(" as ").map_or("", |(_, of_trait)| of_trait);
-    GLUE_PREFIXES.iter().any(|glue| inner.starts_with(glue) || of_trait.starts_with(glue))
 }
 
 fn find_starved(evidence: &IncidentEvidence<'_>, set: &'static ThreadSet) -> Option<Candidate> {

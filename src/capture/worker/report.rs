@@ -67,7 +67,8 @@ impl CaptureWorker {
         }
     }
 
-    /// Computes the findings of an incident that has tables, and writes them to the manifest and the report.
+    /// Computes the findings of an incident that has tables, and writes them to the manifest and
+    /// the report.
     pub(super) fn report(&mut self, id: IncidentId, stats: &mut TaskStats) {
         let known = self.tables.iter().find(|known| known.incident == id);
         let Some(IncidentTables { tables, .. }) = known else { return };
