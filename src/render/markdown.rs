@@ -8,7 +8,8 @@
 //! its limit, the least valuable blocks are left out (`document`, [`worth`]).
 //!
 //! The report contains no arguments, environment variables or values of `tracing` fields, and of
-//! the executable's path only the last component: it is meant to be pasted into a ticket.
+//! the executable's path only the last component: it is meant to be pasted into a ticket. The reason
+//! of a rule over `panics` quotes the message of one.
 
 mod captures;
 mod facts;

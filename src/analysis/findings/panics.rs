@@ -11,7 +11,6 @@ use super::Candidate;
 use super::growth::{DumpPair, MIN_SHARE, percent};
 use crate::analysis::evidence::IncidentEvidence;
 use crate::base::PanicLocation;
-use crate::base::log::escape;
 use crate::model::{Confidence, FindingKind, PanicDump};
 
 /// Minimum number of panics of a location. A single one is a failed request.
@@ -20,9 +19,6 @@ const MIN_PANICS: u64 = 2;
 /// Time before the start of the incident in which a panic belongs to it: three times the duration
 /// for which the condition of the default rule over `panics` must hold.
 const MAX_TIME_BEFORE: SignedDuration = SignedDuration::from_secs(15);
-
-/// Maximum number of characters of a message in the text.
-const MAX_MESSAGE: usize = 120;
 
 pub(super) fn find(evidence: &IncidentEvidence<'_>) -> Vec<Candidate> {
     let Some(dumps) = DumpPair::new(&evidence.tables.panics) else { return Vec::new() };
@@ -39,15 +35,13 @@ pub(super) fn find(evidence: &IncidentEvidence<'_>) -> Vec<Candidate> {
             return None;
         }
         let subject = format!("{}:{}", location.file, location.line);
-        let mut text = format!(
+        // Without the message, which can contain data of a request.
+        let text = format!(
             "{count} panics ({} of all) at {subject} {}, last at {}",
             percent(share),
             recent.period(),
             location.last_at
         );
-        if !location.message.is_empty() {
-            text += &format!(", with the message \"{}\"", short_message(&location.message));
-        }
         let mut candidate = Candidate::new(FindingKind::Panics, confidence, subject)
             .text(text)
             .number("panics", count as f64)
@@ -120,15 +114,6 @@ impl RecentPanic<'_> {
     }
 }
 
-/// Returns the message in one line of limited length.
-fn short_message(message: &str) -> String {
-    let escaped = escape(message);
-    match escaped.char_indices().nth(MAX_MESSAGE) {
-        Some((end, _)) => format!("{}...", escaped.get(..end).unwrap_or_default()),
-        None => escaped.into_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::fixture::{IncidentFixture, summaries, time};
@@ -194,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn text_has_number_time_and_message_in_one_line() {
+    fn text_has_number_and_time_but_no_message() {
         let fixture = IncidentFixture::new()
             .reason("panics", 90.0, 0.0, "")
             .panics(0, dump(&[(17, 30, 0)], 10));
@@ -202,10 +187,9 @@ mod tests {
         assert_eq!(
             found.text,
             "30 panics (75 % of all) at src/orders.rs:17 since 2026-11-23T02:56:33Z, last at \
-             2026-11-23T02:57:33Z, with the message \"order 30\\nis empty\""
+             2026-11-23T02:57:33Z"
         );
         assert!(found.explains_reason);
         assert_eq!(found.labels["task"], "12");
-        assert_eq!(short_message(&"x".repeat(121)), format!("{}...", "x".repeat(120)));
     }
 }
